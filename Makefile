@@ -1,0 +1,42 @@
+# The two commands for a newcomer: `make demo` and `make test`. Both make .venv first, from Python 3.11 to 3.13.
+
+SHELL := /bin/sh
+IN_RANGE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c '$(IN_RANGE)' 2>/dev/null && { echo "$$python"; break; }; done)
+# More Keras backends to test under, where wanted: make test BACKENDS="jax torch"
+BACKENDS ?=
+BIN := .venv/bin
+RUN := demo
+DEMO_DATA := data/hipmri-phantom
+
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	rm -rf runs/$(RUN)
+	$(BIN)/python train.py --dataset hipmri --demo --name $(RUN)
+	$(BIN)/python predict.py $(DEMO_DATA)/keras_slices_test --labels $(DEMO_DATA)/keras_slices_seg_test --model runs/$(RUN)
+	@echo
+	@echo "Pictures of the training: runs/$(RUN)/figures/   of the predictions: predictions/*_overlay.png"
+
+test: .venv/installed
+	$(if $(strip $(BACKENDS)),$(BIN)/pip install --quiet $(BACKENDS))
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/pip install --quiet ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv cache data/*-phantom predictions runs .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: requirements.txt
+	@test -n "$(PYTHON)" || { echo "make: Expected Python 3.11 to 3.13 with venv. Received: none. Install one or set PYTHON=." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	# Where an NVIDIA driver answers, the same TensorFlow gets the CUDA libraries that it was built for.
+	if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install --quiet "tensorflow[and-cuda]"; fi
+	touch $@

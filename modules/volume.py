@@ -1,0 +1,275 @@
+"""Cases and volumes: what is read from disk, what is checked on the way in, and how a label map goes back.
+
+Every reader here either returns data that can be trusted (finite, the values that were promised, one shape within a pair) or
+raises an error that names the file. Nothing is repaired silently.
+"""
+
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import nibabel as nib
+import numpy as np
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
+SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to predict, and where it lies.
+
+    Attributes:
+        case_id: Unique within the data set; also the name used in tables and pictures.
+        subject_id: Who was scanned. Splits are made by subject, never by case.
+        image_paths: One file, or one a channel.
+        label_path: The reference segmentation, or None where there is none.
+        split: "train", "validate" or "test" where the data set has an official split, else None.
+        volume_id: For a slice, the scan it was cut from: slices of one scan are also scored as one volume.
+        slice_index: For a slice, its place within that scan.
+    """
+
+    case_id: str
+    subject_id: str
+    image_paths: tuple[Path, ...]
+    label_path: Path | None = None
+    split: str | None = None
+    volume_id: str | None = None
+    slice_index: int = 0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels and where they are in the world; the spatial rank is 2 for a slice and 3 for a scan.
+
+    Attributes:
+        array: An image `(*S, C)` float32, or a label map `(*S)` of integers. Axes of length one in the file are dropped.
+        affine: `(4, 4)`, voxel indices of the file to millimetres (RAS+); None for pictures, which have no geometry.
+        spacing_mm: The voxel's size along each axis of `S`; ones for pictures.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray | None
+    spacing_mm: tuple[float, ...]
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of `path` in lower case, `.nii.gz` being one; "" for a kind of file that is not read here."""
+    name = path.name.lower()
+    return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without its suffix: `case_1.nii.gz` and `case_1.nii.png` are both `case_1`."""
+    name = path.name[: len(path.name) - len(suffix_of(path))]
+    # OASIS slices are called `*.nii.png` although they are plain PNG files.
+    return name.removesuffix(".nii")
+
+
+def read_volume(paths: Iterable[Path]) -> Volume:
+    """Reads an image, given as one file or as one file a channel.
+
+    Args:
+        paths: NIfTI, PNG or TIFF files of one shape.
+
+    Returns:
+        A `Volume` whose array is `(*S, C)` float32 in the file's own intensities.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a file is empty, cut short, of another format than its name says, holds NaN or infinite values, or if
+            the channels differ in shape.
+    """
+    volumes = [_read_image(Path(path)) for path in paths]
+    first = volumes[0]
+    for path, volume in zip(paths, volumes, strict=True):
+        if volume.array.shape != first.array.shape:
+            raise ValueError(
+                f"Expected channels of one shape, {first.array.shape[:-1]}. Received: {volume.array.shape[:-1]} in {path}."
+            )
+    if len(volumes) == 1:
+        return first
+    return Volume(np.concatenate([volume.array for volume in volumes], axis=-1), first.affine, first.spacing_mm)
+
+
+def read_label(path: Path, label_values: Mapping[int, int], dataset: str = "") -> np.ndarray:
+    """Reads a segmentation and turns the file's values into class indices.
+
+    Args:
+        path: A NIfTI, PNG or TIFF file of one channel.
+        label_values: `{value in the file: class index}`; several values may mean one class.
+        dataset: The data set's name, for the error text.
+
+    Returns:
+        `(*S)` uint8 class indices.
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If the file cannot be read, has several channels, or holds a value that is not in `label_values`.
+    """
+    array = _read_image(Path(path)).array
+    if array.shape[-1] != 1:
+        raise ValueError(f"Expected a label of one channel. Received: {array.shape[-1]} channels in {path}.")
+    array = array[..., 0]
+    unknown = 255
+    lookup = np.full(max(max(label_values), 0) + 2, unknown, np.uint8)
+    for value, index in label_values.items():
+        lookup[value] = index
+    # The last entry stays unknown and stands for every value outside the table, fractions included.
+    inside = (array >= 0) & (array < len(lookup) - 1) & (array == np.rint(array))
+    label = lookup[np.where(inside, array, len(lookup) - 1).astype(np.int32)]
+    if (label == unknown).any():
+        strange = array[label == unknown]
+        raise ValueError(
+            f"Expected `label` values in {tuple(sorted(label_values))}. Received: {strange.flat[0]:g} in {path} "
+            f"({strange.size} pixels). Correct the file, or add the value to `label_values` of '{dataset}' in dataset.py."
+        )
+    return label
+
+
+def read_label_of(case: Case, image: Volume, label_values: Mapping[int, int], dataset: str = "") -> np.ndarray:
+    """Reads the label `(*S)` uint8 of a case whose image is at hand, and checks that both have one shape (else ValueError)."""
+    label = read_label(case.label_path, label_values, dataset)
+    if label.shape != image.array.shape[:-1]:
+        raise ValueError(
+            f"Expected image and label of one shape. Received: image {image.array.shape[:-1]} in {case.image_paths[0]}, "
+            f"label {label.shape} in {case.label_path}. Remove the pair or correct it."
+        )
+    return label
+
+
+def write_label_like(path: Path, label: np.ndarray, reference: Path) -> None:
+    """Writes a label map as a file of the reference's own format, shape, affine, spacing and dtype family.
+
+    A floating-point NIfTI gets a float32 label map, an integer one the smallest of uint8, int16 and int32 that holds the
+    values, and pictures get one 8- or 16-bit channel.
+
+    Args:
+        path: Where to write; its suffix must be that of `reference`.
+        label: `(*S)` non-negative integers, in the file's values (not class indices).
+        reference: The image that was predicted.
+    """
+    largest = int(label.max(initial=0))
+    with replace_file(path) as temporary:
+        if suffix_of(reference) in PICTURE_SUFFIXES:
+            _write_picture(temporary, label.astype(np.uint8 if largest <= 255 else np.uint16))
+            return
+        source = nib.load(reference)
+        if np.issubdtype(source.get_data_dtype(), np.floating):
+            dtype = np.float32
+        else:
+            dtype = next(kind for kind in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
+        shape = source.shape if np.prod(source.shape) == label.size else source.shape[:3]
+        _write_nifti(temporary, label.astype(dtype).reshape(shape), source)
+
+
+def write_probabilities_like(path: Path, probabilities: np.ndarray, reference: Path) -> None:
+    """Writes `(*S, K)` float32 probabilities: a NIfTI with a last axis of K on the reference's grid, or `.npz` for pictures."""
+    with replace_file(path) as temporary:
+        if suffix_of(reference) in PICTURE_SUFFIXES:
+            np.savez_compressed(temporary, probabilities=probabilities)
+            return
+        source = nib.load(reference)
+        # NIfTI keeps its first three axes for space: a slice gets a third axis of one before the classes.
+        spatial = (*source.shape, 1)[:3]
+        _write_nifti(temporary, probabilities.astype(np.float32).reshape(*spatial, probabilities.shape[-1]), source)
+
+
+def fingerprint_files(paths: Iterable[Path]) -> str:
+    """A hash that changes when a file is replaced: of each absolute path, size and time of last change (not the content)."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = os.stat(path)
+        digest.update(f"{Path(path).resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; renames it to `path` on success, so no reader ever sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: libraries choose the format by it.
+    handle, name = tempfile.mkstemp(prefix=f".{stem_of(path)}-", suffix=suffix_of(path) or path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_image(path: Path) -> Volume:
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check the path.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"Expected an image in {path}. Received: an empty file. Copy or download it again.")
+    suffix = suffix_of(path)
+    if suffix in NIFTI_SUFFIXES:
+        volume = _read_nifti(path)
+    elif suffix in PICTURE_SUFFIXES:
+        volume = _read_picture(path)
+    else:
+        raise ValueError(f"Expected a file ending in {', '.join(SUFFIXES)}. Received: {path}.")
+    if not np.isfinite(volume.array).all():
+        count = int((~np.isfinite(volume.array)).sum())
+        raise ValueError(f"Expected finite values. Received: {count} NaN or infinite in {path}. Mend or leave out the file.")
+    return volume
+
+
+def _read_nifti(path: Path) -> Volume:
+    try:
+        source = nib.load(path)
+        array = source.get_fdata(dtype=np.float32, caching="unchanged")
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.") from error
+    kept = [axis for axis, size in enumerate(array.shape) if size > 1]
+    spacing = [float(zoom) if zoom > 0 else 1.0 for zoom in source.header.get_zooms()]
+    array = array.reshape([array.shape[axis] for axis in kept])
+    if array.ndim == 4:
+        kept = kept[:3]
+    elif array.ndim in (2, 3):
+        array = array[..., np.newaxis]
+    else:
+        raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {source.shape}.")
+    return Volume(array, np.asarray(source.affine), tuple(spacing[axis] for axis in kept))
+
+
+def _read_picture(path: Path) -> Volume:
+    # Reading the bytes ourselves keeps file names out of OpenCV, which mangles some of them and only warns when it fails.
+    array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise ValueError(f"Expected a whole PNG or TIFF picture in {path}. Received: undecodable bytes. Copy it again.")
+    if array.ndim == 2:
+        array = array[..., np.newaxis]
+    elif array.shape[-1] == 3:
+        array = array[..., ::-1]
+    elif array.shape[-1] == 4:
+        array = array[..., [2, 1, 0, 3]]
+    return Volume(array.astype(np.float32), None, (1.0, 1.0))
+
+
+def _write_nifti(path: Path, array: np.ndarray, source: nib.Nifti1Image) -> None:
+    header = source.header.copy()
+    header.set_data_dtype(array.dtype)
+    header["cal_min"] = header["cal_max"] = 0
+    nib.save(type(source)(array, source.affine, header), path)
+
+
+def _write_picture(path: Path, array: np.ndarray) -> None:
+    encoded, data = cv2.imencode(suffix_of(path), array)
+    if not encoded:
+        raise ValueError(f"Expected a picture that OpenCV can write as {path.suffix}. Received: {array.dtype} {array.shape}.")
+    data.tofile(path)

@@ -1,0 +1,62 @@
+"""Shared fixtures: tiny files in every format, phantoms, and the real scans where they are there."""
+
+import os
+from pathlib import Path
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def write_nifti(tmp_path):
+    """Writes an array as NIfTI below `tmp_path` and returns its path."""
+
+    def write(name, array, affine=None, zooms=None):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = nib.Nifti1Image(array, np.eye(4) if affine is None else affine)
+        if zooms:
+            image.header.set_zooms(zooms)
+        nib.save(image, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_picture(tmp_path):
+    """Writes an array as PNG or TIFF below `tmp_path`, channels in RGB order, and returns its path."""
+
+    def write(name, array):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), array if array.ndim == 2 else array[..., ::-1])
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """A folder with tiny phantoms `hipmri`, `oasis` and `lgg` in their data sets' layouts; read only."""
+    from modules import phantom
+
+    root = tmp_path_factory.mktemp("phantoms")
+    phantom.write_hipmri(root / "hipmri", subjects=(3, 1, 2), slices=4)
+    phantom.write_oasis(root / "oasis", subjects=(2, 1, 1), slices=4)
+    phantom.write_lgg(root / "lgg", subjects=4, slices=4)
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real scans; the test is skipped where it is not there."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("the real scans are not there: ../shared/data")
+    return REAL_DATA

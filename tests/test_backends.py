@@ -1,0 +1,23 @@
+"""Networks, losses and metrics once more under each other Keras backend that is installed, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = ("tests/test_networks.py", "tests/test_losses.py", "tests/test_metrics.py")
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_same_tests_pass(backend):
+    if find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES]
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout

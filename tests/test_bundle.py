@@ -1,0 +1,128 @@
+"""A bundle comes back as it was saved, or is refused."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from modules.bundle import ModelBundle, hash_weights
+from modules.networks import build, with_head
+from modules.preprocess import Preprocessing
+from modules.volume import Case, Volume
+
+
+def make_bundle(num_classes=3, channels=("T1",)):
+    """A tiny untrained bundle of 16x32."""
+    keras.utils.set_random_seed(1)
+    return ModelBundle(
+        model=with_head(build("unet2d", (16, 32, len(channels)), num_classes, base_filters=2)),
+        preprocessing=Preprocessing(shape=(16, 32)),
+        class_names=("background", "a", "b")[:num_classes],
+        channels=channels,
+        label_values={0: 0, 85: 1, 170: 2},
+        output_values=(0, 85, 170)[:num_classes],
+        provenance={"dataset": "oasis", "seed": 42},
+    )
+
+
+def _volume(rows, columns, channels=1, seed=0):
+    return Volume(np.random.default_rng(seed).random((rows, columns, channels), np.float32), None, (1.0, 1.0))
+
+
+def test_round_trip(tmp_path):
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    for folder in (tmp_path, tmp_path / "bundle"):
+        loaded = ModelBundle.load(folder)
+        for name in ("preprocessing", "class_names", "channels", "label_values", "output_values", "provenance"):
+            assert getattr(loaded, name) == getattr(bundle, name)
+        assert hash_weights(loaded.model) == hash_weights(bundle.model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_prediction_does_not_depend_on_the_batch_and_keeps_each_grid(num_classes):
+    bundle = make_bundle(num_classes)
+    images = [_volume(16, 32, seed=1), _volume(16, 40, seed=2), _volume(10, 20, seed=3)]
+    together = list(bundle.predict(images, batch_size=2))
+    for image, probabilities in zip(images, together, strict=True):
+        assert probabilities.shape == (*image.array.shape[:2], num_classes)
+        np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(next(bundle.predict([image], batch_size=1)), probabilities, atol=1e-5)
+    # Columns that the crop never saw are background.
+    np.testing.assert_array_equal(together[1][:, :4, 0], 1)
+    np.testing.assert_array_equal(together[1][:, -4:, 0], 1)
+
+
+def test_another_rank_or_number_of_channels_is_refused_by_name(write_picture, write_nifti):
+    bundle = make_bundle()
+    colour = write_picture("colour.png", np.zeros((16, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"Expected 1 channel\(s\) \(T1\) for this model. Received: 3 in .*colour.png"):
+        list(bundle.predict_cases([Case("c", "s", (colour,))]))
+    scan = write_nifti("scan.nii.gz", np.zeros((8, 9, 10), np.float32))
+    with pytest.raises(ValueError, match=r"Expected a 2-D image for this model. Received: 3-D, \(8, 9, 10\), in .*scan.nii.gz"):
+        list(bundle.predict_cases([Case("c", "s", (scan,))]))
+
+
+def test_values_of_the_file_come_back():
+    np.testing.assert_array_equal(make_bundle().to_file_values(np.array([[0, 1, 2]])), [[0, 85, 170]])
+
+
+def _cut(folder: Path):
+    path = folder / "model.keras"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip(folder: Path):
+    path = folder / "model.keras"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _edit(folder: Path):
+    record = json.loads((folder / "bundle.json").read_text())
+    record["class_names"][1] = "b"
+    (folder / "bundle.json").write_text(json.dumps(record))
+
+
+def _garble(folder: Path):
+    (folder / "bundle.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(_cut, "cut or altered"), (_flip, "cut or altered"), (_edit, "a file altered since"), (_garble, "description in .*bundle.json")],
+)
+def test_a_damaged_bundle_is_refused(tmp_path, damage, message):
+    make_bundle().save(tmp_path / "bundle")
+    damage(tmp_path / "bundle")
+    with pytest.raises(ValueError, match=message):
+        ModelBundle.load(tmp_path)
+
+
+def test_a_model_that_carries_code_is_refused(tmp_path):
+    bundle = make_bundle()
+    inputs = keras.Input((16, 32, 1))
+    unsafe = keras.Model(inputs, keras.layers.Lambda(lambda x: x)(inputs))
+    ModelBundle(**{**vars(bundle), "model": unsafe}).save(tmp_path / "bundle")
+    with pytest.raises(ValueError, match="[Ll]ambda"):
+        ModelBundle.load(tmp_path)
+
+
+def test_no_bundle_says_what_to_give(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no bundle.json there. Give a finished run"):
+        ModelBundle.load(tmp_path)
+
+
+def test_hash_of_weights_sees_one_bit():
+    model = make_bundle().model
+    before = hash_weights(model)
+    assert hash_weights(make_bundle().model) == before
+    weight = model.weights[0]
+    array = np.array(weight)
+    array.flat[0] = np.nextafter(array.flat[0], np.float32(1))
+    weight.assign(array)
+    assert hash_weights(model) != before

@@ -1,0 +1,294 @@
+"""The commands themselves: train, resume, predict, and one line for each kind of bad input."""
+
+import csv
+import json
+import shutil
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pytest
+
+import predict
+import train
+from dataset import DATASETS, find_cases
+from modules.bundle import ModelBundle
+from modules.callbacks import Checkpoint
+from modules.volume import suffix_of
+
+TINY = ["--epochs", "3", "--base-filters", "2", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
+
+
+def _train(folder, data, *flags):
+    """Trains in `folder` and returns the run's folder."""
+    name = f"run{len(list((folder / 'runs').glob('*')))}"
+    places = ["--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", name]
+    assert train.main(["--dataset", data.name, "--data", str(data), *TINY, *places, *flags]) == 0
+    return folder / "runs" / name
+
+
+@pytest.fixture(scope="module")
+def runs(phantoms, tmp_path_factory):
+    """One finished tiny run a data set; read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: _train(folder, phantoms / name) for name in DATASETS}
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_a_run_leaves_everything_behind(runs, name):
+    run, spec = runs[name], DATASETS[name]
+    with (run / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    for key in ("loss", "val_loss", "accuracy", "val_accuracy", "val_mean_dice", *(f"val_dice_{name}" for name in spec.class_names[1:])):
+        assert key in rows[0]
+    pictures = {path.name for path in (run / "figures").iterdir()}
+    assert {"loss.png", "accuracy.png", "dice.png"} < pictures
+    assert sum(picture.startswith("comparison_") for picture in pictures) == 3
+
+    record = json.loads((run / "run.json").read_text())
+    subjects = [{case.rsplit("_slice_")[0].split("_week_")[0] for case in record["splits"][split]} for split in ("train", "validate", "test")]
+    if name != "lgg":
+        assert not (subjects[0] & subjects[1] or subjects[0] & subjects[2] or subjects[1] & subjects[2])
+    with (run / "scores.csv").open() as file:
+        scores = list(csv.DictReader(file))
+    assert {row["level"] for row in scores} == {"slice", "volume"}
+    assert {row["case"] for row in scores if row["level"] == "slice"} == set(record["splits"]["test"])
+    assert {row["class_name"] for row in scores} == set(spec.class_names[1:])
+    summary = json.loads((run / "summary.json").read_text())
+    assert len(summary["weights_sha256"]) == 64
+    assert ModelBundle.load(run).provenance["scores"]["volume"].keys() == summary["test"]["volume"].keys()
+    assert f"train {len(subjects[0])}" in " ".join((run / "log.txt").read_text().split()) or name == "lgg"
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_predictions_lie_on_the_images_own_grid_with_the_sets_own_values(runs, phantoms, tmp_path, name):
+    spec, cases = DATASETS[name], find_cases(DATASETS[name], phantoms / name)
+    test = [case for case in cases if case.split == "test"] or cases[:4]
+    paths = [str(case.image_paths[0]) for case in test]
+    labels = str(test[0].label_path.parent)
+    argv = [*paths, "--model", str(runs[name]), "--output", str(tmp_path), "--labels", labels, "--probabilities"]
+    assert predict.main(argv) == 0
+    for case in test:
+        source = case.image_paths[0]
+        result = tmp_path / f"{case.case_id}_prediction{suffix_of(source)}"
+        if suffix_of(source) == ".nii.gz":
+            before, after = nib.load(source), nib.load(result)
+            assert after.shape == before.shape
+            np.testing.assert_array_equal(after.affine, before.affine)
+            assert np.issubdtype(after.get_data_dtype(), np.floating) == np.issubdtype(before.get_data_dtype(), np.floating)
+            values = set(np.unique(np.asarray(after.dataobj)).tolist())
+            probabilities = nib.load(tmp_path / f"{case.case_id}_probabilities.nii.gz").get_fdata()
+        else:
+            after = cv2.imread(str(result), cv2.IMREAD_UNCHANGED)
+            assert after.shape == cv2.imread(str(source), cv2.IMREAD_UNCHANGED).shape[:2]
+            values = set(np.unique(after).tolist())
+            probabilities = np.load(tmp_path / f"{case.case_id}_probabilities.npz")["probabilities"]
+        assert values <= set(spec.label_values)
+        np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-4)
+        assert cv2.imread(str(tmp_path / f"{case.case_id}_overlay.png")) is not None
+
+
+def test_scores_of_predict_equal_those_of_train(runs, phantoms, tmp_path):
+    folders = [str(phantoms / "hipmri" / f"keras_slices_{kind}test") for kind in ("", "seg_")]
+    assert predict.main([folders[0], "--model", str(runs["hipmri"]), "--output", str(tmp_path), "--labels", folders[1]]) == 0
+    assert (tmp_path / "scores.csv").read_text() == (runs["hipmri"] / "scores.csv").read_text()
+
+
+def test_a_slice_of_256x144_with_a_trailing_axis_comes_back_as_such(runs, write_nifti, tmp_path):
+    affine = np.diag([-0.8, 0.9, 3.0, 1.0])
+    source = write_nifti("slice.nii.gz", np.random.default_rng(0).random((256, 144, 1)), affine)
+    assert predict.main([str(source), "--model", str(runs["hipmri"]), "--output", str(tmp_path / "out")]) == 0
+    result = nib.load(tmp_path / "out" / "slice_prediction.nii.gz")
+    assert (result.shape, result.get_data_dtype()) == ((256, 144, 1), np.float32)
+    np.testing.assert_array_equal(result.affine, nib.load(source).affine)
+
+
+def test_folders_are_searched_without_labels_and_earlier_output(runs, phantoms, monkeypatch, tmp_path):
+    root = tmp_path / "lgg"
+    shutil.copytree(phantoms / "lgg", root)
+    monkeypatch.chdir(root)
+    for _ in range(2):
+        assert predict.main([".", "--model", str(runs["lgg"])]) == 0
+        assert len(list((root / "predictions").glob("*_prediction.tif"))) == 16
+    assert len(list((root / "predictions").iterdir())) == 32
+    assert predict.main([str(root / "TCGA_*" / "*_1.tif"), "--model", str(runs["lgg"]), "--output", str(tmp_path / "glob")]) == 0
+    assert len(list((tmp_path / "glob").glob("*_prediction.tif"))) == 4
+
+
+def test_without_a_model_the_run_that_finished_last_is_taken(runs, phantoms, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(runs["lgg"].parents[1])
+    image = next((phantoms / "lgg").glob("*/*_1.tif"))
+    assert predict.main([str(image), "--output", str(tmp_path)]) == 0
+    newest = max(runs.values(), key=lambda run: (run / "summary.json").stat().st_mtime)
+    assert f"model runs/{newest.name}" in capsys.readouterr().out
+
+
+def test_binary_target_has_one_logit_and_the_files_own_value(phantoms, tmp_path):
+    run = _train(tmp_path, phantoms / "hipmri", "--target", "body", "--loss", "bce", "--epochs", "1", "--seed", "7")
+    bundle = ModelBundle.load(run)
+    assert bundle.model.output.shape[-1] == 1
+    assert (bundle.class_names, bundle.output_values) == (("background", "body"), (0, 1))
+
+
+def test_the_same_command_gives_the_same_weights(runs, phantoms, tmp_path):
+    again = _train(tmp_path, phantoms / "oasis")
+    for name in ("summary.json", "scores.csv"):
+        assert (again / name).read_text() == (runs["oasis"] / name).read_text()
+
+
+def _without_times(run):
+    with (run / "history.csv").open() as file:
+        return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_s")} for row in csv.DictReader(file)]
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(runs, phantoms, tmp_path, monkeypatch):
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "cut"]
+    with monkeypatch.context() as patch:
+        write = Checkpoint.on_epoch_end
+
+        def interrupt(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+            write(self, epoch, logs)
+
+        patch.setattr(Checkpoint, "on_epoch_end", interrupt)
+        assert train.main(["--dataset", "oasis", "--data", str(phantoms / "oasis"), *TINY, *places]) == 130
+    cut = tmp_path / "runs" / "cut"
+    assert not (cut / "summary.json").exists()
+    assert train.main(["--resume", str(cut)]) == 0
+    for name in ("summary.json", "scores.csv"):
+        assert (cut / name).read_text() == (runs["oasis"] / name).read_text()
+    assert _without_times(cut) == _without_times(runs["oasis"])
+
+
+def test_demo_draws_its_own_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from modules import phantom
+
+    assert phantom.write_oasis(tmp_path / "data" / "oasis-phantom", subjects=(1, 1, 1), slices=2).is_dir()
+    assert train.main(["--dataset", "oasis", "--demo", *TINY, "--name", "demo"]) == 0
+    assert (tmp_path / "runs" / "demo" / "summary.json").is_file()
+
+
+def test_without_arguments_it_says_what_there_is(tmp_path, monkeypatch, capsys, phantoms):
+    monkeypatch.setenv("MRI_DATA", str(phantoms))
+    assert train.main([]) == 0
+    text = capsys.readouterr().out
+    for name in DATASETS:
+        assert f"found in {phantoms / name}" in text
+    assert "Next: python train.py --dataset hipmri" in text
+    monkeypatch.setenv("MRI_DATA", str(tmp_path))
+    train.main([])
+    assert "--demo" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+
+def _one_line(capsys, status, message):
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert status == 2
+    assert len(lines) == 1, captured.err
+    assert message in lines[0]
+
+
+def _nifti_set(phantoms, tmp_path, spoil):
+    """A copy of the HipMRI phantom of which `spoil(image path, label path)` ruins one training case."""
+    root = tmp_path / "hipmri"
+    shutil.copytree(phantoms / "hipmri", root)
+    case = next(case for case in find_cases(DATASETS["hipmri"], root) if case.split == "train")
+    spoil(case.image_paths[0], case.label_path)
+    return root, case
+
+
+def _spoil_with(array):
+    def spoil(image, label):
+        nib.save(nib.Nifti1Image(array(nib.load(label).get_fdata().squeeze()), np.eye(4)), label)
+
+    return spoil
+
+
+def _set_seven(label):
+    label[3, 3] = 7
+    return label
+
+
+BAD_FILES = {
+    "empty file": (lambda image, label: image.write_bytes(b""), "an empty file"),
+    "text file named .nii.gz": (lambda image, label: image.write_text("not a scan"), "Expected a whole NIfTI file"),
+    "truncated gzip": (lambda image, label: image.write_bytes(image.read_bytes()[:-200]), "Expected a whole NIfTI file"),
+    "NaN": (lambda image, label: nib.save(nib.Nifti1Image(np.full((256, 128), np.nan), np.eye(4)), image), "NaN or infinite"),
+    "wrong label value": (_spoil_with(_set_seven), "Expected `label` values in (0, 1, 2, 3, 4, 5). Received: 7"),
+    "mismatched shapes": (_spoil_with(lambda label: label[:-1]), "Expected image and label of one shape"),
+    "missing label": (lambda image, label: label.unlink(), "Expected a label for"),
+    "missing image": (lambda image, label: image.unlink(), "Expected an image for the label"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files_stop_training_with_one_line(phantoms, tmp_path, capsys, kind):
+    spoil, message = BAD_FILES[kind]
+    root, case = _nifti_set(phantoms, tmp_path, spoil)
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    status = train.main(["--dataset", "hipmri", "--data", str(root), *TINY, *places])
+    name = case.label_path.name if "label" in kind or "missing" in kind else case.image_paths[0].name
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert (status, len(lines)) == (2, 1), captured.err
+    assert message in lines[0]
+    assert name in lines[0] or case.image_paths[0].name in lines[0]
+    assert not list((tmp_path / "runs").glob("*/summary.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "oasis", "--data", "nowhere"], "Expected the data set 'oasis' in the folder nowhere"),
+        (["--dataset", "liver"], "invalid choice: 'liver'"),
+        (["--dataset", "hipmri", "--loss", "hinge"], "Expected `loss` in ('bce'"),
+        (["--dataset", "hipmri", "--norm", "layer"], "Expected `norm` in"),
+        (["--dataset", "hipmri", "--loss", "bce"], "Expected one logit a voxel for the loss 'bce'"),
+        (["--dataset", "hipmri", "--target", "heart"], "Expected `target` in ('body'"),
+        (["--dataset", "hipmri", "--shape", "250", "120"], "The nearest valid one is (256, 128)"),
+        (["--resume", "nowhere"], "Expected a run in nowhere"),
+    ],
+)
+def test_bad_flags_stop_training_with_one_line_and_leave_nothing(phantoms, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRI_DATA", str(phantoms))
+    _one_line(capsys, train.main(flags), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_never_overwritten_and_a_finished_one_not_resumed(runs, phantoms, capsys):
+    run = runs["oasis"]
+    flags = ["--dataset", "oasis", "--data", str(phantoms / "oasis"), "--runs", str(run.parent), "--name", run.name]
+    _one_line(capsys, train.main(flags), "Expected a new name for the run")
+    _one_line(capsys, train.main(["--resume", str(run)]), "which is finished")
+
+
+def test_bad_input_of_predict(runs, phantoms, tmp_path, capsys, write_nifti, write_picture, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grey = str(write_picture("grey.png", np.zeros((256, 256), np.uint8)))
+    scan = str(write_nifti("scan.nii.gz", np.zeros((16, 16, 16), np.float32)))
+    empty = tmp_path / "empty.nii.gz"
+    empty.touch()
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "labels").mkdir()
+    model = ["--model", str(runs["oasis"])]
+    bad = {
+        (grey,): "Expected a finished run in runs/. Received: none",
+        (grey, "--model", str(runs["lgg"])): "Expected 3 channel(s) (pre-contrast, FLAIR, post-contrast) for this model. Received: 1 in",
+        (scan, *model): "Expected a 2-D image for this model. Received: 3-D",
+        (str(empty), *model): "an empty file",
+        ("absent.png", *model): "Received: none there",
+        (str(tmp_path / "notes.txt"), *model): "Expected an image (.nii",
+        (grey, "--model", "nowhere"): "Expected a trained model in nowhere",
+        (grey, *model, "--labels", "labels"): "Expected a label for",
+        (grey, *model, "--fast"): "unrecognized arguments: --fast",
+    }
+    for argv, message in bad.items():
+        _one_line(capsys, predict.main(list(argv)), message)
+    assert not list(tmp_path.glob("predictions/*"))

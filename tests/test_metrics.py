@@ -1,0 +1,49 @@
+"""The streaming metric against the exact scores; this file also runs under the other backends."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from modules.metrics import Overlap, classify
+from modules.scoring import score_case
+
+
+def test_one_logit_means_foreground_above_zero():
+    np.testing.assert_array_equal(ops.convert_to_numpy(classify(ops.convert_to_tensor([[[[-1.0], [0.5]]]]))), [[[0, 1]]])
+
+
+def test_by_hand():
+    metric = Overlap(["background", "left", "right"])
+    label = np.array([[[0, 1, 1, 2]]])
+    prediction = np.array([[[0, 1, 2, 2]]])
+    metric.update_state(label, np.eye(3, dtype="float32")[prediction])
+    result = {key: float(value) for key, value in metric.result().items()}
+    assert result == pytest.approx(
+        {"accuracy": 3 / 4, "mean_dice": 2 / 3, "dice_left": 2 / 3, "iou_left": 1 / 2, "dice_right": 2 / 3, "iou_right": 1 / 2}
+    )
+
+
+def test_batches_pool_to_the_exact_scores():
+    names = ["background", "a", "b", "absent"]
+    random = np.random.default_rng(0)
+    labels, predictions = random.integers(0, 3, (2, 4, 8, 8))
+    metric = Overlap(names)
+    for start in (0, 2):
+        metric.update_state(labels[start : start + 2], np.eye(4, dtype="float32")[predictions[start : start + 2]])
+    exact = score_case(labels, predictions, names, level="volume", case="all")
+    result = metric.result()
+    for score in exact[:2]:
+        assert float(result[f"dice_{score.class_name}"]) == pytest.approx(score.dice, rel=1e-5)
+        assert float(result[f"iou_{score.class_name}"]) == pytest.approx(score.iou, rel=1e-5)
+    assert np.isnan(float(result["dice_absent"]))
+    assert float(result["mean_dice"]) == pytest.approx(np.mean([score.dice for score in exact[:2]]), rel=1e-5)
+
+
+def test_nothing_but_background_is_nan_not_perfect():
+    metric = Overlap(["background", "tumour"])
+    metric.update_state(np.zeros((1, 4, 4)), np.full((1, 4, 4, 1), -1.0, "float32"))
+    assert np.isnan(float(metric.result()["mean_dice"]))
+    assert float(metric.result()["accuracy"]) == 1
+    metric.reset_state()
+    metric.update_state(np.ones((1, 4, 4)), np.full((1, 4, 4, 1), -1.0, "float32"))
+    assert float(metric.result()["mean_dice"]) == 0

@@ -1,0 +1,122 @@
+"""Settings, presets and flags, and how errors reach the user."""
+
+import json
+import os
+import time
+from dataclasses import fields
+
+import pytest
+
+import utils
+from dataset import DATASETS
+from modules.losses import LOSSES
+from modules.networks._blocks import NORMS
+from utils import PRESETS, RunConfig, newest_run, parse_training, run_command, write_json
+
+
+def test_precedence_defaults_preset_flags():
+    config, _ = parse_training(["--dataset", "oasis"])
+    assert config == RunConfig(dataset="oasis", **DATASETS["oasis"].defaults)
+    config, _ = parse_training(["--preset", "oasis_unet2d"])
+    assert (config.dataset, config.batch_size, config.epochs, config.learning_rate, config.weight_decay) == ("oasis", 64, 15, 1e-4, 5e-4)
+    config, _ = parse_training(["--preset", "oasis_unet2d", "--epochs", "3"])
+    assert (config.batch_size, config.epochs) == (64, 3)
+    config, _ = parse_training(["--dataset", "hipmri", "--demo", "--target", "bone", "bladder"])
+    assert (config.base_filters, config.target) == (16, ("bone", "bladder"))
+
+
+def test_no_flag_gives_no_config():
+    assert parse_training([]) == (None, None)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_is_valid_and_short(name):
+    values = utils._read_preset(name)
+    assert set(values) <= {item.name for item in fields(RunConfig)}
+    assert len(PRESETS[name].read_text().splitlines()) < 20
+
+
+def test_every_setting_has_a_flag_with_help(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_training(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for item in fields(RunConfig):
+        assert "--" + item.name.replace("_", "-") in text
+        assert item.metadata["help"]
+    for name in (*LOSSES, *NORMS, *DATASETS, *PRESETS):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dataset", "liver"], "invalid choice: 'liver'"),
+        (["--epochs", "3"], "Expected --dataset in"),
+        (["--dataset", "oasis", "--epochs", "three"], "invalid int value: 'three'"),
+        (["--dataset", "oasis", "--epochs", "0"], "Expected `epochs` above 0. Received: 0"),
+        (["--dataset", "oasis", "--test-fraction", "1"], "Expected `test_fraction` between 0 and 1"),
+        (["--dataset", "oasis", "--patience", "-1"], "Expected `patience` of 0 or more"),
+        (["--dataset", "oasis", "--lr", "1"], "unrecognized arguments: --lr"),
+        (["--preset", "best"], "Expected --preset in .*Received: 'best'"),
+        (["--resume", "x", "--epochs", "3"], "Expected no setting beside --resume. Received: epochs"),
+    ],
+)
+def test_wrong_flags(argv, message):
+    with pytest.raises(ValueError, match=message):
+        parse_training(argv)
+
+
+def test_unknown_and_ill_typed_settings_name_their_source():
+    with pytest.raises(ValueError, match=r"Expected settings in \('dataset', .*Received: 'speed' in a.toml"):
+        RunConfig.from_mapping({"dataset": "oasis", "speed": 1}, "a.toml")
+    with pytest.raises(ValueError, match="Expected `epochs` of type int. Received: '9' in a.toml"):
+        RunConfig.from_mapping({"dataset": "oasis", "epochs": "9"}, "a.toml")
+
+
+def test_config_survives_json():
+    config = RunConfig(dataset="hipmri", target=("bone",), shape=(64, 64), dropout=0.1)
+    assert RunConfig.from_mapping(json.loads(json.dumps(config.to_json())), "run.json") == config
+
+
+def test_data_folder(monkeypatch):
+    assert str(RunConfig(dataset="oasis", data="x").data_folder()) == "x"
+    assert str(RunConfig(dataset="oasis", demo=True).data_folder()) == "data/oasis-phantom"
+    monkeypatch.setenv("MRI_DATA", "scans")
+    assert str(RunConfig(dataset="oasis").data_folder()) == "scans/oasis"
+    monkeypatch.delenv("MRI_DATA")
+    assert str(RunConfig(dataset="oasis").data_folder()) == "data/oasis"
+
+
+def test_newest_run_is_the_one_finished_last(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Expected a finished run in"):
+        newest_run(tmp_path)
+    for age, name in enumerate(("b", "a")):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "summary.json", {})
+        os.utime(tmp_path / name / "summary.json", (time.time() - age, time.time() - age))
+    (tmp_path / "unfinished").mkdir()
+    assert newest_run(tmp_path).name == "b"
+
+
+def test_nan_becomes_null(tmp_path):
+    write_json(tmp_path / "a.json", {"dice": [float("nan"), 1.0]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"dice": [None, 1.0]}
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError("a\n b"), 2), (FileNotFoundError("c"), 2), (KeyboardInterrupt(), 130), (None, 0)])
+def test_an_error_is_one_line(capsys, error, status):
+    def command():
+        if error:
+            raise error
+
+    assert run_command("train.py", command) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (status != 0)
+    if status == 2:
+        assert lines[0] == f"train.py: error: {' '.join(str(error).split())}"
+
+
+def test_a_defect_of_ours_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_command("train.py", lambda: 1 // 0)

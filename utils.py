@@ -1,0 +1,342 @@
+"""The run: its settings and flags, its folder and log, its seed; and how a command reports an error."""
+
+import argparse
+import csv
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dataset import DATASETS
+from modules.networks import NETWORKS
+from modules.volume import replace_file
+
+# TensorFlow's start-up messages say nothing to the user; an error still comes as an exception.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "modules" / "presets").glob("*.toml"))}
+
+log = logging.getLogger("mri")
+
+
+def _setting(default: Any = MISSING, help: str = "", choices: Sequence[str] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every setting of a training, with its help and its only default; the flags are made from these fields."""
+
+    dataset: str = _setting(help="data set to train on", choices=tuple(DATASETS))
+    data: str = _setting("", help="folder of the data set; without it $MRI_DATA/<dataset> or data/<dataset>")
+    demo: bool = _setting(False, help="draw a phantom in the data set's layout and train on that")
+    target: tuple[str, ...] = _setting((), help="classes to find against all the rest; without it every class")
+    validate_fraction: float = _setting(0.1, help="subjects held out for validation where the data set has no such split")
+    test_fraction: float = _setting(0.1, help="subjects held out for test where the data set has no such split")
+    shape: tuple[int, ...] = _setting((), help="rows and columns to crop or pad to; without it the data set's own")
+    network: str = _setting("unet2d", help="architecture", choices=NETWORKS)
+    base_filters: int | None = _setting(None, help="filters of the network's first level")
+    norm: str | None = _setting(None, help="normalisation: batch, batch_second, group or instance")
+    dropout: float | None = _setting(None, help="dropout rate at the deepest levels")
+    loss: str = _setting("dice_ce", help="loss: bce, ce, dice, iou or dice_ce")
+    epochs: int = _setting(50, help="most epochs to train")
+    batch_size: int = _setting(16, help="images a step")
+    learning_rate: float = _setting(1e-3, help="of Adam")
+    weight_decay: float = _setting(0.0, help="decoupled, of Adam")
+    patience: int = _setting(15, help="epochs without a better validation Dice before stopping; 0 never stops early")
+    seed: int = _setting(42, help="of weights, split, order and every draw")
+    name: str = _setting("", help="name of the run; without it data set, network and time")
+    runs: str = _setting("runs", help="folder of the runs")
+    cache: str = _setting("cache", help="folder of decoded cases")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Expected `{name}` above 0. Received: {getattr(self, name)}.")
+        for name in ("weight_decay", "patience", "seed", "dropout"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"Expected `{name}` of 0 or more. Received: {getattr(self, name)}.")
+        for name in ("validate_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain values for `run.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any], source: str) -> "RunConfig":
+        """Makes a config from a preset or a `run.json`; raises ValueError for unknown keys and wrong types, naming `source`."""
+        checked = {}
+        for key, value in values.items():
+            names = [item.name for item in fields(cls)]
+            if key not in names:
+                raise ValueError(f"Expected settings in {tuple(names)}. Received: {key!r} in {source}.")
+            kind, many, optional = _kind_of(key)
+            items = list(value) if many and isinstance(value, list | tuple) else [value]
+            for item in items:
+                whole_as_float = kind is float and type(item) is int
+                if not (type(item) is kind or whole_as_float or (optional and item is None)):
+                    raise ValueError(f"Expected `{key}` of type {kind.__name__}. Received: {value!r} in {source}.")
+            checked[key] = tuple(items) if many else value
+        return cls(**checked)
+
+    def data_folder(self) -> Path:
+        """Where the data set lies: the phantom's folder, `--data`, `$MRI_DATA/<dataset>` or `data/<dataset>`."""
+        if self.demo:
+            return Path("data") / f"{self.dataset}-phantom"
+        return Path(self.data) if self.data else default_data_folder(self.dataset)
+
+
+def default_data_folder(dataset: str) -> Path:
+    """`$MRI_DATA/<dataset>`, or `data/<dataset>` where that variable is not set."""
+    return Path(os.environ.get("MRI_DATA", "data")) / dataset
+
+
+# ------------------------------------------------------------------------------------------------------- flags, presets
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are ordinary ValueErrors, so that `run_command` reports them like any other."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Raises ValueError instead of printing the usage."""
+        raise ValueError(f"{message}. See --help.")
+
+
+def parse_training(argv: Sequence[str] | None) -> tuple[RunConfig | None, Path | None]:
+    """Reads the flags of train.py.
+
+    Precedence: defaults < the data set's own < `--preset` < flags.
+
+    Returns:
+        The settings, and the run to resume if `--resume` was given. The settings are None where no flag was given at all.
+
+    Raises:
+        ValueError: For an unknown flag, value, preset or data set.
+    """
+    parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
+    parser.add_argument("--preset", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; takes no other setting")
+    for item in fields(RunConfig):
+        _add_flag(parser, item)
+    given = vars(parser.parse_args(argv))
+    preset, resume = given.pop("preset"), given.pop("resume")
+    if resume:
+        if given or preset:
+            raise ValueError(f"Expected no setting beside --resume. Received: {', '.join(given) or 'preset'}. A run keeps its settings.")
+        return load_run_config(Path(resume)), Path(resume)
+    if not given and not preset:
+        return None, None
+    chosen = _read_preset("demo") if given.get("demo") else {}
+    chosen |= _read_preset(preset) if preset else {}
+    chosen |= given
+    if "dataset" not in chosen:
+        raise ValueError(f"Expected --dataset in {tuple(DATASETS)}. Received: none.")
+    own = dict(DATASETS[chosen["dataset"]].defaults)
+    return RunConfig.from_mapping(own | chosen, "the flags"), None
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name not in PRESETS:
+        raise ValueError(f"Expected --preset in {tuple(PRESETS)}. Received: {name!r}.")
+    values = tomllib.loads(PRESETS[name].read_text())
+    RunConfig.from_mapping({"dataset": "", **values}, str(PRESETS[name].name))
+    return values
+
+
+def _add_flag(parser: argparse.ArgumentParser, item) -> None:
+    kind, many, _ = _kind_of(item.name)
+    flag, text = "--" + item.name.replace("_", "-"), item.metadata["help"]
+    if item.default not in (MISSING, None, "", (), False):
+        text += f" (default {item.default})"
+    if kind is bool:
+        parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        return
+    parser.add_argument(
+        flag,
+        type=kind,
+        nargs="+" if many else None,
+        choices=item.metadata["choices"],
+        default=argparse.SUPPRESS,
+        metavar=None if item.metadata["choices"] else kind.__name__.upper(),
+        help=text,
+    )
+
+
+def _kind_of(name: str) -> tuple[type, bool, bool]:
+    """A setting's plain type, whether it takes several values, and whether it may be None."""
+    hint = typing.get_type_hints(RunConfig)[name]
+    if isinstance(hint, types.UnionType):
+        return typing.get_args(hint)[0], False, True
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True, False
+    return hint, False, False
+
+
+# ------------------------------------------------------------------------------------------------------------------ runs
+
+
+def make_run_folder(config: RunConfig) -> Path:
+    """Creates `runs/<name>`.
+
+    Raises:
+        ValueError: If a run of that name exists.
+    """
+    name = config.name or f"{config.dataset}-{config.network}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(config.runs) / name
+    if folder.exists():
+        raise ValueError(f"Expected a new name for the run. Received: {folder}, which exists. Choose `--name`, or `--resume {folder}`.")
+    (folder / "figures").mkdir(parents=True)
+    return folder
+
+
+def load_run_config(folder: Path) -> RunConfig:
+    """Reads the settings of a run from its `run.json`."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a run in {folder}. Received: no run.json there. Give a folder under runs/.")
+    return RunConfig.from_mapping(json.loads(path.read_text())["config"], str(path))
+
+
+def newest_run(runs: Path = Path("runs")) -> Path:
+    """The run that finished last.
+
+    Raises:
+        FileNotFoundError: If none has finished.
+    """
+    finished = sorted(runs.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise FileNotFoundError(f"Expected a finished run in {runs}/. Received: none. Train one, or name one with `--model`.")
+    return finished[-1].parent
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Writes JSON by way of a temporary name; NaN becomes null, which every reader of JSON knows."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(_without_nan(record), indent=2, default=str) + "\n")
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes dicts of one set of keys as CSV, by way of a temporary name."""
+    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _without_nan(record: Any) -> Any:
+    if isinstance(record, dict):
+        return {key: _without_nan(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [_without_nan(value) for value in record]
+    return None if isinstance(record, float) and record != record else record
+
+
+def import_keras() -> None:
+    """Imports Keras and TensorFlow without TensorFlow's start-up messages.
+
+    Its libraries write them to the process's standard error before any setting of its own takes effect, so the file descriptor
+    itself is turned away for that moment; what goes wrong still comes as an exception.
+    """
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy, TensorFlow and Keras, and makes TensorFlow's results repeatable bit for bit on a CPU.
+
+    On a GPU TensorFlow would have to give up XLA for that, which costs more than it is worth by default.
+    """
+    import_keras()
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    if keras.backend.backend() != "tensorflow":
+        # TensorFlow only reads files then and must not take the GPU's memory.
+        tf.config.set_visible_devices([], "GPU")
+        tf.random.set_seed(seed)
+    elif not tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, backend, device and git commit, for `run.json` and the bundle."""
+    import keras
+
+    backend = keras.backend.backend()
+    packages = ["keras", "tensorflow", "numpy", "nibabel"] + [name for name in (backend,) if name != "tensorflow"]
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return {
+        "backend": backend,
+        "devices": [str(device) for device in keras.distribution.list_devices()] if backend != "torch" else [],
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in packages},
+        "git_commit": git.stdout.strip() or None,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- log and errors
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes to standard output without breaking a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def start_log(path: Path | None = None) -> None:
+    """Sends messages to the console, and to `path` with the time in front."""
+    log.setLevel(logging.DEBUG)
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    console = _ConsoleHandler(logging.INFO)
+    log.addHandler(console)
+    if path is not None:
+        file = logging.FileHandler(path)
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(file)
+
+
+def run_command(name: str, command: Callable[[], None]) -> int:
+    """Runs a command; an error the user can mend becomes one line on standard error and exit status 2.
+
+    The traceback goes to the run's log, where there is one.
+    """
+    try:
+        command()
+    except (ValueError, OSError) as error:
+        log.debug("stopped by an error", exc_info=True)
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
