@@ -305,9 +305,7 @@ def _subjects(cases: Sequence[Case]) -> set[str]:
 # -------------------------------------------------------------------------------------------------------- cache, pipeline
 
 
-def prepare_cases(
-    cases: Sequence[Case], spec: DatasetSpec, preprocessing: Preprocessing, cache: Path
-) -> list[Path]:
+def prepare_cases(cases: Sequence[Case], spec: DatasetSpec, preprocessing: Preprocessing, cache: Path) -> list[Path]:
     """Decodes and preprocesses each case once and keeps the result: float16 image, then uint8 label, as bare bytes in one file.
 
     The name of a file in the cache is a hash of the case's files (path, size, time of change), of the preprocessing and of the

@@ -77,7 +77,9 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
         if not suffix_of(file):
             raise ValueError(f"Expected an image ({', '.join(SUFFIXES)}). Received: {file}.")
         if images.setdefault(stem_of(file), file) != file:
-            raise ValueError(f"Expected images of different names. Received: {images[stem_of(file)]} and {file}. Predict them in two calls.")
+            raise ValueError(
+                f"Expected images of different names. Received: {images[stem_of(file)]} and {file}. Predict them in two calls."
+            )
     return list(images.values())
 
 

@@ -106,7 +106,9 @@ def score(config: RunConfig, spec: dataset.DatasetSpec, cases: Sequence[dataset.
     from modules import reports
 
     bundle = ModelBundle.load(folder / "bundle")
-    progress = tqdm(bundle.predict_cases(cases, config.batch_size), total=len(cases), desc="scoring", unit="case", leave=False, disable=None)
+    progress = tqdm(
+        bundle.predict_cases(cases, config.batch_size), total=len(cases), desc="scoring", unit="case", leave=False, disable=None
+    )
     scores = list(scoring.score_predictions(progress, spec.class_names))
     scoring.write_scores(folder / "scores.csv", scores)
     means = scoring.summarise(scores)
@@ -168,7 +170,9 @@ def _introduce() -> None:
     log.info("Data sets (python train.py --dataset NAME [--data FOLDER]):")
     for spec in dataset.DATASETS.values():
         folder = utils.default_data_folder(spec.name)
-        log.info("  %-8s %s\n           %s", spec.name, spec.title, f"found in {folder}" if folder.is_dir() else f"not in {folder}; {spec.url}")
+        log.info(
+            "  %-8s %s\n           %s", spec.name, spec.title, f"found in {folder}" if folder.is_dir() else f"not in {folder}; {spec.url}"
+        )
     log.info("Presets (python train.py --preset NAME): %s", ", ".join(utils.PRESETS))
     found = next((name for name in dataset.DATASETS if utils.default_data_folder(name).is_dir()), None)
     log.info("Next: python train.py --dataset %s", found or "hipmri --demo   (a drawn pelvis, a few minutes)")

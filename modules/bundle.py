@@ -137,9 +137,7 @@ class ModelBundle:
             for output, (_, geometry) in zip(outputs, prepared, strict=False):
                 yield self.preprocessing.restore(output, geometry, fill=background)
 
-    def predict_cases(
-        self, cases: Iterable[Case], batch_size: int = 16
-    ) -> Iterator[tuple[Case, Volume, np.ndarray | None, np.ndarray]]:
+    def predict_cases(self, cases: Iterable[Case], batch_size: int = 16) -> Iterator[tuple[Case, Volume, np.ndarray | None, np.ndarray]]:
         """Reads and predicts cases, holding no more than a batch of them in memory.
 
         Args:

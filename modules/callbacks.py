@@ -178,7 +178,9 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Shows the bar."""
-        self._bar = tqdm(total=self._total, initial=self._done * self._steps, desc="training", unit="step", leave=False, mininterval=1, disable=None)
+        self._bar = tqdm(
+            total=self._total, initial=self._done * self._steps, desc="training", unit="step", leave=False, mininterval=1, disable=None
+        )
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Moves it."""

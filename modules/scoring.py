@@ -59,9 +59,9 @@ def score_case(label: np.ndarray, prediction: np.ndarray, class_names: Sequence[
     if label.shape != prediction.shape:
         raise ValueError(f"Expected label and prediction of one shape. Received: {label.shape} and {prediction.shape} for {case}.")
     num_classes = len(class_names)
-    pairs = np.bincount(
-        label.ravel().astype(np.intp) * num_classes + prediction.ravel().astype(np.intp), minlength=num_classes**2
-    ).reshape(num_classes, num_classes)
+    pairs = np.bincount(label.ravel().astype(np.intp) * num_classes + prediction.ravel().astype(np.intp), minlength=num_classes**2).reshape(
+        num_classes, num_classes
+    )
     scores = []
     for index in range(1, num_classes):
         both = int(pairs[index, index])
@@ -73,9 +73,7 @@ def score_case(label: np.ndarray, prediction: np.ndarray, class_names: Sequence[
     return scores
 
 
-def score_predictions(
-    predicted: Iterable[tuple[Case, Volume, np.ndarray, np.ndarray]], class_names: Sequence[str]
-) -> Iterator[Score]:
+def score_predictions(predicted: Iterable[tuple[Case, Volume, np.ndarray, np.ndarray]], class_names: Sequence[str]) -> Iterator[Score]:
     """Scores predictions as they come, and each scan that slices make up as one volume, since that is what a 3-D model is scored on.
 
     Args:

@@ -91,9 +91,7 @@ def read_volume(paths: Iterable[Path]) -> Volume:
     first = volumes[0]
     for path, volume in zip(paths, volumes, strict=True):
         if volume.array.shape != first.array.shape:
-            raise ValueError(
-                f"Expected channels of one shape, {first.array.shape[:-1]}. Received: {volume.array.shape[:-1]} in {path}."
-            )
+            raise ValueError(f"Expected channels of one shape, {first.array.shape[:-1]}. Received: {volume.array.shape[:-1]} in {path}.")
     if len(volumes) == 1:
         return first
     return Volume(np.concatenate([volume.array for volume in volumes], axis=-1), first.affine, first.spacing_mm)

@@ -61,7 +61,9 @@ def test_parameter_count_of_the_unet_by_hand():
 
 
 def test_wrong_shape_names_the_nearest():
-    with pytest.raises(ValueError, match=r"multiples of 16 for network 'unet2d'. Received: \(250, 120\). The nearest valid one is \(256, 128\)"):
+    with pytest.raises(
+        ValueError, match=r"multiples of 16 for network 'unet2d'. Received: \(250, 120\). The nearest valid one is \(256, 128\)"
+    ):
         build("unet2d", (250, 120, 1), 2)
 
 

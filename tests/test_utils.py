@@ -104,7 +104,9 @@ def test_nan_becomes_null(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"dice": [None, 1.0]}
 
 
-@pytest.mark.parametrize(("error", "status"), [(ValueError("a\n b"), 2), (FileNotFoundError("c"), 2), (KeyboardInterrupt(), 130), (None, 0)])
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("a\n b"), 2), (FileNotFoundError("c"), 2), (KeyboardInterrupt(), 130), (None, 0)]
+)
 def test_an_error_is_one_line(capsys, error, status):
     def command():
         if error:
