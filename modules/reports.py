@@ -6,9 +6,7 @@ reader of the run folder never meets half a picture.
 """
 
 import math
-import os
 import textwrap
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import IdentityTransform
+
+from modules.volume import replace_file
 
 # Okabe and Ito's order (https://jfly.uni-koeln.de/color/), without black, which is lost on MRI. Green, blue, vermilion and
 # purple are lighter or purer than theirs, to stand out from grey and, for the colour-blind, from each other.
@@ -486,12 +486,6 @@ def _darken(colour: str, lightest: float) -> str:
 
 
 def _save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a PNG under a temporary name in the same folder, then renames it, which is atomic."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replace_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)

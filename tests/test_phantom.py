@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from modules import phantom
+from modules.phantom import pelvis
 
 TINY = {"subjects": (2, 1, 1), "slices": 4}
 
@@ -59,18 +60,18 @@ def test_pelvis_holds_every_class(shape):
 def test_pelvis_is_the_right_way_up():
     """Prostate lies below the bladder (axis 0) and in front of the rectum (axis 1)."""
     _, label = phantom.draw_pelvis(np.random.default_rng(0), (12, 128, 64))
-    centre = {k: np.argwhere(label == k).mean(axis=0) for k in (phantom.BLADDER, phantom.RECTUM, phantom.PROSTATE)}
-    assert centre[phantom.PROSTATE][0] < centre[phantom.BLADDER][0]
-    assert centre[phantom.PROSTATE][1] < centre[phantom.RECTUM][1]
+    centre = {k: np.argwhere(label == k).mean(axis=0) for k in (pelvis.BLADDER, pelvis.RECTUM, pelvis.PROSTATE)}
+    assert centre[pelvis.PROSTATE][0] < centre[pelvis.BLADDER][0]
+    assert centre[pelvis.PROSTATE][1] < centre[pelvis.RECTUM][1]
 
 
 def test_pelvis_contrast():
     """Body is brighter than air, urine than any tissue around it, muscle and fat differ within the body."""
     image, label = phantom.draw_pelvis(np.random.default_rng(0), (8, 256, 128))
     mean = [image[label == k].mean() for k in range(6)]
-    assert mean[phantom.BODY] > 5 * mean[0]
-    assert mean[phantom.BLADDER] > 1.3 * max(mean[k] for k in (phantom.BODY, phantom.BONE, phantom.RECTUM, phantom.PROSTATE))
-    assert image[label == phantom.BODY].std() > 0.3 * mean[phantom.BODY]
+    assert mean[pelvis.BODY] > 5 * mean[0]
+    assert mean[pelvis.BLADDER] > 1.3 * max(mean[k] for k in (pelvis.BODY, pelvis.BONE, pelvis.RECTUM, pelvis.PROSTATE))
+    assert image[label == pelvis.BODY].std() > 0.3 * mean[pelvis.BODY]
 
 
 def test_brain_classes_and_t1_contrast():
@@ -123,7 +124,7 @@ def test_weeks_show_one_anatomy(hipmri):
     """Bone stays where it was, the image does not."""
     masks = hipmri / "keras_slices_seg_train"
     first, second = (np.asarray(nib.load(masks / f"seg_005_week_{week}_slice_0.nii.gz").dataobj) for week in (1, 2))
-    np.testing.assert_array_equal(first == phantom.BONE, second == phantom.BONE)
+    np.testing.assert_array_equal(first == pelvis.BONE, second == pelvis.BONE)
     images = hipmri / "keras_slices_train"
     first, second = (nib.load(images / f"case_005_week_{week}_slice_0.nii.gz").get_fdata() for week in (1, 2))
     assert not np.array_equal(first, second)
