@@ -107,6 +107,7 @@ def write_predictions(predicted: Iterable, bundle: ModelBundle, output: Path, pr
     """Writes label map, overlay and, if asked, probabilities of each case, and passes the case on."""
     from modules import reports
 
+    cropped = []
     for case, image, label, probabilities in predicted:
         prediction = probabilities.argmax(axis=-1).astype(np.uint8)
         source = case.image_paths[0]
@@ -122,10 +123,14 @@ def write_predictions(predicted: Iterable, bundle: ModelBundle, output: Path, pr
         if probabilities_too:
             suffix = suffix_of(source) if suffix_of(source) in NIFTI_SUFFIXES else ".npz"
             write_probabilities_like(output / f"{case.case_id}_probabilities{suffix}", probabilities, source)
-        unseen = bundle.preprocessing.unseen(image.array.shape[:-1])
-        if unseen:
-            log.info("%s: %d pixels outside the model's %s crop are called background", source, unseen, bundle.preprocessing.shape)
+        if bundle.preprocessing.unseen(image.array.shape[:-1]):
+            cropped.append(source)
         yield case, image, label, probabilities
+    if cropped:
+        shape = bundle.preprocessing.shape
+        log.info(
+            "%d image(s) are larger than the model's %s: what lies outside is called background. First: %s", len(cropped), shape, cropped[0]
+        )
 
 
 def _parse(argv: Sequence[str] | None) -> Namespace:

@@ -81,7 +81,7 @@ def fit(config: RunConfig, spec: dataset.DatasetSpec, bundle: ModelBundle, netwo
         loss=SegmentationLoss(config.loss),
         metrics=[Overlap(spec.class_names)],
     )
-    record = Record(folder, steps * config.batch_size)
+    record = Record(folder, spec.class_names, steps * config.batch_size)
     keep_best = KeepBest(lambda: bundle.save(folder / "bundle"), config.patience)
     checkpoint = Checkpoint(folder / "checkpoint" / "last.npz", [record, keep_best])
     done = checkpoint.restore(network)

@@ -22,14 +22,18 @@ log = logging.getLogger("mri")
 class Record(keras.callbacks.Callback):
     """Keeps a row an epoch, and writes `history.csv` and the curves anew after each.
 
-    A row holds `epoch` (from 1), `seconds`, `images_per_s` of training alone, `learning_rate`, and every loss and metric.
+    A row holds `epoch` (from 1), `seconds`, `images_per_s` of training alone, `learning_rate`, and the loss and every metric of
+    training and of validation (`val_...`), classes in their own order.
     """
 
-    def __init__(self, folder: Path, images_per_epoch: int) -> None:
-        """Args: folder: the run's folder; images_per_epoch: what one epoch trains on."""
+    def __init__(self, folder: Path, class_names: Sequence[str], images_per_epoch: int) -> None:
+        """Args: folder: the run's folder; class_names: the background first; images_per_epoch: what one epoch trains on."""
         super().__init__()
         self.rows: list[dict[str, float]] = []
         self._folder = folder
+        # Keras hands its logs over sorted by the alphabet.
+        names = ["loss", "accuracy", "mean_dice", *(f"{score}_{name}" for score in ("dice", "iou") for name in class_names[1:])]
+        self._columns = [*names, *(f"val_{name}" for name in names)]
         self._images = images_per_epoch
         self._started = self._trained = 0.0
 
@@ -51,12 +55,13 @@ class Record(keras.callbacks.Callback):
             "images_per_s": round(self._images / trained, 2),
             "learning_rate": float(self.model.optimizer.learning_rate),
         }
-        self.rows.append(row | {key: float(value) for key, value in logs.items()})
+        row |= {name: float(logs[name]) for name in self._columns}
+        self.rows.append(row)
         self.write()
         log.info(
             "epoch %3d  loss %.4f  val_loss %.4f  accuracy %.4f  mean Dice %.4f  validation %s  (%.0f s)",
-            epoch + 1, logs["loss"], logs["val_loss"], logs["val_accuracy"], logs["val_mean_dice"],
-            "  ".join(f"{key[9:]} {value:.3f}" for key, value in logs.items() if key.startswith("val_dice_")), row["seconds"],
+            epoch + 1, row["loss"], row["val_loss"], row["val_accuracy"], row["val_mean_dice"],
+            "  ".join(f"{key[9:]} {value:.3f}" for key, value in row.items() if key.startswith("val_dice_")), row["seconds"],
         )  # fmt: skip
 
     def write(self) -> None:

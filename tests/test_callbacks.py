@@ -95,14 +95,16 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 def test_history_is_a_row_an_epoch(tmp_path):
     (tmp_path / "figures").mkdir()
-    record = Record(tmp_path, images_per_epoch=10)
+    record = Record(tmp_path, ("background", "b", "a"), images_per_epoch=10)
     record.set_model(_model(2))
-    logs = {"loss": 1.0, "val_loss": 2.0, "accuracy": 0.5, "val_accuracy": 0.25, "mean_dice": 0.5, "val_mean_dice": 0.5, "val_dice_a": 0.5}
+    names = ("accuracy", "dice_a", "dice_b", "iou_a", "iou_b", "loss", "mean_dice")
+    logs = {prefix + name: 0.5 for prefix in ("", "val_") for name in names}
     for epoch in range(2):
         record.on_epoch_begin(epoch)
         record.on_test_begin()
         record.on_epoch_end(epoch, logs)
     lines = (tmp_path / "history.csv").read_text().splitlines()
-    assert lines[0].startswith("epoch,seconds,images_per_s,learning_rate,loss")
+    assert lines[0].startswith("epoch,seconds,images_per_s,learning_rate,loss,accuracy,mean_dice,dice_b,dice_a,iou_b,iou_a,val_loss,")
     assert len(lines) == 3
     assert record.rows[1]["images_per_s"] > 0
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"loss.png", "accuracy.png", "dice.png"}
