@@ -61,7 +61,11 @@ def _main(argv: Sequence[str] | None) -> None:
         output_values=output_values,
         provenance={"dataset": config.dataset, "run": folder.name, "seed": config.seed, **environment},
     )
-    best_epoch = fit(config, spec, bundle, network, splits, folder)
+    try:
+        best_epoch = fit(config, spec, bundle, network, splits, folder)
+    except KeyboardInterrupt:
+        log.info("the finished epochs are kept; go on with: python train.py --resume %s", folder)
+        raise
     score(config, spec, splits["test"], folder, {"best_epoch": best_epoch, "weights_sha256": hash_weights(network)})
 
 
@@ -76,8 +80,11 @@ def fit(config: RunConfig, spec: dataset.DatasetSpec, bundle: ModelBundle, netwo
     shape, channels = bundle.preprocessing.shape, len(spec.channels)
     files = {name: dataset.prepare_cases(splits[name], spec, bundle.preprocessing, Path(config.cache)) for name in ("train", "validate")}
     steps = math.ceil(len(files["train"]) / config.batch_size)
+    rate = config.learning_rate
+    if config.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, config.epochs * steps)
     network.compile(
-        optimizer=keras.optimizers.Adam(config.learning_rate, weight_decay=config.weight_decay or None),
+        optimizer=keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None),
         loss=SegmentationLoss(config.loss),
         metrics=[Overlap(spec.class_names)],
     )

@@ -54,7 +54,10 @@ class RunConfig:
     loss: str = _setting("dice_ce", help="loss: bce, ce, dice, iou or dice_ce")
     epochs: int = _setting(50, help="most epochs to train")
     batch_size: int = _setting(16, help="images a step")
-    learning_rate: float = _setting(1e-3, help="of Adam")
+    learning_rate: float = _setting(1e-3, help="of Adam, at the beginning")
+    schedule: str = _setting(
+        "cosine", help="of the learning rate: constant, or down to 0 at the last epoch", choices=("constant", "cosine")
+    )
     weight_decay: float = _setting(0.0, help="decoupled, of Adam")
     patience: int = _setting(15, help="epochs without a better validation Dice before stopping; 0 never stops early")
     seed: int = _setting(42, help="of weights, split, order and every draw")
@@ -129,7 +132,7 @@ def parse_training(argv: Sequence[str] | None) -> tuple[RunConfig | None, Path |
         ValueError: For an unknown flag, value, preset or data set.
     """
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
-    parser.add_argument("--preset", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
+    parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; takes no other setting")
     for item in fields(RunConfig):
         _add_flag(parser, item)

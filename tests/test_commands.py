@@ -40,6 +40,8 @@ def test_a_run_leaves_everything_behind(runs, phantoms, name):
     with (run / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates == pytest.approx([0.75e-3, 0.25e-3, 0], abs=1e-9)  # half a cosine over three epochs: (1 + cos(pi e / 3)) / 2
     for key in ("loss", "val_loss", "accuracy", "val_accuracy", "val_mean_dice", *(f"val_dice_{name}" for name in spec.class_names[1:])):
         assert key in rows[0]
     pictures = {path.name for path in (run / "figures").iterdir()}
@@ -142,7 +144,7 @@ def _without_times(run):
         return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_s")} for row in csv.DictReader(file)]
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(runs, phantoms, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_weights(runs, phantoms, tmp_path, monkeypatch, capsys):
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "cut"]
     with monkeypatch.context() as patch:
         write = Checkpoint.on_epoch_end
@@ -155,6 +157,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(runs, phantoms, tmp_path
         patch.setattr(Checkpoint, "on_epoch_end", interrupt)
         assert train.main(["--dataset", "oasis", "--data", str(phantoms / "oasis"), *TINY, *places]) == 130
     cut = tmp_path / "runs" / "cut"
+    assert f"go on with: python train.py --resume {cut}" in capsys.readouterr().out
     assert not (cut / "summary.json").exists()
     assert train.main(["--resume", str(cut)]) == 0
     for name in ("summary.json", "scores.csv"):
