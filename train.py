@@ -135,7 +135,7 @@ def score(config: RunConfig, spec: dataset.DatasetSpec, cases: Sequence[dataset.
             scores=dice,
             spacing_mm=image.spacing_mm,
         )
-    replace(bundle, provenance={**bundle.provenance, "scores": means}).save(folder / "bundle")
+    replace(bundle, provenance={**bundle.provenance, "scores": utils.without_nan(means)}).save(folder / "bundle")
     utils.write_json(folder / "summary.json", {**summary, "bundle_weights_sha256": hash_weights(bundle.model), "test": means})
     log.info("pictures: %s\nnext: python predict.py IMAGE --model %s", folder / "figures", folder)
 

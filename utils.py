@@ -228,9 +228,9 @@ def newest_run(runs: Path = Path("runs")) -> Path:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Writes JSON by way of a temporary name; NaN becomes null, which every reader of JSON knows."""
+    """Writes JSON by way of a temporary name; NaN becomes null."""
     with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(_without_nan(record), indent=2, default=str) + "\n")
+        temporary.write_text(json.dumps(without_nan(record), indent=2, default=str) + "\n")
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -241,11 +241,12 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _without_nan(record: Any) -> Any:
+def without_nan(record: Any) -> Any:
+    """Replaces NaN by None, at any depth of dicts and lists: JSON has no NaN."""
     if isinstance(record, dict):
-        return {key: _without_nan(value) for key, value in record.items()}
+        return {key: without_nan(value) for key, value in record.items()}
     if isinstance(record, list | tuple):
-        return [_without_nan(value) for value in record]
+        return [without_nan(value) for value in record]
     return None if isinstance(record, float) and record != record else record
 
 
