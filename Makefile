@@ -26,7 +26,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest
 
 lint: .venv/installed
-	$(BIN)/pip install --quiet ruff
+	$(BIN)/pip install --quiet "ruff==0.17.*"
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:

@@ -11,10 +11,11 @@ import pytest
 
 import predict
 import train
-from dataset import DATASETS, find_cases
+from dataset import DATASETS, choose_target, find_cases
 from modules.bundle import ModelBundle
 from modules.callbacks import Checkpoint
 from modules.volume import suffix_of
+from utils import PRESETS, parse_training
 
 TINY = ["--epochs", "3", "--base-filters", "2", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
 
@@ -163,6 +164,15 @@ def test_an_interrupted_run_resumes_to_the_same_weights(runs, phantoms, tmp_path
     for name in ("summary.json", "scores.csv"):
         assert (cut / name).read_text() == (runs["oasis"] / name).read_text()
     assert _without_times(cut) == _without_times(runs["oasis"])
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"demo"}))
+def test_every_preset_builds_its_network(name):
+    config, _ = parse_training(["--preset", name])
+    spec, _ = choose_target(DATASETS[config.dataset], config.target)
+    network = train._build_network(config, spec, spec.preprocessing.shape)
+    assert network.input.shape == (None, *spec.preprocessing.shape, len(spec.channels))
+    assert network.output.shape[-1] == (1 if len(spec.class_names) == 2 else len(spec.class_names))
 
 
 def test_demo_draws_its_own_data(tmp_path, monkeypatch):
