@@ -41,6 +41,8 @@ def _main(argv: Sequence[str] | None) -> None:
     spec, output_values = dataset.choose_target(spec, config.target)
     preprocessing = replace(spec.preprocessing, shape=config.shape or spec.preprocessing.shape)
     network = _build_network(config, spec, preprocessing.shape)
+    # Every file is read before the run begins, those of the test too: a broken one must not be found after hours.
+    files = {name: dataset.prepare_cases(members, spec, preprocessing, Path(config.cache)) for name, members in splits.items()}
 
     folder = resumed or utils.make_run_folder(config)
     utils.start_log(folder / "log.txt")
@@ -62,14 +64,14 @@ def _main(argv: Sequence[str] | None) -> None:
         provenance={"dataset": config.dataset, "run": folder.name, "seed": config.seed, **environment},
     )
     try:
-        best_epoch = fit(config, spec, bundle, network, splits, folder)
+        best_epoch = fit(config, bundle, network, files, folder)
+        score(config, splits["test"], folder, {"best_epoch": best_epoch, "weights_sha256": hash_weights(network)})
     except KeyboardInterrupt:
         log.info("the finished epochs are kept; go on with: python train.py --resume %s", folder)
         raise
-    score(config, spec, splits["test"], folder, {"best_epoch": best_epoch, "weights_sha256": hash_weights(network)})
 
 
-def fit(config: RunConfig, spec: dataset.DatasetSpec, bundle: ModelBundle, network, splits: dict, folder: Path) -> int:
+def fit(config: RunConfig, bundle: ModelBundle, network, files: dict[str, list[Path]], folder: Path) -> int:
     """Trains `network`, which the bundle's model shares its weights with; saves the best bundle; returns its epoch (from 1)."""
     import keras
 
@@ -77,8 +79,7 @@ def fit(config: RunConfig, spec: dataset.DatasetSpec, bundle: ModelBundle, netwo
     from modules.losses import SegmentationLoss
     from modules.metrics import Overlap
 
-    shape, channels = bundle.preprocessing.shape, len(spec.channels)
-    files = {name: dataset.prepare_cases(splits[name], spec, bundle.preprocessing, Path(config.cache)) for name in ("train", "validate")}
+    shape, channels = bundle.preprocessing.shape, len(bundle.channels)
     steps = math.ceil(len(files["train"]) / config.batch_size)
     rate = config.learning_rate
     if config.schedule == "cosine":
@@ -86,9 +87,9 @@ def fit(config: RunConfig, spec: dataset.DatasetSpec, bundle: ModelBundle, netwo
     network.compile(
         optimizer=keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None),
         loss=SegmentationLoss(config.loss),
-        metrics=[Overlap(spec.class_names)],
+        metrics=[Overlap(bundle.class_names)],
     )
-    record = Record(folder, spec.class_names, steps * config.batch_size)
+    record = Record(folder, bundle.class_names, steps * config.batch_size)
     keep_best = KeepBest(lambda: bundle.save(folder / "bundle"), config.patience)
     checkpoint = Checkpoint(folder / "checkpoint" / "last.npz", [record, keep_best])
     done = checkpoint.restore(network)
@@ -108,7 +109,7 @@ def fit(config: RunConfig, spec: dataset.DatasetSpec, bundle: ModelBundle, netwo
     return keep_best.best_epoch
 
 
-def score(config: RunConfig, spec: dataset.DatasetSpec, cases: Sequence[dataset.Case], folder: Path, summary: dict) -> None:
+def score(config: RunConfig, cases: Sequence[dataset.Case], folder: Path, summary: dict) -> None:
     """Scores the saved bundle on the test cases as they lie on disk, slice by slice and as whole scans; draws three of them."""
     from modules import reports
 
@@ -116,7 +117,7 @@ def score(config: RunConfig, spec: dataset.DatasetSpec, cases: Sequence[dataset.
     progress = tqdm(
         bundle.predict_cases(cases, config.batch_size), total=len(cases), desc="scoring", unit="case", leave=False, disable=None
     )
-    scores = list(scoring.score_predictions(progress, spec.class_names))
+    scores = list(scoring.score_predictions(progress, bundle.class_names))
     scoring.write_scores(folder / "scores.csv", scores)
     means = scoring.summarise(scores)
     for line in scoring.format_summary(means):
@@ -130,7 +131,7 @@ def score(config: RunConfig, spec: dataset.DatasetSpec, cases: Sequence[dataset.
             image.array,
             label,
             probabilities.argmax(axis=-1),
-            spec.class_names,
+            bundle.class_names,
             title=f"{case.case_id} ({name} of {len(cases)} test slices)",
             scores=dice,
             spacing_mm=image.spacing_mm,

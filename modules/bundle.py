@@ -172,9 +172,11 @@ class ModelBundle:
 
 def hash_weights(model) -> str:
     """SHA-256 over the names, shapes and bytes of all weights, in order: equal only for bit-identical weights."""
+    from keras import ops
+
     digest = hashlib.sha256()
     for weight in model.weights:
-        array = np.asarray(weight)
+        array = ops.convert_to_numpy(weight)
         # Keras numbers layers by how many were made before in the process; only the last part of the path is the weight's own.
         digest.update(f"{weight.path.rpartition('/')[2]} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())

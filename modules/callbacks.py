@@ -134,7 +134,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the checkpoint."""
-        arrays = {f"variable_{index}": np.asarray(variable) for index, variable in enumerate(self._variables(self.model))}
+        arrays = {f"variable_{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(self._variables(self.model))}
         arrays["state"] = np.array(json.dumps({"epochs": epoch + 1, "others": [other.state() for other in self._others]}))
         with replace_file(self._path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)

@@ -229,6 +229,8 @@ def _read_image(path: Path) -> Volume:
 def _read_nifti(path: Path) -> Volume:
     try:
         source = nib.load(path)
+        if source.get_data_dtype().kind not in "iuf":
+            raise ValueError(f"values of type {source.get_data_dtype()}, which are no intensities")
         array = source.get_fdata(dtype=np.float32, caching="unchanged")
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         reason = " ".join(str(error).split())

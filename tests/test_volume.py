@@ -96,6 +96,7 @@ def test_broken_files_are_named(tmp_path, write_nifti, write_picture):
         nan: "1 NaN or infinite",
         tmp_path / "absent.nii": "nothing there",
         tmp_path / "notes.txt": "ending in .nii",
+        write_nifti("complex.nii", np.ones((4, 4), np.complex64)): "values of type complex64",
         write_nifti("line.nii", np.ones((5, 1, 1), np.float32)): "slice or a volume",
     }
     (tmp_path / "notes.txt").write_text("x")
