@@ -1,6 +1,7 @@
 """The run: its settings and flags, its folder and log, its seed; and how a command reports an error."""
 
 import argparse
+import ast
 import csv
 import json
 import logging
@@ -27,7 +28,14 @@ from modules.volume import replace_file
 # TensorFlow's start-up messages say nothing to the user; an error still comes as an exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "modules" / "presets").glob("*.toml"))}
+MODULES = Path(__file__).parent / "modules"
+PRESETS = {path.stem: path for path in sorted((MODULES / "presets").glob("*.toml"))}
+# Read from the source: importing the module would import Keras, and `--help` must not wait for that.
+LOSSES = tuple(
+    node.name
+    for node in ast.parse((MODULES / "losses.py").read_text()).body
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+)
 
 log = logging.getLogger("mri")
 
@@ -51,7 +59,7 @@ class RunConfig:
     base_filters: int | None = _setting(None, help="filters of the network's first level")
     norm: str | None = _setting(None, help="normalisation: batch, batch_second, group or instance")
     dropout: float | None = _setting(None, help="dropout rate at the deepest levels")
-    loss: str = _setting("dice_ce", help="loss: bce, ce, dice, iou or dice_ce")
+    loss: str = _setting("dice_ce", help="loss", choices=LOSSES)
     epochs: int = _setting(50, help="most epochs to train")
     batch_size: int = _setting(16, help="images a step")
     learning_rate: float = _setting(1e-3, help="of Adam, at the beginning")

@@ -5,6 +5,7 @@ of classes with background, or 1 for a binary task: then the one logit is that o
 function of these two arguments; `--loss`, its help and the tests find it by its name.
 """
 
+import inspect
 from collections.abc import Callable
 
 import keras
@@ -84,7 +85,9 @@ def dice_ce(label, logits):
 
 
 LOSSES: dict[str, Callable] = {
-    name: value for name, value in list(globals().items()) if callable(value) and getattr(value, "__module__", "") == __name__
+    name: value
+    for name, value in list(globals().items())
+    if inspect.isfunction(value) and value.__module__ == __name__ and not name.startswith("_")
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import utils
 from dataset import DATASETS
-from modules.losses import LOSSES
+from modules import losses
 from modules.networks._blocks import NORMS
 from utils import PRESETS, RunConfig, newest_run, parse_training, run_command, write_json
 
@@ -44,7 +44,7 @@ def test_every_setting_has_a_flag_with_help(capsys):
     for item in fields(RunConfig):
         assert "--" + item.name.replace("_", "-") in text
         assert item.metadata["help"]
-    for name in (*LOSSES, *NORMS, *DATASETS, *PRESETS):
+    for name in (*losses.LOSSES, *NORMS, *DATASETS, *PRESETS):
         assert name in text
 
 
@@ -65,6 +65,10 @@ def test_every_setting_has_a_flag_with_help(capsys):
 def test_wrong_flags(argv, message):
     with pytest.raises(ValueError, match=message):
         parse_training(argv)
+
+
+def test_losses_read_from_the_source_are_those_of_the_module():
+    assert tuple(losses.LOSSES) == utils.LOSSES
 
 
 def test_unknown_and_ill_typed_settings_name_their_source():
