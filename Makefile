@@ -33,10 +33,10 @@ clean:
 	rm -rf .venv cache data/*-phantom predictions runs .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Where an NVIDIA driver answers, TensorFlow gets the CUDA libraries that it was built for.
 .venv/installed: requirements.txt
 	@test -n "$(PYTHON)" || { echo "make: Expected Python 3.11 to 3.13 with venv. Received: none. Install one or set PYTHON=." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	# Where an NVIDIA driver answers, the same TensorFlow gets the CUDA libraries that it was built for.
-	if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install --quiet "tensorflow[and-cuda]"; fi
+	@if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install --quiet "tensorflow[and-cuda]"; fi
 	touch $@
