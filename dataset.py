@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from modules import phantom
 from modules.preprocess import Preprocessing
-from modules.volume import Case, fingerprint_files, read_label_of, read_volume, replace_file, stem_of
+from modules.volume import Case, fingerprint_files, read_label_of, read_volume, replace_file, stem_of, suffix_of
 
 SPLITS = ("train", "validate", "test")
 CACHE_FORMAT = 1
@@ -98,7 +98,7 @@ def find_lgg(root: Path) -> list[Case]:
         raise FileNotFoundError(f"Expected folders TCGA_* in {root}. Received: none. Give the folder kaggle_3m with `--data`.")
     cases = []
     for folder in folders:
-        files = {path.name for path in folder.glob("*.tif")}
+        files = _scan_names(folder)
         images = {name for name in files if not name.endswith("_mask.tif")}
         _check_pairs(folder, images, folder, files - images, _lgg_label_name)
         subject = "_".join(folder.name.split("_")[:3])
@@ -117,8 +117,7 @@ def _find_split_folders(root: Path, prefix: str, pattern: str) -> list[Case]:
             continue
         if not labels.is_dir():
             raise FileNotFoundError(f"Expected the labels of {images} in {labels}. Received: no such folder.")
-        names = {path.name for path in images.iterdir() if not path.name.startswith(".")}
-        label_names = {path.name for path in labels.iterdir() if not path.name.startswith(".")}
+        names, label_names = _scan_names(images), _scan_names(labels)
         _check_pairs(images, names, labels, label_names, _slice_label_name)
         for name in names:
             match = re.fullmatch(pattern, name)
@@ -128,6 +127,11 @@ def _find_split_folders(root: Path, prefix: str, pattern: str) -> list[Case]:
     if not cases:
         raise FileNotFoundError(f"Expected slices in {root / prefix}_train. Received: none. Give the data set's folder with `--data`.")
     return cases
+
+
+def _scan_names(folder: Path) -> set[str]:
+    """Names of the image files in a folder; what a desktop or an archive leaves beside them is no concern of ours."""
+    return {path.name for path in folder.iterdir() if suffix_of(path) and not path.name.startswith(".")}
 
 
 def _slice_case(image: Path, label: Path, subject: str, split: str | None = None) -> Case:

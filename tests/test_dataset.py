@@ -61,6 +61,16 @@ def test_hipmri_subject_is_the_patient_across_weeks(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_what_a_desktop_leaves_behind_is_ignored(phantoms, tmp_path, name):
+    root = tmp_path / name
+    shutil.copytree(phantoms / name, root)
+    for folder in (root, *(path for path in root.iterdir() if path.is_dir())):
+        for junk in (".DS_Store", "._case_001_slice_0.nii.png", "Thumbs.db"):
+            (folder / junk).write_text("x")
+    assert len(find_cases(DATASETS[name], root)) == len(find_cases(DATASETS[name], phantoms / name))
+
+
 def test_place_in_volume():
     assert place_in_volume("case_005_week_1_slice_12") == ("case_005_week_1", 12)
     assert place_in_volume("TCGA_CS_5393_19990606_7") == ("TCGA_CS_5393_19990606", 7)
