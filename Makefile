@@ -29,8 +29,9 @@ lint: .venv/installed
 	$(BIN)/pip install --quiet "ruff==0.17.*"
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+# Leaves runs/ and predictions/ alone: they cannot be made again in minutes.
 clean:
-	rm -rf .venv cache data/*-phantom predictions runs .pytest_cache .ruff_cache
+	rm -rf .venv cache data/*-phantom* .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Where an NVIDIA driver answers, TensorFlow gets the CUDA libraries that it was built for.

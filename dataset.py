@@ -78,7 +78,7 @@ def place_in_volume(stem: str) -> tuple[str | None, int]:
 
 
 def _lgg_label_name(name: str) -> str:
-    return re.sub(r"(\.tiff?)$", r"_mask\1", name)
+    return re.sub(r"(\.tiff?)$", r"_mask\1", name, flags=re.IGNORECASE)
 
 
 def find_hipmri(root: Path) -> list[Case]:
@@ -99,11 +99,11 @@ def find_lgg(root: Path) -> list[Case]:
     cases = []
     for folder in folders:
         files = _scan_names(folder)
-        images = {name for name in files if not name.endswith("_mask.tif")}
+        images = {name for name in files if not stem_of(Path(name)).endswith("_mask")}
         _check_pairs(folder, images, folder, files - images, _lgg_label_name)
         subject = "_".join(folder.name.split("_")[:3])
         for name in images:
-            if not re.fullmatch(rf"{re.escape(folder.name)}_\d+\.tif", name):
+            if not re.fullmatch(rf"{re.escape(folder.name)}_\d+\.tiff?", name, re.IGNORECASE):
                 raise ValueError(f"Expected slices named {folder.name}_<number>.tif. Received: {folder / name}. Rename or remove it.")
             cases.append(_slice_case(folder / name, folder / _lgg_label_name(name), subject))
     return cases
@@ -290,6 +290,8 @@ def split_cases(
         splits[name] = [case for case in splits["train"] if case.subject_id in held_out]
         splits["train"] = [case for case in splits["train"] if case.subject_id not in held_out]
         remarks.append(f"{wanted} of {len(candidates)} training subjects held out for {name}, drawn with seed {seed}.")
+    if not splits["train"]:
+        raise ValueError("Expected cases to train on. Received: none that are not of a validation or test subject. Add a training set.")
     return splits, remarks
 
 
@@ -331,16 +333,14 @@ def prepare_cases(cases: Sequence[Case], spec: DatasetSpec, preprocessing: Prepr
     settings = json.dumps([CACHE_FORMAT, asdict(preprocessing), sorted(spec.label_values.items())])
     folder = cache / f"{spec.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
+    size = math.prod(preprocessing.shape) * (2 * len(spec.channels) + 1)
+
     def prepare(case: Case) -> Path:
         _check_files(case)
         path = folder / f"{case.case_id}-{fingerprint_files([*case.image_paths, case.label_path])[:16]}.raw"
-        if not path.exists():
+        if not path.exists() or path.stat().st_size != size:
             image = read_volume(case.image_paths)
-            if image.array.shape[-1] != len(spec.channels):
-                raise ValueError(
-                    f"Expected {len(spec.channels)} channel(s) ({', '.join(spec.channels)}) for '{spec.name}'. "
-                    f"Received: {image.array.shape[-1]} in {case.image_paths[0]}."
-                )
+            preprocessing.check(image, spec.channels, str(case.image_paths[0]))
             label = read_label_of(case, image, spec.label_values, spec.name)
             array, _ = preprocessing.apply(image)
             with replace_file(path) as temporary:
@@ -354,6 +354,12 @@ def prepare_cases(cases: Sequence[Case], spec: DatasetSpec, preprocessing: Prepr
         return list(tqdm(results, total=len(cases), desc="reading", unit="slice", disable=None, leave=False))
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def fingerprint_splits(files: Mapping[str, Sequence[Path]]) -> str:
+    """A hash of which cases are in which split and of the state of their files, from the names that `prepare_cases` gave."""
+    names = [f"{split} {path.name}\n" for split, paths in sorted(files.items()) for path in paths]
+    return hashlib.sha256("".join(names).encode()).hexdigest()
 
 
 def make_pipeline(
@@ -397,16 +403,6 @@ def make_pipeline(
     positions = tf.data.Dataset.range(first_step * batch_size, np.iinfo(np.int64).max) if training else tf.data.Dataset.range(number)
     pipeline = positions.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return pipeline.batch(batch_size, drop_remainder=training).prefetch(tf.data.AUTOTUNE)
-
-
-def stack_volumes(cases: Sequence[Case]) -> dict[str, list[int]]:
-    """Which cases are slices of one scan: `{volume_id: indices into cases, in slice order}`."""
-    volumes: dict[str, list[int]] = {}
-    for index in sorted(range(len(cases)), key=lambda index: cases[index].slice_index):
-        volume_id = cases[index].volume_id
-        if volume_id is not None:
-            volumes.setdefault(volume_id, []).append(index)
-    return dict(sorted(volumes.items()))
 
 
 def _check_files(case: Case) -> None:

@@ -20,6 +20,7 @@ from modules.volume import NIFTI_SUFFIXES, SUFFIXES, Case, stem_of, suffix_of, w
 from utils import log
 
 BATCH_SIZE = 16
+OUTPUTS = ("_prediction", "_overlay", "_probabilities")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def _main(argv: Sequence[str] | None) -> None:
     options = _parse(argv)
     utils.start_log()
     run = Path(options.model) if options.model else utils.newest_run()
-    files = find_images(options.paths, Path(options.output))
+    files = find_images(options.paths)
     utils.import_keras()
     bundle = ModelBundle.load(run)
     cases = make_cases(files, Path(options.labels) if options.labels else None, bundle)
@@ -51,8 +52,8 @@ def _main(argv: Sequence[str] | None) -> None:
     log.info("label maps and pictures: %s", options.output)
 
 
-def find_images(paths: Sequence[str], output: Path) -> list[Path]:
-    """Resolves files, folders (with all that is below them) and globs to images; leaves out labels beside them and earlier output.
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """Resolves files, folders (with all that is below them) and globs to images; leaves out their labels and earlier output.
 
     Raises:
         FileNotFoundError: If a path matches nothing.
@@ -60,19 +61,21 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
     """
     files: list[Path] = []
     for path in paths:
-        if Path(path).is_dir():
-            found = sorted(file for file in Path(path).rglob("*") if suffix_of(file) and not file.name.startswith("."))
-            found = [file for file in found if output.resolve() not in file.resolve().parents]
+        if Path(path).is_file():
+            found = [Path(path)]
         else:
-            found = [Path(path)] if Path(path).is_file() else sorted(Path(name) for name in glob.glob(path, recursive=True))
+            below = Path(path).rglob("*") if Path(path).is_dir() else (Path(name) for name in glob.glob(path, recursive=True))
+            found = sorted(file for file in below if file.is_file() and suffix_of(file) and not file.name.startswith("."))
+            found = [file for file in found if not stem_of(file).endswith(OUTPUTS)]
         if not found:
             raise FileNotFoundError(f"Expected images ({', '.join(SUFFIXES)}) at {path}. Received: none there. Check the path.")
         files += found
     rules = [spec.label_name for spec in dataset.DATASETS.values()]
-    labels = {file.with_name(rule(file.name)) for file in files for rule in rules if rule(file.name) != file.name}
+    # By name alone: data sets keep labels beside the images or in a folder of their own.
+    labels = {rule(file.name) for file in files for rule in rules if rule(file.name) != file.name}
     images: dict[str, Path] = {}
     for file in files:
-        if file in labels:
+        if file.name in labels:
             continue
         if not suffix_of(file):
             raise ValueError(f"Expected an image ({', '.join(SUFFIXES)}). Received: {file}.")
@@ -84,21 +87,28 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
 
 
 def make_cases(files: Sequence[Path], labels: Path | None, bundle: ModelBundle) -> list[Case]:
-    """Makes a case of each image, with the label that the model's data set would have for it in the folder `labels`.
+    """Makes a case of each image, with the label that the model's data set would have for it in the folder `labels` or below it.
 
     Raises:
         FileNotFoundError: If `labels` is given and holds none for an image.
+        ValueError: If it holds several.
     """
     spec = dataset.DATASETS.get(bundle.provenance.get("dataset", ""))
+    candidates: dict[str, list[Path]] = {}
+    for path in labels.rglob("*") if labels is not None else ():
+        candidates.setdefault(path.name, []).append(path)
     cases = []
     for file in files:
         volume_id, index = dataset.place_in_volume(stem_of(file)) if len(bundle.preprocessing.shape) == 2 else (None, 0)
         label = None
         if labels is not None:
-            names = [spec.label_name(file.name), file.name] if spec else [file.name]
-            label = next((labels / name for name in names if (labels / name).is_file() and labels / name != file), None)
-            if label is None:
+            names = dict.fromkeys([spec.label_name(file.name), file.name] if spec else [file.name])
+            found = next(filter(None, ([path for path in candidates.get(name, ()) if path != file] for name in names)), [])
+            if not found:
                 raise FileNotFoundError(f"Expected a label for {file}. Received: no {' or '.join(names)} in {labels}.")
+            if len(found) > 1:
+                raise ValueError(f"Expected one label for {file}. Received: {found[0]} and {found[1]}. Name a folder with one of them.")
+            label = found[0]
         cases.append(Case(stem_of(file), volume_id or stem_of(file), (file,), label, None, volume_id, index))
     return sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index))
 

@@ -30,9 +30,6 @@ def _main(argv: Sequence[str] | None) -> None:
     if config is None:
         _introduce()
         return
-    if resumed and (resumed / "summary.json").exists():
-        raise ValueError(f"Expected an interrupted run. Received: {resumed}, which is finished. Start a new one.")
-
     spec = dataset.DATASETS[config.dataset]
     if config.demo:
         log.info("phantom: %s", spec.write_phantom(config.data_folder(), seed=config.seed))
@@ -44,10 +41,12 @@ def _main(argv: Sequence[str] | None) -> None:
     # Every file is read before the run begins, those of the test too: a broken one must not be found after hours.
     files = {name: dataset.prepare_cases(members, spec, preprocessing, Path(config.cache)) for name, members in splits.items()}
 
+    environment = utils.describe_environment() | {"data_fingerprint": dataset.fingerprint_splits(files)}
+    if resumed:
+        _check_unchanged(resumed, environment)
     folder = resumed or utils.make_run_folder(config)
     utils.start_log(folder / "log.txt")
-    environment = utils.describe_environment()
-    log.info("run: %s  (%s, %s)", folder, environment["backend"], ", ".join(environment["devices"]) or "cpu")
+    log.info("run: %s  (%s, %s)", folder, environment["backend"], ", ".join(environment["devices"]))
     for line in remarks + dataset.describe_splits(splits):
         log.info("%s", line)
     if not resumed:
@@ -132,7 +131,7 @@ def score(config: RunConfig, cases: Sequence[dataset.Case], folder: Path, summar
             label,
             probabilities.argmax(axis=-1),
             bundle.class_names,
-            title=f"{case.case_id} ({name} of {len(cases)} test slices)",
+            title=f"{case.case_id} ({name} test slice)",
             scores=dice,
             spacing_mm=image.spacing_mm,
         )
@@ -147,11 +146,12 @@ def choose_examples(scores: Sequence[scoring.Score], cases: Sequence[dataset.Cas
     occupied = set()
     for item in scores:
         if item.level == "slice":
-            dice.setdefault(item.case, []).append(0.0 if math.isnan(item.dice) else item.dice)
+            # A class that is in neither label nor prediction says nothing about a slice.
+            dice.setdefault(item.case, []).extend([] if math.isnan(item.dice) else [item.dice])
             if item.reference_voxels:
                 occupied.add(item.case)
     by_id = {case.case_id: case for case in cases}
-    ranked = sorted((np.mean(values), case) for case, values in dice.items() if case in occupied or not occupied)
+    ranked = sorted((sum(values) / max(len(values), 1), case) for case, values in dice.items() if case in occupied or not occupied)
     return {name: by_id[ranked[place][1]] for name, place in (("best", -1), ("median", len(ranked) // 2), ("worst", 0))}
 
 
@@ -161,10 +161,25 @@ def _build_network(config: RunConfig, spec: dataset.DatasetSpec, shape: tuple[in
     from modules import networks
     from modules.losses import SegmentationLoss
 
+    if len(shape) != spec.spatial_dims:
+        raise ValueError(f"Expected `shape` of {spec.spatial_dims} sizes for '{spec.name}'. Received: {shape}.")
     options = {"base_filters": config.base_filters, "norm": config.norm, "dropout": config.dropout}
     network = networks.build(config.network, (*shape, len(spec.channels)), len(spec.class_names), **options)
     SegmentationLoss(config.loss)(np.zeros((1, *shape)), np.zeros((1, *network.output.shape[1:])))
     return network
+
+
+def _check_unchanged(run: Path, environment: dict) -> None:
+    """Refuses to resume a finished run, and one whose data, split or backend are no longer what it began with."""
+    if (run / "summary.json").exists():
+        raise ValueError(f"Expected an interrupted run. Received: {run}, which is finished. Start a new one.")
+    begun = utils.load_run(run)
+    for name, what in (("data_fingerprint", "data and split"), ("backend", "backend")):
+        if environment[name] != begun[name]:
+            raise ValueError(
+                f"Expected the {what} that {run} began with, {begun[name]:.16}. Received: {environment[name]:.16}. "
+                "Restore it, or start a new run."
+            )
 
 
 def _with_head(network):
@@ -178,9 +193,8 @@ def _introduce() -> None:
     log.info("Data sets (python train.py --dataset NAME [--data FOLDER]):")
     for spec in dataset.DATASETS.values():
         folder = utils.default_data_folder(spec.name)
-        log.info(
-            "  %-8s %s\n           %s", spec.name, spec.title, f"found in {folder}" if folder.is_dir() else f"not in {folder}; {spec.url}"
-        )
+        place = f"found in {folder}" if folder.is_dir() else f"not in {folder}; {spec.url}"
+        log.info("  %-8s %s\n           %s\n           %s: %s", spec.name, spec.title, place, spec.licence, spec.terms)
     log.info("Presets (python train.py --preset NAME): %s", ", ".join(utils.PRESETS))
     found = next((name for name in dataset.DATASETS if utils.default_data_folder(name).is_dir()), None)
     log.info("Next: python train.py --dataset %s", found or "hipmri --demo   (a drawn pelvis, a few minutes)")

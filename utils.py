@@ -2,7 +2,7 @@
 
 import argparse
 import ast
-import csv
+import importlib
 import json
 import logging
 import os
@@ -15,7 +15,6 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +83,9 @@ class RunConfig:
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
 
+        if self.demo and self.data:
+            raise ValueError(f"Expected either `demo` or `data`. Received: both, data {self.data!r}. Leave one out.")
+
     def to_json(self) -> dict[str, Any]:
         """The settings as plain values for `run.json`."""
         return asdict(self)
@@ -108,7 +110,8 @@ class RunConfig:
     def data_folder(self) -> Path:
         """Where the data set lies: the phantom's folder, `--data`, `$MRI_DATA/<dataset>` or `data/<dataset>`."""
         if self.demo:
-            return Path("data") / f"{self.dataset}-phantom"
+            other = "" if self.seed == RunConfig.seed else f"-seed{self.seed}"
+            return Path("data") / f"{self.dataset}-phantom{other}"
         return Path(self.data) if self.data else default_data_folder(self.dataset)
 
 
@@ -149,7 +152,7 @@ def parse_training(argv: Sequence[str] | None) -> tuple[RunConfig | None, Path |
     if resume:
         if given or preset:
             raise ValueError(f"Expected no setting beside --resume. Received: {', '.join(given) or 'preset'}. A run keeps its settings.")
-        return load_run_config(Path(resume)), Path(resume)
+        return RunConfig.from_mapping(load_run(Path(resume))["config"], f"{resume}/run.json"), Path(resume)
     if not given and not preset:
         return None, None
     chosen = _read_preset("demo") if given.get("demo") else {}
@@ -215,12 +218,21 @@ def make_run_folder(config: RunConfig) -> Path:
     return folder
 
 
-def load_run_config(folder: Path) -> RunConfig:
-    """Reads the settings of a run from its `run.json`."""
+def load_run(folder: Path) -> dict[str, Any]:
+    """Reads a run's `run.json`.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is not what a run wrote.
+    """
     path = folder / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"Expected a run in {folder}. Received: no run.json there. Give a folder under runs/.")
-    return RunConfig.from_mapping(json.loads(path.read_text())["config"], str(path))
+    try:
+        record = json.loads(path.read_text())
+        return {name: record[name] for name in ("config", "backend", "data_fingerprint")}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"Expected what a run wrote in {path}. Received: {error!r}. Start the run anew.") from error
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:
@@ -239,14 +251,6 @@ def write_json(path: Path, record: Any) -> None:
     """Writes JSON by way of a temporary name; NaN becomes null."""
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(without_nan(record), indent=2, default=str) + "\n")
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes dicts of one set of keys as CSV, by way of a temporary name."""
-    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def without_nan(record: Any) -> Any:
@@ -301,15 +305,23 @@ def describe_environment() -> dict[str, Any]:
     import keras
 
     backend = keras.backend.backend()
-    packages = ["keras", "tensorflow", "numpy", "nibabel"] + [name for name in (backend,) if name != "tensorflow"]
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    modules = [importlib.import_module(name) for name in dict.fromkeys(("keras", "tensorflow", "numpy", "nibabel", backend))]
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=MODULES, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # git is not installed
+        git = ""
+    if backend == "torch":
+        torch = sys.modules["torch"]
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    else:
+        devices = [str(device) for device in keras.distribution.list_devices()]
     return {
         "backend": backend,
-        "devices": [str(device) for device in keras.distribution.list_devices()] if backend != "torch" else [],
+        "devices": devices or ["cpu"],
         "cpu_count": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "git_commit": git.stdout.strip() or None,
+        "versions": {module.__name__: module.__version__ for module in modules},
+        "git_commit": git or None,
     }
 
 

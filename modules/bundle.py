@@ -44,7 +44,7 @@ class ModelBundle:
 
     def save(self, folder: Path) -> None:
         """Writes the bundle; `folder` is replaced whole, never half."""
-        folder = Path(folder)
+        folder = _take_back(Path(folder))
         temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -79,8 +79,8 @@ class ModelBundle:
             FileNotFoundError: If there is no bundle.
             ValueError: If a file was cut or altered since it was saved, or is of a newer format.
         """
-        folder = Path(folder)
-        if (folder / "bundle").is_dir():
+        folder = _take_back(Path(folder))
+        if _take_back(folder / "bundle").is_dir():
             folder = folder / "bundle"
         for name in ("bundle.json", "model.keras"):
             if not (folder / name).is_file():
@@ -102,17 +102,6 @@ class ModelBundle:
             output_values=tuple(record["output_values"]),
             provenance=record["provenance"],
         )
-
-    def check(self, image: Volume, name: str) -> None:
-        """Raises ValueError, naming `name`, where the image's rank or channels are not those the model was trained on."""
-        rank, channels = image.array.ndim - 1, image.array.shape[-1]
-        expected = len(self.preprocessing.shape)
-        if rank != expected:
-            raise ValueError(f"Expected a {expected}-D image for this model. Received: {rank}-D, {image.array.shape[:-1]}, in {name}.")
-        if channels != len(self.channels):
-            raise ValueError(
-                f"Expected {len(self.channels)} channel(s) ({', '.join(self.channels)}) for this model. Received: {channels} in {name}."
-            )
 
     def predict(self, images: Iterable[Volume], batch_size: int = 16) -> Iterator[np.ndarray]:
         """Predicts images one after the other, in batches, each on its own grid.
@@ -151,19 +140,27 @@ class ModelBundle:
             FileNotFoundError, ValueError: From reading, and where an image does not fit the model; the file is named.
         """
         waiting: deque[tuple[Case, Volume, np.ndarray | None]] = deque()
+        failures: list[Exception] = []
 
         def read_images() -> Iterator[Volume]:
             for case in cases:
-                image = read_volume(case.image_paths)
-                self.check(image, str(case.image_paths[0]))
-                label = None
-                if case.label_path is not None:
-                    label = read_label_of(case, image, self.label_values, self.provenance.get("dataset", ""))
+                try:
+                    image = read_volume(case.image_paths)
+                    self.preprocessing.check(image, self.channels, str(case.image_paths[0]))
+                    label = None
+                    if case.label_path is not None:
+                        label = read_label_of(case, image, self.label_values, self.provenance.get("dataset", ""))
+                except (ValueError, OSError) as error:
+                    # What was read before is still predicted, so that one bad file costs no work.
+                    failures.append(error)
+                    return
                 waiting.append((case, image, label))
                 yield image
 
         for probabilities in self.predict(read_images(), batch_size):
             yield (*waiting.popleft(), probabilities)
+        if failures:
+            raise failures[0]
 
     def to_file_values(self, label: np.ndarray) -> np.ndarray:
         """Turns class indices `(*S)` into the data set's own label values."""
@@ -183,11 +180,19 @@ def hash_weights(model) -> str:
     return digest.hexdigest()
 
 
+def _take_back(folder: Path) -> Path:
+    """Brings back the bundle that a run killed between the two renames of `save` had just moved aside."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+    return folder
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         claimed = record.pop("bundle_sha256")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"Expected a bundle's description in {path}. Received: {error!r}. Train or copy it again.") from error
     if record.get("format", 0) > FORMAT:
         raise ValueError(f"Expected a bundle of format {FORMAT} or older in {path}. Received: {record['format']}. Update this program.")

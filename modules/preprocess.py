@@ -44,6 +44,20 @@ class Preprocessing:
         if self.intensity not in INTENSITIES:
             raise ValueError(f"Expected `intensity` in {INTENSITIES}. Received: {self.intensity!r}.")
 
+    def check(self, image: Volume, channels: Sequence[str], name: str) -> None:
+        """Raises ValueError, naming `name`, where an image is not of the kind that this preprocessing was made for.
+
+        That is: another rank, another number of channels than `channels` names, or, for "fixed", brighter than `scale`.
+        """
+        rank, number, expected = image.array.ndim - 1, image.array.shape[-1], len(self.shape)
+        if rank != expected:
+            raise ValueError(f"Expected a {expected}-D image for this model. Received: {rank}-D, {image.array.shape[:-1]}, in {name}.")
+        if number != len(channels):
+            raise ValueError(f"Expected {len(channels)} channel(s) ({', '.join(channels)}) for this model. Received: {number} in {name}.")
+        brightest = float(image.array.max())
+        if self.intensity == "fixed" and brightest > self.scale:
+            raise ValueError(f"Expected intensities up to {self.scale:g}. Received: {brightest:g} in {name}. Convert it to that range.")
+
     def apply(self, image: Volume) -> tuple[np.ndarray, Geometry]:
         """Normalises intensities, then crops or pads about the centre.
 

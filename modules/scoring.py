@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from itertools import groupby
 from pathlib import Path
 
@@ -137,9 +137,10 @@ def format_summary(means: dict[str, dict[str, dict[str, float]]]) -> list[str]:
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
     """Writes one row a case and class."""
     with replace_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Score)])
-        writer.writeheader()
-        writer.writerows(asdict(score) for score in scores)
+        # `class` is no name for a field in Python, but it is what the column holds.
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([field.name.replace("class_name", "class") for field in fields(Score)])
+        writer.writerows(astuple(score) for score in scores)
 
 
 def _mean(values: Iterable[float]) -> float:

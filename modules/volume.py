@@ -5,6 +5,7 @@ raises an error that names the file. Nothing is repaired silently.
 """
 
 import hashlib
+import logging
 import os
 import tempfile
 import zlib
@@ -20,6 +21,14 @@ import numpy as np
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
 SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
+
+# What is wrong with a file is said once, by our own error; these libraries would write their own lines beside it.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+# It can only be read by changing it, and that is not safe once there are threads.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,10 @@ def read_label(path: Path, label_values: Mapping[int, int], dataset: str = "") -
     if array.shape[-1] != 1:
         raise ValueError(f"Expected a label of one channel. Received: {array.shape[-1]} channels in {path}.")
     array = array[..., 0]
+    if min(label_values) < 0:
+        raise ValueError(f"Expected `label_values` of 0 or more. Received: {min(label_values)}.")
     unknown = 255
-    lookup = np.full(max(max(label_values), 0) + 2, unknown, np.uint8)
+    lookup = np.full(max(label_values) + 2, unknown, np.uint8)
     for value, index in label_values.items():
         lookup[value] = index
     # The last entry stays unknown and stands for every value outside the table, fractions included.
@@ -200,9 +211,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -231,8 +240,10 @@ def _read_nifti(path: Path) -> Volume:
         source = nib.load(path)
         if source.get_data_dtype().kind not in "iuf":
             raise ValueError(f"values of type {source.get_data_dtype()}, which are no intensities")
+        if 0 in source.shape:
+            raise ValueError(f"an array of shape {source.shape}")
         array = source.get_fdata(dtype=np.float32, caching="unchanged")
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
         reason = " ".join(str(error).split())
         raise ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.") from error
     kept = [axis for axis, size in enumerate(array.shape) if size > 1]
@@ -249,9 +260,16 @@ def _read_nifti(path: Path) -> Volume:
 
 def _read_picture(path: Path) -> Volume:
     # Reading the bytes ourselves keeps file names out of OpenCV, which mangles some of them and only warns when it fails.
-    array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None:
-        raise ValueError(f"Expected a whole PNG or TIFF picture in {path}. Received: undecodable bytes. Copy it again.")
+    data = path.read_bytes()
+    if suffix_of(path) == ".png" and not _is_whole_png(data):
+        raise ValueError(f"Expected a whole PNG picture in {path}. Received: a file cut or damaged. Copy or download it again.")
+    try:
+        _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError(f"Expected a picture in {path}. Received: {error.err}. Copy or download it again.") from error
+    if len(pages) != 1:
+        raise ValueError(f"Expected a whole PNG or TIFF of one picture in {path}. Received: {len(pages)} pictures. Split or copy it again.")
+    array = pages[0]
     if array.ndim == 2:
         array = array[..., np.newaxis]
     elif array.shape[-1] == 3:
@@ -259,6 +277,18 @@ def _read_picture(path: Path) -> Volume:
     elif array.shape[-1] == 4:
         array = array[..., [2, 1, 0, 3]]
     return Volume(array.astype(np.float32), None, (1.0, 1.0))
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Follows the chunks of a PNG and their check sums to the last, before libpng can print a line of its own about them."""
+    place, kind = 8, b""
+    while kind != b"IEND":
+        size = int.from_bytes(data[place : place + 4], "big")
+        body, check = data[place + 4 : place + 8 + size], data[place + 8 + size : place + 12 + size]
+        if len(check) < 4 or zlib.crc32(body) != int.from_bytes(check, "big"):
+            return False
+        place, kind = place + 12 + size, body[:4]
+    return data.startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def _write_nifti(path: Path, array: np.ndarray, source: nib.Nifti1Image) -> None:

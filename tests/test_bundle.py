@@ -66,6 +66,15 @@ def test_another_rank_or_number_of_channels_is_refused_by_name(write_picture, wr
         list(bundle.predict_cases([Case("c", "s", (scan,))]))
 
 
+def test_a_save_that_was_killed_between_its_renames_loses_nothing(tmp_path):
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    (tmp_path / "bundle").rename(tmp_path / ".bundle.old")
+    assert hash_weights(ModelBundle.load(tmp_path).model) == hash_weights(bundle.model)
+    bundle.save(tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_values_of_the_file_come_back():
     np.testing.assert_array_equal(make_bundle().to_file_values(np.array([[0, 1, 2]])), [[0, 85, 170]])
 
@@ -92,9 +101,19 @@ def _garble(folder: Path):
     (folder / "bundle.json").write_text("{")
 
 
+def _empty(folder: Path):
+    (folder / "bundle.json").write_text("[]")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(_cut, "cut or altered"), (_flip, "cut or altered"), (_edit, "a file altered since"), (_garble, "description in .*bundle.json")],
+    [
+        (_cut, "cut or altered"),
+        (_flip, "cut or altered"),
+        (_edit, "a file altered since"),
+        (_garble, "description in .*bundle.json"),
+        (_empty, "description in .*bundle.json"),
+    ],
 )
 def test_a_damaged_bundle_is_refused(tmp_path, damage, message):
     make_bundle().save(tmp_path / "bundle")

@@ -14,7 +14,8 @@ import train
 from dataset import DATASETS, choose_target, find_cases
 from modules.bundle import ModelBundle
 from modules.callbacks import Checkpoint
-from modules.volume import suffix_of
+from modules.scoring import Score
+from modules.volume import Case, suffix_of
 from utils import PRESETS, parse_training
 
 TINY = ["--epochs", "3", "--base-filters", "2", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
@@ -58,7 +59,7 @@ def test_a_run_leaves_everything_behind(runs, phantoms, name):
         scores = list(csv.DictReader(file))
     assert {row["level"] for row in scores} == {"slice", "volume"}
     assert {row["case"] for row in scores if row["level"] == "slice"} == set(record["splits"]["test"])
-    assert {row["class_name"] for row in scores} == set(spec.class_names[1:])
+    assert {row["class"] for row in scores} == set(spec.class_names[1:])
     summary = json.loads((run / "summary.json").read_text())
     assert len(summary["weights_sha256"]) == 64
     assert ModelBundle.load(run).provenance["scores"]["volume"].keys() == summary["test"]["volume"].keys()
@@ -90,6 +91,25 @@ def test_predictions_lie_on_the_images_own_grid_with_the_sets_own_values(runs, p
         assert values <= set(spec.label_values)
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-4)
         assert cv2.imread(str(tmp_path / f"{case.case_id}_overlay.png")) is not None
+
+
+def test_a_whole_data_folder_is_predicted_without_its_labels(runs, phantoms, tmp_path):
+    for name in ("oasis", "lgg"):
+        root, output = tmp_path / name, tmp_path / name / "here"
+        shutil.copytree(phantoms / name, root)
+        for _ in range(2):
+            assert predict.main([str(root), "--labels", str(root), "--model", str(runs[name]), "--output", str(output)]) == 0
+            assert len(list(output.glob("*_overlay.png"))) == 16
+            assert not list(output.glob("seg_*"))
+
+
+def test_what_lies_before_a_bad_file_is_predicted(runs, phantoms, tmp_path, capsys):
+    good = sorted((phantoms / "oasis" / "keras_png_slices_test").iterdir())[:2]
+    bad = tmp_path / "zzz_9.png"
+    bad.write_bytes(good[0].read_bytes()[:-9])
+    status = predict.main([*map(str, good), str(bad), "--model", str(runs["oasis"]), "--output", str(tmp_path / "out")])
+    _one_line(capsys, status, "zzz_9.png")
+    assert len(list((tmp_path / "out").glob("*_prediction.png"))) == 2
 
 
 def test_scores_of_predict_equal_those_of_train(runs, phantoms, tmp_path):
@@ -166,6 +186,32 @@ def test_an_interrupted_run_resumes_to_the_same_weights(runs, phantoms, tmp_path
     assert _without_times(cut) == _without_times(runs["oasis"])
 
 
+def test_resume_with_other_data_or_backend_is_refused(runs, phantoms, tmp_path, capsys, monkeypatch):
+    root, cut = tmp_path / "lgg", tmp_path / "runs" / "cut"
+    shutil.copytree(phantoms / "lgg", root)
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "cut"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "on_epoch_end", _interrupt)
+        assert train.main(["--dataset", "lgg", "--data", str(root), *TINY, *places]) == 130
+    capsys.readouterr()
+    # A patient more would move the split: one who was trained on could be tested on.
+    newcomer = root / "TCGA_AA_0001_20000101"
+    shutil.copytree(next(root.iterdir()), newcomer)
+    for path in newcomer.iterdir():
+        path.rename(newcomer / f"{newcomer.name}_{path.name.split('_', 4)[4]}")
+    _one_line(capsys, train.main(["--resume", str(cut)]), "Expected the data and split that")
+    shutil.rmtree(newcomer)
+    record = json.loads((cut / "run.json").read_text())
+    (cut / "run.json").write_text(json.dumps(record | {"backend": "other"}))
+    _one_line(capsys, train.main(["--resume", str(cut)]), "Expected the backend that")
+    (cut / "run.json").write_text("{")
+    _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected what a run wrote in {cut / 'run.json'}")
+
+
+def _interrupt(self, epoch, logs=None):
+    raise KeyboardInterrupt
+
+
 def test_a_run_killed_while_it_was_scored_is_scored_on_resume(runs, tmp_path):
     cut = tmp_path / "cut"
     shutil.copytree(runs["lgg"], cut)
@@ -204,6 +250,19 @@ def test_without_arguments_it_says_what_there_is(tmp_path, monkeypatch, capsys, 
     monkeypatch.setenv("MRI_DATA", str(tmp_path))
     train.main([])
     assert "--demo" in capsys.readouterr().out
+
+
+def _scores(case, *dice):
+    return [Score("slice", case, str(index), value, value, 1, 1) for index, value in enumerate(dice)]
+
+
+def test_examples_are_ranked_by_the_classes_that_are_there():
+    cases = [Case(name, name, ()) for name in "abc"]
+    scores = [*_scores("a", 1.0, np.nan, np.nan), *_scores("b", 0.3, 0.3, 0.3), *_scores("c", 0.9, 0.1, np.nan)]
+    assert {name: case.case_id for name, case in train.choose_examples(scores, cases).items()} == {"best": "a", "median": "c", "worst": "b"}
+    empty = [Score("slice", "b", "0", np.nan, np.nan, 0, 0)]
+    assert {case.case_id for case in train.choose_examples([*_scores("a", 0.5), *empty], cases).values()} == {"a"}
+    assert {case.case_id for case in train.choose_examples(empty, cases).values()} == {"b"}
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input
@@ -274,6 +333,8 @@ def test_bad_files_stop_training_with_one_line(phantoms, tmp_path, capsys, kind)
         (["--dataset", "hipmri", "--norm", "layer"], "Expected `norm` in"),
         (["--dataset", "hipmri", "--loss", "bce"], "Expected one logit a voxel for the loss 'bce'"),
         (["--dataset", "hipmri", "--target", "heart"], "Expected `target` in ('body'"),
+        (["--dataset", "hipmri", "--shape", "64"], "Expected `shape` of 2 sizes for 'hipmri'"),
+        (["--dataset", "hipmri", "--demo", "--data", "x"], "Expected either `demo` or `data`"),
         (["--dataset", "hipmri", "--shape", "250", "120"], "The nearest valid one is (256, 128)"),
         (["--resume", "nowhere"], "Expected a run in nowhere"),
     ],
@@ -301,7 +362,9 @@ def test_bad_input_of_predict(runs, phantoms, tmp_path, capsys, write_nifti, wri
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "labels").mkdir()
     model = ["--model", str(runs["oasis"])]
+    deep = str(write_picture("deep.png", np.full((256, 256), 4000, np.uint16)))
     bad = {
+        (deep, *model): "Expected intensities up to 255. Received: 4000 in",
         (grey,): "Expected a finished run in runs/. Received: none",
         (grey, "--model", str(runs["lgg"])): "Expected 3 channel(s) (pre-contrast, FLAIR, post-contrast) for this model. Received: 1 in",
         (scan, *model): "Expected a 2-D image for this model. Received: 3-D",

@@ -46,6 +46,12 @@ def test_normalisations_of_the_unet(norm):
     assert np.isfinite(ops.convert_to_numpy(network(np.zeros((1, 16, 16, 1), "float32")))).all()
 
 
+def test_group_norm_takes_a_number_of_groups_that_divides():
+    network = build("unet2d", (16, 16, 1), 2, base_filters=28, norm="group")
+    groups = [layer.groups for layer in network.layers if type(layer).__name__ == "GroupNormalization"]
+    assert groups[:4] == [2, 2, 7, 7]  # of 28 and 56 channels
+
+
 def test_parameter_count_of_the_unet_by_hand():
     # Convolutions without bias before batch norm (2 trainable numbers a filter), transposed ones and the last with bias.
     def block(inputs, filters):

@@ -52,5 +52,7 @@ def test_fixed_intensities_of_the_oasis_reference():
 def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="Expected `intensity` in"):
         Preprocessing(shape=(2, 2), intensity="loud")
+    with pytest.raises(ValueError, match=r"Expected intensities up to 255. Received: 256 in a.png"):
+        Preprocessing(shape=(1, 1), intensity="fixed", scale=255).check(_volume([[[256.0]]]), ("T1",), "a.png")
     with pytest.raises(ValueError, match=r"2 dimensions. Received: 3, shape \(2, 2, 2\)"):
         Preprocessing(shape=(2, 2)).apply(_volume(np.zeros((2, 2, 2, 1))))

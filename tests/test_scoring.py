@@ -67,6 +67,6 @@ def test_table_on_disk(tmp_path):
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {
-        "level": "slice", "case": "x", "class_name": "a", "dice": repr(2 / 3), "iou": "0.5", "voxels": "1", "reference_voxels": "2",
+        "level": "slice", "case": "x", "class": "a", "dice": repr(2 / 3), "iou": "0.5", "voxels": "1", "reference_voxels": "2",
     }  # fmt: skip
     assert rows[1]["dice"] == "nan"

@@ -77,6 +77,11 @@ def test_unexpected_label_value_names_file_and_value(write_nifti, value):
         read_label(write_nifti("seg.nii", array), {0: 0, 1: 1, 3: 2}, "ibsr18")
 
 
+def test_negative_label_values_are_refused(write_nifti):
+    with pytest.raises(ValueError, match="Expected `label_values` of 0 or more. Received: -1"):
+        read_label(write_nifti("seg.nii", np.zeros((4, 4), np.int16)), {-1: 0, 1: 1})
+
+
 def test_broken_files_are_named(tmp_path, write_nifti, write_picture):
     whole = write_nifti("whole.nii.gz", np.random.default_rng(0).random((40, 40)))
     cut = tmp_path / "cut.nii.gz"
@@ -106,6 +111,30 @@ def test_broken_files_are_named(tmp_path, write_nifti, write_picture):
         assert path.name in str(caught.value)
 
 
+@pytest.mark.parametrize("offset", [42, 70, 108])
+def test_damaged_nifti_header_is_an_error_of_ours(tmp_path, write_nifti, offset):
+    data = bytearray(write_nifti("a.nii", np.ones((8, 8), np.float32)).read_bytes())
+    data[offset : offset + 4] = b"\x00\x00\xc0\x7f"  # as a size 0, as a type unknown, as an offset NaN
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(ValueError, match="whole NIfTI file in .*a.nii"):
+        read_volume([tmp_path / "a.nii"])
+
+
+def test_a_tiff_of_several_pictures_is_refused(tmp_path):
+    assert cv2.imwritemulti(str(tmp_path / "a.tif"), [np.zeros((8, 8), np.uint8)] * 3)
+    with pytest.raises(ValueError, match="of one picture in .*a.tif. Received: 3 pictures"):
+        read_volume([tmp_path / "a.tif"])
+
+
+def test_a_broken_picture_says_nothing_beside_the_error(tmp_path, write_picture, capfd):
+    for suffix in (".png", ".tif"):
+        data = bytearray(write_picture("a" + suffix, np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).read_bytes())
+        (tmp_path / f"b{suffix}").write_bytes(data[: len(data) // 2])
+        with pytest.raises(ValueError, match=rf"b\{suffix}"):
+            read_volume([tmp_path / f"b{suffix}"])
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_truncated_picture_is_refused(tmp_path, write_picture, suffix):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
@@ -113,7 +142,7 @@ def test_truncated_picture_is_refused(tmp_path, write_picture, suffix):
     for share in (0.1, 0.5, 0.9, 0.99):
         cut = tmp_path / f"cut{suffix}"
         cut.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(ValueError, match="whole PNG or TIFF"):
+        with pytest.raises(ValueError, match="a whole PNG"):
             read_volume([cut])
 
 

@@ -15,11 +15,13 @@ def check_norm(norm: str) -> None:
 
 
 def normalise(x, norm: str):
-    """Applies batch, group (groups of at least eight channels where that divides) or instance normalisation."""
+    """Applies batch, group (as many groups of at least eight channels as divide them) or instance normalisation."""
     if norm.startswith("batch"):
         return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM)(x)
     channels = x.shape[-1]
-    groups = -1 if norm == "instance" else max(1, channels // 8)
+    groups = -1
+    if norm == "group":
+        groups = next(number for number in range(max(1, channels // 8), 0, -1) if channels % number == 0)
     return layers.GroupNormalization(groups=groups, epsilon=1e-5)(x)
 
 
