@@ -272,14 +272,21 @@ def import_keras() -> None:
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        import keras  # noqa: F401
+        import keras
         import tensorflow as tf
 
-        tf.config.list_physical_devices()
+        on_cpu = not tf.config.list_physical_devices("GPU")
     finally:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+    if keras.backend.backend() == "tensorflow" and on_cpu:
+        # `enable_op_determinism` makes each operation repeatable, but not the order in which several threads run them, and sums
+        # of gradients depend on it. Each operation still uses all cores: no time is lost.
+        try:
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+        except RuntimeError:
+            log.warning("TensorFlow was in use before: this run may not be repeatable bit for bit")
 
 
 def seed_everything(seed: int) -> None:

@@ -1,6 +1,5 @@
 """Shared fixtures: tiny files in every format, phantoms, and the real scans where they are there."""
 
-import os
 from pathlib import Path
 
 import cv2
@@ -8,7 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import utils
+
+# Before any test uses TensorFlow: afterwards its threads cannot be set any more.
+utils.import_keras()
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

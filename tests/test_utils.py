@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -139,3 +142,27 @@ def test_an_error_is_one_line(capsys, error, status):
 def test_a_defect_of_ours_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_command("train.py", lambda: 1 // 0)
+
+
+STEPS = """
+import utils
+utils.seed_everything(42)
+import keras, numpy as np
+from modules import networks
+from modules.bundle import hash_weights
+from modules.losses import SegmentationLoss
+network = networks.build("unet2d", (256, 128, 1), 6, base_filters=16)
+network.compile(optimizer="adam", loss=SegmentationLoss("dice_ce"))
+draws = np.random.default_rng(0)
+for _ in range(4):
+    network.train_on_batch(draws.random((8, 256, 128, 1), np.float32), draws.integers(0, 6, (8, 256, 128)))
+print(hash_weights(network))
+"""
+
+
+def test_two_processes_train_to_the_same_bits_at_full_size():
+    # Small networks are repeatable whatever the threads do; only one of real size shows whether a training is.
+    root = Path(utils.__file__).parent
+    runs = [subprocess.run([sys.executable, "-c", STEPS], cwd=root, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert len(runs[0].stdout.strip()) == 64
+    assert runs[0].stdout == runs[1].stdout
