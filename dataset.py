@@ -3,26 +3,20 @@
 To add a data set, write its finder and its entry in `DATASETS` below; the flags, the help and the checks find it by themselves.
 """
 
-import hashlib
-import json
-import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from modules import phantom
+from modules import cache, msd, phantom
+from modules.cache import PreparedCase
 from modules.preprocess import Preprocessing
-from modules.volume import Case, fingerprint_files, read_label_of, read_volume, replace_file, stem_of, suffix_of
+from modules.volume import Case, stem_of, suffix_of
 
 SPLITS = ("train", "validate", "test")
-CACHE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,6 @@ class DatasetSpec:
         url: Where to get it.
         licence: Its licence, as its publisher names it.
         terms: What a user must do or know before using it.
-        spatial_dims: 2 for slices, 3 for volumes.
         channels: Names of the image channels.
         class_names: The background first.
         label_values: `{value in the file: class index}`.
@@ -45,6 +38,7 @@ class DatasetSpec:
         write_phantom: Draws a stand-in in the same layout: `write_phantom(root, seed=...)`.
         mirrored_labels: Pairs of classes that change places when left and right are flipped.
         defaults: Settings that suit this data set better than the general ones.
+        describe: For folders that describe themselves: from the folder to the fields that are not known before.
     """
 
     name: str
@@ -52,7 +46,6 @@ class DatasetSpec:
     url: str
     licence: str
     terms: str
-    spatial_dims: int
     channels: tuple[str, ...]
     class_names: tuple[str, ...]
     label_values: Mapping[int, int]
@@ -62,6 +55,17 @@ class DatasetSpec:
     write_phantom: Callable[..., Path]
     mirrored_labels: tuple[tuple[str, str], ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    describe: Callable[[Path], Mapping[str, Any]] | None = None
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for slices, 3 for volumes."""
+        return self.preprocessing.spatial_dims
+
+    def mirrored_indices(self) -> tuple[tuple[int, int], ...]:
+        """`mirrored_labels` as class indices; pairs that a chosen target has merged or dropped are left out."""
+        names = self.class_names
+        return tuple((names.index(one), names.index(other)) for one, other in self.mirrored_labels if one in names and other in names)
 
 
 # ---------------------------------------------------------------------------------------------------------------- finders
@@ -109,6 +113,57 @@ def find_lgg(root: Path) -> list[Case]:
     return cases
 
 
+def _hipmri3d_label_name(name: str) -> str:
+    return re.sub(r"^((?:Case_|B)\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC_LFOV\2", name)
+
+
+def find_hipmri3d(root: Path) -> list[Case]:
+    """Volumes `semantic_MRs_anon/Case_005_Week1_LFOV.nii.gz` with `semantic_labels_anon/Case_005_Week1_SEMANTIC_LFOV.nii.gz`.
+
+    The other release's `B006_Week0_LFOV.nii.gz` and `B006_Week0_SEMANTIC.nii.gz` are taken too, and files that lie in a folder of their
+    own name. The subject is the patient, by number in either release: one patient's weeks never part.
+    """
+    pattern = re.compile(r"((?:Case_|B)(\d+)_Week\d+)(_SEMANTIC)?(?:_LFOV)?\.nii(?:\.gz)?")
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
+    for folder, found in (("semantic_MRs*", images), ("semantic_labels*", labels)):
+        for path in sorted(path for place in root.glob(folder) for path in place.rglob("*.nii*") if path.is_file()):
+            match = pattern.fullmatch(path.name)
+            if path.name.startswith("."):
+                continue
+            if not match or bool(match[3]) != (found is labels):
+                raise ValueError(f"Expected volumes named Case_<n>_Week<n>_[SEMANTIC_]LFOV.nii.gz. Received: {path}. Rename or remove it.")
+            if found.setdefault(match[1], path) != path:
+                raise ValueError(f"Expected one file for {match[1]}. Received: {found[match[1]]} and {path}. Remove one.")
+    if not images:
+        raise FileNotFoundError(f"Expected volumes in {root}/semantic_MRs_anon. Received: none. Give the data set's folder with `--data`.")
+    for one, other, what in ((images, labels, "a label"), (labels, images, "an image")):
+        for name in sorted(set(one) - set(other)):
+            raise ValueError(f"Expected {what} for {one[name]}. Received: none under {root}. Add it or remove the file.")
+    return [Case(name, f"patient_{int(pattern.fullmatch(path.name)[2]):03d}", (path,), labels[name]) for name, path in images.items()]
+
+
+def _ibsr18_label_name(name: str) -> str:
+    return re.sub(r"^(IBSR_\d+)(\.nii(\.gz)?)$", r"\1_seg\2", name)
+
+
+def find_ibsr18(root: Path) -> list[Case]:
+    """Volumes `{Training,Validation,Test}_Set/IBSR_07/IBSR_07.nii.gz` with `IBSR_07_seg.nii.gz`; the test set has no labels."""
+    cases = []
+    for split, name in zip(SPLITS, ("Training_Set", "Validation_Set", "Test_Set"), strict=True):
+        for folder in sorted(path for path in (root / name).glob("IBSR_*") if path.is_dir()):
+            image = next((folder / file for file in _scan_names(folder) if stem_of(Path(file)) == folder.name), None)
+            if image is None:
+                raise ValueError(f"Expected {folder / folder.name}.nii.gz. Received: nothing there. Add it or remove the folder.")
+            label = image.with_name(_ibsr18_label_name(image.name))
+            if not label.is_file() and split != "test":
+                raise ValueError(f"Expected a label for {image}. Received: no {label}. Add it or remove the image.")
+            cases.append(Case(folder.name, folder.name, (image,), label if label.is_file() else None, split))
+    if not cases:
+        raise FileNotFoundError(f"Expected volumes in {root / 'Training_Set'}. Received: none. Give the data set's folder with `--data`.")
+    return cases
+
+
 def _find_split_folders(root: Path, prefix: str, pattern: str) -> list[Case]:
     cases = []
     for split in SPLITS:
@@ -151,6 +206,12 @@ def _check_pairs(folder: Path, images: set[str], label_folder: Path, labels: set
 
 _PELVIS = ("background", "body", "bone", "bladder", "rectum", "prostate")
 
+
+def _describe_msd(root: Path) -> dict[str, Any]:
+    description = msd.read_description(root)
+    return {name: description[name] for name in ("title", "licence", "channels", "class_names", "label_values")}
+
+
 DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
@@ -160,11 +221,10 @@ DATASETS: dict[str, DatasetSpec] = {
             url="https://doi.org/10.25919/45t8-p065",
             licence="CSIRO Data Licence",
             terms="Register with the CSIRO Data Access Portal and cite Dowling et al.; the slices are the course's cut of it.",
-            spatial_dims=2,
             channels=("T2",),
             class_names=_PELVIS,
             label_values={value: value for value in range(len(_PELVIS))},
-            preprocessing=Preprocessing(shape=(256, 128), intensity="min_max"),
+            preprocessing=Preprocessing(2, shape=(256, 128), intensity="min_max"),
             find=find_hipmri,
             label_name=_slice_label_name,
             write_phantom=phantom.write_hipmri,
@@ -175,11 +235,10 @@ DATASETS: dict[str, DatasetSpec] = {
             url="https://sites.wustl.edu/oasisbrains/",
             licence="OASIS data use agreement",
             terms="Accept the data use agreement, acknowledge OASIS-1 (Marcus et al., 2007), and do not try to identify a subject.",
-            spatial_dims=2,
             channels=("T1",),
             class_names=("background", "CSF", "grey matter", "white matter"),
             label_values={0: 0, 85: 1, 170: 2, 255: 3},
-            preprocessing=Preprocessing(shape=(256, 256), intensity="fixed", scale=255.0, mean=0.1317, std=0.1864),
+            preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0, mean=0.1317, std=0.1864),
             find=find_oasis,
             label_name=_slice_label_name,
             write_phantom=phantom.write_oasis,
@@ -190,17 +249,78 @@ DATASETS: dict[str, DatasetSpec] = {
             url="https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation",
             licence="CC BY-NC-SA 4.0",
             terms="Not for commercial use; cite Buda et al., 2019, and The Cancer Imaging Archive.",
-            spatial_dims=2,
             channels=("pre-contrast", "FLAIR", "post-contrast"),
             class_names=("background", "tumour"),
             label_values={0: 0, 255: 1},
-            preprocessing=Preprocessing(shape=(256, 256), intensity="fixed", scale=255.0),
+            preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0),
             find=find_lgg,
             label_name=_lgg_label_name,
             write_phantom=phantom.write_lgg,
         ),
+        DatasetSpec(
+            name="hipmri3d",
+            title="HipMRI prostate study, volumes of the pelvis (T2)",
+            url="https://doi.org/10.25919/45t8-p065",
+            licence="CSIRO Data Licence",
+            terms="Register with the CSIRO Data Access Portal and cite Dowling et al.",
+            channels=("T2",),
+            class_names=_PELVIS,
+            label_values={value: value for value in range(len(_PELVIS))},
+            preprocessing=Preprocessing(3, intensity="zscore"),
+            find=find_hipmri3d,
+            label_name=_hipmri3d_label_name,
+            write_phantom=phantom.write_hipmri3d,
+            defaults={"mode": "volume", "plane": "axial"},
+        ),
+        DatasetSpec(
+            name="ibsr18",
+            title="IBSR-18 brains, skull-stripped volumes (T1)",
+            url="https://www.nitrc.org/projects/ibsr",
+            licence="IBSR terms of use",
+            terms="Acknowledge the Center for Morphometric Analysis at Massachusetts General Hospital as the source.",
+            channels=("T1",),
+            class_names=("background", "CSF", "grey matter", "white matter"),
+            label_values={value: value for value in range(4)},
+            preprocessing=Preprocessing(3, intensity="zscore", foreground_crop=True),
+            find=find_ibsr18,
+            label_name=_ibsr18_label_name,
+            write_phantom=phantom.write_ibsr18,
+            # Slices are 1.5 mm thick along the second axis and finer within: coronal.
+            defaults={"plane": "coronal"},
+        ),
+        DatasetSpec(
+            name="msd",
+            title="Any folder in the layout of the Medical Segmentation Decathlon or of nnU-Net v2, described by its dataset.json",
+            url="http://medicaldecathlon.com",
+            licence="as in dataset.json",
+            terms="Those of the data; the Decathlon's are CC BY-SA 4.0.",
+            channels=(),
+            class_names=(),
+            label_values={},
+            preprocessing=Preprocessing(3, intensity="zscore"),
+            find=msd.find_msd,
+            label_name=msd.name_label,
+            write_phantom=phantom.write_msd,
+            describe=_describe_msd,
+        ),
     )
 }
+
+
+def load_spec(name: str, root: Path) -> DatasetSpec:
+    """A data set with all that only its folder knows.
+
+    Raises:
+        FileNotFoundError: If the folder is not there.
+        ValueError: If its description is wrong.
+    """
+    spec = DATASETS[name]
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"Expected the data set '{name}' in the folder {root}. Received: no such folder. Give it with `--data`, "
+            f"or try `--demo`. Source: {spec.url}"
+        )
+    return replace(spec, **spec.describe(root)) if spec.describe else spec
 
 
 def choose_target(spec: DatasetSpec, target: Sequence[str]) -> tuple[DatasetSpec, tuple[int, ...]]:
@@ -236,14 +356,9 @@ def find_cases(spec: DatasetSpec, root: Path) -> list[Case]:
     """Finds all cases of a data set, ordered by volume and slice.
 
     Raises:
-        FileNotFoundError: If the folder is not there or holds none.
+        FileNotFoundError: If the folder holds none.
         ValueError: If a pair is incomplete.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"Expected the data set '{spec.name}' in the folder {root}. Received: no such folder. Give it with `--data`, "
-            f"or try `--demo`. Source: {spec.url}"
-        )
     return sorted(spec.find(root), key=lambda case: (case.volume_id or case.case_id, case.slice_index, case.case_id))
 
 
@@ -252,11 +367,12 @@ def split_cases(
 ) -> tuple[dict[str, list[Case]], list[str]]:
     """Divides cases into train, validate and test so that no subject is in two of them.
 
-    An official split wins. Where it lacks a validation or a test set, subjects of its training set are held out; where it has a subject
-    in two sets, that subject's cases stay in the later one (test before validate before train) and the others are left out.
+    Cases without a label are left out. An official split wins. Where it lacks a validation or a test set, subjects of its training
+    set are held out; where it has a subject in two sets, that subject's cases stay in the later one (test before validate before
+    train) and the others are left out.
 
     Args:
-        cases: All labelled cases.
+        cases: All cases.
         fractions: Of all subjects, for validation and for test; each set that is drawn gets at least one subject.
         seed: Which subjects.
 
@@ -268,6 +384,10 @@ def split_cases(
     """
     remarks = []
     splits: dict[str, list[Case]] = {name: [] for name in SPLITS}
+    unlabelled = sum(case.label_path is None for case in cases)
+    if unlabelled:
+        remarks.append(f"{unlabelled} case(s) without a label are left out.")
+        cases = [case for case in cases if case.label_path is not None]
     for case in cases:
         splits[case.split or "train"].append(case)
     for later, earlier in (("test", "validate"), ("test", "train"), ("validate", "train")):
@@ -296,11 +416,12 @@ def split_cases(
 
 
 def describe_splits(splits: Mapping[str, Sequence[Case]]) -> list[str]:
-    """One line a split: its name, and how many subjects, scans and slices it has."""
+    """One line a split: its name, and how many subjects, scans and, for slices, files it has."""
     lines = []
     for name, cases in splits.items():
         scans = len({case.volume_id or case.case_id for case in cases})
-        lines.append(f"{name:<9}{len(_subjects(cases)):>5} subjects {scans:>5} scans {len(cases):>7} slices")
+        slices = f" {len(cases):>7} slices" if len(cases) > scans else ""
+        lines.append(f"{name:<9}{len(_subjects(cases)):>5} subjects {scans:>5} scans{slices}")
     return lines
 
 
@@ -308,104 +429,11 @@ def _subjects(cases: Sequence[Case]) -> set[str]:
     return {case.subject_id for case in cases}
 
 
-# -------------------------------------------------------------------------------------------------------- cache, pipeline
+# ------------------------------------------------------------------------------------------------------------------ cache
 
 
-def prepare_cases(cases: Sequence[Case], spec: DatasetSpec, preprocessing: Preprocessing, cache: Path) -> list[Path]:
-    """Decodes and preprocesses each case once and keeps the result: float16 image, then uint8 label, as bare bytes in one file.
-
-    The name of a file in the cache is a hash of the case's files (path, size, time of change), of the preprocessing and of the
-    label values, so a changed file or setting is decoded anew and everything else is found again. 9,664 slices of 256x256 take
-    1.8 GiB of disk; memory holds no more of them than the operating system cares to keep.
-
-    Args:
-        cases: Labelled cases.
-        spec: Their data set, with the classes to be learnt.
-        preprocessing: Fixes the shape `P`.
-        cache: Folder to keep the files in.
-
-    Returns:
-        One file a case, in order, for `make_pipeline`.
-
-    Raises:
-        FileNotFoundError, ValueError: From reading, naming the file.
-    """
-    settings = json.dumps([CACHE_FORMAT, asdict(preprocessing), sorted(spec.label_values.items())])
-    folder = cache / f"{spec.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
-
-    size = math.prod(preprocessing.shape) * (2 * len(spec.channels) + 1)
-
-    def prepare(case: Case) -> Path:
-        _check_files(case)
-        path = folder / f"{case.case_id}-{fingerprint_files([*case.image_paths, case.label_path])[:16]}.raw"
-        if not path.exists() or path.stat().st_size != size:
-            image = read_volume(case.image_paths)
-            preprocessing.check(image, spec.channels, str(case.image_paths[0]))
-            label = read_label_of(case, image, spec.label_values, spec.name)
-            array, _ = preprocessing.apply(image)
-            with replace_file(path) as temporary:
-                temporary.write_bytes(array.astype(np.float16).tobytes() + preprocessing.apply_label(label).tobytes())
-        return path
-
-    # Threads are enough: inflating and decoding release Python's lock.
-    executor = ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1)))
-    try:
-        results = executor.map(prepare, cases)
-        return list(tqdm(results, total=len(cases), desc="reading", unit="slice", disable=None, leave=False))
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def fingerprint_splits(files: Mapping[str, Sequence[Path]]) -> str:
-    """A hash of which cases are in which split and of the state of their files, from the names that `prepare_cases` gave."""
-    names = [f"{split} {path.name}\n" for split, paths in sorted(files.items()) for path in paths]
-    return hashlib.sha256("".join(names).encode()).hexdigest()
-
-
-def make_pipeline(
-    files: Sequence[Path], shape: Sequence[int], channels: int, *, batch_size: int, training: bool, seed: int = 42, first_step: int = 0
-):
-    """A `tf.data.Dataset` of `(image (B, *P, C) float32, label (B, *P) int32)`.
-
-    For training it is endless, every batch is full, and the batch of step `s` is a pure function of `(seed, s)`: position
-    `s * B + i` of an endless row of permutations, one an epoch, each computed without state. A run can thus begin at any step.
-    Otherwise it goes through the files once, in order, and the last batch may be smaller.
-
-    Args:
-        files: From `prepare_cases`.
-        shape: `P`.
-        channels: `C`.
-        batch_size: `B`.
-        training: Which of the two.
-        seed: Of the order.
-        first_step: Where training begins.
-    """
-    import tensorflow as tf
-
-    number = len(files)
-    names = tf.constant([str(path) for path in files])
-    values = math.prod(shape) * channels
-
-    def choose(position):
-        if not training:
-            return position
-        epoch = position // number
-        seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
-        return tf.random.experimental.index_shuffle(position % number, tf.cast(seeds, tf.int32), number - 1)
-
-    def load(position):
-        data = tf.io.read_file(names[choose(position)])
-        image = tf.io.decode_raw(tf.strings.substr(data, 0, 2 * values), tf.float16)
-        label = tf.io.decode_raw(tf.strings.substr(data, 2 * values, -1), tf.uint8)
-        image = tf.cast(tf.reshape(image, (*shape, channels)), tf.float32)
-        return image, tf.cast(tf.reshape(label, tuple(shape)), tf.int32)
-
-    positions = tf.data.Dataset.range(first_step * batch_size, np.iinfo(np.int64).max) if training else tf.data.Dataset.range(number)
-    pipeline = positions.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return pipeline.batch(batch_size, drop_remainder=training).prefetch(tf.data.AUTOTUNE)
-
-
-def _check_files(case: Case) -> None:
-    for path in (*case.image_paths, case.label_path):
-        if not path.is_file():
-            raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check case {case.case_id}.")
+def prepare_cases(cases: Sequence[Case], spec: DatasetSpec, preprocessing: Preprocessing, folder: Path) -> list[PreparedCase]:
+    """Decodes and preprocesses cases of a data set once, see `modules.cache.prepare_cases`."""
+    return cache.prepare_cases(
+        cases, preprocessing, dataset=spec.name, channels=spec.channels, label_values=spec.label_values, folder=folder
+    )

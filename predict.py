@@ -4,22 +4,19 @@ The model knows its preprocessing and classes; without `--model` the run that fi
 """
 
 import glob
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
 import dataset
 import utils
 from modules import scoring
-from modules.bundle import ModelBundle
+from modules.bundle import ModelBundle, Predicted, predict_cases
 from modules.volume import NIFTI_SUFFIXES, SUFFIXES, Case, stem_of, suffix_of, write_label_like, write_probabilities_like
 from utils import log
 
-BATCH_SIZE = 16
 OUTPUTS = ("_prediction", "_overlay", "_probabilities")
 
 
@@ -31,24 +28,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     options = _parse(argv)
     utils.start_log()
-    run = Path(options.model) if options.model else utils.newest_run()
+    runs = [Path(run) for run in options.model or [utils.newest_run()]]
     files = find_images(options.paths)
     utils.import_keras()
-    bundle = ModelBundle.load(run)
-    cases = make_cases(files, Path(options.labels) if options.labels else None, bundle)
-    log.info("%d image(s), model %s: %s", len(cases), run, ", ".join(bundle.class_names))
+    bundles = [ModelBundle.load(run) for run in runs]
+    cases = make_cases(files, Path(options.labels) if options.labels else None, bundles[0])
+    log.info("%d case(s), model %s: %s", len(cases), ", ".join(map(str, runs)), ", ".join(bundles[0].class_names))
 
-    predicted = bundle.predict_cases(cases, batch_size=min(BATCH_SIZE, len(cases)))
-    predicted = tqdm(predicted, total=len(cases), desc="predicting", unit="case", leave=False, disable=None)
-    written = write_predictions(predicted, bundle, Path(options.output), options.probabilities)
+    with utils.PredictionProgress(len(cases), "predicting") as progress:
+        settings = progress.settings(overlap=options.overlap, mirror=options.mirror)
+        predicted = progress.count(predict_cases(bundles, cases, settings, keep_probabilities=options.probabilities))
+        written = write_predictions(predicted, bundles[0], Path(options.output))
+        scores = list(scoring.score_predictions((item[:4] for item in written), bundles[0].class_names))
     if options.labels:
-        scores = list(scoring.score_predictions(written, bundle.class_names))
         scoring.write_scores(Path(options.output) / "scores.csv", scores)
         for line in scoring.format_summary(scoring.summarise(scores)):
             log.info("%s", line)
-    else:
-        for _ in written:
-            pass
     log.info("label maps and pictures: %s", options.output)
 
 
@@ -89,6 +84,8 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 def make_cases(files: Sequence[Path], labels: Path | None, bundle: ModelBundle) -> list[Case]:
     """Makes a case of each image, with the label that the model's data set would have for it in the folder `labels` or below it.
 
+    Files `<name>_0000`, `<name>_0001`, ... (nnU-Net's way) are the channels of one case.
+
     Raises:
         FileNotFoundError: If `labels` is given and holds none for an image.
         ValueError: If it holds several.
@@ -98,59 +95,75 @@ def make_cases(files: Sequence[Path], labels: Path | None, bundle: ModelBundle) 
     for path in labels.rglob("*") if labels is not None else ():
         candidates.setdefault(path.name, []).append(path)
     cases = []
-    for file in files:
-        volume_id, index = dataset.place_in_volume(stem_of(file)) if len(bundle.preprocessing.shape) == 2 else (None, 0)
+    for paths in group_channels(files, len(bundle.channels)):
+        file, name = paths[0], stem_of(paths[0])
+        volume_id, index = dataset.place_in_volume(name) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
+        if len(paths) > 1:
+            name = name.removesuffix("_0000")
         label = None
         if labels is not None:
             names = dict.fromkeys([spec.label_name(file.name), file.name] if spec else [file.name])
-            found = next(filter(None, ([path for path in candidates.get(name, ()) if path != file] for name in names)), [])
+            found = next(filter(None, ([path for path in candidates.get(other, ()) if path != file] for other in names)), [])
             if not found:
                 raise FileNotFoundError(f"Expected a label for {file}. Received: no {' or '.join(names)} in {labels}.")
             if len(found) > 1:
                 raise ValueError(f"Expected one label for {file}. Received: {found[0]} and {found[1]}. Name a folder with one of them.")
             label = found[0]
-        cases.append(Case(stem_of(file), volume_id or stem_of(file), (file,), label, None, volume_id, index))
+        cases.append(Case(name, volume_id or name, paths, label, None, volume_id, index))
     return sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index))
 
 
-def write_predictions(predicted: Iterable, bundle: ModelBundle, output: Path, probabilities_too: bool) -> Iterator:
-    """Writes label map, overlay and, if asked, probabilities of each case, and passes the case on."""
+def group_channels(files: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:
+    """Puts the files of one case together where a model of several channels is given one file a channel.
+
+    Raises:
+        FileNotFoundError: If a channel's file is not among `files`.
+    """
+    if channels == 1 or not all(re.search(r"_\d{4}$", stem_of(file)) for file in files):
+        return [(file,) for file in files]
+    by_name = {file.name: file for file in files}
+    groups = []
+    for file in files:
+        if stem_of(file).endswith("_0000"):
+            names = [file.name.replace("_0000", f"_{channel:04d}") for channel in range(channels)]
+            for name in names:
+                if name not in by_name:
+                    raise FileNotFoundError(f"Expected {channels} channels of {file}. Received: no {name}. Give all of a case's files.")
+            groups.append(tuple(by_name[name] for name in names))
+    return groups
+
+
+def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, output: Path) -> Iterator[Predicted]:
+    """Writes label map, overlay and, where they were kept, probabilities of each case, and passes the case on."""
     from modules import reports
 
-    cropped = []
-    for case, image, label, probabilities in predicted:
-        prediction = probabilities.argmax(axis=-1).astype(np.uint8)
-        source = case.image_paths[0]
-        write_label_like(output / f"{case.case_id}_prediction{suffix_of(source)}", bundle.to_file_values(prediction), source)
-        reports.draw_overlay(
-            output / f"{case.case_id}_overlay.png",
-            image.array,
-            prediction,
-            bundle.class_names,
-            title=case.case_id,
-            spacing_mm=image.spacing_mm,
-        )
-        if probabilities_too:
+    for item in predicted:
+        case, image, source = item.case, item.image, item.case.image_paths[0]
+        write_label_like(output / f"{case.case_id}_prediction{suffix_of(source)}", bundle.to_file_values(item.prediction), source)
+        drawn = (image.array, item.prediction, bundle.class_names)
+        geometry = {"spacing_mm": image.spacing_mm, "affine": image.affine}
+        reports.draw_overlay(output / f"{case.case_id}_overlay.png", *drawn, title=case.case_id, **geometry)
+        if item.probabilities is not None:
             suffix = suffix_of(source) if suffix_of(source) in NIFTI_SUFFIXES else ".npz"
-            write_probabilities_like(output / f"{case.case_id}_probabilities{suffix}", probabilities, source)
-        if bundle.preprocessing.unseen(image.array.shape[:-1]):
-            cropped.append(source)
-        yield case, image, label, probabilities
-    if cropped:
-        shape = bundle.preprocessing.shape
-        log.info(
-            "%d image(s) are larger than the model's %s: what lies outside is called background. First: %s", len(cropped), shape, cropped[0]
-        )
+            write_probabilities_like(output / f"{case.case_id}_probabilities{suffix}", item.probabilities, source)
+        yield item
 
 
 def _parse(argv: Sequence[str] | None) -> Namespace:
     parser = utils.OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
     parser.add_argument("paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)}")
-    parser.add_argument("--model", metavar="RUN", help="a run or a bundle (default: the run under runs/ that finished last)")
+    parser.add_argument(
+        "--model", nargs="+", metavar="RUN", help="runs or bundles; of several the mean (default: the run under runs/ that finished last)"
+    )
+    parser.add_argument("--overlap", type=float, default=0.5, help="share of a window that its neighbour has too (default %(default)s)")
+    parser.add_argument("--mirror", action="store_true", help="average over flips too: better by a little, 4 to 8 times as slow")
     parser.add_argument("--output", metavar="DIR", default="predictions", help="where to write (default %(default)s)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if not 0 <= options.overlap < 1:
+        raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
+    return options
 
 
 if __name__ == "__main__":

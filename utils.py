@@ -12,16 +12,21 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dataset import DATASETS
-from modules.networks import NETWORKS
+from dataset import DATASETS, DatasetSpec
+from modules.bundle import Settings
+from modules.inference import Plan
+from modules.networks import NETWORKS, find_ranks
+from modules.patches import PLANES, SAMPLINGS
+from modules.pipeline import MODES
+from modules.preprocess import INTENSITIES, INTERPOLATIONS, Preprocessing
 from modules.volume import replace_file
 
 # TensorFlow's start-up messages say nothing to the user; an error still comes as an exception.
@@ -36,7 +41,12 @@ LOSSES = tuple(
     if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
 )
 
+NETWORK_OPTIONS = (
+    "base_filters", "norm", "dropout", "variant", "pretrained", "hidden_size", "mlp_size", "num_layers", "num_heads",
+)  # fmt: skip
+
 log = logging.getLogger("mri")
+T = typing.TypeVar("T")
 
 
 def _setting(default: Any = MISSING, help: str = "", choices: Sequence[str] | None = None) -> Any:
@@ -53,28 +63,44 @@ class RunConfig:
     target: tuple[str, ...] = _setting((), help="classes to find against all the rest; without it every class")
     validate_fraction: float = _setting(0.1, help="subjects held out for validation where the data set has no such split")
     test_fraction: float = _setting(0.1, help="subjects held out for test where the data set has no such split")
-    shape: tuple[int, ...] = _setting((), help="rows and columns to crop or pad to; without it the data set's own")
-    network: str = _setting("unet2d", help="architecture", choices=NETWORKS)
+    mode: str = _setting("", help="what a sample is: a slice, a whole volume at a fixed size, or a patch of a volume", choices=MODES)
+    shape: tuple[int, ...] = _setting((), help="size of a sample; without it the data set's own, or one that fits its scans")
+    plane: str = _setting("", help="which slices of volumes: without it the data set's own, or axial", choices=tuple(PLANES))
+    spacing: tuple[float, ...] = _setting((), help="mm to resample volumes to, along right, anterior, superior; without it their own")
+    interpolation: str = _setting("linear", help="of images, where they are resampled", choices=tuple(INTERPOLATIONS))
+    intensity: str = _setting("", help="normalisation of intensities; without it the data set's own", choices=INTENSITIES)
+    crop: str = _setting("", help="whether dark margins are cut off; without it the data set's own", choices=("foreground", "none"))
+    sampling: str = _setting("foreground", help="where patches lie", choices=SAMPLINGS)
+    patches_per_case: int = _setting(8, help="patches drawn of each volume an epoch")
+    class_probabilities: tuple[float, ...] = _setting((), help="of each class, the background first, for weighted sampling (default equal)")
+    network: str = _setting("", help="architecture; without it unet2d or unet3d", choices=NETWORKS)
     base_filters: int | None = _setting(None, help="filters of the network's first level")
     norm: str | None = _setting(None, help="normalisation: batch, batch_second, group or instance")
-    dropout: float | None = _setting(None, help="dropout rate at the deepest levels")
+    dropout: float | None = _setting(None, help="dropout rate")
+    variant: str | None = _setting(None, help="of efficientnet_unet's encoder: b0 to b3, s, m, l")
+    pretrained: bool | None = _setting(None, help="begin efficientnet_unet's encoder with ImageNet weights, which are downloaded")
+    hidden_size: int | None = _setting(None, help="of unetr's tokens")
+    mlp_size: int | None = _setting(None, help="of unetr's perceptrons")
+    num_layers: int | None = _setting(None, help="of unetr's transformer")
+    num_heads: int | None = _setting(None, help="of unetr's attention")
     loss: str = _setting("dice_ce", help="loss", choices=LOSSES)
     epochs: int = _setting(50, help="most epochs to train")
-    batch_size: int = _setting(16, help="images a step")
+    batch_size: int | None = _setting(None, help="samples a step; without it 16 slices, or 2 volumes or patches")
     learning_rate: float = _setting(1e-3, help="of Adam, at the beginning")
     schedule: str = _setting(
         "cosine", help="of the learning rate: constant, or down to 0 at the last epoch", choices=("constant", "cosine")
     )
     weight_decay: float = _setting(0.0, help="decoupled, of Adam")
     patience: int = _setting(15, help="epochs without a better validation Dice before stopping; 0 never stops early")
+    stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
     seed: int = _setting(42, help="of weights, split, order and every draw")
     name: str = _setting("", help="name of the run; without it data set, network and time")
     runs: str = _setting("runs", help="folder of the runs")
     cache: str = _setting("cache", help="folder of decoded cases")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
+        for name in ("epochs", "batch_size", "learning_rate", "patches_per_case"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"Expected `{name}` above 0. Received: {getattr(self, name)}.")
         for name in ("weight_decay", "patience", "seed", "dropout"):
             if (getattr(self, name) or 0) < 0:
@@ -82,7 +108,10 @@ class RunConfig:
         for name in ("validate_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
-
+        if not 0 <= self.stop_at_dice <= 1:
+            raise ValueError(f"Expected `stop_at_dice` from 0 to 1. Received: {self.stop_at_dice}.")
+        if self.class_probabilities and (min(self.class_probabilities) < 0 or not sum(self.class_probabilities) > 0):
+            raise ValueError(f"Expected `class_probabilities` of 0 or more, not all 0. Received: {self.class_probabilities}.")
         if self.demo and self.data:
             raise ValueError(f"Expected either `demo` or `data`. Received: both, data {self.data!r}. Leave one out.")
 
@@ -106,6 +135,41 @@ class RunConfig:
                     raise ValueError(f"Expected `{key}` of type {kind.__name__}. Received: {value!r} in {source}.")
             checked[key] = tuple(items) if many else value
         return cls(**checked)
+
+    def complete(self, spec: DatasetSpec) -> "RunConfig":
+        """Fills in what was left to the data set, and checks the rest against it.
+
+        Raises:
+            ValueError: If mode, network or sizes do not fit the data set or one another.
+        """
+        mode = self.mode or ("slice" if spec.spatial_dims == 2 else "patch")
+        if spec.spatial_dims == 2 and mode != "slice":
+            raise ValueError(f"Expected `mode` 'slice' for '{spec.name}', which is a set of slices. Received: {mode!r}.")
+        rank = 2 if mode == "slice" else 3
+        network = self.network or f"unet{rank}d"
+        if rank not in find_ranks(network):
+            fitting = tuple(name for name in NETWORKS if rank in find_ranks(name))
+            raise ValueError(f"Expected a {rank}-D `network` for mode '{mode}', one of {fitting}. Received: {network!r}.")
+        for name, length in (("shape", rank), ("spacing", spec.spatial_dims), ("class_probabilities", len(spec.class_names))):
+            value = getattr(self, name)
+            if value and len(value) != length:
+                raise ValueError(f"Expected `{name}` of {length} numbers for '{spec.name}' in mode '{mode}'. Received: {value}.")
+        batch_size = self.batch_size or (16 if rank == 2 else 2)
+        return replace(self, mode=mode, plane=self.plane or "axial", network=network, batch_size=batch_size)
+
+    def adapt(self, preprocessing: Preprocessing) -> Preprocessing:
+        """The data set's preprocessing with the settings made here; a sample's shape is left to the caller for volumes."""
+        return replace(
+            preprocessing,
+            spacing_mm=self.spacing or preprocessing.spacing_mm,
+            interpolation=self.interpolation,
+            intensity=self.intensity or preprocessing.intensity,
+            foreground_crop=self.crop == "foreground" if self.crop else preprocessing.foreground_crop,
+        )
+
+    def network_options(self) -> dict[str, Any]:
+        """What the network is built with; None leaves it to the network."""
+        return {name: getattr(self, name) for name in NETWORK_OPTIONS}
 
     def data_folder(self) -> Path:
         """Where the data set lies: the phantom's folder, `--data`, `$MRI_DATA/<dataset>` or `data/<dataset>`."""
@@ -137,27 +201,29 @@ def parse_training(argv: Sequence[str] | None) -> tuple[RunConfig | None, Path |
     Precedence: defaults < the data set's own < `--preset` < flags.
 
     Returns:
-        The settings, and the run to resume if `--resume` was given. The settings are None where no flag was given at all.
+        The settings, and the run to resume if `--resume` was given. The settings are None where no flag or `--list` was given.
 
     Raises:
         ValueError: For an unknown flag, value, preset or data set.
     """
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
     parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
+    parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; takes no other setting")
     for item in fields(RunConfig):
         _add_flag(parser, item)
     given = vars(parser.parse_args(argv))
-    preset, resume = given.pop("preset"), given.pop("resume")
+    preset, resume, listed = given.pop("preset"), given.pop("resume"), given.pop("list")
     if resume:
         if given or preset:
             raise ValueError(f"Expected no setting beside --resume. Received: {', '.join(given) or 'preset'}. A run keeps its settings.")
         return RunConfig.from_mapping(load_run(Path(resume))["config"], f"{resume}/run.json"), Path(resume)
-    if not given and not preset:
+    if listed or (not given and not preset):
         return None, None
-    chosen = _read_preset("demo") if given.get("demo") else {}
-    chosen |= _read_preset(preset) if preset else {}
-    chosen |= given
+    chosen = (_read_preset(preset) if preset else {}) | given
+    if given.get("demo") and not preset:
+        volumes = chosen.get("dataset") in DATASETS and DATASETS[chosen["dataset"]].spatial_dims == 3
+        chosen = _read_preset("demo3d" if volumes else "demo") | chosen
     if "dataset" not in chosen:
         raise ValueError(f"Expected --dataset in {tuple(DATASETS)}. Received: none.")
     own = dict(DATASETS[chosen["dataset"]].defaults)
@@ -333,6 +399,53 @@ def describe_environment() -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------- log and errors
+
+
+class PredictionProgress:
+    """Shows how far predictions are: a bar over cases, or over windows where a case takes many; says each such plan first."""
+
+    def __init__(self, cases: int, what: str) -> None:
+        """Args: cases: how many; what: the bar's name."""
+        self._bar = tqdm(total=cases, desc=what, unit="case", leave=False, disable=None)
+        self._windows: tqdm | None = None
+        self._cropped: list[Plan] = []
+
+    def settings(self, **values: Any) -> Settings:
+        """Settings of a prediction that report here."""
+        return Settings(**values, on_plan=self._begin, on_batch=self._advance)
+
+    def count(self, items: Iterable[T]) -> Iterator[T]:
+        """Passes predicted cases on."""
+        for item in items:
+            self._bar.update()
+            yield item
+
+    def _begin(self, plan: Plan) -> None:
+        if plan.unseen:
+            self._cropped.append(plan)
+        if len(plan.starts) == 1:
+            return
+        log.info("%s", plan)
+        self._windows = self._windows or tqdm(total=0, unit="window", leave=False, disable=None)
+        self._windows.total += len(plan.starts)
+
+    def _advance(self, number: int) -> None:
+        if self._windows is not None:
+            self._windows.update(number)
+
+    def __enter__(self) -> "PredictionProgress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._cropped:
+            log.info(
+                "%d image(s) are larger than what the model sees: what lies outside is called background, and missed. The first: "
+                "%s voxels seen, %d not",
+                len(self._cropped), "x".join(map(str, self._cropped[0].shape)), self._cropped[0].unseen,
+            )  # fmt: skip
+        for bar in (self._bar, self._windows):
+            if bar is not None:
+                bar.close()
 
 
 class _ConsoleHandler(logging.Handler):

@@ -5,19 +5,62 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, tee
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from modules.preprocess import Preprocessing
+from modules import inference
+from modules.patches import cut, make_grid
+from modules.preprocess import Geometry, Preprocessing, find_orientation
 from modules.volume import Case, Volume, read_label_of, read_volume
 
-FORMAT = 1
+FORMAT = 2
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
+
+
+def _ignore(_: Any) -> None:
+    """What is done about progress unless someone asks."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a prediction is made.
+
+    Attributes:
+        overlap: Share in [0, 1) that neighbouring windows have in common along each axis.
+        batch_size: Windows predicted together; 0 chooses by their size.
+        mirror: Whether to average over flips as well.
+        on_plan: Is told of each image's `inference.Plan` before its first window.
+        on_batch: Is told after each batch how many windows it held.
+    """
+
+    overlap: float = 0.5
+    batch_size: int = 0
+    mirror: bool = False
+    on_plan: Callable[[inference.Plan], None] = _ignore
+    on_batch: Callable[[int], None] = _ignore
+
+
+class Predicted(NamedTuple):
+    """A case with its prediction.
+
+    Attributes:
+        case: The case.
+        image: As it was read.
+        label: `(*S)` uint8 class indices, or None where the case has no label.
+        prediction: `(*S)` uint8 class indices.
+        probabilities: `(*S, K)` float32 if they were asked for, else None.
+    """
+
+    case: Case
+    image: Volume
+    label: np.ndarray | None
+    prediction: np.ndarray
+    probabilities: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -27,19 +70,24 @@ class ModelBundle:
     Attributes:
         model: A `keras.Model` from `(B, *P, C)` to probabilities `(B, *P, K)`, or `(B, *P, 1)` for a binary task.
         preprocessing: What the model expects of its input.
+        window: What the model sees at once, in the rank of the preprocessed case. A 2-D model of volumes has one 1 in it, along the
+            axis that its slices lie across.
         class_names: Of all classes, the background first.
         channels: Names of the image channels, in order.
         label_values: `{value in a label file: class index}`, for scoring.
         output_values: The value each class is written with, by class index.
+        mirrored_labels: Pairs of class indices that change places when left and right are flipped.
         provenance: Data set, seed, versions, scores: for the record, not for the prediction.
     """
 
     model: Any
     preprocessing: Preprocessing
+    window: tuple[int, ...]
     class_names: tuple[str, ...]
     channels: tuple[str, ...]
     label_values: Mapping[int, int]
     output_values: tuple[int, ...]
+    mirrored_labels: tuple[tuple[int, int], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -53,10 +101,12 @@ class ModelBundle:
         record = {
             "format": FORMAT,
             "preprocessing": dataclasses.asdict(self.preprocessing),
+            "window": self.window,
             "class_names": self.class_names,
             "channels": self.channels,
             "label_values": {str(value): index for value, index in self.label_values.items()},
             "output_values": self.output_values,
+            "mirrored_labels": self.mirrored_labels,
             "provenance": dict(self.provenance),
             "intended_use": INTENDED_USE,
             "model_sha256": _hash_bytes((temporary / "model.keras").read_bytes()),
@@ -92,79 +142,148 @@ class ModelBundle:
             )
         import keras
 
-        preprocessing = {**record["preprocessing"], "shape": tuple(record["preprocessing"]["shape"])}
+        preprocessing = {name: tuple(value) if isinstance(value, list) else value for name, value in record["preprocessing"].items()}
         return cls(
             model=keras.models.load_model(folder / "model.keras", compile=False, safe_mode=True),
             preprocessing=Preprocessing(**preprocessing),
+            window=tuple(record["window"]),
             class_names=tuple(record["class_names"]),
             channels=tuple(record["channels"]),
             label_values={int(value): index for value, index in record["label_values"].items()},
             output_values=tuple(record["output_values"]),
+            mirrored_labels=tuple((first, second) for first, second in record["mirrored_labels"]),
             provenance=record["provenance"],
         )
 
-    def predict(self, images: Iterable[Volume], batch_size: int = 16) -> Iterator[np.ndarray]:
-        """Predicts images one after the other, in batches, each on its own grid.
+    def predict(self, images: Iterable[Volume], settings: Settings = Settings()) -> Iterator[Iterator[np.ndarray]]:
+        """Predicts images one after the other, in batches of windows, each on its own grid.
 
         Args:
             images: Volumes `(*S, C)`; they may differ in shape and are drawn lazily.
-            batch_size: Images predicted together; the last batch is padded, so that one shape is compiled.
+            settings: How windows are laid and merged.
 
         Yields:
-            Probabilities `(*S, K)` float32, summing to 1 over the classes. Voxels outside the network's crop are background.
+            For each image its probabilities, plane by plane: `(*S[1:], K)` float32 of the volume in canonical orientation, or the
+            one plane `(*S, K)` of a slice. They sum to 1 over the classes; voxels outside the network's crop are background.
         """
         background = np.eye(len(self.class_names), dtype=np.float32)[0]
-        images = iter(images)
-        while batch := list(islice(images, batch_size)):
-            prepared = [self.preprocessing.apply(image) for image in batch]
-            inputs = np.zeros((batch_size, *prepared[0][0].shape), np.float32)
-            for row, (array, _) in enumerate(prepared):
-                inputs[row] = array
-            outputs = np.asarray(self.model.predict_on_batch(inputs))
+        window = self.window if len(self.window) == 3 else (1, *self.window)
+        batch_size = settings.batch_size or inference.choose_batch_size(window)
+        waiting: deque[tuple[inference.Plan, Geometry]] = deque()
+
+        def cut_windows() -> Iterator[np.ndarray]:
+            for image in images:
+                array, geometry = self.preprocessing.apply(image)
+                array = array if array.ndim == 4 else array[np.newaxis]
+                starts = tuple(make_grid(array.shape[:-1], window, settings.overlap))
+                unseen = self.preprocessing.unseen(geometry)
+                plan = inference.Plan(array.shape[:-1], window, starts, len(self.class_names), batch_size, unseen)
+                settings.on_plan(plan)
+                waiting.append((plan, geometry))
+                darkest = array.min(axis=(0, 1, 2))
+                for start in plan.starts:
+                    yield cut(array, start, window, fill=darkest)
+
+        outputs = inference.predict_windows(self._make_predictor(window, settings), cut_windows(), batch_size)
+        for first in outputs:
+            plan, geometry = waiting.popleft()
+            merged = inference.merge_windows(chain([first], islice(outputs, len(plan.starts) - 1)), plan)
+            planes = self.preprocessing.restore_planes(merged, geometry, fill=background)
+            yield planes
+            # The next image's windows come behind this one's, wanted or not.
+            deque(planes, maxlen=0)
+
+    def _make_predictor(self, window: tuple[int, ...], settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
+        """From windows `(B, *window, C)` to probabilities `(B, *window, K)`, whatever rank and head the model has."""
+        across = window.index(1) + 1 if len(self.model.input_shape) == 4 else None
+
+        def predict(inputs: np.ndarray) -> np.ndarray:
+            outputs = np.asarray(self.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
             if outputs.shape[-1] == 1:
                 outputs = np.concatenate([1 - outputs, outputs], axis=-1)
-            for output, (_, geometry) in zip(outputs, prepared, strict=False):
-                yield self.preprocessing.restore(output, geometry, fill=background)
+            settings.on_batch(len(inputs))
+            return outputs if across is None else np.expand_dims(outputs, across)
 
-    def predict_cases(self, cases: Iterable[Case], batch_size: int = 16) -> Iterator[tuple[Case, Volume, np.ndarray | None, np.ndarray]]:
-        """Reads and predicts cases, holding no more than a batch of them in memory.
-
-        Args:
-            cases: Where `label_path` is None, no label is read.
-            batch_size: As for `predict`.
-
-        Yields:
-            The case, its image, its label `(*S)` of class indices or None, and its probabilities `(*S, K)`.
-
-        Raises:
-            FileNotFoundError, ValueError: From reading, and where an image does not fit the model; the file is named.
-        """
-        waiting: deque[tuple[Case, Volume, np.ndarray | None]] = deque()
-        failures: list[Exception] = []
-
-        def read_images() -> Iterator[Volume]:
-            for case in cases:
-                try:
-                    image = read_volume(case.image_paths)
-                    self.preprocessing.check(image, self.channels, str(case.image_paths[0]))
-                    label = None
-                    if case.label_path is not None:
-                        label = read_label_of(case, image, self.label_values, self.provenance.get("dataset", ""))
-                except (ValueError, OSError) as error:
-                    # What was read before is still predicted, so that one bad file costs no work.
-                    failures.append(error)
-                    return
-                waiting.append((case, image, label))
-                yield image
-
-        for probabilities in self.predict(read_images(), batch_size):
-            yield (*waiting.popleft(), probabilities)
-        if failures:
-            raise failures[0]
+        if not settings.mirror:
+            return predict
+        # Which axis runs from left to right is known for volumes in canonical orientation only: it is the first.
+        left_right = 1 if self.preprocessing.spatial_dims == 3 else None
+        if left_right is None and self.mirrored_labels:
+            raise ValueError("Expected volumes for `mirror` with classes on the left and the right. Received: a model of 2-D files.")
+        return inference.mirror(predict, [axis for axis in (1, 2, 3) if window[axis - 1] > 1], left_right, self.mirrored_labels)
 
     def to_file_values(self, label: np.ndarray) -> np.ndarray:
         """Turns class indices `(*S)` into the data set's own label values."""
         return np.asarray(self.output_values)[label]
+
+
+def predict_cases(
+    bundles: Sequence[ModelBundle], cases: Iterable[Case], settings: Settings | None = None, *, keep_probabilities: bool = False
+) -> Iterator[Predicted]:
+    """Reads and predicts cases with one model, or with the mean of several; holds no more than a batch of cases in memory.
+
+    Args:
+        bundles: Models of the same channels and classes; they may differ in rank, window and preprocessing.
+        cases: Where `label_path` is None, no label is read.
+        settings: How windows are laid and merged.
+        keep_probabilities: Whether to keep what else is dropped plane by plane: the probabilities of all classes.
+
+    Raises:
+        FileNotFoundError, ValueError: From reading, where an image does not fit a model (the file is named), and where the models
+            do not fit one another.
+    """
+    first, settings = bundles[0], settings or Settings()
+    for bundle in bundles[1:]:
+        for what in ("class_names", "channels", "output_values"):
+            if getattr(bundle, what) != getattr(first, what):
+                raise ValueError(
+                    f"Expected models of the same {what} for an ensemble, {getattr(first, what)}. Received: {getattr(bundle, what)}."
+                )
+    waiting: deque[tuple[Case, Volume, np.ndarray | None]] = deque()
+    failures: list[Exception] = []
+
+    def read_images() -> Iterator[Volume]:
+        for case in cases:
+            try:
+                image = read_volume(case.image_paths)
+                for bundle in bundles:
+                    bundle.preprocessing.check(image, bundle.channels, str(case.image_paths[0]))
+                label = None
+                if case.label_path is not None:
+                    label = read_label_of(case, image, first.label_values, first.provenance.get("dataset", ""))
+            except (ValueError, OSError) as error:
+                # What was read before is still predicted, so that one bad file costs no work.
+                failures.append(error)
+                return
+            waiting.append((case, image, label))
+            yield image
+
+    images = tee(read_images(), len(bundles))
+    streams = [bundle.predict(copies, settings) for bundle, copies in zip(bundles, images, strict=True)]
+    for planes in zip(*streams, strict=True):
+        case, image, label = waiting.popleft()
+        prediction, probabilities = _assemble(inference.average_planes(planes), image, len(first.class_names), keep_probabilities)
+        yield Predicted(case, image, label, prediction, probabilities)
+    if failures:
+        raise failures[0]
+
+
+def _assemble(planes: Iterable[np.ndarray], image: Volume, num_classes: int, keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """The label map `(*S)` on the image's grid, and the probabilities `(*S, K)` if they are to be kept, from canonical planes."""
+    spatial = image.array.shape[:-1]
+    axes, flipped = find_orientation(image)
+    geometry = Geometry(axes, flipped, spatial, (), ())
+    prediction = np.empty(spatial, np.uint8)
+    probabilities = np.empty((*spatial, num_classes), np.float32) if keep else None
+    # Views that are filled in canonical order.
+    turned = geometry.turn(prediction)
+    turned_probabilities = geometry.turn(probabilities) if keep else None
+    for index, plane in enumerate(planes):
+        place = index if len(spatial) == 3 else ...
+        turned[place] = plane.argmax(axis=-1)
+        if keep:
+            turned_probabilities[place] = plane
+    return prediction, probabilities
 
 
 def hash_weights(model) -> str:
@@ -194,8 +313,10 @@ def _read_record(path: Path) -> dict[str, Any]:
         claimed = record.pop("bundle_sha256")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"Expected a bundle's description in {path}. Received: {error!r}. Train or copy it again.") from error
-    if record.get("format", 0) > FORMAT:
-        raise ValueError(f"Expected a bundle of format {FORMAT} or older in {path}. Received: {record['format']}. Update this program.")
+    if record.get("format") != FORMAT:
+        raise ValueError(
+            f"Expected a bundle of format {FORMAT} in {path}. Received: {record.get('format')}. Train it again, or update this program."
+        )
     if _hash_record(record) != claimed:
         raise ValueError(f"Expected {path} as it was saved. Received: a file altered since. Train or copy it again.")
     return record

@@ -84,19 +84,23 @@ class Record(keras.callbacks.Callback):
 class KeepBest(keras.callbacks.Callback):
     """Saves the model whenever its mean foreground Dice on the validation set is the best so far, and stops when that is long ago."""
 
-    def __init__(self, save: Callable[[], None], patience: int) -> None:
-        """Args: save: keeps the model as it is now; patience: epochs without a better one before stopping, 0 for never."""
+    def __init__(self, save: Callable[[], None], patience: int, stop_at_dice: float = 0.0) -> None:
+        """Args: save: keeps the model as it is now; patience: epochs without a better one before stopping, 0 for never;
+        stop_at_dice: stops once every class has this Dice on the validation set, 0 for never.
+        """
         super().__init__()
         self._save = save
         self._patience = patience
+        self._stop_at_dice = stop_at_dice
+        self._reached = False
         self.best = -math.inf
         self.best_epoch = 0
         self._last_epoch = 0
 
     @property
     def finished(self) -> bool:
-        """Whether patience has run out."""
-        return 0 < self._patience <= self._last_epoch - self.best_epoch
+        """Whether patience has run out or every class is good enough."""
+        return self._reached or 0 < self._patience <= self._last_epoch - self.best_epoch
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Compares, saves, stops. A NaN (no foreground in the validation set) counts as the worst."""
@@ -106,17 +110,26 @@ class KeepBest(keras.callbacks.Callback):
         if dice > self.best:
             self.best, self.best_epoch = dice, epoch + 1
             self._save()
-        if self.finished:
+        # A class that the validation set lacks is NaN and never good enough: nobody measured it.
+        if self._stop_at_dice > 0 and all(value >= self._stop_at_dice for key, value in logs.items() if key.startswith("val_dice_")):
+            self._reached = True
+            if self.best_epoch != epoch + 1:
+                # This is the model that was asked for, although another had a better mean.
+                self.best, self.best_epoch = dice, epoch + 1
+                self._save()
+            log.info("stopped: every class has a validation Dice of %.4f or more", self._stop_at_dice)
+            self.model.stop_training = True
+        elif self.finished:
             log.info("stopped: no better validation Dice than %.4f (epoch %d) for %d epochs", self.best, self.best_epoch, self._patience)
             self.model.stop_training = True
 
     def state(self) -> Any:
         """What a checkpoint must hold."""
-        return [self.best, self.best_epoch, self._last_epoch]
+        return [self.best, self.best_epoch, self._last_epoch, self._reached]
 
     def restore(self, state: Any) -> None:
         """Takes back what `state` gave."""
-        self.best, self.best_epoch, self._last_epoch = state
+        self.best, self.best_epoch, self._last_epoch, self._reached = state
 
 
 class Checkpoint(keras.callbacks.Callback):

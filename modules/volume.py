@@ -246,15 +246,13 @@ def _read_nifti(path: Path) -> Volume:
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
         reason = " ".join(str(error).split())
         raise ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.") from error
-    kept = [axis for axis, size in enumerate(array.shape) if size > 1]
-    spacing = [float(zoom) if zoom > 0 else 1.0 for zoom in source.header.get_zooms()]
-    array = array.reshape([array.shape[axis] for axis in kept])
-    if array.ndim == 4:
-        kept = kept[:3]
-    elif array.ndim in (2, 3):
-        array = array[..., np.newaxis]
-    else:
+    # The first three axes are space, what comes behind them are channels; axes of length one are neither.
+    kept = [axis for axis, size in enumerate(array.shape[:3]) if size > 1]
+    channels = [size for size in array.shape[3:] if size > 1] or [1]
+    if len(kept) < 2 or len(channels) > 1:
         raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {source.shape}.")
+    spacing = [float(zoom) if zoom > 0 else 1.0 for zoom in source.header.get_zooms()]
+    array = array.reshape([*(array.shape[axis] for axis in kept), channels[0]])
     return Volume(array, np.asarray(source.affine), tuple(spacing[axis] for axis in kept))
 
 

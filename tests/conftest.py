@@ -46,13 +46,16 @@ def write_picture(tmp_path):
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory):
-    """A folder with tiny phantoms `hipmri`, `oasis` and `lgg` in their data sets' layouts; read only."""
+    """A folder with a tiny phantom of each data set in its layout; read only."""
     from modules import phantom
 
     root = tmp_path_factory.mktemp("phantoms")
     phantom.write_hipmri(root / "hipmri", subjects=(3, 1, 2), slices=4)
     phantom.write_oasis(root / "oasis", subjects=(2, 1, 1), slices=4)
     phantom.write_lgg(root / "lgg", subjects=4, slices=4)
+    phantom.write_hipmri3d(root / "hipmri3d", subjects=5, shape=(32, 32, 16))
+    phantom.write_ibsr18(root / "ibsr18", subjects=(3, 1, 1), shape=(32, 24, 32))
+    phantom.write_msd(root / "msd", subjects=4, shape=(24, 32, 24))
     return root
 
 

@@ -1,5 +1,6 @@
 """A bundle comes back as it was saved, or is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from modules.bundle import ModelBundle, hash_weights
+from modules.bundle import ModelBundle, Settings, hash_weights, predict_cases
 from modules.networks import build, with_head
 from modules.preprocess import Preprocessing
 from modules.volume import Case, Volume
@@ -18,11 +19,13 @@ def make_bundle(num_classes=3, channels=("T1",)):
     keras.utils.set_random_seed(1)
     return ModelBundle(
         model=with_head(build("unet2d", (16, 32, len(channels)), num_classes, base_filters=2)),
-        preprocessing=Preprocessing(shape=(16, 32)),
+        preprocessing=Preprocessing(2, shape=(16, 32)),
+        window=(16, 32),
         class_names=("background", "a", "b")[:num_classes],
         channels=channels,
         label_values={0: 0, 85: 1, 170: 2},
         output_values=(0, 85, 170)[:num_classes],
+        mirrored_labels=((1, 2),)[: num_classes - 2],
         provenance={"dataset": "oasis", "seed": 42},
     )
 
@@ -36,21 +39,26 @@ def test_round_trip(tmp_path):
     bundle.save(tmp_path / "bundle")
     for folder in (tmp_path, tmp_path / "bundle"):
         loaded = ModelBundle.load(folder)
-        for name in ("preprocessing", "class_names", "channels", "label_values", "output_values", "provenance"):
-            assert getattr(loaded, name) == getattr(bundle, name)
+        for item in dataclasses.fields(bundle)[1:]:
+            assert getattr(loaded, item.name) == getattr(bundle, item.name)
         assert hash_weights(loaded.model) == hash_weights(bundle.model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def _predict(bundle, images, batch_size):
+    """The one plane of each slice."""
+    return [next(planes) for planes in bundle.predict(images, Settings(batch_size=batch_size))]
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_prediction_does_not_depend_on_the_batch_and_keeps_each_grid(num_classes):
     bundle = make_bundle(num_classes)
     images = [_volume(16, 32, seed=1), _volume(16, 40, seed=2), _volume(10, 20, seed=3)]
-    together = list(bundle.predict(images, batch_size=2))
+    together = _predict(bundle, images, 2)
     for image, probabilities in zip(images, together, strict=True):
         assert probabilities.shape == (*image.array.shape[:2], num_classes)
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-5)
-        np.testing.assert_allclose(next(bundle.predict([image], batch_size=1)), probabilities, atol=1e-5)
+        np.testing.assert_allclose(_predict(bundle, [image], 1)[0], probabilities, atol=1e-5)
     # Columns that the crop never saw are background.
     np.testing.assert_array_equal(together[1][:, :4, 0], 1)
     np.testing.assert_array_equal(together[1][:, -4:, 0], 1)
@@ -60,10 +68,10 @@ def test_another_rank_or_number_of_channels_is_refused_by_name(write_picture, wr
     bundle = make_bundle()
     colour = write_picture("colour.png", np.zeros((16, 32, 3), np.uint8))
     with pytest.raises(ValueError, match=r"Expected 1 channel\(s\) \(T1\) for this model. Received: 3 in .*colour.png"):
-        list(bundle.predict_cases([Case("c", "s", (colour,))]))
+        list(predict_cases([bundle], [Case("c", "s", (colour,))]))
     scan = write_nifti("scan.nii.gz", np.zeros((8, 9, 10), np.float32))
     with pytest.raises(ValueError, match=r"Expected a 2-D image for this model. Received: 3-D, \(8, 9, 10\), in .*scan.nii.gz"):
-        list(bundle.predict_cases([Case("c", "s", (scan,))]))
+        list(predict_cases([bundle], [Case("c", "s", (scan,))]))
 
 
 def test_a_save_that_was_killed_between_its_renames_loses_nothing(tmp_path):

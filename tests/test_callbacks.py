@@ -45,6 +45,28 @@ def test_a_restored_callback_goes_on_where_it_was():
     assert (second.best, second.best_epoch, second.finished) == (0.3, 2, True)
 
 
+def test_stops_once_every_class_is_good_enough_and_keeps_that_model():
+    epochs = [(0.9, 0.65), (0.72, 0.71), (0.99, 0.99)]
+    saved = []
+    callback = KeepBest(lambda: saved.append(callback.best_epoch), 0, stop_at_dice=0.7)
+    callback.set_model(_Model())
+    for epoch, (one, other) in enumerate(epochs[:2]):
+        assert not callback.finished
+        callback.on_epoch_end(epoch, {"val_mean_dice": (one + other) / 2, "val_dice_a": one, "val_dice_b": other})
+    # The mean of the first epoch was better, but the second is what was asked for.
+    assert (saved, callback.finished, callback.model.stop_training) == ([1, 2], True, True)
+    resumed = KeepBest(lambda: None, 0, stop_at_dice=0.7)
+    resumed.restore(callback.state())
+    assert resumed.finished
+
+
+def test_a_class_that_validation_lacks_is_never_good_enough():
+    callback = KeepBest(lambda: None, 0, stop_at_dice=0.7)
+    callback.set_model(_Model())
+    callback.on_epoch_end(0, {"val_mean_dice": 0.9, "val_dice_a": 0.9, "val_dice_b": float("nan")})
+    assert not callback.finished
+
+
 def _model(units):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(units), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
@@ -59,13 +81,13 @@ def test_a_checkpoint_brings_back_weights_optimiser_and_random_state(tmp_path):
     assert checkpoint.restore(model) == 0
     checkpoint.set_model(model)
     model.fit(images, targets, epochs=2, verbose=0)
-    best.restore([0.5, 1, 2])
+    best.restore([0.5, 1, 2, False])
     checkpoint.on_epoch_end(1)
     model.fit(images, targets, epochs=2, verbose=0)
 
     other, other_best = _model(4), KeepBest(lambda: None, 3)
     assert Checkpoint(tmp_path / "last.npz", [other_best]).restore(other) == 2
-    assert other_best.state() == [0.5, 1, 2]
+    assert other_best.state() == [0.5, 1, 2, False]
     other.fit(images, targets, epochs=2, verbose=0)
     for ours, theirs in zip(model.variables, other.variables, strict=True):
         np.testing.assert_array_equal(np.array(ours), np.array(theirs))

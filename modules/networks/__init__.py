@@ -1,16 +1,33 @@
 """Networks: one file each, found by its name.
 
-`modules/networks/<name>.py` defines `build(input_shape, num_classes, *, ...options) -> keras.Model`, a functional model from
-`(B, *P, C)` to logits `(B, *P, K)`; a docstring whose first line is the help text; and `DIVISOR`, what every spatial size must be
-a multiple of. Files whose name begins with an underscore hold what several networks share.
+`modules/networks/<name>.py` defines `build(input_shape, num_logits, *, ...options) -> keras.Model`, a functional model from
+`(B, *P, C)` to logits `(B, *P, num_logits)`; a docstring whose first line is the help text; and two literals: `DIVISOR`, what
+every spatial size must be a multiple of, and `RANKS`, the numbers of spatial sizes it takes. Files whose name begins with an
+underscore hold what several networks share.
 """
 
+import ast
 import importlib
 import inspect
 from pathlib import Path
 from typing import Any
 
 NETWORKS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py")))
+
+
+def describe() -> dict[str, str]:
+    """Returns each network's name and the first line of its docstring, without importing Keras."""
+    return {name: ast.get_docstring(_parse(name)).partition("\n")[0] for name in NETWORKS}
+
+
+def find_divisor(name: str) -> int:
+    """Returns what every spatial size must be a multiple of, without importing Keras; raises ValueError for an unknown name."""
+    return _find_constant(name, "DIVISOR")
+
+
+def find_ranks(name: str) -> tuple[int, ...]:
+    """Returns the numbers of spatial sizes it takes, without importing Keras; raises ValueError for an unknown name."""
+    return _find_constant(name, "RANKS")
 
 
 def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: Any):
@@ -26,11 +43,10 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: 
         A functional `keras.Model` from `(B, *P, C)` to `(B, *P, K)`, or `(B, *P, 1)` for two classes.
 
     Raises:
-        ValueError: For an unknown network or option, listing the valid ones, and for a shape that does not divide, naming
-            the nearest that does.
+        ValueError: For an unknown network or option, listing the valid ones; for a rank it does not take, naming the networks
+            that do; and for a shape that does not divide, naming the nearest that does.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"Expected `network` in {NETWORKS}. Received: {name!r}.")
+    divisor, ranks = find_divisor(name), find_ranks(name)
     module = importlib.import_module(f"{__name__}.{name}")
     options = {key: value for key, value in options.items() if value is not None}
     known = list(inspect.signature(module.build).parameters)[2:]
@@ -38,10 +54,16 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: 
     if unknown:
         raise ValueError(f"Expected options of network '{name}' in {tuple(known)}. Received: {unknown[0]!r}.")
     spatial = tuple(input_shape[:-1])
-    nearest = tuple(max(module.DIVISOR, round(size / module.DIVISOR) * module.DIVISOR) for size in spatial)
+    if len(spatial) not in ranks:
+        fitting = tuple(other for other in NETWORKS if len(spatial) in find_ranks(other))
+        raise ValueError(
+            f"Expected a shape of {' or '.join(map(str, ranks))} sizes for network '{name}'. Received: {spatial}. "
+            f"The networks that take {len(spatial)} are {fitting}."
+        )
+    nearest = tuple(max(divisor, round(size / divisor) * divisor) for size in spatial)
     if spatial != nearest:
         raise ValueError(
-            f"Expected a shape whose sizes are multiples of {module.DIVISOR} for network '{name}'. Received: {spatial}. "
+            f"Expected a shape whose sizes are multiples of {divisor} for network '{name}'. Received: {spatial}. "
             f"The nearest valid one is {nearest}."
         )
     return module.build(tuple(input_shape), 1 if num_classes == 2 else num_classes, **options)
@@ -55,3 +77,16 @@ def with_head(network):
     activation = "sigmoid" if logits.shape[-1] == 1 else "softmax"
     probabilities = keras.layers.Activation(activation, dtype="float32", name="probabilities")(logits)
     return keras.Model(network.input, probabilities, name=network.name)
+
+
+def _parse(name: str) -> ast.Module:
+    if name not in NETWORKS:
+        raise ValueError(f"Expected `network` in {NETWORKS}. Received: {name!r}.")
+    return ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+
+
+def _find_constant(name: str, constant: str) -> Any:
+    for node in _parse(name).body:
+        if isinstance(node, ast.Assign) and [target.id for target in node.targets if isinstance(target, ast.Name)] == [constant]:
+            return ast.literal_eval(node.value)
+    raise ValueError(f"Expected a literal `{constant}` in modules/networks/{name}.py. Received: none. Add it there.")

@@ -7,31 +7,49 @@ NORMS = ("batch", "batch_second", "group", "instance")
 # Keras's default of 0.99 needs some hundred steps before the moving averages mean anything; small data sets have fewer an epoch.
 BATCH_NORM_MOMENTUM = 0.9
 
+# The layers of each spatial rank.
+CONVOLUTION = {2: layers.Conv2D, 3: layers.Conv3D}
+TRANSPOSED_CONVOLUTION = {2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}
+MAX_POOLING = {2: layers.MaxPooling2D, 3: layers.MaxPooling3D}
+SPATIAL_DROPOUT = {2: layers.SpatialDropout2D, 3: layers.SpatialDropout3D}
 
-def check_norm(norm: str) -> None:
-    """Raises ValueError for a normalisation that is not in `NORMS`."""
-    if norm not in NORMS:
-        raise ValueError(f"Expected `norm` in {NORMS}. Received: {norm!r}.")
+
+def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
+    """Raises ValueError for a normalisation that is not in `norms`."""
+    if norm not in norms:
+        raise ValueError(f"Expected `norm` in {norms}. Received: {norm!r}.")
 
 
-def normalise(x, norm: str):
-    """Applies batch, group (as many groups of at least eight channels as divide them) or instance normalisation."""
+def normalise(x, norm: str, groups: int | None = None):
+    """Applies batch, group (`groups`, or as many of at least eight channels as divide them) or instance normalisation."""
     if norm.startswith("batch"):
         return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM)(x)
     channels = x.shape[-1]
-    groups = -1
-    if norm == "group":
+    if norm == "instance":
+        groups = -1
+    elif groups is None:
         groups = next(number for number in range(max(1, channels // 8), 0, -1) if channels % number == 0)
     return layers.GroupNormalization(groups=groups, epsilon=1e-5)(x)
 
 
-def double_convolution(x, filters: int, *, norm: str, dropout: float, rank: int = 2):
-    """Two 3x3 (3x3x3) convolutions, each with its normalisation and ReLU; "batch_second" normalises after the second only."""
-    convolution = {2: layers.Conv2D, 3: layers.Conv3D}[rank]
-    for place in (1, 2):
-        normalised = norm != "batch_second" or place == 2
+def double_convolution(x, filters: int | tuple[int, int], *, norm: str, dropout: float):
+    """Two 3x3 (3x3x3) convolutions, each with its normalisation and ReLU; "batch_second" normalises after the second only.
+
+    Args:
+        x: `(B, *P, C)`, of spatial rank 2 or 3.
+        filters: Of both convolutions, or of each.
+        norm: One of `NORMS`.
+        dropout: Rate after the second convolution.
+
+    Returns:
+        `(B, *P, filters)`.
+    """
+    both = (filters, filters) if isinstance(filters, int) else filters
+    convolution = CONVOLUTION[len(x.shape) - 2]
+    for place, number in enumerate(both):
+        normalised = norm != "batch_second" or place == 1
         # A bias before a normalisation that subtracts the mean does nothing.
-        x = convolution(filters, 3, padding="same", use_bias=not normalised, kernel_initializer="he_normal")(x)
+        x = convolution(number, 3, padding="same", use_bias=not normalised, kernel_initializer="he_normal")(x)
         if normalised:
             x = normalise(x, norm)
         x = layers.ReLU()(x)

@@ -6,7 +6,8 @@ from keras import layers
 from modules.networks._blocks import check_norm, double_convolution
 
 DEPTH = 4
-DIVISOR = 2**DEPTH
+DIVISOR = 16
+RANKS = (2,)
 
 
 def build(

@@ -3,54 +3,30 @@
 A person without scans can train, predict and test on these. Nothing here is copied from a patient.
 """
 
-import gzip
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import nibabel as nib
 import numpy as np
 
+from modules.phantom._files import SPLITS, check_count, check_counts, list_subjects, write_nifti, write_once, write_picture
+from modules.phantom._volumes import write_hipmri3d, write_ibsr18, write_msd
 from modules.phantom.brain import BRAIN_CLASSES, draw_brain, draw_lgg
+from modules.phantom.hippocampus import HIPPOCAMPUS_CLASSES, draw_hippocampus
 from modules.phantom.pelvis import PELVIS_CLASSES, draw_pelvis, draw_pelvis_anatomy, render_pelvis
 
-__all__ = ["BRAIN_CLASSES", "PELVIS_CLASSES", "draw_brain", "draw_pelvis", "write_hipmri", "write_lgg", "write_oasis"]
-
-SPLITS = ("train", "validate", "test")
-
-
-def _write_once(root: Path, fill: Callable[[Path], None]) -> Path:
-    """Fills a sibling folder and renames it to `root`, so that a killed run leaves no half data set behind."""
-    root = Path(root)
-    if root.exists():
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
-        part = Path(folder) / root.name
-        part.mkdir()
-        fill(part)
-        try:
-            part.rename(root)
-        except OSError:
-            if not root.is_dir():  # otherwise another process wrote the same files meanwhile
-                raise
-    return root
-
-
-def _check_counts(subjects: tuple[int, ...], slices: int) -> None:
-    """Raises ValueError unless there is at least one slice and no count is negative."""
-    if len(subjects) not in (1, 3) or min(subjects) < 0:
-        raise ValueError(f"Expected `subjects` >= 0, one number for each of train, validate and test. Received: {subjects}.")
-    if slices < 1:
-        raise ValueError(f"Expected `slices` >= 1. Received: {slices}.")
-
-
-def _list_subjects(subjects: tuple[int, int, int]) -> list[tuple[str, int]]:
-    """Returns (split, index) of each subject; indices interleave, so that a larger split leaves the other ones alone."""
-    return [
-        (split, 3 * number + offset) for offset, (split, count) in enumerate(zip(SPLITS, subjects, strict=True)) for number in range(count)
-    ]
+__all__ = [
+    "BRAIN_CLASSES",
+    "HIPPOCAMPUS_CLASSES",
+    "PELVIS_CLASSES",
+    "draw_brain",
+    "draw_hippocampus",
+    "draw_pelvis",
+    "write_hipmri",
+    "write_hipmri3d",
+    "write_ibsr18",
+    "write_lgg",
+    "write_msd",
+    "write_oasis",
+]
 
 
 def _make_split_folders(folder: Path, stem: str) -> None:
@@ -58,19 +34,6 @@ def _make_split_folders(folder: Path, stem: str) -> None:
     for split in SPLITS:
         (folder / f"{stem}_{split}").mkdir()
         (folder / f"{stem}_seg_{split}").mkdir()
-
-
-def _write_nifti(path: Path, array: np.ndarray) -> None:
-    """Writes `array` with an identity affine; without a time stamp, so that equal arrays give equal files."""
-    image = nib.Nifti1Image(array, np.eye(4), dtype=array.dtype)
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
-
-
-def _write_picture(path: Path, array: np.ndarray) -> None:
-    """Writes uint8 (height, width) or RGB (height, width, 3) in the format that the name ends in."""
-    if array.ndim == 3:
-        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
-    path.write_bytes(cv2.imencode(path.suffix, array)[1].tobytes())
 
 
 def write_hipmri(root: Path, *, seed: int = 42, subjects: tuple[int, int, int] = (10, 2, 3), slices: int = 16) -> Path:
@@ -91,11 +54,12 @@ def write_hipmri(root: Path, *, seed: int = 42, subjects: tuple[int, int, int] =
     Raises:
         ValueError: if a count is negative or `slices` is below 1.
     """
-    _check_counts(subjects, slices)
+    check_counts(subjects)
+    check_count("slices", slices, 1)
 
     def fill(folder: Path) -> None:
         _make_split_folders(folder, "keras_slices")
-        for split, index in _list_subjects(subjects):
+        for split, index in list_subjects(subjects):
             rng = np.random.default_rng([seed, index])
             anatomy = draw_pelvis_anatomy(rng)
             shape = (slices, 256, 144 if index % 5 == 3 else 128)
@@ -108,10 +72,10 @@ def write_hipmri(root: Path, *, seed: int = 42, subjects: tuple[int, int, int] =
                     image, label = image[..., None], label[..., None]
                 for number in range(slices):
                     name = f"{5 + index:03d}_week_{week}_slice_{number}.nii.gz"
-                    _write_nifti(folder / f"keras_slices_{split}" / f"case_{name}", image[number])
-                    _write_nifti(folder / f"keras_slices_seg_{split}" / f"seg_{name}", label[number].astype(label_type))
+                    write_nifti(folder / f"keras_slices_{split}" / f"case_{name}", image[number])
+                    write_nifti(folder / f"keras_slices_seg_{split}" / f"seg_{name}", label[number].astype(label_type))
 
-    return _write_once(root, fill)
+    return write_once(root, fill)
 
 
 def write_oasis(root: Path, *, seed: int = 42, subjects: tuple[int, int, int] = (10, 2, 3), slices: int = 16) -> Path:
@@ -120,20 +84,21 @@ def write_oasis(root: Path, *, seed: int = 42, subjects: tuple[int, int, int] = 
     Pictures are 8-bit grey, 256x256, anterior to the right as in the real set; masks hold 0, 85, 170, 255. Arguments, result
     and errors are those of `write_hipmri`.
     """
-    _check_counts(subjects, slices)
+    check_counts(subjects)
+    check_count("slices", slices, 1)
 
     def fill(folder: Path) -> None:
         _make_split_folders(folder, "keras_png_slices")
-        for split, index in _list_subjects(subjects):
+        for split, index in list_subjects(subjects):
             image, label = draw_brain(np.random.default_rng([seed, index]), (slices, 256, 256))
             image = np.clip(image * (195 / np.percentile(image, 99.8)), 0, 255).round().astype(np.uint8)
             image, label = (np.rot90(array, -1, axes=(1, 2)) for array in (image, label * np.uint8(85)))
             for number in range(slices):
                 name = f"{1 + index:03d}_slice_{number}.nii.png"
-                _write_picture(folder / f"keras_png_slices_{split}" / f"case_{name}", image[number])
-                _write_picture(folder / f"keras_png_slices_seg_{split}" / f"seg_{name}", label[number])
+                write_picture(folder / f"keras_png_slices_{split}" / f"case_{name}", image[number])
+                write_picture(folder / f"keras_png_slices_seg_{split}" / f"seg_{name}", label[number])
 
-    return _write_once(root, fill)
+    return write_once(root, fill)
 
 
 def write_lgg(root: Path, *, seed: int = 42, subjects: int = 15, slices: int = 16) -> Path:
@@ -144,7 +109,8 @@ def write_lgg(root: Path, *, seed: int = 42, subjects: int = 15, slices: int = 1
 
     `subjects` is one number, as the set has no official split; other arguments, result and errors are those of `write_hipmri`.
     """
-    _check_counts((subjects,), slices)
+    check_count("subjects", subjects, 0)
+    check_count("slices", slices, 1)
 
     def fill(folder: Path) -> None:
         for index in range(subjects):
@@ -154,7 +120,7 @@ def write_lgg(root: Path, *, seed: int = 42, subjects: int = 15, slices: int = 1
             case_id = f"TCGA_{site}_{9001 + index}_{rng.integers(1990, 2005)}{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}"
             (folder / case_id).mkdir()
             for number in range(slices):
-                _write_picture(folder / case_id / f"{case_id}_{number + 1}.tif", image[number])
-                _write_picture(folder / case_id / f"{case_id}_{number + 1}_mask.tif", mask[number] * np.uint8(255))
+                write_picture(folder / case_id / f"{case_id}_{number + 1}.tif", image[number])
+                write_picture(folder / case_id / f"{case_id}_{number + 1}_mask.tif", mask[number] * np.uint8(255))
 
-    return _write_once(root, fill)
+    return write_once(root, fill)

@@ -43,14 +43,17 @@ def scan(rng: np.random.Generator, image: np.ndarray, blur: float, bias: float, 
     return np.hypot(real, noise * rng.standard_normal(image.shape, dtype=np.float32))
 
 
-def make_grid(shape: tuple[int, int, int], field_mm: float, range_mm: tuple[float, float]):
-    """Returns heights (slices,), in-plane `x` and `y` (height, width) in mm and the pixel size in mm."""
+def make_grid(shape: tuple[int, int, int], field_mm: float, range_mm: tuple[float, float], width_mm: float | None = None):
+    """Returns heights (slices,), in-plane `x` and `y` (height, width) in mm and the height of a pixel in mm.
+
+    `field_mm` is the extent of the rows, `width_mm` that of the columns; without it pixels are square.
+    """
     depth, height, width = shape
     pixel_mm = field_mm / height
     z = range_mm[0] + (np.arange(depth, dtype=np.float32) + 0.5) * (range_mm[1] - range_mm[0]) / depth
     y, x = np.meshgrid(
         (np.arange(height, dtype=np.float32) - (height - 1) / 2) * pixel_mm,
-        (np.arange(width, dtype=np.float32) - (width - 1) / 2) * pixel_mm,
+        (np.arange(width, dtype=np.float32) - (width - 1) / 2) * (width_mm / width if width_mm else pixel_mm),
         indexing="ij",
     )
     return z, x, y, pixel_mm

@@ -9,6 +9,9 @@ CSF, GREY, WHITE, TUMOUR = range(1, 5)
 
 # Heights covered by a stack, whatever its number of slices: cerebellum to vertex.
 _BRAIN_RANGE_MM = (-43.0, 58.0)
+_BRAIN_FIELD_MM = 230.0
+# Middle of a whole brain, from the end of its stem to the vertex: where a volume of a given spacing is centred.
+_BRAIN_MIDDLE_MM, _STEM_END_MM = 1.0, -60.0
 
 # Brightness of background, CSF, grey matter, white matter, tumour.
 _T1 = np.array([0.0, 0.17, 0.52, 0.80, 0.36], np.float32)
@@ -55,29 +58,37 @@ def _measure_brain(x: np.ndarray, y: np.ndarray, z: float) -> tuple[np.ndarray, 
     temporal = measure_ellipsoid(side, y, z, (40, -14, -19), (22, 36, 23))
     frontal = measure_ellipsoid(side, y, z, (14, -46, -16), (19, 27, 14))
     cerebellum = measure_ellipsoid(side, y, z, (19, 42, -31), (31, 28, 21))
-    stem = measure_ellipse(x, y, 0, 12, 14, 13) if z < -8 else np.full_like(x, 99)
+    stem = measure_ellipse(x, y, 0, 12, 14, 13) if _STEM_END_MM < z < -8 else np.full_like(x, 99)
     return np.minimum(np.minimum(cerebrum, temporal), frontal), np.minimum(cerebellum, stem)
 
 
 def _measure_sulci(
-    x: np.ndarray, y: np.ndarray, z: float, depth: np.ndarray, bend: np.ndarray, anatomy: dict, pixel_mm: float
+    x: np.ndarray, y: np.ndarray, z: float, depth: np.ndarray, bend: np.ndarray, anatomy: dict, pixel_mm: float | None
 ) -> np.ndarray:
     """Returns the distance in mm to the nearest cleft: sulci, the fissure between the hemispheres, Sylvian fissures.
 
-    Sulci are sheets that run inwards where a sum of random plane waves on the unit sphere crosses zero.
+    Sulci are sheets that run inwards where a sum of random plane waves on the unit sphere crosses zero. `pixel_mm` measures
+    their width within the slice, which opens those that lie flat in it; None measures it in space.
     """
     u, v, w = ((axis - c) / r for axis, c, r in zip((x, y, z), _CEREBRUM_CENTRE, _CEREBRUM_RADII, strict=True))
     norm = np.sqrt(u * u + v * v + w * w) + 1e-3
     u, v, w = u / norm, v / norm, w / norm
-    real, imaginary = np.zeros_like(x), np.zeros_like(x)
+    real, imaginary, slopes = np.zeros_like(x), np.zeros_like(x), np.zeros((3, *x.shape), np.float32)
     for (a, b, c), phase in zip(anatomy["waves"], anatomy["phases"], strict=True):
         angle = np.float32(a) * u + np.float32(b) * v + np.float32(c) * w + np.float32(phase)
         real += np.cos(angle)
-        imaginary += np.sin(angle)
+        sine = np.sin(angle)
+        imaginary += sine
+        if pixel_mm is None:
+            slopes -= np.array([a, b, c], np.float32)[:, None, None] * sine
     # Value over slope is the distance to the crossing; the floor keeps sheets that lie flat in the slice from filling it.
-    slope = np.hypot(*np.gradient(real)) / pixel_mm
-    floor = 0.45 * np.hypot(real, imaginary) * _FOLDING / 72
-    sulcus = np.abs(real) / np.maximum(np.maximum(slope, floor), 1e-3)
+    if pixel_mm is None:  # the waves live on the sphere: what points outwards does not count
+        unit, radii = np.stack([u, v, w]), np.array(_CEREBRUM_RADII, np.float32)[:, None, None]
+        slope = np.linalg.norm((slopes - (slopes * unit).sum(axis=0) * unit) / (radii * norm), axis=0)
+    else:
+        slope = np.hypot(*np.gradient(real)) / pixel_mm
+        slope = np.maximum(slope, 0.45 * np.hypot(real, imaginary) * _FOLDING / 72)
+    sulcus = np.abs(real) / np.maximum(slope, 1e-3)
     sulcus = np.hypot(sulcus, np.maximum(0, depth - anatomy["depth"] - 4 * bend)) - anatomy["sulcus"]
     core = measure_ellipsoid(x, y, z, (0, 2, 8), (40, 44, 24))  # corpus callosum and what lies under it
     fissure = np.hypot(x + 1.2 * bend, np.maximum(0, -core)) - anatomy["fissure"]
@@ -100,7 +111,7 @@ def _measure_ventricles(x: np.ndarray, y: np.ndarray, z: float, size: float) -> 
         distance = np.minimum(np.minimum(front, back), body)
     if -12 < z < 8:
         distance = np.minimum(distance, measure_ellipse(x, y, 0, 1, 1.9 * size, 13))
-    if z < -18:
+    if -48 < z < -18:
         distance = np.minimum(distance, measure_ellipse(x, y, 0, 27, 6 * size, 4 * size))
     return distance
 
@@ -114,11 +125,16 @@ def _measure_nuclei(x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
     return np.minimum(np.minimum(thalamus, caudate), lentiform)
 
 
-def _label_brain_slice(x, y, z: float, bend: np.ndarray, warp: np.ndarray, anatomy: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Returns label (height, width) uint8 and the distance in mm to the tumour (99 without one)."""
+def _label_brain_slice(x, y, z: float, bend: np.ndarray, warp: np.ndarray, anatomy: dict, solid: bool):
+    """Returns label (height, width) uint8, distance in mm to the tumour (99 without one) and mask of the ventricles.
+
+    `solid` gives sulci their true width in space, else in the slice.
+    """
     cerebrum, hind = _measure_brain(x, y, z)
     distance = np.minimum(cerebrum, hind) + 0.6 * bend
-    pixel_mm = x[0, 1] - x[0, 0]
+    if distance.min() >= 0:
+        return np.zeros(x.shape, np.uint8), np.full(x.shape, 99, np.float32), np.zeros(x.shape, bool)
+    pixel_mm = None if solid else x[0, 1] - x[0, 0]
     x, y = x + 2 * warp, y + 2 * bend
     depth, rim = -distance, 2.0
     cleft = _measure_sulci(x, y, z, depth, bend, anatomy, pixel_mm)
@@ -137,7 +153,8 @@ def _label_brain_slice(x, y, z: float, bend: np.ndarray, warp: np.ndarray, anato
     label[is_hind] = np.where(hind < -folia, WHITE, GREY)[is_hind]
     label[is_hind & ((depth < rim) | ((np.abs(x) < 1.3) & (y > 52)))] = CSF
     label[stem & (distance < 0)] = WHITE
-    label[_measure_ventricles(x, y, z, anatomy["ventricle"]) + 0.5 * bend < 0] = CSF
+    ventricles = _measure_ventricles(x, y, z, anatomy["ventricle"]) + 0.5 * bend < 0
+    label[ventricles] = CSF
     label[distance >= 0] = 0
     mass = np.full(x.shape, 99, np.float32)
     if anatomy["tumour"] is not None:
@@ -145,42 +162,61 @@ def _label_brain_slice(x, y, z: float, bend: np.ndarray, warp: np.ndarray, anato
         mass = np.maximum(mass, distance + 4)  # a glioma stays under the pia
         mass = np.maximum(mass, 3 - np.abs(x))  # and on its side of the falx
         label[mass < 0] = TUMOUR
-    return label, mass
+    return label, mass, ventricles
 
 
-def _label_brain(rng: np.random.Generator, shape, anatomy: dict):
-    """Returns label (*S) uint8, distance to the tumour (*S), heights in mm and the brain's in-plane coordinates in mm."""
-    heights, x, y, _ = make_grid(shape, 230.0, _BRAIN_RANGE_MM)
+def _label_brain(rng: np.random.Generator, shape, anatomy: dict, spacing_mm: tuple[float, float, float] | None = None):
+    """Returns (label uint8, distance to the tumour in mm, mask of the ventricles), heights and in-plane coordinates in mm.
+
+    The first three are (*S). `spacing_mm` is that of `draw_brain`.
+    """
+    if spacing_mm is None:
+        heights, x, y, _ = make_grid(shape, _BRAIN_FIELD_MM, _BRAIN_RANGE_MM)
+    else:
+        depth_mm, height_mm, width_mm = (size * step for size, step in zip(shape, spacing_mm, strict=True))
+        heights, x, y, _ = make_grid(shape, height_mm, (_BRAIN_MIDDLE_MM - depth_mm / 2, _BRAIN_MIDDLE_MM + depth_mm / 2), width_mm)
     turn = np.radians(anatomy["turn"])
     x, y = (x - anatomy["shift_x"]) / anatomy["scale"], (y - anatomy["shift_y"]) / anatomy["scale"]
     x, y = (x * np.cos(turn) + y * np.sin(turn)) / anatomy["width"], y * np.cos(turn) - x * np.sin(turn)
     bend, warp = (smooth_noise(rng, shape, (7, 16, 16)) for _ in range(2))
-    slices = [_label_brain_slice(x, y, float(z), bend[i], warp[i], anatomy) for i, z in enumerate(heights)]
-    return np.stack([s[0] for s in slices]), np.stack([s[1] for s in slices]), heights, x, y
+    solid = spacing_mm is not None
+    slices = [_label_brain_slice(x, y, float(z), bend[i], warp[i], anatomy, solid) for i, z in enumerate(heights)]
+    return tuple(np.stack(stack) for stack in zip(*slices, strict=True)), heights, x, y
 
 
 def draw_brain(
-    rng: np.random.Generator, shape: tuple[int, int, int] = (32, 256, 256), tumour: bool = False
+    rng: np.random.Generator,
+    shape: tuple[int, int, int] = (32, 256, 256),
+    tumour: bool = False,
+    *,
+    spacing_mm: tuple[float, float, float] | None = None,
+    label_sulci: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a skull-stripped brain as on axial T1-weighted MRI, 230 mm over the rows, 101 mm over the slices.
+    """Draws a skull-stripped brain as on axial T1-weighted MRI.
 
     Args:
         rng: source of every draw; the same state gives the same arrays.
         shape: (slices, rows, columns): inferior to superior, anterior to posterior, left and right.
         tumour: whether a mass of label 4, darker than white matter, grows in one hemisphere.
+        spacing_mm: voxel size in the order of `shape`; the volume is centred on the whole brain, which needs 122 mm of slices.
+            Without it the slices span the 101 mm from cerebellum to vertex, the rows 230 mm, and pixels are square.
+        label_sulci: whether CSF outside the ventricles is labelled; else it is background that is not black, as in IBSR18.
 
     Returns:
         The image (*S) float32 >= 0 in arbitrary scanner units, 0 outside the brain, and the label (*S) uint8, see
         `BRAIN_CLASSES`.
     """
     anatomy = _draw_brain_anatomy(rng, tumour)
-    label, *_ = _label_brain(rng, shape, anatomy)
+    (label, _, ventricles), *_ = _label_brain(rng, shape, anatomy, spacing_mm)
     grain = smooth_noise(rng, shape, (shape[0], max(2, shape[1] // 3), max(2, shape[2] // 3)))
     clean = _T1[label] * (1 + 0.035 * grain)
     gain, bias, noise = rng.uniform(500, 1500), rng.uniform(0.05, 0.11), rng.uniform(0.018, 0.035)
     image = scan(rng, clean, 0.7, bias, noise)
     # Skull stripping cuts at the brain's surface, after the scan.
-    return np.float32(gain) * image * (label > 0), label
+    image = np.float32(gain) * image * (label > 0)
+    if not label_sulci:
+        label[(label == CSF) & ~ventricles] = 0
+    return image, label
 
 
 def _paint_head(canvas: Canvas, z: float, grain: np.ndarray, fat: float) -> None:
@@ -205,7 +241,7 @@ def _paint_head(canvas: Canvas, z: float, grain: np.ndarray, fat: float) -> None
 def draw_lgg(rng: np.random.Generator, shape) -> tuple[np.ndarray, np.ndarray]:
     """Returns image (*S, 3) uint8 - pre-contrast, FLAIR, post-contrast - and mask (*S) bool of the tumour."""
     anatomy = _draw_brain_anatomy(rng, tumour=True)
-    label, mass, heights, x, y = _label_brain(rng, shape, anatomy)
+    (label, mass, _), heights, x, y = _label_brain(rng, shape, anatomy)
     grain = smooth_noise(rng, shape, (shape[0], max(2, shape[1] // 3), max(2, shape[2] // 3)))
     patchy = smooth_noise(rng, shape, (6, shape[1] // 10, shape[2] // 10))
     pixel_mm = float(x[0, 1] - x[0, 0])

@@ -70,6 +70,17 @@ _RECTUM_PATH = np.array(
 )
 
 
+def _get_field_mm(shape: tuple[int, int, int]) -> float:
+    """Returns the extent of the rows of a stack (slices, rows, columns)."""
+    return _FULL_FIELD_MM if shape[2] >= shape[1] else _STRIP_FIELD_MM
+
+
+def get_pelvis_spacing(shape: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Returns the voxel size in mm of a pelvis drawn at `shape`, both (slices, rows, columns)."""
+    pixel_mm = _get_field_mm(shape) / shape[1]
+    return (_PELVIS_RANGE_MM[1] - _PELVIS_RANGE_MM[0]) / shape[0], pixel_mm, pixel_mm
+
+
 def draw_pelvis_anatomy(rng: np.random.Generator) -> dict[str, float]:
     """Draws what stays the same from one week of a patient to the next."""
     ranges = {
@@ -187,7 +198,7 @@ def render_pelvis(anatomy: dict[str, float], rng: np.random.Generator, shape) ->
         "noise": (0.022, 0.045),
     }
     week = {name: float(rng.uniform(*bounds)) for name, bounds in ranges.items()}
-    heights, x, y, pixel_mm = make_grid(shape, _FULL_FIELD_MM if shape[2] >= shape[1] else _STRIP_FIELD_MM, _PELVIS_RANGE_MM)
+    heights, x, y, pixel_mm = make_grid(shape, _get_field_mm(shape), _PELVIS_RANGE_MM)
     depth, rows, columns = shape
     steady = np.random.default_rng(int(anatomy["seed"]))  # the same bends and nodules in every week
     bend_x, bend_y = (anatomy["bend"] * smooth_noise(steady, shape, (4, 11, 6)) for _ in range(2))

@@ -1,0 +1,174 @@
+"""From windows to whole cases: batches, mirroring, weighted overlap, slab by slab; and averages over models.
+
+No function here holds the probabilities of a whole volume: planes come out as soon as no later window can change them.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice
+
+import numpy as np
+
+from modules.patches import make_gaussian
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What predicting one case takes.
+
+    Attributes:
+        shape: `P`, of the case as the network sees it.
+        window: Of one window, in the case's rank.
+        starts: The first voxel of each window, the first axis changing slowest.
+        num_classes: `K`.
+        batch_size: Windows predicted together.
+        unseen: Voxels of the case that lie outside `P`, where it was cropped to that; they are called background.
+    """
+
+    shape: tuple[int, ...]
+    window: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
+    num_classes: int
+    batch_size: int
+    unseen: int = 0
+
+    @property
+    def slab_bytes(self) -> int:
+        """Memory for the slab of probabilities under work, in bytes; the image and the network's own come on top."""
+        return 4 * min(self.window[0], self.shape[0]) * math.prod(self.shape[1:]) * self.num_classes
+
+    def __str__(self) -> str:
+        sizes = ["x".join(map(str, sizes)) for sizes in (self.shape, self.window)]
+        return (
+            f"{sizes[0]} voxels, {len(self.starts)} windows of {sizes[1]} in batches of {self.batch_size}, "
+            f"{self.slab_bytes / 2**20:.0f} MiB for the slab under work"
+        )
+
+
+def choose_batch_size(window: Sequence[int], most: int = 16, voxels: int = 2**21) -> int:
+    """Windows predicted together: as many as hold `voxels`, at least 1 and no more than `most`."""
+    return max(1, min(most, voxels // math.prod(window)))
+
+
+def predict_windows(predict: Callable[[np.ndarray], np.ndarray], windows: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    """Predicts windows in batches; a batch that is not full is padded with zeros to a power of two, so that few shapes are compiled.
+
+    Args:
+        predict: From `(B, *P, C)` to `(B, *P, K)`.
+        windows: `(*P, C)` each, drawn lazily; they may belong to different cases.
+        batch_size: `B`.
+
+    Yields:
+        `(*P, K)` for each window, in order.
+    """
+    windows = iter(windows)
+    while batch := list(islice(windows, batch_size)):
+        rows = min(batch_size, 2 ** (len(batch) - 1).bit_length())
+        inputs = np.zeros((rows, *batch[0].shape), np.float32)
+        for row, window in enumerate(batch):
+            inputs[row] = window
+        yield from predict(inputs)[: len(batch)]
+
+
+def mirror(
+    predict: Callable[[np.ndarray], np.ndarray], axes: Sequence[int], left_right: int | None = None, swaps: Sequence[tuple[int, int]] = ()
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Wraps `predict` so that it averages over all combinations of flips along `axes` of `(B, *P, C)`.
+
+    Args:
+        predict: From `(B, *P, C)` to `(B, *P, K)`.
+        axes: Which axes of a batch to flip.
+        left_right: The axis that runs from left to right, if it is one of them.
+        swaps: Pairs of classes that change places when left and right do.
+    """
+
+    def predict_mirrored(inputs: np.ndarray) -> np.ndarray:
+        total = predict(inputs).astype(np.float32)
+        number = 1
+        for count in range(1, len(axes) + 1):
+            for chosen in combinations(axes, count):
+                outputs = np.flip(predict(np.ascontiguousarray(np.flip(inputs, chosen))), chosen)
+                if left_right in chosen and swaps:
+                    order = list(range(outputs.shape[-1]))
+                    for first, second in swaps:
+                        order[first], order[second] = second, first
+                    outputs = outputs[..., order]
+                total = total + outputs
+                number += 1
+        return total / number
+
+    return predict_mirrored
+
+
+def merge_windows(outputs: Iterable[np.ndarray], plan: Plan) -> Iterator[np.ndarray]:
+    """Merges the windows of one case, nearer to their middle counting more (Gaussian weights, Isensee et al., 2021).
+
+    Along an axis with a single window nothing is weighted, so a case of one window comes out as the network gave it.
+
+    Args:
+        outputs: `(*window, K)` in the order of `plan.starts`; no more than those of this case are drawn.
+        plan: The case's.
+
+    Yields:
+        Planes `(*P[1:], K)` float32, in order.
+    """
+    outputs = iter(outputs)
+    profiles, totals = _weigh_axes(plan)
+    depth = min(plan.window[0], plan.shape[0])
+    slab = np.zeros((depth, *plan.shape[1:], plan.num_classes), np.float32)
+    first = 0
+    for start in plan.starts:
+        # Windows are ordered by their start, so planes before this one are complete.
+        if done := start[0] - first if start[0] > first else 0:
+            for index in range(done):
+                yield slab[index] / _spread(totals, first + index)
+            # One plane after the other: NumPy would copy the whole slab aside to move it within itself.
+            for index in range(depth):
+                slab[index] = slab[index + done] if index + done < depth else 0
+            first += done
+        ranges = [(max(begin, 0), min(begin + length, size)) for begin, length, size in zip(start, plan.window, plan.shape, strict=True)]
+        inside = tuple(slice(low - begin, high - begin) for (low, high), begin in zip(ranges, start, strict=True))
+        place = tuple(slice(low, high) for low, high in ranges)
+        weighted = next(outputs)[inside] * _outer([profile[part] for profile, part in zip(profiles, inside, strict=True)])
+        slab[(slice(place[0].start - first, place[0].stop - first), *place[1:])] += weighted
+    for plane in slab:
+        yield plane / _spread(totals, first)
+        first += 1
+
+
+def _weigh_axes(plan: Plan) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The window's weights along each axis, and their sum over all windows at each voxel.
+
+    Windows lie on a full grid and the weights are a product over axes, so their sum is one too and needs no array of the volume's size.
+    """
+    profiles, totals = [], []
+    for axis, (size, length) in enumerate(zip(plan.shape, plan.window, strict=True)):
+        starts = sorted({start[axis] for start in plan.starts})
+        profile = np.ones(length, np.float32) if len(starts) == 1 else make_gaussian(length)
+        total = np.zeros(size, np.float32)
+        for start in starts:
+            low, high = max(start, 0), min(start + length, size)
+            total[low:high] += profile[low - start : high - start]
+        profiles.append(profile)
+        totals.append(total)
+    return profiles, totals
+
+
+def _outer(profiles: Sequence[np.ndarray]) -> np.ndarray:
+    """The product of one weight an axis, `(*window, 1)`."""
+    result = np.ones(1, np.float32)
+    for profile in reversed(profiles):
+        result = np.multiply.outer(profile, result)
+    return result
+
+
+def _spread(totals: Sequence[np.ndarray], plane: int) -> np.ndarray:
+    """The sum of all weights in one plane, `(*P[1:], 1)`."""
+    return totals[0][plane] * _outer(totals[1:])
+
+
+def average_planes(streams: Sequence[Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
+    """The mean of several models' probabilities, plane by plane."""
+    for planes in zip(*streams, strict=True):
+        yield planes[0] if len(planes) == 1 else np.mean(planes, axis=0)

@@ -1,0 +1,102 @@
+"""Folders in the Medical Segmentation Decathlon's layout, and in nnU-Net v2's raw layout: both describe themselves in `dataset.json`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from modules.volume import Case, stem_of
+
+_DECATHLON, _NNUNET = "modality", "channel_names"
+
+
+def read_description(root: Path) -> dict[str, Any]:
+    """Reads and checks `dataset.json`.
+
+    Returns:
+        `channels` and `class_names` (tuples, the background first), `label_values` ({value: class}), `licence`, `title`, and
+        `suffix` (of nnU-Net's files, else None).
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is of neither layout.
+    """
+    path = root / "dataset.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected {path}, which describes the data set. Received: nothing there. Give its folder with `--data`.")
+    try:
+        record = json.loads(path.read_text())
+        names = record[_NNUNET if _NNUNET in record else _DECATHLON]
+        channels = tuple(names[key] for key in sorted(names, key=int))
+        # The Decathlon writes {"1": "Anterior"}, nnU-Net {"Anterior": 1}.
+        pairs = [(int(key), str(name)) if str(key).isdigit() else (int(name), str(key)) for key, name in record["labels"].items()]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"Expected `labels` of one value each and `{_DECATHLON}` or `{_NNUNET}` in {path}. Received: {error!r}. Correct the file."
+        ) from error
+    pairs.sort()
+    values = [value for value, _ in pairs]
+    if not channels or len(pairs) < 2 or values[0] != 0 or len(set(values)) < len(values) or values[-1] > 254:
+        raise ValueError(
+            f"Expected a channel, and labels of different values from 0 (background) to 254 at most, in {path}. Received: {len(channels)} "
+            f"channels, labels {values}. Correct the file."
+        )
+    return {
+        "title": str(record.get("description") or record.get("name") or root.name),
+        "licence": str(record.get("licence") or record.get("license") or "not stated in dataset.json"),
+        "channels": channels,
+        "class_names": tuple(name for _, name in pairs),
+        "label_values": {value: index for index, (value, _) in enumerate(pairs)},
+        "suffix": str(record.get("file_ending", ".nii.gz")) if _NNUNET in record else None,
+    }
+
+
+def find_msd(root: Path) -> list[Case]:
+    """Cases `imagesTr/*` with labels of the same name in `labelsTr/`; each case counts as a subject of its own.
+
+    The Decathlon lists its pairs in `dataset.json` and keeps channels in a fourth axis; nnU-Net keeps one file a channel, `..._0000`.
+
+    Raises:
+        FileNotFoundError: If there is no `dataset.json` or no image.
+        ValueError: If a pair is incomplete or listed twice.
+    """
+    description = read_description(root)
+    cases = _find_nnunet(root, description) if description["suffix"] else _find_decathlon(root)
+    if not cases:
+        raise FileNotFoundError(f"Expected images in {root / 'imagesTr'}. Received: none. Give the data set's folder with `--data`.")
+    if len({case.case_id for case in cases}) < len(cases):
+        twice = next(case.case_id for case in cases if sum(other.case_id == case.case_id for other in cases) > 1)
+        raise ValueError(f"Expected each case once in {root / 'dataset.json'}. Received: {twice} twice. Correct the file.")
+    return cases
+
+
+def name_label(name: str) -> str:
+    """From an image's file name to its label's: the same, without nnU-Net's number of the channel."""
+    return re.sub(r"_\d{4}(\.nii(\.gz)?)$", r"\1", name)
+
+
+def _find_decathlon(root: Path) -> list[Case]:
+    cases = []
+    for entry in json.loads((root / "dataset.json").read_text()).get("training", []):
+        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+            raise ValueError(f"Expected image and label of each training case in {root / 'dataset.json'}. Received: {entry!r}.")
+        image, label = root / entry["image"], root / entry["label"]
+        for path in (image, label):
+            if not path.is_file():
+                raise ValueError(f"Expected {path}, which dataset.json lists. Received: nothing there. Add it, or take it off the list.")
+        cases.append(Case(stem_of(image), stem_of(image), (image,), label))
+    return cases
+
+
+def _find_nnunet(root: Path, description: dict[str, Any]) -> list[Case]:
+    suffix, number = description["suffix"], len(description["channels"])
+    cases = []
+    for first in sorted((root / "imagesTr").glob(f"[!.]*_0000{suffix}")):
+        name = first.name.removesuffix(f"_0000{suffix}")
+        images = tuple(first.with_name(f"{name}_{channel:04d}{suffix}") for channel in range(number))
+        label = root / "labelsTr" / f"{name}{suffix}"
+        for path in (*images, label):
+            if not path.is_file():
+                raise ValueError(f"Expected {path} beside {first}. Received: nothing there. Add it or remove the case.")
+        cases.append(Case(name, name, images, label))
+    return cases

@@ -1,0 +1,51 @@
+"""3-D U-Net after Çiçek et al., 2016, with padded convolutions and normalisation."""
+
+import keras
+from keras import layers
+
+from modules.networks._blocks import check_norm, double_convolution
+
+DEPTH = 3
+DIVISOR = 8
+RANKS = (3,)
+
+
+def build(
+    input_shape: tuple[int, int, int, int], num_logits: int, *, base_filters: int = 32, norm: str = "batch", dropout: float = 0.0
+) -> keras.Model:
+    """Three encoder blocks, a bottleneck, and three decoder blocks with skip connections.
+
+    Each encoder block doubles its filters in its second convolution, before pooling, to avoid a bottleneck. With 32 filters,
+    three channels and three logits the paper counts 19,069,955 parameters: those of the kernels, of a bias for each
+    convolution but the transposed ones, and none of batch normalisation. Here its beta stands for the bias, and gamma comes on
+    top.
+
+    Args:
+        input_shape: `(*P, C)`; the three sizes are multiples of 8.
+        num_logits: Channels of the output.
+        base_filters: Filters of the first convolution.
+        norm: "batch" or "instance" or "group" after every convolution, or "batch_second": batch norm after the second of a block only.
+        dropout: Rate after each block of the two deepest levels.
+
+    Returns:
+        A functional model from `(B, *P, C)` to logits `(B, *P, num_logits)`.
+
+    Raises:
+        ValueError: For an unknown `norm`.
+    """
+    check_norm(norm)
+    inputs = keras.Input(input_shape, name="image")
+    x, skips = inputs, []
+    for level in range(DEPTH):
+        filters = base_filters * 2**level
+        x = double_convolution(x, (filters, 2 * filters), norm=norm, dropout=dropout if level == DEPTH - 1 else 0.0)
+        skips.append(x)
+        x = layers.MaxPooling3D()(x)
+    filters = base_filters * 2**DEPTH
+    x = double_convolution(x, (filters, 2 * filters), norm=norm, dropout=dropout)
+    for skip in reversed(skips):
+        x = layers.Conv3DTranspose(x.shape[-1], 2, strides=2, use_bias=False)(x)
+        x = layers.Concatenate()([skip, x])
+        x = double_convolution(x, skip.shape[-1], norm=norm, dropout=0.0)
+    logits = layers.Conv3D(num_logits, 1, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, logits, name="unet3d")

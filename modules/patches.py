@@ -1,0 +1,110 @@
+"""Where patches are cut from a prepared case: drawn at random for training, on a grid of windows for validation and inference.
+
+A window may reach beyond an array that is smaller than it; such an array lies in the window's middle, as `fit_shape` would put it.
+Everything random here is a pure function of the generator that is passed in.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+SAMPLINGS = ("uniform", "foreground", "weighted")
+# The axes of a volume in RAS+ orientation, by the plane that lies across them.
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+def list_starts(size: int, window: int, overlap: float = 0.0) -> list[int]:
+    """First voxels of evenly spread windows that cover `size` voxels, neighbours sharing at least `overlap` of their length.
+
+    Args:
+        size: Voxels along the axis.
+        window: Voxels of a window.
+        overlap: Share in [0, 1).
+
+    Returns:
+        Ascending starts; one start, 0 or below, where the window is at least as long as the axis.
+    """
+    if size <= window:
+        return [-((window - size) // 2)]
+    step = max(1, round(window * (1 - overlap)))
+    number = math.ceil((size - window) / step) + 1
+    return [round(index * (size - window) / (number - 1)) for index in range(number)]
+
+
+def make_grid(shape: Sequence[int], window: Sequence[int], overlap: float = 0.0) -> list[tuple[int, ...]]:
+    """Starts `(r,)` of the windows that cover an array of `shape`, the first axis changing slowest."""
+    return list(product(*(list_starts(size, length, overlap) for size, length in zip(shape, window, strict=True))))
+
+
+def make_gaussian(window: int) -> np.ndarray:
+    """Weights `(window,)` float32 along one axis: 1 in the middle, a standard deviation of an eighth of the window, never below 1e-3.
+
+    The floor keeps a voxel that lies in the corner of its only window from being divided by nearly nothing.
+    """
+    place = np.arange(window) - (window - 1) / 2
+    return np.maximum(np.exp(-0.5 * (place / (window / 8)) ** 2), 1e-3).astype(np.float32)
+
+
+def cut(array: np.ndarray, start: Sequence[int], window: Sequence[int], fill: Sequence[float] | float = 0) -> np.ndarray:
+    """Copies a window of `(*S, ...)`; what lies outside of the array is `fill` (a value, or one a channel)."""
+    place = tuple(slice(first, first + length) for first, length in zip(start, window, strict=True))
+    if all(part.start >= 0 and part.stop <= size for part, size in zip(place, array.shape, strict=False)):
+        return array[place].copy()
+    result = np.empty((*window, *array.shape[len(window) :]), array.dtype)
+    result[...] = fill
+    inside = tuple(slice(max(part.start, 0), min(part.stop, size)) for part, size in zip(place, array.shape, strict=False))
+    result[tuple(slice(part.start - first, part.stop - first) for part, first in zip(inside, start, strict=True))] = array[inside]
+    return result
+
+
+def choose_points(label: np.ndarray, num_classes: int, rng: np.random.Generator, limit: int = 4096) -> list[np.ndarray]:
+    """Up to `limit` voxels `(n, r)` uint16 of each class of a label `(*S)`, for `draw_start`; drawn without repetition."""
+    points = []
+    flat = label.ravel()
+    for index in range(num_classes):
+        places = np.flatnonzero(flat == index)
+        if len(places) > limit:
+            places = np.sort(rng.choice(places, limit, replace=False))
+        points.append(np.stack(np.unravel_index(places, label.shape), axis=-1).astype(np.uint16))
+    return points
+
+
+def draw_start(
+    rng: np.random.Generator,
+    shape: Sequence[int],
+    window: Sequence[int],
+    *,
+    points: Sequence[np.ndarray] = (),
+    sampling: str = "uniform",
+    probabilities: Sequence[float] = (),
+) -> tuple[int, ...]:
+    """Draws where a patch begins.
+
+    Args:
+        rng: Source of the draw.
+        shape: `S` of the case.
+        window: Of the patch.
+        points: Voxels of each class, from `choose_points`; not needed for "uniform".
+        sampling: "uniform" over all places inside; "foreground" centres on a voxel of any foreground class; "weighted" chooses a
+            class first and centres on one of its voxels.
+        probabilities: For "weighted", of each class, the background first; equal without it. Classes that are not in the case
+            pass their share on to the others.
+
+    Returns:
+        The patch's first voxel; the patch stays inside the case wherever the case is large enough.
+    """
+    room = [max(size - length, 0) for size, length in zip(shape, window, strict=True)]
+    start = [int(value) for value in rng.integers(0, room, endpoint=True)]
+    if sampling != "uniform":
+        weights = np.array([len(places) for places in points], np.float64)
+        if sampling == "foreground":
+            weights[0] = 0
+        else:
+            weights = (weights > 0) * np.asarray(probabilities or np.ones(len(points)))
+        if weights.sum() > 0:
+            places = points[rng.choice(len(points), p=weights / weights.sum())]
+            centre = places[rng.integers(len(places))].astype(int)
+            start = [min(max(int(c) - length // 2, 0), most) for c, length, most in zip(centre, window, room, strict=True)]
+    return tuple(first if size > length else list_starts(size, length)[0] for first, size, length in zip(start, shape, window, strict=True))

@@ -1,0 +1,123 @@
+"""The tf.data pipelines that feed a training: whole slices and volumes, slices of volumes, and patches."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modules.cache import PreparedCase
+from modules.patches import draw_start, make_grid
+
+MODES = ("slice", "volume", "patch")
+
+
+@dataclass(frozen=True)
+class PatchDraw:
+    """How patches are drawn for training.
+
+    Attributes:
+        sampling: See `modules.patches.draw_start`; with "foreground" every third patch of a case is centred on foreground, the rest
+            lies anywhere.
+        per_case: Patches of each case in an epoch.
+        probabilities: Of the classes, for "weighted".
+    """
+
+    sampling: str = "foreground"
+    per_case: int = 4
+    probabilities: tuple[float, ...] = ()
+
+    def start(self, case: PreparedCase, window: Sequence[int], turn: int, seeds: Sequence[int]) -> tuple[int, ...]:
+        """The first voxel of patch number `turn` of an epoch, a pure function of `seeds`."""
+        uniform = self.sampling == "foreground" and turn % 3 != 0
+        rng = np.random.default_rng(list(seeds))
+        sampling = "uniform" if uniform else self.sampling
+        return draw_start(rng, case.shape, window, points=case.points, sampling=sampling, probabilities=self.probabilities)
+
+
+def count_samples(cases: Sequence[PreparedCase], window: Sequence[int], draw: PatchDraw | None) -> int:
+    """How many samples an epoch has: drawn patches, or the windows of a grid."""
+    return len(cases) * draw.per_case if draw else sum(len(make_grid(case.shape, window)) for case in cases)
+
+
+def make_pipeline(
+    cases: Sequence[PreparedCase],
+    window: Sequence[int],
+    channels: int,
+    *,
+    batch_size: int,
+    training: bool,
+    draw: PatchDraw | None = None,
+    seed: int = 42,
+    first_step: int = 0,
+):
+    """A `tf.data.Dataset` of `(image (B, *P, C) float32, label (B, *P) int32)`.
+
+    Samples are windows of the cases: those of a grid without overlap (a whole slice or volume; each slice of a volume), or patches
+    drawn anew each time. For training it is endless, every batch is full, and the batch of step `s` is a pure function of
+    `(seed, s)`: position `s * B + i` of an endless row of permutations, one an epoch, each computed without state. A run can thus
+    begin at any step. Otherwise it goes through the samples once, in order, and the last batch may be smaller.
+
+    Args:
+        cases: From `prepare_cases`.
+        window: Size of a sample in the rank of the cases; axes of length one are dropped, which leaves `P`.
+        channels: `C`.
+        batch_size: `B`.
+        training: Which of the two.
+        draw: How to draw patches; without it, the grid.
+        seed: Of order and draws.
+        first_step: Where training begins.
+    """
+    import tensorflow as tf
+
+    number = count_samples(cases, window, draw)
+    grid = [] if draw else [(index, start) for index, case in enumerate(cases) for start in make_grid(case.shape, window)]
+    shape = tuple(size for size in window if size > 1)
+
+    def read(sample: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if draw:
+            turn, index = divmod(int(sample), len(cases))
+            start = draw.start(cases[index], window, turn, (seed, int(position)))
+        else:
+            index, start = grid[int(sample)]
+        image, label = cases[index].read(start, window)
+        return image.reshape(*shape, channels), label.reshape(shape)
+
+    def load(position):
+        sample = position
+        if training:
+            seeds = tf.stack([tf.constant(seed, tf.int64), position // number])
+            sample = tf.random.experimental.index_shuffle(position % number, tf.cast(seeds, tf.int32), number - 1)
+        # Not stateful: what is read depends on the arguments alone, and deterministic pipelines run stateful functions one by one.
+        image, label = tf.numpy_function(read, (sample, position), (tf.float32, tf.int32), stateful=False)
+        return tf.ensure_shape(image, (*shape, channels)), tf.ensure_shape(label, shape)
+
+    positions = tf.data.Dataset.range(first_step * batch_size, np.iinfo(np.int64).max) if training else tf.data.Dataset.range(number)
+    pipeline = positions.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return pipeline.batch(batch_size, drop_remainder=training).prefetch(tf.data.AUTOTUNE)
+
+
+def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = 96**3) -> tuple[int, ...]:
+    """Chooses what the network sees at once, from the shapes of the prepared cases.
+
+    Args:
+        shapes: `S` of each case, canonical.
+        mode: "slice" takes the largest extents across `plane`, so that nothing is cut off; "patch" the median shape, shrunk in
+            proportion to at most `voxels`; "volume" the same.
+        plane: The axis that slices lie across.
+        divisor: What each size must be a multiple of.
+        voxels: Most of a patch or volume.
+
+    Returns:
+        Sizes in the rank of the shapes, with a 1 along `plane` for slices.
+    """
+    if mode == "slice":
+        largest = np.max(shapes, axis=0)
+        return tuple(1 if axis == plane else -(-int(size) // divisor) * divisor for axis, size in enumerate(largest))
+    window = np.median(shapes, axis=0)
+    window = window * min(1.0, (voxels / window.prod()) ** (1 / len(window)))
+    # Padding a little costs less than cutting off a little, as long as the budget holds.
+    sizes = [max(divisor, -(-round(size) // divisor) * divisor) for size in window]
+    while math.prod(sizes) > voxels and max(sizes) > divisor:
+        sizes[sizes.index(max(sizes))] -= divisor
+    return tuple(sizes)

@@ -1,0 +1,292 @@
+"""Volumes through the commands: the three modes, the scan's own grid in every orientation, ensembles, mirroring."""
+
+import csv
+import json
+from itertools import permutations, product
+
+import keras
+import nibabel as nib
+import numpy as np
+import pytest
+
+import predict
+import train
+from dataset import DATASETS
+from modules.bundle import ModelBundle, Settings, predict_cases
+from modules.networks import build, with_head
+from modules.preprocess import Preprocessing
+from modules.volume import Case, write_label_like
+
+TINY = ["--epochs", "2", "--base-filters", "2", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"]
+
+
+def _train(folder, data, name, *flags):
+    places = ["--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", name]
+    assert train.main(["--dataset", data.name, "--data", str(data), *TINY, *places, *flags]) == 0
+    return folder / "runs" / name
+
+
+RUNS = {
+    "msd-patch": ("msd", ["--shape", "16", "16", "16", "--sampling", "weighted", "--class-probabilities", "1", "2", "3"]),
+    "hipmri3d-volume": ("hipmri3d", ["--network", "segresnet", "--shape", "16", "16", "8", "--loss", "dice"]),
+    "ibsr18-patch": ("ibsr18", ["--spacing", "9", "9", "9", "--intensity", "percentile"]),
+    "ibsr18-axial": ("ibsr18", ["--mode", "slice", "--plane", "axial"]),
+    "ibsr18-coronal": ("ibsr18", ["--mode", "slice"]),
+    "ibsr18-sagittal": ("ibsr18", ["--mode", "slice", "--plane", "sagittal", "--shape", "32", "32"]),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(phantoms, tmp_path_factory):
+    """One finished tiny run of each kind; read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: _train(folder, phantoms / data, name, *flags) for name, (data, flags) in RUNS.items()}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_volumes_leaves_scores_in_millimetres_and_pictures(runs, phantoms, name):
+    run = runs[name]
+    bundle = ModelBundle.load(run)
+    with (run / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    record = json.loads((run / "run.json").read_text())
+    assert {row["level"] for row in rows} == {"volume"}
+    assert {row["case"] for row in rows} == set(record["splits"]["test"])
+    assert {row["class"] for row in rows} == set(bundle.class_names[1:])
+    assert all(float(row["reference_ml"]) > 0 and float(row["hd_mm"]) >= float(row["hd95_mm"]) > 0 for row in rows)
+    pictures = {path.name.split("_")[0] for path in (run / "figures").iterdir()}
+    assert pictures == {"accuracy.png", "comparison", "dice.png", "loss.png", "montage"}
+    assert (len(bundle.window), len(bundle.model.input_shape)) == (3, 4 if "al" in name.split("-")[1] else 5)
+
+
+def test_modes_make_the_windows_they_promise(runs):
+    windows = {name: ModelBundle.load(run).window for name, run in runs.items()}
+    assert windows["msd-patch"] == (16, 16, 16)
+    assert windows["ibsr18-sagittal"] == (1, 32, 32)
+    assert windows["ibsr18-coronal"][1] == windows["ibsr18-axial"][2] == 1
+    volume = ModelBundle.load(runs["hipmri3d-volume"])
+    assert (volume.window, volume.preprocessing.shape, volume.preprocessing.resize) == ((16, 16, 8), (16, 16, 8), True)
+
+
+@pytest.mark.parametrize("name", ["msd-patch", "hipmri3d-volume", "ibsr18-patch", "ibsr18-coronal"])
+def test_a_label_map_lies_on_the_scans_own_grid(runs, phantoms, tmp_path, name):
+    data = RUNS[name][0]
+    cases = DATASETS[data].find(phantoms / data)
+    for case in cases[:2]:
+        source = nib.load(case.image_paths[0])
+        argv = [str(case.image_paths[0]), "--model", str(runs[name]), "--output", str(tmp_path), "--probabilities"]
+        assert predict.main(argv) == 0
+        result = nib.load(next(tmp_path.glob(f"{case.image_paths[0].name.split('.')[0]}_prediction.nii*")))
+        spatial = source.shape if data == "ibsr18" else source.shape[:3]
+        assert result.shape == spatial
+        np.testing.assert_array_equal(result.affine, source.affine)
+        probabilities = nib.load(next(tmp_path.glob(f"{case.image_paths[0].name.split('.')[0]}_probabilities.nii*"))).get_fdata()
+        np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
+        np.testing.assert_array_equal(probabilities.argmax(axis=-1), np.asarray(result.dataobj).reshape(source.shape[:3]))
+
+
+def test_scores_of_predict_equal_those_of_train(runs, phantoms, tmp_path):
+    run = runs["msd-patch"]
+    names = json.loads((run / "run.json").read_text())["splits"]["test"]
+    images = [str(phantoms / "msd" / "imagesTr" / f"{name}.nii.gz") for name in names]
+    labels = str(phantoms / "msd" / "labelsTr")
+    assert predict.main([*images, "--model", str(run), "--labels", labels, "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "scores.csv").read_text() == (run / "scores.csv").read_text()
+
+
+def test_an_ensemble_is_the_mean_of_its_probabilities(runs, phantoms, tmp_path):
+    image = phantoms / "ibsr18" / "Test_Set"
+    members = [runs[name] for name in ("ibsr18-axial", "ibsr18-coronal", "ibsr18-sagittal", "ibsr18-patch")]
+    outputs = []
+    for number, models in enumerate([*([member] for member in members), members]):
+        argv = [str(image), "--model", *map(str, models), "--output", str(tmp_path / str(number)), "--probabilities"]
+        assert predict.main(argv) == 0
+        outputs.append(nib.load(next((tmp_path / str(number)).glob("*_probabilities.nii.gz"))).get_fdata())
+    np.testing.assert_allclose(outputs[-1], np.mean(outputs[:-1], axis=0), atol=1e-5)
+    assert not np.allclose(outputs[0], outputs[1], atol=1e-3)
+
+
+def test_models_of_other_classes_make_no_ensemble(runs, phantoms, tmp_path, capsys):
+    argv = [str(phantoms / "ibsr18" / "Test_Set"), "--model", str(runs["ibsr18-patch"]), str(runs["hipmri3d-volume"])]
+    assert predict.main([*argv, "--output", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "Expected models of the same class_names for an ensemble, ('background', 'CSF'" in lines[0]
+
+
+def test_channels_in_files_of_their_own_are_one_case(runs, phantoms, tmp_path, capsys):
+    from modules import phantom
+
+    root = phantom.write_msd(tmp_path / "raw", subjects=4, shape=(24, 32, 24), nnunet=True)
+    together = tmp_path / "together"
+    argv = ["--model", str(runs["msd-patch"])]
+    assert predict.main([str(root / "imagesTr"), *argv, "--output", str(together), "--labels", str(root / "labelsTr")]) == 0
+    predictions = sorted(together.glob("*_prediction.nii.gz"))
+    assert len(predictions) == 4
+    assert not any("_0000" in path.name for path in predictions)
+    alone = sorted((root / "imagesTr").glob("*_0000.nii.gz"))[0]
+    capsys.readouterr()
+    assert predict.main([str(alone), *argv]) == 2
+    assert "Expected 2 channels of" in capsys.readouterr().err
+
+
+def test_the_plan_is_told_before_it_starts(runs, phantoms, tmp_path, capsys):
+    assert predict.main([str(phantoms / "msd" / "imagesTs"), "--model", str(runs["msd-patch"]), "--output", str(tmp_path)]) == 0
+    assert "windows of 16x16x16 in batches of 16, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "oasis", "--mode", "patch"], "Expected `mode` 'slice' for 'oasis', which is a set of slices. Received: 'patch'"),
+        (["--dataset", "ibsr18", "--network", "unet2d"], "Expected a 3-D `network` for mode 'patch', one of ('resunet3d', "),
+        (["--dataset", "ibsr18", "--mode", "slice", "--network", "unet3d"], "Expected a 2-D `network` for mode 'slice', one of ('effi"),
+        (["--dataset", "ibsr18", "--shape", "32", "32"], "Expected `shape` of 3 numbers for 'ibsr18' in mode 'patch'. Received: (32, 32)"),
+        (["--dataset", "ibsr18", "--shape", "30", "32", "32"], "multiples of 8 for network 'unet3d'. Received: (30, 32, 32)"),
+        (["--dataset", "ibsr18", "--spacing", "1"], "Expected `spacing` of 3 numbers"),
+        (["--dataset", "ibsr18", "--class-probabilities", "1", "1"], "Expected `class_probabilities` of 4 numbers"),
+        (["--dataset", "ibsr18", "--class-probabilities", "1", "1", "-1", "0"], "Expected `class_probabilities` of 0 or more"),
+        (["--dataset", "ibsr18", "--spacing", "1", "0", "1"], "Expected `spacing_mm` of 3 numbers above 0. Received: (1.0, 0.0, 1.0)"),
+        (["--dataset", "ibsr18", "--stop-at-dice", "2"], "Expected `stop_at_dice` from 0 to 1. Received: 2.0"),
+        (["--dataset", "ibsr18", "--shape", "16", "16", "16", "--heads", "3"], "unrecognized arguments"),
+        (["--dataset", "ibsr18", "--shape", "16", "16", "16", "--num-heads", "3"], "options of network 'unet3d'"),
+    ],
+)
+def test_bad_flags_stop_with_one_line_and_leave_nothing(phantoms, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRI_DATA", str(phantoms))
+    assert train.main(flags) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------ orientations
+
+
+def _orientations():
+    """All 48: which world axis each voxel axis runs along, and its sign."""
+    return [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
+
+
+def _store(array, affine, axes, signs):
+    """The same scan as it would lie in a file of another orientation: array and affine."""
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for new, (axis, sign) in enumerate(zip(axes, signs, strict=True)):
+        matrix[axis, new] = sign
+        matrix[axis, 3] = 0 if sign > 0 else array.shape[axis] - 1
+    stored = array.transpose(axes)
+    return stored[tuple(slice(None, None, sign) for sign in signs)], affine @ matrix
+
+
+def _oblique_affine():
+    """Anisotropic voxels, turned a little about two axes, away from the origin."""
+    one, other = np.radians(11), np.radians(-7)
+    turn = np.array([[np.cos(one), -np.sin(one), 0], [np.sin(one), np.cos(one), 0], [0, 0, 1]])
+    turn = turn @ np.array([[1, 0, 0], [0, np.cos(other), -np.sin(other)], [0, np.sin(other), np.cos(other)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag((0.8, 1.1, 2.5))
+    affine[:3, 3] = (-30, 12, 5)
+    return affine
+
+
+def _bundle(preprocessing, window, network="unet3d", **fields):
+    keras.utils.set_random_seed(3)
+    shape = tuple(size for size in window if size > 1)
+    return ModelBundle(
+        model=with_head(build(network, (*shape, 1), 3, base_filters=2, norm="instance")),
+        preprocessing=preprocessing,
+        window=window,
+        class_names=("background", "left", "right"),
+        channels=("T1",),
+        label_values={0: 0, 1: 1, 2: 2},
+        output_values=(0, 1, 2),
+        **fields,
+    )
+
+
+BUNDLES = {
+    "patches": (Preprocessing(3, intensity="zscore", foreground_crop=True), (8, 16, 8), "unet3d"),
+    "resampled": (Preprocessing(3, spacing_mm=(1.5, 1.0, 2.0), interpolation="cubic"), (16, 16, 8), "unet3d"),
+    "whole": (Preprocessing(3, shape=(16, 16, 8), resize=True, intensity="percentile"), (16, 16, 8), "unet3d"),
+    "slices": (Preprocessing(3, foreground_crop=True), (32, 1, 16), "unet2d"),
+}
+
+
+@pytest.mark.parametrize("kind", BUNDLES)
+def test_the_prediction_is_the_same_in_world_space_in_all_48_orientations(tmp_path, kind):
+    preprocessing, window, network = BUNDLES[kind]
+    bundle = _bundle(preprocessing, window, network)
+    rng = np.random.default_rng(0)
+    image = np.zeros((19, 22, 14), np.int16)
+    image[3:17, 2:20, 1:13] = rng.integers(1, 900, (14, 18, 12))
+    affine = _oblique_affine()
+    cases = []
+    for number, (axes, signs) in enumerate(_orientations()):
+        stored, stored_affine = _store(image, affine, axes, signs)
+        path = tmp_path / f"{number}.nii"
+        nib.save(nib.Nifti1Image(stored, stored_affine), path)
+        cases.append(Case(str(number), str(number), (path,)))
+    expected = None
+    for item in predict_cases([bundle], cases, Settings(batch_size=4)):
+        source = item.case.image_paths[0]
+        written = tmp_path / f"{item.case.case_id}_prediction.nii"
+        write_label_like(written, item.prediction, source)
+        np.testing.assert_array_equal(nib.load(written).affine, nib.load(source).affine)
+        found = nib.as_closest_canonical(nib.load(written))
+        # The scan is RAS+ as it is, so that canonical is what it was before it was stored.
+        np.testing.assert_allclose(found.affine, affine, atol=1e-4)
+        found = np.asarray(found.dataobj)
+        expected = found if expected is None else expected
+        np.testing.assert_array_equal(found, expected)
+    assert expected.shape == image.shape
+    assert len(np.unique(expected)) > 1
+
+
+def test_a_known_label_comes_back_where_it_was(tmp_path):
+    """A "network" that thresholds: what it finds must lie on the very voxels, in every orientation, with anisotropic spacing."""
+    inputs = keras.Input((8, 8, 8, 1))
+    bright = keras.ops.sigmoid((inputs - 0.5) * 50)
+    bundle = ModelBundle(
+        model=keras.Model(inputs, bright),
+        preprocessing=Preprocessing(3),
+        window=(8, 8, 8),
+        class_names=("background", "bright"),
+        channels=("T1",),
+        label_values={0: 0, 1: 1},
+        output_values=(0, 1),
+    )
+    rng = np.random.default_rng(1)
+    image = rng.random((13, 9, 17)).astype(np.float32)
+    for number, (axes, signs) in enumerate(_orientations()[::5]):
+        stored, affine = _store(image, _oblique_affine(), axes, signs)
+        path = tmp_path / f"{number}.nii.gz"
+        nib.save(nib.Nifti1Image(stored, affine), path)
+        (item,) = predict_cases([bundle], [Case("a", "a", (path,))])
+        scaled = (stored - stored.min()) / (stored.max() - stored.min())
+        np.testing.assert_array_equal(item.prediction, scaled > 0.5)
+
+
+def test_mirroring_swaps_left_and_right(tmp_path):
+    """A "network" that calls everything bright "left" is as wrong as it is right: its mirror image says "right"."""
+    inputs = keras.Input((8, 8, 8, 1))
+    model = keras.Model(inputs, keras.ops.concatenate([1 - inputs, inputs, 0 * inputs], axis=-1))
+    fields = {"class_names": ("background", "left", "right"), "channels": ("T1",), "label_values": {0: 0, 1: 1, 2: 2}}
+    image = np.random.default_rng(0).random((9, 8, 10)).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.diag([-1.0, 1, 1, 1])), tmp_path / "image.nii")
+    cases = [Case("a", "a", (tmp_path / "image.nii",))]
+    results = []
+    for swaps in ((), ((1, 2),)):
+        bundle = ModelBundle(
+            model=model, preprocessing=Preprocessing(3), window=(8, 8, 8), output_values=(0, 1, 2), mirrored_labels=swaps, **fields
+        )
+        (item,) = predict_cases([bundle], cases, Settings(mirror=True), keep_probabilities=True)
+        results.append(item.probabilities)
+    plain, swapped = results
+    np.testing.assert_allclose(plain[..., 2], 0, atol=1e-6)
+    # Half of the eight flips change left and right.
+    np.testing.assert_allclose(swapped[..., 1], plain[..., 1] / 2, atol=1e-5)
+    np.testing.assert_allclose(swapped[..., 2], plain[..., 1] / 2, atol=1e-5)
+    np.testing.assert_allclose(swapped[..., 0], plain[..., 0], atol=1e-5)
