@@ -114,7 +114,8 @@ def find_lgg(root: Path) -> list[Case]:
 
 
 def _hipmri3d_label_name(name: str) -> str:
-    return re.sub(r"^((?:Case_|B)\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC_LFOV\2", name)
+    name = re.sub(r"^(Case_\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC_LFOV\2", name)
+    return re.sub(r"^(B\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC\2", name)
 
 
 def find_hipmri3d(root: Path) -> list[Case]:
@@ -152,9 +153,11 @@ def find_ibsr18(root: Path) -> list[Case]:
     cases = []
     for split, name in zip(SPLITS, ("Training_Set", "Validation_Set", "Test_Set"), strict=True):
         for folder in sorted(path for path in (root / name).glob("IBSR_*") if path.is_dir()):
-            image = next((folder / file for file in _scan_names(folder) if stem_of(Path(file)) == folder.name), None)
-            if image is None:
-                raise ValueError(f"Expected {folder / folder.name}.nii.gz. Received: nothing there. Add it or remove the folder.")
+            images = sorted(folder / file for file in _scan_names(folder) if stem_of(Path(file)) == folder.name)
+            if len(images) != 1:
+                found = " and ".join(image.name for image in images) or "nothing there"
+                raise ValueError(f"Expected one volume {folder / folder.name}.nii.gz. Received: {found}. Mend or remove the folder.")
+            image = images[0]
             label = image.with_name(_ibsr18_label_name(image.name))
             if not label.is_file() and split != "test":
                 raise ValueError(f"Expected a label for {image}. Received: no {label}. Add it or remove the image.")

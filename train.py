@@ -47,6 +47,7 @@ def _main(argv: Sequence[str] | None) -> None:
     # Every file is read before the run begins, those of the test too: a broken one must not be found after hours.
     prepared, preprocessing, window = prepare(config, spec, splits, window)
     network = network or _build_network(config, spec, window)
+    config = replace(config, shape=tuple(size for size in window if size > 1))
 
     environment = utils.describe_environment() | {"data_fingerprint": fingerprint_splits(prepared)}
     if resumed:

@@ -43,7 +43,7 @@ def main() -> None:
         _run("volume", options, folder)
         size = (Path(folder) / "image.nii.gz").stat().st_size / 2**20
         print(f"volume {'x'.join(map(str, options.shape))} int16, {size:.0f} MiB packed; {options.classes} classes; overlap {OVERLAP}")
-        for spacing in ([], options.spacing):
+        for spacing in ([], options.spacing) if options.spacing else ([],):
             print(f"\nresampled to {'x'.join(f'{step:g}' for step in spacing)} mm" if spacing else "\non its own grid")
             ours = _report("this application", _run("predict", options, folder, spacing))
             print(f"    {ours['plan']}")
@@ -138,8 +138,8 @@ def predict_with_monai(options: argparse.Namespace) -> None:
         data = forward({"image": str(image)})
         infer = SlidingWindowInferer(options.window, sw_batch_size=choose_batch_size(options.window), overlap=OVERLAP, mode="gaussian")
         data["prediction"] = infer(data["image"][None], network)[0]
-        memory["predicted"] = _peak()
         label = back(data)["prediction"].argmax(dim=0).numpy().astype(np.uint8)
+        memory["predicted"] = _peak()
     source = nib.load(image)
     nib.save(nib.Nifti1Image(label, source.affine), Path(options.folder) / "peer.nii.gz")
     print(json.dumps({"s": time.perf_counter() - began, **memory, "end": _peak()}))
@@ -161,10 +161,8 @@ def _run(step: str, options: argparse.Namespace, folder: str, spacing: list[floa
 
 
 def _report(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    print(
-        f"  {name}: {record['s']:.0f} s, peak {record['end']:.2f} GiB (start {record['start']:.2f}, with libraries {record['imported']:.2f}, "
-        f"after the windows {record['predicted']:.2f})"
-    )
+    start, imported, predicted, end = (record[when] for when in ("start", "imported", "predicted", "end"))
+    print(f"  {name}: {record['s']:.0f} s, peak {end:.2f} GiB (start {start:.2f}, imported {imported:.2f}, label map made {predicted:.2f})")
     return record
 
 
@@ -179,7 +177,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 400), help="voxels of the volume (default 512 512 400)")
     parser.add_argument("--classes", type=int, default=6, help="with background (default %(default)s)")
     parser.add_argument("--window", type=int, nargs=3, default=(96, 96, 96), help="of the network (default 96 96 96)")
-    parser.add_argument("--spacing", type=float, nargs="*", default=(1.0, 1.0, 1.0), help="mm to resample to (default 1 1 1)")
+    parser.add_argument(
+        "--spacing", type=float, nargs="*", default=(1.0, 1.0, 1.0), help="mm to resample to (default 1 1 1); none leaves it out"
+    )
     parser.add_argument("--without-peer", action="store_true", help="leave MONAI out")
     parser.add_argument("--step", choices=tuple(STEPS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

@@ -7,9 +7,9 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, tee
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from modules.preprocess import Geometry, Preprocessing, find_orientation
 from modules.volume import Case, Volume, read_label_of, read_volume
 
 FORMAT = 2
+T = TypeVar("T")
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -155,26 +156,40 @@ class ModelBundle:
             provenance=record["provenance"],
         )
 
-    def predict(self, images: Iterable[Volume], settings: Settings = Settings()) -> Iterator[Iterator[np.ndarray]]:
+    @property
+    def across(self) -> int | None:
+        """The axis that the slices of a 2-D model lie across, in canonical orientation; None for a 3-D model."""
+        return self._deep_window.index(1) if len(self.model.input_shape) == 4 else None
+
+    @property
+    def _deep_window(self) -> tuple[int, ...]:
+        """The window as one of a volume: a slice is a volume of depth one."""
+        return self.window if len(self.window) == 3 else (1, *self.window)
+
+    def predict(
+        self, images: Iterable[Volume], settings: Settings = Settings(), order: Sequence[int] = (0, 1, 2)
+    ) -> Iterator[Iterator[np.ndarray]]:
         """Predicts images one after the other, in batches of windows, each on its own grid.
 
         Args:
             images: Volumes `(*S, C)`; they may differ in shape and are drawn lazily.
             settings: How windows are laid and merged.
+            order: Of a volume's canonical axes. Planes lie across the first; as many of them are held as a window is deep.
 
         Yields:
-            For each image its probabilities, plane by plane: `(*S[1:], K)` float32 of the volume in canonical orientation, or the
-            one plane `(*S, K)` of a slice. They sum to 1 over the classes; voxels outside the network's crop are background.
+            For each image its probabilities, plane by plane: `(*S[1:], K)` float32 of the volume in canonical orientation and with
+            its axes in that order, or the one plane `(*S, K)` of a slice. They sum to 1 over the classes; voxels outside the
+            network's crop are background.
         """
         background = np.eye(len(self.class_names), dtype=np.float32)[0]
-        window = self.window if len(self.window) == 3 else (1, *self.window)
+        window = tuple(self._deep_window[axis] for axis in order)
         batch_size = settings.batch_size or inference.choose_batch_size(window)
         waiting: deque[tuple[inference.Plan, Geometry]] = deque()
 
         def cut_windows() -> Iterator[np.ndarray]:
             for image in images:
                 array, geometry = self.preprocessing.apply(image)
-                array = array if array.ndim == 4 else array[np.newaxis]
+                array = array.transpose(*order, 3) if array.ndim == 4 else array[np.newaxis]
                 starts = tuple(make_grid(array.shape[:-1], window, settings.overlap))
                 unseen = self.preprocessing.unseen(geometry)
                 plan = inference.Plan(array.shape[:-1], window, starts, len(self.class_names), batch_size, unseen)
@@ -184,37 +199,36 @@ class ModelBundle:
                 for start in plan.starts:
                     yield cut(array, start, window, fill=darkest)
 
-        outputs = inference.predict_windows(self._make_predictor(window, settings), cut_windows(), batch_size)
+        outputs = inference.predict_windows(self._make_predictor(window, settings, order), cut_windows(), batch_size, settings.on_batch)
         for first in outputs:
             plan, geometry = waiting.popleft()
             merged = inference.merge_windows(chain([first], islice(outputs, len(plan.starts) - 1)), plan)
-            planes = self.preprocessing.restore_planes(merged, geometry, fill=background)
+            planes = self.preprocessing.restore_planes(merged, geometry, background, order)
             yield planes
             # The next image's windows come behind this one's, wanted or not.
             deque(planes, maxlen=0)
 
-    def _make_predictor(self, window: tuple[int, ...], settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
+    def _make_predictor(self, window: tuple[int, ...], settings: Settings, order: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
         """From windows `(B, *window, C)` to probabilities `(B, *window, K)`, whatever rank and head the model has."""
-        across = window.index(1) + 1 if len(self.model.input_shape) == 4 else None
+        across = window.index(1) + 1 if self.across is not None else None
 
         def predict(inputs: np.ndarray) -> np.ndarray:
             outputs = np.asarray(self.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
             if outputs.shape[-1] == 1:
                 outputs = np.concatenate([1 - outputs, outputs], axis=-1)
-            settings.on_batch(len(inputs))
             return outputs if across is None else np.expand_dims(outputs, across)
 
         if not settings.mirror:
             return predict
-        # Which axis runs from left to right is known for volumes in canonical orientation only: it is the first.
-        left_right = 1 if self.preprocessing.spatial_dims == 3 else None
+        # Which axis runs from left to right is known for volumes in canonical orientation only: it is the first one there.
+        left_right = order.index(0) + 1 if self.preprocessing.spatial_dims == 3 else None
         if left_right is None and self.mirrored_labels:
             raise ValueError("Expected volumes for `mirror` with classes on the left and the right. Received: a model of 2-D files.")
         return inference.mirror(predict, [axis for axis in (1, 2, 3) if window[axis - 1] > 1], left_right, self.mirrored_labels)
 
     def to_file_values(self, label: np.ndarray) -> np.ndarray:
         """Turns class indices `(*S)` into the data set's own label values."""
-        return np.asarray(self.output_values)[label]
+        return np.asarray(self.output_values, np.min_scalar_type(max(self.output_values)))[label]
 
 
 def predict_cases(
@@ -258,17 +272,45 @@ def predict_cases(
             waiting.append((case, image, label))
             yield image
 
-    images = tee(read_images(), len(bundles))
-    streams = [bundle.predict(copies, settings) for bundle, copies in zip(bundles, images, strict=True)]
+    across = {bundle.across for bundle in bundles}
+    order = _put_first(across.pop() or 0) if len(across) == 1 else _put_first(0)
+    streams = [bundle.predict(images, settings, order) for bundle, images in zip(bundles, _share(read_images(), len(bundles)), strict=True)]
     for planes in zip(*streams, strict=True):
         case, image, label = waiting.popleft()
-        prediction, probabilities = _assemble(inference.average_planes(planes), image, len(first.class_names), keep_probabilities)
+        merged = inference.average_planes(planes)
+        prediction, probabilities = _assemble(merged, image, len(first.class_names), order, keep_probabilities)
         yield Predicted(case, image, label, prediction, probabilities)
     if failures:
         raise failures[0]
 
 
-def _assemble(planes: Iterable[np.ndarray], image: Volume, num_classes: int, keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _put_first(axis: int) -> tuple[int, int, int]:
+    """The order of three axes with `axis` in front."""
+    return (axis, *(other for other in range(3) if other != axis))
+
+
+def _share(items: Iterator[T], number: int) -> list[Iterator[T]]:
+    """Lets several read one iterator, each at its own pace; unlike `itertools.tee` it lets go of what all have read at once."""
+    queues: list[deque[T]] = [deque() for _ in range(number)]
+
+    def read(queue: deque[T]) -> Iterator[T]:
+        while True:
+            if not queue:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                for other in queues:
+                    other.append(item)
+                del item
+            yield queue.popleft()
+
+    return [read(queue) for queue in queues]
+
+
+def _assemble(
+    planes: Iterable[np.ndarray], image: Volume, num_classes: int, order: Sequence[int], keep: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The label map `(*S)` on the image's grid, and the probabilities `(*S, K)` if they are to be kept, from canonical planes."""
     spatial = image.array.shape[:-1]
     axes, flipped = find_orientation(image)
@@ -278,6 +320,9 @@ def _assemble(planes: Iterable[np.ndarray], image: Volume, num_classes: int, kee
     # Views that are filled in canonical order.
     turned = geometry.turn(prediction)
     turned_probabilities = geometry.turn(probabilities) if keep else None
+    if len(spatial) == 3:
+        turned = turned.transpose(order)
+        turned_probabilities = turned_probabilities.transpose(*order, 3) if keep else None
     for index, plane in enumerate(planes):
         place = index if len(spatial) == 3 else ...
         turned[place] = plane.argmax(axis=-1)

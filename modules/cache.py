@@ -111,7 +111,7 @@ def prepare_cases(
     Raises:
         FileNotFoundError, ValueError: From reading, naming the file.
     """
-    settings = json.dumps([FORMAT, asdict(preprocessing), sorted(label_values.items())])
+    settings = json.dumps([FORMAT, asdict(preprocessing), len(channels), sorted(label_values.items())])
     folder = folder / f"{dataset}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
     num_classes = max(label_values.values()) + 1
 

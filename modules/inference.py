@@ -1,6 +1,7 @@
 """From windows to whole cases: batches, mirroring, weighted overlap, slab by slab; and averages over models.
 
-No function here holds the probabilities of a whole volume: planes come out as soon as no later window can change them.
+No function here holds the probabilities of a whole volume, unless a window is as deep as that: planes come out as soon as no later
+window can change them.
 """
 
 import math
@@ -51,13 +52,19 @@ def choose_batch_size(window: Sequence[int], most: int = 16, voxels: int = 2**21
     return max(1, min(most, voxels // math.prod(window)))
 
 
-def predict_windows(predict: Callable[[np.ndarray], np.ndarray], windows: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+def predict_windows(
+    predict: Callable[[np.ndarray], np.ndarray],
+    windows: Iterable[np.ndarray],
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda number: None,
+) -> Iterator[np.ndarray]:
     """Predicts windows in batches; a batch that is not full is padded with zeros to a power of two, so that few shapes are compiled.
 
     Args:
         predict: From `(B, *P, C)` to `(B, *P, K)`.
         windows: `(*P, C)` each, drawn lazily; they may belong to different cases.
         batch_size: `B`.
+        on_batch: Is told after each batch how many windows it held.
 
     Yields:
         `(*P, K)` for each window, in order.
@@ -68,7 +75,9 @@ def predict_windows(predict: Callable[[np.ndarray], np.ndarray], windows: Iterab
         inputs = np.zeros((rows, *batch[0].shape), np.float32)
         for row, window in enumerate(batch):
             inputs[row] = window
-        yield from predict(inputs)[: len(batch)]
+        outputs = predict(inputs)[: len(batch)]
+        on_batch(len(batch))
+        yield from outputs
 
 
 def mirror(

@@ -25,9 +25,11 @@ def read_description(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"Expected {path}, which describes the data set. Received: nothing there. Give its folder with `--data`.")
     try:
-        record = json.loads(path.read_text())
-        names = record[_NNUNET if _NNUNET in record else _DECATHLON]
-        channels = tuple(names[key] for key in sorted(names, key=int))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        modalities = record[_NNUNET if _NNUNET in record else _DECATHLON]
+        channels = tuple(modalities[key] for key in sorted(modalities, key=int))
+        if any(isinstance(value, list) for value in record["labels"].values()):
+            raise ValueError("regions (lists of values), which are not supported")
         # The Decathlon writes {"1": "Anterior"}, nnU-Net {"Anterior": 1}.
         pairs = [(int(key), str(name)) if str(key).isdigit() else (int(name), str(key)) for key, name in record["labels"].items()]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -36,16 +38,20 @@ def read_description(root: Path) -> dict[str, Any]:
         ) from error
     pairs.sort()
     values = [value for value, _ in pairs]
-    if not channels or len(pairs) < 2 or values[0] != 0 or len(set(values)) < len(values) or values[-1] > 254:
+    if any(name == "ignore" for _, name in pairs):
+        raise ValueError(f"Expected labels of structures in {path}. Received: 'ignore', which is not supported. Leave those cases out.")
+    names = [name for _, name in pairs]
+    twice = len(set(values)) < len(values) or len(set(names)) < len(names)
+    if not channels or len(pairs) < 2 or twice or values[0] != 0 or values[-1] > 254:
         raise ValueError(
-            f"Expected a channel, and labels of different values from 0 (background) to 254 at most, in {path}. Received: {len(channels)} "
-            f"channels, labels {values}. Correct the file."
+            f"Expected a channel, and labels of different names and values from 0 (background) to 254 at most, in {path}. "
+            f"Received: {len(channels)} channels, labels {values} named {names}. Correct the file."
         )
     return {
         "title": str(record.get("description") or record.get("name") or root.name),
         "licence": str(record.get("licence") or record.get("license") or "not stated in dataset.json"),
         "channels": channels,
-        "class_names": tuple(name for _, name in pairs),
+        "class_names": tuple(names),
         "label_values": {value: index for index, (value, _) in enumerate(pairs)},
         "suffix": str(record.get("file_ending", ".nii.gz")) if _NNUNET in record else None,
     }
@@ -77,8 +83,9 @@ def name_label(name: str) -> str:
 
 def _find_decathlon(root: Path) -> list[Case]:
     cases = []
-    for entry in json.loads((root / "dataset.json").read_text()).get("training", []):
-        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+    listed = json.loads((root / "dataset.json").read_text(encoding="utf-8")).get("training") or []
+    for entry in listed if isinstance(listed, list) else [listed]:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
             raise ValueError(f"Expected image and label of each training case in {root / 'dataset.json'}. Received: {entry!r}.")
         image, label = root / entry["image"], root / entry["label"]
         for path in (image, label):
@@ -90,13 +97,18 @@ def _find_decathlon(root: Path) -> list[Case]:
 
 def _find_nnunet(root: Path, description: dict[str, Any]) -> list[Case]:
     suffix, number = description["suffix"], len(description["channels"])
+    images, labels = root / "imagesTr", root / "labelsTr"
+    # From both sides: a case that lacks its first channel, or its image altogether, must not vanish without a word.
+    names = {re.sub(r"_\d{4}$", "", path.name.removesuffix(suffix)) for path in images.glob(f"[!.]*{suffix}")}
+    if not names:
+        return []
+    names |= {path.name.removesuffix(suffix) for path in labels.glob(f"[!.]*{suffix}")}
     cases = []
-    for first in sorted((root / "imagesTr").glob(f"[!.]*_0000{suffix}")):
-        name = first.name.removesuffix(f"_0000{suffix}")
-        images = tuple(first.with_name(f"{name}_{channel:04d}{suffix}") for channel in range(number))
-        label = root / "labelsTr" / f"{name}{suffix}"
-        for path in (*images, label):
+    for name in sorted(names):
+        channels = tuple(images / f"{name}_{channel:04d}{suffix}" for channel in range(number))
+        label = labels / f"{name}{suffix}"
+        for path in (*channels, label):
             if not path.is_file():
-                raise ValueError(f"Expected {path} beside {first}. Received: nothing there. Add it or remove the case.")
-        cases.append(Case(name, name, images, label))
+                raise ValueError(f"Expected {path} for case {name}. Received: nothing there. Add it or remove the case.")
+        cases.append(Case(name, name, channels, label))
     return cases

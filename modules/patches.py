@@ -28,7 +28,8 @@ def list_starts(size: int, window: int, overlap: float = 0.0) -> list[int]:
     """
     if size <= window:
         return [-((window - size) // 2)]
-    step = max(1, round(window * (1 - overlap)))
+    # Rounded down, but not where a product such as 10 * 0.3 comes out a little below 3.
+    step = max(1, math.floor(window * (1 - overlap) + 1e-9))
     number = math.ceil((size - window) / step) + 1
     return [round(index * (size - window) / (number - 1)) for index in range(number)]
 
@@ -54,7 +55,9 @@ def cut(array: np.ndarray, start: Sequence[int], window: Sequence[int], fill: Se
         return array[place].copy()
     result = np.empty((*window, *array.shape[len(window) :]), array.dtype)
     result[...] = fill
-    inside = tuple(slice(max(part.start, 0), min(part.stop, size)) for part, size in zip(place, array.shape, strict=False))
+    inside = tuple(slice(*np.clip((part.start, part.stop), 0, size)) for part, size in zip(place, array.shape, strict=False))
+    if any(part.start == part.stop for part in inside):
+        return result
     result[tuple(slice(part.start - first, part.stop - first) for part, first in zip(inside, start, strict=True))] = array[inside]
     return result
 

@@ -62,7 +62,8 @@ class Preprocessing:
         shape: `P`, the spatial shape at the end; empty for each case's own.
         resize: Whether `shape` is reached by interpolating the whole field of view instead of cropping or padding about the centre.
         spacing_mm: Voxel size to resample to, along the canonical axes; empty for each case's own.
-        interpolation: Of images: "linear" or "cubic". Labels are resampled as linear class shares, never by nearest voxel.
+        interpolation: Of images where they are enlarged: "linear" or "cubic"; where they shrink, voxels are averaged. Labels are
+            resampled as shares of each class, never by nearest voxel.
         foreground_crop: Whether margins that are as dark as the darkest voxel are cut off.
         intensity: "min_max" scales each case's channel to [0, 1]; "percentile" does so between the 0.5 and 99.5 percentile of
             the foreground and clips; "zscore" takes mean and standard deviation of the foreground to 0 and 1; "fixed" gives
@@ -144,25 +145,33 @@ class Preprocessing:
             label = chosen
         return fit_shape(label[..., np.newaxis], self.shape or geometry.grid)[..., 0]
 
-    def restore_planes(self, planes: Iterable[np.ndarray], geometry: Geometry, fill: Sequence[float] | float = 0.0) -> Iterator[np.ndarray]:
+    def restore_planes(
+        self,
+        planes: Iterable[np.ndarray],
+        geometry: Geometry,
+        fill: Sequence[float] | float = 0.0,
+        order: Sequence[int] = (0, 1, 2),
+    ) -> Iterator[np.ndarray]:
         """Puts probabilities back on the input's grid in canonical orientation, a plane at a time.
 
         Args:
             planes: `(*P[1:], K)` for each index of the first axis; for a slice, the one plane `(*P, K)`.
             geometry: From `apply`.
             fill: What the network never saw, a value or one a class.
+            order: Of the canonical axes of a volume, both in what comes and in what goes: planes lie across the first.
 
         Yields:
             Planes `(*S[1:], K)` of the canonical grid in order; for a slice, the one plane `(*S, K)`.
         """
         # A slice is the single plane of a volume of depth one.
         deep = (1,) * (3 - self.spatial_dims)
-        shape, grid, boxed, whole = (deep + tuple(s) for s in (self.shape or geometry.grid, geometry.grid, geometry.boxed, geometry.shape))
+        sizes = (deep + tuple(sizes) for sizes in (self.shape or geometry.grid, geometry.grid, geometry.boxed, geometry.shape))
+        shape, grid, boxed, whole = (tuple(size[axis] for axis in order) for size in sizes)
         box = ((0, 1),) * len(deep) + geometry.box
         planes = _fit_planes(planes, shape, grid, _centre(shape, grid), fill)
         if grid != boxed:
             planes = _resample_planes(planes, grid, boxed)
-        yield from _fit_planes(planes, boxed, whole, tuple(start for start, _ in box), fill)
+        yield from _fit_planes(planes, boxed, whole, tuple(box[axis][0] for axis in order), fill)
 
     def restore(self, array: np.ndarray, geometry: Geometry, fill: Sequence[float] | float = 0.0) -> np.ndarray:
         """Puts `(*P, K)` back on the input's grid and orientation, `(*S, K)`; see `restore_planes`."""
@@ -200,14 +209,17 @@ class Preprocessing:
         result = np.empty(array.shape, np.float32)
         for channel in range(array.shape[-1]):
             source = array[..., channel]
-            low, high = float(source.min()), float(source.max())
-            if self.intensity != "min_max" and high > low:
-                foreground = source[source > low]
-                if self.intensity == "percentile":
+            low, high = darkest, brightest = float(source.min()), float(source.max())
+            if self.intensity != "min_max":
+                foreground = source[source > darkest]
+                if foreground.size and self.intensity == "percentile":
                     low, high = (float(value) for value in np.percentile(foreground, (0.5, 99.5)))
-                else:
+                elif foreground.size:
                     low = float(foreground.mean(dtype=np.float64))
                     high = low + float(foreground.std(dtype=np.float64))
+            if high - low <= 1e-6 * (brightest - darkest):
+                # A foreground of one value has no spread: the channel's own range stands for it.
+                low, high = darkest, brightest
             # A constant channel carries nothing: it becomes 0 rather than a division by zero.
             np.divide(source - np.float32(low), np.float32(high - low or 1), out=result[..., channel])
         return np.clip(result, 0, 1, out=result) if self.intensity == "percentile" else result
@@ -287,16 +299,40 @@ def _empty_plane(like: np.ndarray, target, fill) -> np.ndarray:
 
 
 def _resample(array: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:
-    """Resamples `(*S, C)` to `shape` over the same field of view; voxels are areas, not points, so borders stay borders."""
+    """Resamples `(*S, C)` to `shape` over the same field of view; voxels are areas, not points, so borders stay borders.
+
+    An axis that shrinks averages over the area of each new voxel, so that nothing thin is stepped over; one that grows is interpolated.
+    """
+    # The same numbers in another memory layout may be summed in another order.
+    array = np.ascontiguousarray(array)
+    for axis, target in enumerate(shape):
+        size = array.shape[axis]
+        if target < size:
+            edges = np.arange(target + 1) * (size / target)
+            cells = np.arange(size)
+            overlap = np.minimum.outer(edges[1:], cells + 1) - np.maximum.outer(edges[:-1], cells)
+            array = _mix(array, np.clip(overlap, 0, None) * (target / size), axis)
+        elif target > size and order == 1:
+            low, high, share = _weigh(size, target)
+            weights = np.zeros((target, size))
+            np.add.at(weights, (np.arange(target), low), 1 - share)
+            np.add.at(weights, (np.arange(target), high), share)
+            array = _mix(array, weights, axis)
     if array.shape[:-1] == tuple(shape):
         return array
     from scipy import ndimage
 
     factors = [new / old for new, old in zip(shape, array.shape, strict=False)]
-    channels = [
-        ndimage.zoom(array[..., channel], factors, order=order, mode="nearest", grid_mode=True) for channel in range(array.shape[-1])
-    ]
-    return np.stack(channels, axis=-1)
+    result = np.empty((*shape, array.shape[-1]), np.float32)
+    for channel in range(array.shape[-1]):
+        ndimage.zoom(array[..., channel], factors, result[..., channel], order, mode="nearest", grid_mode=True)
+    return result
+
+
+def _mix(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Replaces the voxels along an axis by weighted sums of them: `weights (target, size)`."""
+    mixed = np.tensordot(weights.astype(np.float32), array, axes=(1, axis))
+    return np.ascontiguousarray(np.moveaxis(mixed, 0, axis))
 
 
 def _weigh(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

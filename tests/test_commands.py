@@ -14,9 +14,10 @@ import train
 from dataset import DATASETS, choose_target, find_cases
 from modules.bundle import ModelBundle
 from modules.callbacks import Checkpoint
+from modules.networks import NETWORKS
 from modules.scoring import Score
 from modules.volume import Case, suffix_of
-from utils import PRESETS, parse_training
+from utils import LOSSES, PRESETS, parse_training
 
 SLICES = ("hipmri", "lgg", "oasis")
 TINY = ["--epochs", "3", "--base-filters", "2", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
@@ -250,6 +251,11 @@ def test_without_arguments_it_says_what_there_is(tmp_path, monkeypatch, capsys, 
     for name in DATASETS:
         assert f"found in {phantoms / name}" in text
     assert "Next: python train.py --dataset hipmri" in text
+    assert train.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert listed == text
+    for name in (*NETWORKS, *LOSSES, *PRESETS):
+        assert name in listed
     monkeypatch.setenv("MRI_DATA", str(tmp_path))
     train.main([])
     assert "--demo" in capsys.readouterr().out

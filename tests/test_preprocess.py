@@ -58,3 +58,123 @@ def test_errors_say_what_was_expected():
         Preprocessing(2, shape=(1, 1), intensity="fixed", scale=255).check(_volume([[[256.0]]]), ("T1",), "a.png")
     with pytest.raises(ValueError, match=r"2 dimensions. Received: shape \(2, 2, 2\)"):
         Preprocessing(2, shape=(2, 2)).apply(_volume(np.zeros((2, 2, 2, 1))))
+
+
+def _scan(shape=(12, 10, 8), spacing=(1.0, 1.0, 2.0), seed=0):
+    return Volume(np.random.default_rng(seed).random((*shape, 1), np.float32), np.diag((*spacing, 1.0)), spacing)
+
+
+def test_zscore_takes_the_foreground_only_and_keeps_channels_apart():
+    image = np.zeros((4, 4, 4, 2), np.float32)
+    image[:2, ..., 0] = np.random.default_rng(0).uniform(5, 9, (2, 4, 4))
+    image[..., 1] = 7
+    array, _ = Preprocessing(3, intensity="zscore").apply(Volume(image, np.eye(4), (1.0,) * 3))
+    np.testing.assert_allclose([array[:2, ..., 0].mean(), array[:2, ..., 0].std()], [0, 1], atol=1e-5)
+    assert (array[2:, ..., 0] < -3).all()
+    np.testing.assert_array_equal(array[..., 1], 0)  # a constant channel carries nothing
+
+
+def test_percentiles_clip_outliers():
+    image = np.arange(1000, dtype=np.float32).reshape(10, 10, 10, 1)
+    image[9, 9, 9] = 1e6
+    array, _ = Preprocessing(3, intensity="percentile").apply(Volume(image, np.eye(4), (1.0,) * 3))
+    low, high = np.percentile(image[image > 0], (0.5, 99.5))
+    assert (array.min(), array.max()) == (0, 1)
+    np.testing.assert_allclose(array[5, 0, 0, 0], (500 - low) / (high - low), rtol=1e-5)
+
+
+def test_foreground_crop_by_hand_and_back():
+    image = np.full((6, 7, 8, 1), 3.0, np.float32)
+    image[1:4, 2:5, 5:7] += np.random.default_rng(0).random((3, 3, 2, 1), np.float32) + 1
+    preprocessing = Preprocessing(3, foreground_crop=True)
+    array, geometry = preprocessing.apply(Volume(image, np.eye(4), (1.0,) * 3))
+    assert (array.shape, geometry.box) == ((3, 3, 2, 1), ((1, 4), (2, 5), (5, 7)))
+    restored = preprocessing.restore(np.ones((3, 3, 2, 2), np.float32), geometry, fill=(9, 8))
+    inside = np.zeros((6, 7, 8), bool)
+    inside[1:4, 2:5, 5:7] = True
+    assert (restored[inside] == 1).all()
+    assert (restored[~inside] == (9, 8)).all()
+
+
+def test_spacing_keeps_the_field_of_view():
+    array, geometry = Preprocessing(3, spacing_mm=(2.0, 1.0, 1.0)).apply(_scan())
+    assert array.shape == (*geometry.grid, 1) == (6, 10, 16, 1)
+    # Two voxels of 1 mm become one of 2 mm whose centre lies between them.
+    flat = Preprocessing(3, spacing_mm=(2.0, 1.0, 2.0)).apply(_scan())[0]
+    scan = _scan().array
+    scaled = (scan - scan.min()) / (scan.max() - scan.min())
+    np.testing.assert_allclose(flat, (scaled[0::2] + scaled[1::2]) / 2, atol=1e-6)
+
+
+def test_spacing_follows_the_axes_of_a_turned_scan():
+    scan = _scan((8, 12, 10), (2.0, 1.0, 1.0))
+    # Stored inferior to superior, left to right, posterior to anterior.
+    affine = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [2, 0, 0, 0], [0, 0, 0, 1.0]])
+    array, geometry = Preprocessing(3, spacing_mm=(1.0, 1.0, 1.0)).apply(Volume(scan.array, affine, scan.spacing_mm))
+    assert (geometry.axes, geometry.shape, array.shape) == ((1, 2, 0), (12, 10, 8), (12, 10, 16, 1))
+
+
+def test_the_way_back_is_linear_and_the_same_as_scipys():
+    from scipy import ndimage
+
+    preprocessing = Preprocessing(3, shape=(7, 9, 5), resize=True)
+    _, geometry = preprocessing.apply(_scan())
+    probabilities = np.random.default_rng(1).random((7, 9, 5, 3), np.float32)
+    restored = preprocessing.restore(probabilities, geometry)
+    for index in range(3):
+        expected = ndimage.zoom(probabilities[..., index], (12 / 7, 10 / 9, 8 / 5), order=1, mode="nearest", grid_mode=True)
+        np.testing.assert_allclose(restored[..., index], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_resampled_label_comes_back_in_place(turned):
+    """A ball stays a ball where it was: coarser and back loses no more than the border's voxels."""
+    shape, affine = (40, 36, 24), np.diag((1.0, 1.0, 2.0, 1.0))
+    if turned:
+        affine = affine[:, [1, 0, 2, 3]] * (1, -1, 1, 1)
+    x, y, z = np.indices(shape)
+    ball = ((x - 25) ** 2 + (y - 14) ** 2 + (2 * (z - 9)) ** 2 < 11**2).astype(np.uint8)
+    preprocessing = Preprocessing(3, spacing_mm=(1.6, 1.6, 2.4), foreground_crop=True)
+    spacing = (1.0, 1.0, 2.0)
+    _, geometry = preprocessing.apply(Volume(ball[..., None].astype(np.float32), affine, spacing))
+    small = preprocessing.apply_label(ball, geometry)
+    assert small.shape == geometry.grid
+    restored = preprocessing.restore(np.stack([1.0 - small, small], axis=-1), geometry, fill=(1, 0)).argmax(axis=-1)
+    overlap = 2 * (restored & ball).sum() / (restored.sum() + ball.sum())
+    assert overlap > 0.93
+    centres = [np.argwhere(array).mean(axis=0) for array in (ball, restored)]
+    np.testing.assert_allclose(*centres, atol=0.2)
+
+
+def test_labels_shrink_by_share_not_by_nearest_voxel():
+    label = np.zeros((9, 1, 1), np.uint8)
+    label[[0, 2]] = 1  # two of the first three voxels; the middle one, which is nearest, is background
+    preprocessing = Preprocessing(3, shape=(3, 1, 1), resize=True)
+    image = Volume(label[..., None].astype(np.float32), np.eye(4), (1.0,) * 3)
+    np.testing.assert_array_equal(preprocessing.apply_label(label, preprocessing.apply(image)[1])[:, 0, 0], [1, 0, 0])
+
+
+def test_no_class_is_invented_between_two():
+    label = np.repeat(np.array([1, 3], np.uint8), 8).reshape(16, 1, 1)
+    preprocessing = Preprocessing(3, shape=(5, 1, 1), resize=True)
+    image = Volume(label[..., None].astype(np.float32), np.eye(4), (1.0,) * 3)
+    small = preprocessing.apply_label(label, preprocessing.apply(image)[1])
+    assert set(np.unique(small)) == {1, 3}
+
+
+def test_cubic_is_sharper_than_linear_and_both_keep_a_constant():
+    wave = np.sin(np.arange(24) * 0.9).astype(np.float32).reshape(24, 1, 1, 1)
+    results = []
+    for interpolation in ("linear", "cubic"):
+        preprocessing = Preprocessing(3, shape=(48, 1, 1), resize=True, intensity="fixed", scale=2.0, interpolation=interpolation)
+        array, _ = preprocessing.apply(Volume(wave, np.eye(4), (1.0,) * 3))
+        results.append(np.abs(array[4:-4, 0, 0, 0] - np.sin((np.arange(48) - 0.5) / 2 * 0.9)[4:-4] / 2).max())
+        constant, _ = preprocessing.apply(Volume(np.ones_like(wave), np.eye(4), (1.0,) * 3))
+        np.testing.assert_allclose(constant, 0.5, atol=1e-6)
+    assert results[1] < results[0] / 4
+
+
+def test_a_singular_affine_is_refused():
+    image = Volume(np.ones((4, 4, 4, 1), np.float32), np.diag((1.0, 1.0, 0.0, 1.0)), (1.0,) * 3)
+    with pytest.raises(ValueError, match="Expected an affine that gives each axis a direction. Received: a singular one in a.nii"):
+        Preprocessing(3).check(image, ("T1",), "a.nii")

@@ -1,5 +1,7 @@
 """What several networks share."""
 
+import math
+
 from keras import layers
 
 NORMS = ("batch", "batch_second", "group", "instance")
@@ -21,11 +23,20 @@ def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
 
 
 def normalise(x, norm: str, groups: int | None = None):
-    """Applies batch, group (`groups`, or as many of at least eight channels as divide them) or instance normalisation."""
+    """Applies batch, group (`groups`, or as many of at least eight channels as divide them) or instance normalisation.
+
+    Raises:
+        ValueError: For instance normalisation of a single voxel, which would make every value 0.
+    """
     if norm.startswith("batch"):
         return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM)(x)
     channels = x.shape[-1]
     if norm == "instance":
+        if math.prod(x.shape[1:-1]) == 1:
+            raise ValueError(
+                "Expected more than one voxel at the deepest level for `norm` 'instance'. Received: one. "
+                "Use a larger shape, or `norm` 'group' or 'batch'."
+            )
         groups = -1
     elif groups is None:
         groups = next(number for number in range(max(1, channels // 8), 0, -1) if channels % number == 0)

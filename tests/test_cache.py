@@ -1,0 +1,231 @@
+"""The cache: what was prepared comes back, once for each state of files and settings, and never by halves."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from modules import cache
+from modules.cache import PreparedCase, fingerprint_splits, prepare_cases
+from modules.patches import choose_points
+from modules.preprocess import Preprocessing
+from modules.volume import Case
+
+VALUES = {0: 0, 85: 1, 170: 2}
+
+
+def _draw(shape, channels=1, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(*shape, channels)).astype(np.float32), rng.integers(0, 4, shape).astype(np.uint8)
+
+
+def _write(path, shape, channels=1, seed=0):
+    image, label = _draw(shape, channels, seed)
+    case = PreparedCase(path)
+    case.write(image, label, choose_points(label, 4, np.random.default_rng(0)) if len(shape) == 3 else ())
+    return case, image.astype(np.float16).astype(np.float32), label
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((5, 6, 7), 1), ((5, 6, 7), 3), ((9, 11), 1), ((9, 11), 2), ((1, 1, 1), 1)])
+def test_what_is_written_comes_back(tmp_path, shape, channels):
+    _, image, label = _write(tmp_path / "a.raw", shape, channels)
+    case = PreparedCase(tmp_path / "a.raw")
+    assert case.is_whole()
+    assert case.shape == shape
+    read_image, read_label = case.read((0,) * len(shape), shape)
+    assert (read_image.dtype, read_label.dtype) == (np.float32, np.int32)
+    np.testing.assert_array_equal(read_image, image)
+    np.testing.assert_array_equal(read_label, label)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.raw"]
+
+
+def test_a_window_is_cut_out_and_filled_up_with_each_channels_darkest(tmp_path):
+    case, image, label = _write(tmp_path / "a.raw", (5, 6, 7), channels=2)
+    read_image, read_label = case.read((1, 2, 3), (2, 3, 4))
+    np.testing.assert_array_equal(read_image, image[1:3, 2:5, 3:7])
+    np.testing.assert_array_equal(read_label, label[1:3, 2:5, 3:7])
+    read_image, read_label = case.read((-2, 0, 5), (9, 6, 4))
+    np.testing.assert_array_equal(read_image[2:7, :, :2], image[..., 5:, :])
+    np.testing.assert_array_equal(read_label[2:7, :, :2], label[..., 5:])
+    darkest = image.min(axis=(0, 1, 2))
+    assert darkest[0] != darkest[1]
+    for outside in (np.s_[:2], np.s_[7:], np.s_[:, :, 2:]):
+        np.testing.assert_array_equal(read_image[outside], np.broadcast_to(darkest, read_image[outside].shape))
+        assert not read_label[outside].any()
+
+
+def test_what_was_read_may_be_changed(tmp_path):
+    case, image, label = _write(tmp_path / "a.raw", (5, 6, 7))
+    for array in case.read((0, 0, 0), (5, 6, 7)):
+        array[...] = 0
+    for array, expected in zip(case.read((0, 0, 0), (5, 6, 7)), (image, label), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_points_come_back_and_slices_have_none(tmp_path):
+    image, label = _draw((20, 21, 22))
+    label[label == 2] = 0
+    points = choose_points(label, 6, np.random.default_rng(0), limit=50)
+    PreparedCase(tmp_path / "a.raw").write(image, label, points)
+    case = PreparedCase(tmp_path / "a.raw")
+    assert case.is_whole()
+    assert [len(places) for places in case.points] == [50, 50, 0, 50, 0, 0]
+    for places, expected in zip(case.points, points, strict=True):
+        assert places.dtype == np.uint16
+        np.testing.assert_array_equal(places, expected)
+    assert _write(tmp_path / "b.raw", (9, 11))[0].points == []
+
+
+def test_a_label_without_any_class_but_background(tmp_path):
+    image, label = np.ones((4, 4, 4, 1), np.float32), np.zeros((4, 4, 4), np.uint8)
+    case = PreparedCase(tmp_path / "a.raw")
+    case.write(image, label, choose_points(label, 3, np.random.default_rng(0)))
+    assert case.is_whole()
+    assert [len(places) for places in case.points] == [64, 0, 0]
+
+
+@pytest.mark.parametrize("length", [0, 1, 10, 63, 64, 100, -1])
+def test_a_file_cut_short_is_not_whole(tmp_path, length):
+    _write(tmp_path / "a.raw", (5, 6, 7))
+    data = (tmp_path / "a.raw").read_bytes()
+    (tmp_path / "a.raw").write_bytes(data[:length])
+    assert not PreparedCase(tmp_path / "a.raw").is_whole()
+
+
+def test_a_file_of_something_else_or_none_is_not_whole(tmp_path):
+    assert not PreparedCase(tmp_path / "absent.raw").is_whole()
+    for content in (b"\xff\xfe\x00" * 50, b"no json\n", b"\0" * 128):
+        (tmp_path / "a.raw").write_bytes(content)
+        assert not PreparedCase(tmp_path / "a.raw").is_whole()
+
+
+@pytest.fixture
+def case(write_nifti):
+    image, label = _draw((10, 12, 14), seed=3)
+    paths = write_nifti("a.nii.gz", image[..., 0]), write_nifti("seg.nii.gz", (label.clip(0, 2) * 85).astype(np.int16))
+    return Case("a", "s", (paths[0],), paths[1])
+
+
+def _prepare(case, folder, preprocessing=None, values=None, channels=("T1",)):
+    preprocessing = preprocessing or Preprocessing(3, intensity="zscore")
+    return prepare_cases([case], preprocessing, dataset="d", channels=channels, label_values=values or VALUES, folder=folder)[0]
+
+
+def test_cases_are_prepared_in_order_with_classes_and_points(case, write_nifti, tmp_path):
+    other = Case("b", "s", (write_nifti("b.nii", np.arange(60.0).reshape(3, 4, 5)),), write_nifti("b_seg.nii", np.full((3, 4, 5), 170.0)))
+    for cases in ([case, other], [other, case]):
+        prepared = prepare_cases(cases, Preprocessing(3), dataset="d", channels=("T1",), label_values=VALUES, folder=tmp_path / "cache")
+        assert [item.shape for item in prepared] == [(10, 12, 14) if one.case_id == "a" else (3, 4, 5) for one in cases]
+    image, label = _prepare(other, tmp_path / "cache").read((0, 0, 0), (3, 4, 5))
+    assert (label == 2).all()
+    assert image.shape == (3, 4, 5, 1)
+    points = _prepare(case, tmp_path / "cache").points
+    label = _prepare(case, tmp_path / "cache").read((0, 0, 0), (10, 12, 14))[1]
+    assert len(points) == 3
+    for index, places in enumerate(points):
+        assert (label[tuple(places.T)] == index).all()
+        assert len(places) == (label == index).sum()
+
+
+def test_what_is_there_is_not_decoded_again(case, tmp_path, monkeypatch):
+    first = _prepare(case, tmp_path / "cache")
+    monkeypatch.setattr(cache, "read_volume", None)
+    assert _prepare(case, tmp_path / "cache").path == first.path
+
+
+@pytest.mark.parametrize("length", [0, 30, 2000, -1])
+def test_a_damaged_entry_is_decoded_anew(case, tmp_path, length):
+    first = _prepare(case, tmp_path / "cache")
+    expected = first.path.read_bytes()
+    first.path.write_bytes(expected[:length])
+    again = _prepare(case, tmp_path / "cache")
+    assert again.path == first.path
+    assert again.path.read_bytes() == expected
+    assert again.is_whole()
+
+
+@pytest.mark.parametrize("which", ["image", "label"])
+def test_a_changed_file_is_decoded_anew(case, tmp_path, which):
+    first = _prepare(case, tmp_path / "cache")
+    path = case.image_paths[0] if which == "image" else case.label_path
+    os.utime(path, ns=(1, 1))
+    assert _prepare(case, tmp_path / "cache").path != first.path
+
+
+def test_a_changed_setting_is_another_entry(case, tmp_path):
+    settings = [
+        {},
+        {"preprocessing": Preprocessing(3)},
+        {"preprocessing": Preprocessing(3, spacing_mm=(1, 1, 2))},
+        {"preprocessing": Preprocessing(3, foreground_crop=True)},
+        {"preprocessing": Preprocessing(3, shape=(8, 8, 8))},
+        {"preprocessing": Preprocessing(3, shape=(8, 8, 8), resize=True)},
+        {"values": {0: 0, 85: 1, 170: 1}},
+    ]
+    paths = {_prepare(case, tmp_path / "cache", **chosen).path for chosen in settings}
+    assert len(paths) == len(settings)
+    assert {_prepare(case, tmp_path / "cache", **chosen).path for chosen in settings} == paths
+
+
+def test_points_do_not_depend_on_where_the_files_lie(case, tmp_path, write_nifti):
+    image, label = _draw((30, 30, 30), seed=5)
+    points = []
+    for place in ("here", "there"):
+        paths = (
+            write_nifti(f"{place}/a.nii", image[..., 0]),
+            write_nifti(f"{place}/seg.nii", (label.clip(0, 1) * 85).astype(np.int16)),
+        )
+        points.append(_prepare(Case("a", "s", (paths[0],), paths[1]), tmp_path / place).points)
+    assert [len(places) for places in points[0]] == [4096, 4096, 0]
+    for one, other in zip(*points, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_fingerprint_knows_the_split(tmp_path):
+    cases = [PreparedCase(tmp_path / f"{name}-0.raw") for name in "ab"]
+    first = fingerprint_splits({"train": cases[:1], "test": cases[1:]})
+    assert first == fingerprint_splits({"test": cases[1:], "train": cases[:1]})
+    assert first != fingerprint_splits({"train": cases[1:], "test": cases[:1]})
+    assert first != fingerprint_splits({"train": cases, "test": []})
+    elsewhere = [PreparedCase(tmp_path / "other" / case.path.name) for case in cases]
+    assert first == fingerprint_splits({"train": elsewhere[:1], "test": elsewhere[1:]})
+
+
+def test_what_is_wrong_is_named(case, tmp_path, write_nifti):
+    absent = Case("a", "s", case.image_paths, tmp_path / "absent.nii")
+    with pytest.raises(FileNotFoundError, match=r"Expected a file at .*absent.nii. Received: nothing there. Check case a"):
+        _prepare(absent, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"Expected 2 channel\(s\) \(T1, T2\) for this model. Received: 1 in .*a.nii.gz"):
+        _prepare(case, tmp_path / "cache", channels=("T1", "T2"))
+    with pytest.raises(ValueError, match=r"in \(0, 85\). Received: 170 in .*seg.nii.gz .*'d'"):
+        _prepare(case, tmp_path / "cache", values={0: 0, 85: 1})
+    short = Case("a", "s", case.image_paths, write_nifti("short.nii", np.zeros((10, 12, 13), np.uint8)))
+    with pytest.raises(ValueError, match=r"image and label of one shape. Received: image \(10, 12, 14\) in .*, label \(10, 12, 13\)"):
+        _prepare(short, tmp_path / "cache")
+    with pytest.raises(ValueError, match="Expected a 2-D image for this model"):
+        _prepare(case, tmp_path / "cache", Preprocessing(2))
+    # Nothing half done is left behind.
+    assert not list((tmp_path / "cache").rglob("*.raw"))
+
+
+def test_channels_are_checked_although_the_entry_is_there(case, tmp_path):
+    _prepare(case, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"Expected 2 channel\(s\) \(T1, T2\)"):
+        _prepare(case, tmp_path / "cache", channels=("T1", "T2"))
+
+
+def test_the_header_is_a_line_that_people_can_read(tmp_path):
+    _write(tmp_path / "a.raw", (9, 11), channels=2)
+    header = json.loads((tmp_path / "a.raw").read_bytes().partition(b"\n")[0])
+    assert (header["shape"], header["channels"], header["points"]) == ([9, 11], 2, [])
+
+
+@pytest.mark.parametrize("intensity", ["zscore", "percentile", "min_max"])
+def test_an_image_of_two_values_stays_finite_and_keeps_both(write_nifti, tmp_path, intensity):
+    image = np.zeros((6, 6, 6), np.float32)
+    image[2:4, 2:4, 2:4] = 100_000
+    case = Case("a", "s", (write_nifti("two.nii", image),), write_nifti("two_seg.nii", np.zeros((6, 6, 6), np.uint8)))
+    array = _prepare(case, tmp_path / "cache", Preprocessing(3, intensity=intensity)).read((0, 0, 0), (6, 6, 6))[0]
+    assert np.isfinite(array).all()
+    assert len(np.unique(array)) == 2

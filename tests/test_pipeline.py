@@ -1,0 +1,211 @@
+"""The pipelines: each window once, or an endless row of draws that seed and step alone decide."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from modules.cache import PreparedCase
+from modules.patches import choose_points
+from modules.pipeline import PatchDraw, count_samples, derive_window, make_pipeline
+
+SHAPES = [(6, 5, 4), (6, 7, 4), (3, 5, 8)]
+
+
+def _write_cases(folder, shapes, foreground=()):
+    """Cases whose image says of each voxel which case and place it is of (four channels), and whose label is a function of those."""
+    cases = []
+    for number, shape in enumerate(shapes):
+        places = np.stack(np.indices(shape), axis=-1).astype(np.float32)
+        image = np.concatenate([np.full((*shape, 1), number + 1, np.float32), places], axis=-1)
+        label = np.zeros(shape, np.uint8)
+        if foreground:
+            label[foreground] = number % 2 + 1
+        else:
+            label[...] = image.sum(axis=-1) % 3
+        case = PreparedCase(folder / f"case_{number}.raw")
+        case.write(image, label, choose_points(label, 3, np.random.default_rng(0)) if len(shape) == 3 else ())
+        cases.append(case)
+    return cases
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    return _write_cases(tmp_path_factory.mktemp("pipeline"), SHAPES)
+
+
+@pytest.fixture(scope="module")
+def centred(tmp_path_factory):
+    """Cases with foreground in their middle only, away from the borders."""
+    middle = np.s_[8:12, 8:12, 8:12]
+    return _write_cases(tmp_path_factory.mktemp("centred"), [(20, 20, 20)] * 3, middle)
+
+
+def _read(pipeline, batches=None):
+    return [(image.numpy(), label.numpy()) for image, label in islice(pipeline, batches)]
+
+
+def _first_voxels(batches):
+    """Case and place of the first voxel of each sample."""
+    return [tuple(int(value) for value in sample.reshape(-1, 4)[0]) for images, _ in batches for sample in images]
+
+
+def _same(one, other):
+    return len(one) == len(other) and all(np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("plane", [0, 1, 2])
+def test_a_grid_of_slices_gives_each_slice_of_each_volume_once(cases, plane):
+    window = derive_window(SHAPES, "slice", plane, 8)
+    batches = _read(make_pipeline(cases, window, 4, batch_size=4, training=False))
+    rest = tuple(size for axis, size in enumerate(window) if axis != plane)
+    found = []
+    for images, labels in batches:
+        assert (images.dtype, labels.dtype) == (np.float32, np.int32)
+        assert images.shape[1:] == (*rest, 4)
+        assert labels.shape[1:] == rest
+        for image, label in zip(images, labels, strict=True):
+            number, place = int(image[..., 0].max()), int(image[..., 1 + plane].max())
+            found.append((number, place))
+            # Inside, in the middle of the window, stand exactly the slice's voxels, and their labels; around them is darkness.
+            inside = tuple(
+                slice((size - old) // 2, (size - old) // 2 + old) for size, old in zip(rest, _without(number, plane), strict=True)
+            )
+            np.testing.assert_array_equal(image[(*inside, 1 + plane)], place)
+            np.testing.assert_array_equal(label[inside], image[inside].sum(axis=-1) % 3)
+            outside = np.ones(rest, bool)
+            outside[inside] = False
+            assert not label[outside].any()
+            np.testing.assert_array_equal(image[outside], [[number, 0, 0, 0]] * outside.sum())
+    assert found == [(number + 1, place) for number, shape in enumerate(SHAPES) for place in range(shape[plane])]
+    assert len(found) == count_samples(cases, window, None)
+    assert [len(images) for images, _ in batches[:-1]] == [4] * (len(batches) - 1)
+
+
+def _without(number, plane):
+    return tuple(size for axis, size in enumerate(SHAPES[number - 1]) if axis != plane)
+
+
+def test_slices_of_2d_cases_come_whole(tmp_path):
+    shapes = [(4, 6)] * 3
+    cases = []
+    for number, shape in enumerate(shapes):
+        cases.append(PreparedCase(tmp_path / f"{number}.raw"))
+        cases[-1].write(np.full((*shape, 1), number, np.float32), np.full(shape, number, np.uint8), ())
+    batches = _read(make_pipeline(cases, (4, 6), 1, batch_size=2, training=False))
+    assert [images.shape for images, _ in batches] == [(2, 4, 6, 1), (1, 4, 6, 1)]
+    assert [int(label[0, 0]) for _, labels in batches for label in labels] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 15, 17])
+def test_an_epoch_of_training_is_a_permutation_and_the_next_another(tmp_path, number):
+    cases = _write_cases(tmp_path, [(number, 3, 3)])
+    window = (1, 3, 3)
+    stream = _first_voxels(_read(make_pipeline(cases, window, 4, batch_size=1, training=True, seed=1), 6 * number))
+    epochs = [[place for _, place, _, _ in stream[number * epoch : number * (epoch + 1)]] for epoch in range(6)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(number))
+    if number > 2:
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize("draw", [None, PatchDraw("uniform", 3), PatchDraw("foreground", 3), PatchDraw("weighted", 3, (1.0, 1.0, 2.0))])
+def test_training_is_a_function_of_seed_and_step(cases, draw):
+    def take(batches, **options):
+        return _read(make_pipeline(cases, (1, 5, 4), 4, batch_size=3, training=True, draw=draw, **options), batches)
+
+    stream = take(12, seed=7)
+    assert all(images.shape == (3, 5, 4, 4) for images, _ in stream)
+    assert _same(stream, take(12, seed=7))
+    for first_step in (1, 5, 11):
+        assert _same(stream[first_step:], take(12 - first_step, seed=7, first_step=first_step))
+    assert not _same(stream, take(12, seed=8))
+
+
+def test_seeds_may_be_large(cases):
+    for seed in (0, 2**31, 2**40):
+        assert len(_read(make_pipeline(cases, (1, 5, 4), 4, batch_size=3, training=True, seed=seed), 2)) == 2
+
+
+def test_patches_are_drawn_anew_each_epoch_and_for_each_case_as_often_as_asked(centred):
+    draw = PatchDraw("foreground", 4)
+    number = count_samples(centred, (8, 8, 8), draw)
+    assert number == 12
+    stream = _first_voxels(_read(make_pipeline(centred, (8, 8, 8), 4, batch_size=6, training=True, draw=draw), 6))
+    epochs = [stream[number * epoch : number * (epoch + 1)] for epoch in range(3)]
+    for epoch in epochs:
+        assert np.bincount([case for case, *_ in epoch]).tolist() == [0, 4, 4, 4]
+    assert len(set(stream)) > 30
+    assert set(epochs[0]) != set(epochs[1])
+
+
+@pytest.mark.parametrize("per_case", [1, 2, 3, 4, 8])
+def test_a_third_of_the_patches_are_centred_on_foreground(centred, per_case):
+    draw = PatchDraw("foreground", per_case)
+    epochs = 4
+    samples = epochs * count_samples(centred, (8, 8, 8), draw)
+    batches = _read(make_pipeline(centred, (8, 8, 8), 4, batch_size=1, training=True, draw=draw), samples)
+    for case in (1, 2, 3):
+        labels = [label[0] for image, label in batches if image[0, 0, 0, 0, 0] == case]
+        assert len(labels) == epochs * per_case
+        assert sum(label[4, 4, 4] > 0 for label in labels) >= len(labels) / 3
+
+
+def test_weighted_patches_give_a_rare_class_its_share(tmp_path):
+    cases = _write_cases(tmp_path, [(20, 20, 20)], np.s_[9:11, 9:11, 10])
+    draw = PatchDraw("weighted", 10, (0.5, 0.5, 0.0))
+    batches = _read(make_pipeline(cases, (8, 8, 8), 4, batch_size=10, training=True, draw=draw), 20)
+    centres = np.concatenate([label[:, 4, 4, 4] for _, label in batches])
+    np.testing.assert_allclose((centres == 1).mean(), 0.5, atol=0.1)
+
+
+def test_patches_larger_than_a_case_are_filled_up(cases):
+    draw = PatchDraw("foreground", 2)
+    for images, labels in _read(make_pipeline(cases, (8, 8, 8), 4, batch_size=2, training=True, draw=draw), 6):
+        for image, label in zip(images, labels, strict=True):
+            shape = SHAPES[int(image[0, 0, 0, 0]) - 1]
+            inside = tuple(slice((8 - size) // 2, (8 - size) // 2 + size) for size in shape)
+            np.testing.assert_array_equal(image[inside][..., 1:], np.stack(np.indices(shape), axis=-1))
+            assert label.sum() == label[inside].sum() > 0
+
+
+def test_counts_by_hand(cases):
+    assert count_samples(cases, (1, 8, 8), None) == 6 + 6 + 3
+    assert count_samples(cases, (8, 8, 8), None) == 3
+    # Windows of 4, 4, 4 over (6, 5, 4), (6, 7, 4) and (3, 5, 8).
+    assert count_samples(cases, (4, 4, 4), None) == 2 * 2 * 1 + 2 * 2 * 1 + 1 * 2 * 2
+    assert count_samples(cases, (4, 4, 4), PatchDraw(per_case=5)) == 15
+
+
+@pytest.mark.parametrize(
+    ("shapes", "mode", "plane", "divisor", "expected"),
+    [
+        # The largest extents across the plane, up to the next multiple.
+        ([(256, 256, 128), (288, 250, 112)], "slice", 2, 16, (288, 256, 1)),
+        ([(256, 256, 128), (288, 250, 112)], "slice", 0, 16, (1, 256, 128)),
+        ([(17, 3, 9)], "slice", 1, 8, (24, 1, 16)),
+        # Small enough as it is: the median, padded.
+        ([(35, 50, 36), (31, 40, 24), (43, 59, 47)], "patch", 2, 8, (40, 56, 40)),
+        # 256 x 256 x 128 x s**3 = 96**3: 121, 121, 60; up to 128, 128, 64, which is too much, so the largest shrink.
+        ([(256, 256, 128)], "patch", 2, 8, (112, 120, 64)),
+        ([(256, 256, 128)], "volume", 2, 8, (112, 120, 64)),
+        ([(512, 512, 16)], "patch", 2, 16, (224, 240, 16)),
+        ([(96, 96, 96)], "patch", 2, 32, (96, 96, 96)),
+        # A divisor larger than a size.
+        ([(5, 100, 100)], "patch", 2, 16, (16, 112, 112)),
+    ],
+)
+def test_windows_by_hand(shapes, mode, plane, divisor, expected):
+    assert derive_window(shapes, mode, plane, divisor) == expected
+
+
+def test_derived_windows_divide_and_keep_their_budget():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shapes = rng.integers(1, 400, (int(rng.integers(1, 6)), 3))
+        divisor = int(rng.choice([8, 16, 32]))
+        window = derive_window(shapes, "patch", 2, divisor)
+        assert all(type(size) is int and size % divisor == 0 and size >= divisor for size in window)
+        assert np.prod(window) <= 96**3
+        # Never more than the median rounded up: there would be nothing to see.
+        assert all(size < median + divisor for size, median in zip(window, np.median(shapes, axis=0), strict=True))
