@@ -157,12 +157,7 @@ class ModelBundle:
         )
 
     @property
-    def across(self) -> int | None:
-        """The axis that the slices of a 2-D model lie across, in canonical orientation; None for a 3-D model."""
-        return self._deep_window.index(1) if len(self.model.input_shape) == 4 else None
-
-    @property
-    def _deep_window(self) -> tuple[int, ...]:
+    def deep_window(self) -> tuple[int, ...]:
         """The window as one of a volume: a slice is a volume of depth one."""
         return self.window if len(self.window) == 3 else (1, *self.window)
 
@@ -182,7 +177,7 @@ class ModelBundle:
             network's crop are background.
         """
         background = np.eye(len(self.class_names), dtype=np.float32)[0]
-        window = tuple(self._deep_window[axis] for axis in order)
+        window = tuple(self.deep_window[axis] for axis in order)
         batch_size = settings.batch_size or inference.choose_batch_size(window)
         waiting: deque[tuple[inference.Plan, Geometry]] = deque()
 
@@ -199,7 +194,7 @@ class ModelBundle:
                 for start in plan.starts:
                     yield cut(array, start, window, fill=darkest)
 
-        outputs = inference.predict_windows(self._make_predictor(window, settings, order), cut_windows(), batch_size, settings.on_batch)
+        outputs = inference.predict_windows(self._make_predictor(settings, order), cut_windows(), batch_size, settings.on_batch)
         for first in outputs:
             plan, geometry = waiting.popleft()
             merged = inference.merge_windows(chain([first], islice(outputs, len(plan.starts) - 1)), plan)
@@ -208,9 +203,10 @@ class ModelBundle:
             # The next image's windows come behind this one's, wanted or not.
             deque(planes, maxlen=0)
 
-    def _make_predictor(self, window: tuple[int, ...], settings: Settings, order: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
-        """From windows `(B, *window, C)` to probabilities `(B, *window, K)`, whatever rank and head the model has."""
-        across = window.index(1) + 1 if self.across is not None else None
+    def _make_predictor(self, settings: Settings, order: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
+        """From windows `(B, *window, C)` with their axes in that order to probabilities, whatever rank and head the model has."""
+        window = self.deep_window
+        across = window.index(1) + 1 if len(self.model.input_shape) == 4 else None
 
         def predict(inputs: np.ndarray) -> np.ndarray:
             outputs = np.asarray(self.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
@@ -218,13 +214,17 @@ class ModelBundle:
                 outputs = np.concatenate([1 - outputs, outputs], axis=-1)
             return outputs if across is None else np.expand_dims(outputs, across)
 
-        if not settings.mirror:
+        if settings.mirror:
+            # Which axis runs from left to right is known for volumes in canonical orientation only: it is the first one there.
+            left_right = 1 if self.preprocessing.spatial_dims == 3 else None
+            if left_right is None and self.mirrored_labels:
+                raise ValueError("Expected volumes for `mirror` with classes on the left and the right. Received: a model of 2-D files.")
+            flipped = [axis for axis in (1, 2, 3) if window[axis - 1] > 1]
+            predict = inference.mirror(predict, flipped, left_right, self.mirrored_labels)
+        if tuple(order) == (0, 1, 2):
             return predict
-        # Which axis runs from left to right is known for volumes in canonical orientation only: it is the first one there.
-        left_right = order.index(0) + 1 if self.preprocessing.spatial_dims == 3 else None
-        if left_right is None and self.mirrored_labels:
-            raise ValueError("Expected volumes for `mirror` with classes on the left and the right. Received: a model of 2-D files.")
-        return inference.mirror(predict, [axis for axis in (1, 2, 3) if window[axis - 1] > 1], left_right, self.mirrored_labels)
+        there, back = (tuple(axis + 1 for axis in axes) for axes in (order, np.argsort(order)))
+        return lambda inputs: predict(np.ascontiguousarray(inputs.transpose(0, *back, 4))).transpose(0, *there, 4)
 
     def to_file_values(self, label: np.ndarray) -> np.ndarray:
         """Turns class indices `(*S)` into the data set's own label values."""
@@ -272,8 +272,8 @@ def predict_cases(
             waiting.append((case, image, label))
             yield image
 
-    across = {bundle.across for bundle in bundles}
-    order = _put_first(across.pop() or 0) if len(across) == 1 else _put_first(0)
+    # Planes lie across the axis along which the windows are thinnest, as so many planes are held at once.
+    order = _put_first(int(np.argmin(np.sum([bundle.deep_window for bundle in bundles], axis=0))))
     streams = [bundle.predict(images, settings, order) for bundle, images in zip(bundles, _share(read_images(), len(bundles)), strict=True)]
     for planes in zip(*streams, strict=True):
         case, image, label = waiting.popleft()

@@ -15,7 +15,7 @@ from dataset import DATASETS
 from modules.bundle import ModelBundle, Settings, predict_cases
 from modules.networks import build, with_head
 from modules.preprocess import Preprocessing
-from modules.volume import Case, write_label_like
+from modules.volume import Case, Volume, write_label_like
 
 TINY = ["--epochs", "2", "--base-filters", "2", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"]
 
@@ -290,3 +290,16 @@ def test_mirroring_swaps_left_and_right(tmp_path):
     np.testing.assert_allclose(swapped[..., 1], plain[..., 1] / 2, atol=1e-5)
     np.testing.assert_allclose(swapped[..., 2], plain[..., 1] / 2, atol=1e-5)
     np.testing.assert_allclose(swapped[..., 0], plain[..., 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", BUNDLES)
+def test_the_order_in_which_planes_are_made_changes_nothing(kind):
+    bundle = _bundle(*BUNDLES[kind])
+    array = np.random.default_rng(0).random((19, 22, 14, 1), np.float32)
+    image = Volume(array, np.diag((0.8, 1.1, 2.5, 1)), (0.8, 1.1, 2.5))
+    results = []
+    for order in permutations(range(3)):
+        (planes,) = ([*planes] for planes in bundle.predict([image], Settings(mirror=True), order))
+        results.append(np.stack(planes).transpose(*np.argsort(order), 3))
+    for result in results:
+        np.testing.assert_allclose(result, results[0], atol=1e-5)
