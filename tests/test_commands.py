@@ -14,12 +14,12 @@ import train
 from dataset import DATASETS, choose_target, find_cases
 from modules.bundle import ModelBundle
 from modules.callbacks import Checkpoint
-from modules.networks import NETWORKS
+from modules.networks import NETWORKS, find_divisor
 from modules.scoring import Score
 from modules.volume import Case, suffix_of
 from utils import LOSSES, PRESETS, parse_training
 
-SLICES = ("hipmri", "lgg", "oasis")
+SLICES = ("hipmri", "oasis", "lgg")
 TINY = ["--epochs", "3", "--base-filters", "2", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
 
 
@@ -50,7 +50,7 @@ def test_a_run_leaves_everything_behind(runs, phantoms, name):
         assert key in rows[0]
     pictures = {path.name for path in (run / "figures").iterdir()}
     assert {"loss.png", "accuracy.png", "dice.png"} < pictures
-    assert sum(picture.startswith("comparison_") for picture in pictures) == 3
+    assert sum(picture.startswith("comparison_") for picture in pictures) == (2 if name == "lgg" else 3)  # two slices have a tumour
 
     record = json.loads((run / "run.json").read_text())
     subject_of = {case.case_id: case.subject_id for case in find_cases(spec, phantoms / name)}
@@ -229,7 +229,8 @@ def test_every_preset_builds_its_network(name):
     config, _ = parse_training(["--preset", name])
     spec, _ = choose_target(DATASETS[config.dataset], config.target)
     config = config.complete(spec)
-    window = train.find_window(config, spec)
+    # Where the size follows from the scans, any that divides will do.
+    window = train.find_window(config, spec) or (2 * find_divisor(config.network),) * (2 if config.mode == "slice" else 3)
     network = train._build_network(config, spec, window)
     assert network.input.shape == (None, *(size for size in window if size > 1), len(spec.channels))
     assert network.output.shape[-1] == (1 if len(spec.class_names) == 2 else len(spec.class_names))
