@@ -117,6 +117,7 @@ def fit(config: RunConfig, bundle: ModelBundle, network, prepared: dict[str, lis
     from modules.callbacks import Checkpoint, KeepBest, Progress, Record
     from modules.losses import SegmentationLoss
     from modules.metrics import Overlap
+    from modules.trainer import Trainer
 
     draw = None
     if config.mode == "patch":
@@ -125,20 +126,19 @@ def fit(config: RunConfig, bundle: ModelBundle, network, prepared: dict[str, lis
     rate = config.learning_rate
     if config.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, config.epochs * steps)
-    network.compile(
-        optimizer=keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None),
-        loss=SegmentationLoss(config.loss),
-        metrics=[Overlap(bundle.class_names)],
-    )
+    loss = SegmentationLoss(config.loss, _weigh_classes(config, prepared["train"], len(bundle.class_names)), config.batch_dice)
+    trainer = Trainer(network, loss, Overlap(bundle.class_names), bundle.mirrored_labels)
+    trainer.compile(optimizer=keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None))
     record = Record(folder, bundle.class_names, steps * config.batch_size)
     keep_best = KeepBest(lambda: bundle.save(folder / "bundle"), config.patience, config.stop_at_dice)
     checkpoint = Checkpoint(folder / "checkpoint" / "last.npz", [record, keep_best])
-    done = checkpoint.restore(network)
+    done = checkpoint.restore(trainer)
     log.info("%s: %s weights, %d steps an epoch, begins at epoch %d", config.network, f"{network.count_params():,}", steps, done + 1)
     if not keep_best.finished:
         settings = {"window": bundle.window, "channels": len(bundle.channels), "batch_size": config.batch_size, "seed": config.seed}
-        network.fit(
-            make_pipeline(prepared["train"], training=True, draw=draw, first_step=done * steps, **settings),
+        change = _make_change(config, bundle)
+        trainer.fit(
+            make_pipeline(prepared["train"], training=True, draw=draw, change=change, first_step=done * steps, **settings),
             validation_data=make_pipeline(prepared["validate"], training=False, **settings),
             initial_epoch=done,
             epochs=config.epochs,
@@ -148,6 +148,34 @@ def fit(config: RunConfig, bundle: ModelBundle, network, prepared: dict[str, lis
             verbose=0,
         )
     return keep_best.best_epoch
+
+
+def _weigh_classes(config: RunConfig, cases: Sequence[PreparedCase], num_classes: int) -> tuple[float, ...] | None:
+    """Weights of the classes in the loss: inverse to how often they occur, with a mean of 1; None for equal ones."""
+    if config.class_weights == "none":
+        return None
+    counts = np.sum([case.count_classes(num_classes) for case in cases], axis=0)
+    weights = 1 / np.maximum(counts, 1)
+    weights = weights / weights.mean()
+    log.info("weights of the classes in the loss: %s", ", ".join(f"{weight:.4g}" for weight in weights))
+    return tuple(float(weight) for weight in weights)
+
+
+def _make_change(config: RunConfig, bundle: ModelBundle):
+    """What draws the augmentation of one sample from a generator, or None."""
+    from modules.augment import AUGMENTATIONS, draw_parameters
+
+    augmentation = AUGMENTATIONS[config.augment]
+    if augmentation is None:
+        return None
+    shape = tuple(size for size in bundle.window if size > 1)
+    # Volumes are in canonical orientation, whose first axis runs from left to right; of 2-D files nobody knows.
+    left_right = 0 if bundle.preprocessing.spatial_dims == 3 and bundle.window[0] > 1 else None
+
+    def change(rng: np.random.Generator, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
+        return draw_parameters(rng, augmentation, shape, len(bundle.channels), spacing_mm=spacing_mm, left_right=left_right)
+
+    return change
 
 
 def score(config: RunConfig, cases: Sequence[Case], folder: Path, summary: dict) -> None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from dataset import DATASETS, DatasetSpec
 from modules.bundle import Settings
 from modules.inference import Plan
+from modules.loss_spec import parse_loss
 from modules.networks import NETWORKS, find_ranks
 from modules.patches import PLANES, SAMPLINGS
 from modules.pipeline import MODES
@@ -40,7 +41,9 @@ LOSSES = tuple(
     for node in ast.parse((MODULES / "losses.py").read_text()).body
     if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
 )
+AUGMENTS = ("none", "light", "strong")
 
+CLASS_WEIGHTS = ("none", "balanced")
 NETWORK_OPTIONS = (
     "base_filters", "norm", "dropout", "variant", "pretrained", "hidden_size", "mlp_size", "num_layers", "num_heads",
 )  # fmt: skip
@@ -83,7 +86,10 @@ class RunConfig:
     mlp_size: int | None = _setting(None, help="of unetr's perceptrons")
     num_layers: int | None = _setting(None, help="of unetr's transformer")
     num_heads: int | None = _setting(None, help="of unetr's attention")
-    loss: str = _setting("dice_ce", help="loss", choices=LOSSES)
+    loss: str = _setting("dice_ce", help=f"{', '.join(LOSSES)}, or a weighted sum such as dice:1+focal:0.5")
+    class_weights: str = _setting("none", help="of the loss; balanced: the rarer a class, the heavier", choices=CLASS_WEIGHTS)
+    batch_dice: bool = _setting(False, help="pool the overlaps of a whole batch, instead of a Dice for each sample")
+    augment: str = _setting("none", help="random changes of the training samples, within the step", choices=AUGMENTS)
     epochs: int = _setting(50, help="most epochs to train")
     batch_size: int | None = _setting(None, help="samples a step; without it 16 slices, or 2 volumes or patches")
     learning_rate: float = _setting(1e-3, help="of Adam, at the beginning")
@@ -108,6 +114,7 @@ class RunConfig:
         for name in ("validate_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
+        parse_loss(self.loss, LOSSES)
         if not 0 <= self.stop_at_dice <= 1:
             raise ValueError(f"Expected `stop_at_dice` from 0 to 1. Received: {self.stop_at_dice}.")
         if self.class_probabilities and (min(self.class_probabilities) < 0 or not sum(self.class_probabilities) > 0):

@@ -17,7 +17,7 @@ from modules.patches import choose_points, cut
 from modules.preprocess import Preprocessing
 from modules.volume import Case, fingerprint_files, read_label_of, read_volume, replace_file
 
-FORMAT = 2
+FORMAT = 3
 _ALIGNMENT = 64
 
 
@@ -42,6 +42,11 @@ class PreparedCase:
         """`P`."""
         return tuple(self._header["shape"])
 
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Size of a voxel along each axis of `P`."""
+        return tuple(self._header["spacing_mm"])
+
     @cached_property
     def points(self) -> list[np.ndarray]:
         """Some voxels `(n, r)` uint16 of each class, see `modules.patches.choose_points`; empty for a slice."""
@@ -60,6 +65,12 @@ class PreparedCase:
         darkest = self._header["darkest"]
         return cut(image, start, window, darkest).astype(np.float32), cut(label, start, window).astype(np.int32)
 
+    def count_classes(self, num_classes: int) -> np.ndarray:
+        """Voxels of each class, `(num_classes,)`."""
+        offset, voxels = self._header["offset"], math.prod(self.shape)
+        label = np.fromfile(self.path, np.uint8, voxels, offset=offset + 2 * voxels * self._header["channels"])
+        return np.bincount(label, minlength=num_classes)
+
     def is_whole(self) -> bool:
         """Whether the file is there in full length."""
         try:
@@ -70,11 +81,12 @@ class PreparedCase:
         size = header["offset"] + voxels * (2 * header["channels"] + 1) + 2 * rank * sum(header["points"])
         return self.path.stat().st_size == size
 
-    def write(self, image: np.ndarray, label: np.ndarray, points: Sequence[np.ndarray]) -> None:
-        """Writes image `(*P, C)`, label `(*P)` and points under a temporary name first."""
+    def write(self, image: np.ndarray, label: np.ndarray, points: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> None:
+        """Writes image `(*P, C)`, label `(*P)`, points and voxel size under a temporary name first."""
         image = image.astype(np.float16)
         darkest = [float(value) for value in image.min(axis=tuple(range(image.ndim - 1)))]
         header = {"shape": label.shape, "channels": image.shape[-1], "darkest": darkest, "points": [len(places) for places in points]}
+        header["spacing_mm"] = [float(size) for size in spacing_mm]
         line = json.dumps(header).encode() + b"\n"
         with replace_file(self.path) as temporary, temporary.open("wb") as file:
             file.write(line.ljust(-(-len(line) // _ALIGNMENT) * _ALIGNMENT, b"\0"))
@@ -127,7 +139,8 @@ def prepare_cases(
             label = preprocessing.apply_label(label, geometry)
             # By the case's name, so that the same data in another place are drawn from alike.
             rng = np.random.default_rng(list(case.case_id.encode()))
-            prepared.write(array, label, choose_points(label, num_classes, rng) if label.ndim == 3 else ())
+            points = choose_points(label, num_classes, rng) if label.ndim == 3 else ()
+            prepared.write(array, label, points, geometry.measure_spacing(image.spacing_mm))
         return prepared
 
     return _map_threads(prepare, cases, workers=2 * (os.cpu_count() or 1) if preprocessing.spatial_dims == 2 else (os.cpu_count() or 1))

@@ -1,7 +1,7 @@
 """The tf.data pipelines that feed a training: whole slices and volumes, slices of volumes, and patches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from modules.cache import PreparedCase
 from modules.patches import draw_start, make_grid
 
 MODES = ("slice", "volume", "patch")
+Change = Callable[[np.random.Generator, Sequence[float]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ def make_pipeline(
     batch_size: int,
     training: bool,
     draw: PatchDraw | None = None,
+    change: Change | None = None,
     seed: int = 42,
     first_step: int = 0,
 ):
-    """A `tf.data.Dataset` of `(image (B, *P, C) float32, label (B, *P) int32)`.
+    """A `tf.data.Dataset` of dicts: `image (B, *P, C)` float32, `label (B, *P)` int32, and what `change` adds.
 
     Samples are windows of the cases: those of a grid without overlap (a whole slice or volume; each slice of a volume), or patches
     drawn anew each time. For training it is endless, every batch is full, and the batch of step `s` is a pure function of
@@ -65,6 +67,7 @@ def make_pipeline(
         batch_size: `B`.
         training: Which of the two.
         draw: How to draw patches; without it, the grid.
+        change: Draws the parameters of a sample's augmentation from a generator and the sample's voxel size: arrays of fixed shapes.
         seed: Of order and draws.
         first_step: Where training begins.
     """
@@ -73,15 +76,20 @@ def make_pipeline(
     number = count_samples(cases, window, draw)
     grid = [] if draw else [(index, start) for index, case in enumerate(cases) for start in make_grid(case.shape, window)]
     shape = tuple(size for size in window if size > 1)
+    kept = [axis for axis, size in enumerate(window) if size > 1]
+    example = change(np.random.default_rng(0), (1.0,) * len(kept)) if change else {}
 
-    def read(sample: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(sample: np.ndarray, position: np.ndarray) -> list[np.ndarray]:
         if draw:
             turn, index = divmod(int(sample), len(cases))
             start = draw.start(cases[index], window, turn, (seed, int(position)))
         else:
             index, start = grid[int(sample)]
         image, label = cases[index].read(start, window)
-        return image.reshape(*shape, channels), label.reshape(shape)
+        # Apart from the draw of the patch, so that the one does not depend on how much the other draws.
+        spacing = [cases[index].spacing_mm[axis] for axis in kept]
+        changes = change(np.random.default_rng([seed, int(position), 1]), spacing) if change else {}
+        return [image.reshape(*shape, channels), label.reshape(shape), *changes.values()]
 
     def load(position):
         sample = position
@@ -89,8 +97,11 @@ def make_pipeline(
             seeds = tf.stack([tf.constant(seed, tf.int64), position // number])
             sample = tf.random.experimental.index_shuffle(position % number, tf.cast(seeds, tf.int32), number - 1)
         # Not stateful: what is read depends on the arguments alone, and deterministic pipelines run stateful functions one by one.
-        image, label = tf.numpy_function(read, (sample, position), (tf.float32, tf.int32), stateful=False)
-        return tf.ensure_shape(image, (*shape, channels)), tf.ensure_shape(label, shape)
+        types = [tf.float32, tf.int32, *(array.dtype for array in example.values())]
+        arrays = tf.numpy_function(read, (sample, position), types, stateful=False)
+        shapes = [(*shape, channels), shape, *(array.shape for array in example.values())]
+        arrays = [tf.ensure_shape(array, size) for array, size in zip(arrays, shapes, strict=True)]
+        return dict(zip(("image", "label", *example), arrays, strict=True))
 
     positions = tf.data.Dataset.range(first_step * batch_size, np.iinfo(np.int64).max) if training else tf.data.Dataset.range(number)
     pipeline = positions.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

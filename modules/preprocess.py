@@ -47,6 +47,11 @@ class Geometry:
         array = np.flip(array, [axis for axis, flipped in enumerate(self.flipped) if flipped])
         return array.transpose(*np.argsort(self.axes), *range(len(self.axes), array.ndim))
 
+    def measure_spacing(self, spacing_mm: Sequence[float]) -> tuple[float, ...]:
+        """Voxel size after resampling along each canonical axis, from the input's."""
+        sizes = zip(self.axes, self.boxed, self.grid, strict=True)
+        return tuple(spacing_mm[axis] * before / after for axis, before, after in sizes)
+
     @property
     def boxed(self) -> tuple[int, ...]:
         """Shape of the foreground's box."""

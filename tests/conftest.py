@@ -1,5 +1,6 @@
 """Shared fixtures: tiny files in every format, phantoms, and the real scans where they are there."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,11 @@ import utils
 
 # Before any test uses TensorFlow: afterwards its threads cannot be set any more.
 utils.import_keras()
+if os.environ.get("KERAS_BACKEND") == "jax":
+    # Its compiler would spend minutes on making these tiny networks fast.
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -23,7 +23,8 @@ def _draw(shape, channels=1, seed=0):
 def _write(path, shape, channels=1, seed=0):
     image, label = _draw(shape, channels, seed)
     case = PreparedCase(path)
-    case.write(image, label, choose_points(label, 4, np.random.default_rng(0)) if len(shape) == 3 else ())
+    points = choose_points(label, 4, np.random.default_rng(0)) if len(shape) == 3 else ()
+    case.write(image, label, points, (1.5,) * len(shape))
     return case, image.astype(np.float16).astype(np.float32), label
 
 
@@ -67,7 +68,7 @@ def test_points_come_back_and_slices_have_none(tmp_path):
     image, label = _draw((20, 21, 22))
     label[label == 2] = 0
     points = choose_points(label, 6, np.random.default_rng(0), limit=50)
-    PreparedCase(tmp_path / "a.raw").write(image, label, points)
+    PreparedCase(tmp_path / "a.raw").write(image, label, points, (1,) * label.ndim)
     case = PreparedCase(tmp_path / "a.raw")
     assert case.is_whole()
     assert [len(places) for places in case.points] == [50, 50, 0, 50, 0, 0]
@@ -80,7 +81,7 @@ def test_points_come_back_and_slices_have_none(tmp_path):
 def test_a_label_without_any_class_but_background(tmp_path):
     image, label = np.ones((4, 4, 4, 1), np.float32), np.zeros((4, 4, 4), np.uint8)
     case = PreparedCase(tmp_path / "a.raw")
-    case.write(image, label, choose_points(label, 3, np.random.default_rng(0)))
+    case.write(image, label, choose_points(label, 3, np.random.default_rng(0)), (1,) * label.ndim)
     assert case.is_whole()
     assert [len(places) for places in case.points] == [64, 0, 0]
 

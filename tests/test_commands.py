@@ -341,7 +341,8 @@ def test_bad_files_stop_training_with_one_line(phantoms, tmp_path, capsys, kind)
     [
         (["--dataset", "oasis", "--data", "nowhere"], "Expected the data set 'oasis' in the folder nowhere"),
         (["--dataset", "liver"], "invalid choice: 'liver'"),
-        (["--dataset", "hipmri", "--loss", "hinge"], "invalid choice: 'hinge'"),
+        (["--dataset", "hipmri", "--loss", "hinge"], "Expected `loss` as a name in ('bce', "),
+        (["--dataset", "hipmri", "--loss", "dice:1+ce:0"], "Expected a finite weight above 0 for 'ce' in `loss`"),
         (["--dataset", "hipmri", "--norm", "layer"], "Expected `norm` in"),
         (["--dataset", "hipmri", "--loss", "bce"], "Expected one logit a voxel for the loss 'bce'"),
         (["--dataset", "hipmri", "--target", "heart"], "Expected `target` in ('body'"),

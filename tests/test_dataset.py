@@ -213,8 +213,8 @@ def test_fingerprint_of_a_split_sees_who_is_in_it_and_each_file(tmp_path):
 def test_pipeline_gives_what_is_on_disk(oasis_files):
     cases, files = oasis_files
     batches = list(make_pipeline(files, (256, 256), 1, batch_size=6, training=False).as_numpy_iterator())
-    assert [batch[0].shape for batch in batches] == [(6, 256, 256, 1), (6, 256, 256, 1), (4, 256, 256, 1)]
-    images, labels = (np.concatenate([batch[index] for batch in batches]) for index in (0, 1))
+    assert [batch["image"].shape for batch in batches] == [(6, 256, 256, 1), (6, 256, 256, 1), (4, 256, 256, 1)]
+    images, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "label"))
     assert (images.dtype, labels.dtype) == (np.float32, np.int32)
     raw = cv2.imread(str(cases[5].image_paths[0]), cv2.IMREAD_UNCHANGED)
     np.testing.assert_allclose(images[5, ..., 0], (raw / 255 - 0.1317) / 0.1864, atol=2e-3)
@@ -226,11 +226,11 @@ def test_order_is_a_function_of_seed_and_step(tmp_path):
     files = []
     for index in range(10):
         files.append(PreparedCase(tmp_path / str(index)))
-        files[-1].write(np.full((2, 2, 1), index, np.float32), np.full((2, 2), index), ())
+        files[-1].write(np.full((2, 2, 1), index, np.float32), np.full((2, 2), index), (), (1, 1))
 
     def take(seed, first_step, steps):
         pipeline = make_pipeline(files, (2, 2), 1, batch_size=4, training=True, seed=seed, first_step=first_step).take(steps)
-        return [labels[:, 0, 0].tolist() for _, labels in pipeline.as_numpy_iterator()]
+        return [batch["label"][:, 0, 0].tolist() for batch in pipeline.as_numpy_iterator()]
 
     batches = take(42, 0, 10)
     assert take(42, 0, 10) == batches

@@ -1,52 +1,196 @@
-"""Losses against numbers worked out by hand; this file also runs under the other backends."""
+"""Losses against numbers worked out by hand and against MONAI; this file also runs under the other backends."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+from modules import losses
+from modules.loss_spec import parse_loss
 from modules.losses import LOSSES, SegmentationLoss
 
+ROOT = Path(__file__).parents[1]
+LOG3 = math.log(3)
 BINARY_LABEL = np.array([[[1, 0], [0, 0]]])
-# Sigmoid of log 3 is 3/4, of -log 3 is 1/4.
-BINARY_LOGITS = np.array([[[math.log(3), -math.log(3)], [-math.log(3), -math.log(3)]]], np.float32)[..., None]
+# Sigmoid of log 3 is 3/4, of -log 3 is 1/4. So foreground predicted: 3/4 + 3/4 = 6/4, labelled: 1, both: 3/4.
+BINARY_LOGITS = np.array([[[LOG3, -LOG3], [-LOG3, -LOG3]]])[..., None]
+# Softmax of (log 2, 0, 0) is (1/2, 1/4, 1/4), of (0, log 2, 0) is (1/4, 1/2, 1/4). So class 1: both 1/2, predicted 3/4, labelled 1;
+# class 2: both 0, predicted 1/2, labelled 0.
+TERNARY_LABEL = np.array([[[0, 1]]])
+TERNARY_LOGITS = np.array([[[[math.log(2), 0, 0], [0, math.log(2), 0]]]])
+
+OVERLAPS = ("dice", "iou", "tversky", "focal_tversky", "generalised_dice")
+CASES = [(name, channels) for name in LOSSES for channels in (1, 4) if (name, channels) != ("bce", 4)]
+every_loss = pytest.mark.parametrize(("name", "channels"), CASES)
 
 
-def _value(name, label, logits):
-    return ops.convert_to_numpy(LOSSES[name](ops.convert_to_tensor(label, "int32"), ops.convert_to_tensor(logits, "float32")))
+def _value(name, label, logits, **options):
+    label, logits = ops.convert_to_tensor(label, "int32"), ops.convert_to_tensor(logits, "float32")
+    return ops.convert_to_numpy(LOSSES[name](label, logits, **options))
+
+
+def _value_and_gradient(function, logits, dtype="float32", compiled=False):
+    """The losses and the gradient of their sum; `compiled` as one program, by the running backend's own means."""
+    logits = ops.cast(ops.convert_to_tensor(logits, "float32"), dtype)
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        def run(logits):
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                value = function(logits)
+            return value, tape.gradient(value, logits)
+
+        value, gradient = tf.function(run, jit_compile=True)(logits) if compiled else run(logits)
+    elif backend == "jax":
+        import jax
+
+        run = jax.value_and_grad(lambda logits: (function(logits).sum(), function(logits)), has_aux=True)
+        (_, value), gradient = jax.jit(run)(logits) if compiled else run(logits)
+    else:
+        import torch
+
+        logits.requires_grad_(True)
+        # "aot_eager" traces forward and backward into graphs without the C++ compiler that the default needs.
+        value = (torch.compile(function, backend="aot_eager") if compiled else function)(logits)
+        value.sum().backward()
+        value, gradient = value.detach(), logits.grad
+    assert keras.backend.standardize_dtype(value.dtype) == "float32"
+    return ops.convert_to_numpy(value), ops.convert_to_numpy(ops.cast(gradient, "float32"))
+
+
+def _draw(channels, seed=0, batch=3, shape=(4, 3, 5)):
+    """Labels in which, of four classes, the last is absent from the first sample; and logits."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, max(2, channels), (batch, *shape))
+    label[0][label[0] == 3] = 0
+    return label, rng.normal(size=(batch, *shape, channels))
+
+
+def _draw_extremes(channels):
+    """Samples all sure and right, all sure and wrong, undecided; and without foreground: none found, and all sure of some."""
+    label = np.repeat(_draw(channels, batch=1)[0], 5, axis=0)
+    label[3:] = 0
+    right = np.where(label[..., None] == np.arange(channels), 1e4, -1e4) if channels > 1 else 2e4 * label[..., None] - 1e4
+    return label, np.stack([right[0], -right[1], 0 * right[2], right[3], -right[4]])
 
 
 def test_every_loss_is_listed():
-    assert set(LOSSES) == {"bce", "ce", "dice", "iou", "dice_ce"}
+    assert tuple(LOSSES) == ("bce", "ce", "focal", "dice", "iou", "tversky", "focal_tversky", "generalised_dice", "dice_ce")
+    assert {name for name, _ in CASES} == set(LOSSES)
+
+
+# -------------------------------------------------------------------------------------------------------------------- by hand
 
 
 def test_binary_losses_by_hand():
-    # Intersection 3/4, predicted 6/4, labelled 1.
+    # False positive 6/4 - 3/4, false negative 1 - 3/4.
     dice = 1 - (2 * 0.75 + 1) / (1.5 + 1 + 1)
-    iou = 1 - (0.75 + 1) / (1.5 + 1 - 0.75 + 1)
-    expected = {"bce": -math.log(0.75), "ce": -math.log(0.75), "dice": dice, "iou": iou, "dice_ce": dice - math.log(0.75)}
+    tversky = 1 - (0.75 + 1) / (0.75 + 0.3 * 0.75 + 0.7 * 0.25 + 1)
+    expected = {
+        # Every voxel gives 3/4 to its class.
+        "bce": -math.log(0.75),
+        "ce": -math.log(0.75),
+        "focal": -math.log(0.75) / 16,
+        "dice": dice,
+        "iou": 1 - (0.75 + 1) / (1.5 + 1 - 0.75 + 1),
+        "tversky": tversky,
+        "focal_tversky": tversky**0.75,
+        # One class: its weight is 1.
+        "generalised_dice": dice,
+        "dice_ce": dice - math.log(0.75),
+    }
+    assert set(expected) == set(LOSSES)
     for name, value in expected.items():
-        np.testing.assert_allclose(_value(name, BINARY_LABEL, BINARY_LOGITS), [value], rtol=1e-5)
+        np.testing.assert_allclose(_value(name, BINARY_LABEL, BINARY_LOGITS), [value], rtol=1e-5, err_msg=name)
 
 
 def test_three_classes_by_hand():
-    # Softmax of (log 2, 0, 0) is (1/2, 1/4, 1/4), of (0, log 2, 0) is (1/4, 1/2, 1/4).
-    logits = np.array([[[[math.log(2), 0, 0], [0, math.log(2), 0]]]])
-    label = np.array([[[0, 1]]])
-    dice_of_1 = (2 * 0.5 + 1) / (0.75 + 1 + 1)
-    dice_of_2 = 1 / (0.5 + 1)
+    dice_of_1, dice_of_2 = (2 * 0.5 + 1) / (0.75 + 1 + 1), 1 / (0.5 + 1)
     iou_of_1 = (0.5 + 1) / (0.75 + 1 - 0.5 + 1)
-    np.testing.assert_allclose(_value("ce", label, logits), [math.log(2)], rtol=1e-5)
-    np.testing.assert_allclose(_value("dice", label, logits), [1 - (dice_of_1 + dice_of_2) / 2], rtol=1e-5)
-    np.testing.assert_allclose(_value("iou", label, logits), [1 - (iou_of_1 + dice_of_2) / 2], rtol=1e-5)
+    # Class 1: false positive 1/4, false negative 1/2; class 2: false positive 1/2.
+    tversky_of_1, tversky_of_2 = 1 - 1.5 / (0.5 + 0.3 * 0.25 + 0.7 * 0.5 + 1), 1 - 1 / (0.3 * 0.5 + 1)
+    expected = {
+        # Both voxels give 1/2 to their class.
+        "ce": math.log(2),
+        "focal": math.log(2) / 4,
+        "dice": 1 - (dice_of_1 + dice_of_2) / 2,
+        "iou": 1 - (iou_of_1 + dice_of_2) / 2,
+        "tversky": (tversky_of_1 + tversky_of_2) / 2,
+        "focal_tversky": (tversky_of_1**0.75 + tversky_of_2**0.75) / 2,
+        # Class 1 has volume 1, so weight 1; the absent class 2 has weight 1.
+        "generalised_dice": 1 - (2 * 0.5 + 1) / (0.75 + 1 + 0.5 + 1),
+        "dice_ce": 1 - (dice_of_1 + dice_of_2) / 2 + math.log(2),
+    }
+    assert set(expected) == set(LOSSES) - {"bce"}
+    for name, value in expected.items():
+        np.testing.assert_allclose(_value(name, TERNARY_LABEL, TERNARY_LOGITS), [value], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("rank", [2, 3])
-@pytest.mark.parametrize(("name", "channels"), [(name, k) for name in LOSSES for k in (1, 4) if (name, k) != ("bce", 4)])
-def test_one_value_a_sample_right_beats_wrong_and_extremes_are_finite(name, rank, channels):
-    label = np.random.default_rng(0).integers(0, max(2, channels), (3, *(4,) * rank))
+def test_tversky_counts_what_is_missed_more_than_what_is_too_much():
+    # Of 4 voxels 2 are labelled. All predicted: TP 2, FP 2. None predicted: FN 2.
+    label = np.array([[1, 1, 0, 0]])
+    np.testing.assert_allclose(_value("tversky", label, np.full((1, 4, 1), 100.0)), [1 - 3 / (2 + 0.3 * 2 + 1)], rtol=1e-5)
+    np.testing.assert_allclose(_value("tversky", label, np.full((1, 4, 1), -100.0)), [1 - 1 / (0.7 * 2 + 1)], rtol=1e-5)
+
+
+def test_class_weights_by_hand():
+    # Softmax of (log 3, 0) is (3/4, 1/4), given to a voxel of the background and to one of the foreground, which weighs thrice.
+    label, logits = np.array([[0, 1]]), np.array([[[LOG3, 0], [LOG3, 0]]])
+    cross_entropy = (math.log(4 / 3) + 3 * math.log(4)) / 4
+    focal = (math.log(4 / 3) / 16 + 3 * math.log(4) * 9 / 16) / 4
+    np.testing.assert_allclose(_value("ce", label, logits, class_weights=(1, 3)), [cross_entropy], rtol=1e-5)
+    np.testing.assert_allclose(_value("focal", label, logits, class_weights=(1, 3)), [focal], rtol=1e-5)
+    # One logit of -log 3 says the same.
+    logit = np.full((1, 2, 1), -LOG3)
+    np.testing.assert_allclose(_value("bce", label, logit, class_weights=(1, 3)), [cross_entropy], rtol=1e-5)
+    np.testing.assert_allclose(_value("focal", label, logit, class_weights=(1, 3)), [focal], rtol=1e-5)
+
+    dice_of_1, dice_of_2 = 1 - (2 * 0.5 + 1) / (0.75 + 1 + 1), 1 - 1 / (0.5 + 1)
+    weighted = _value("dice", TERNARY_LABEL, TERNARY_LOGITS, class_weights=(9, 1, 3))
+    np.testing.assert_allclose(weighted, [(dice_of_1 + 3 * dice_of_2) / 4], rtol=1e-5)
+    both = _value("dice_ce", TERNARY_LABEL, TERNARY_LOGITS, class_weights=(9, 1, 3))
+    np.testing.assert_allclose(both, [(dice_of_1 + 3 * dice_of_2) / 4 + math.log(2)], rtol=1e-5)
+
+
+def test_generalised_dice_by_hand():
+    # Every voxel gives 1/3 to each class. Class 1: both 2/3, predicted 4/3, labelled 2; class 2: both 1/3, predicted 4/3, labelled 1.
+    label, logits = np.array([[0, 1, 1, 2]]), np.zeros((1, 4, 3))
+    # The weights are 1/4 and 1: (2 (1/6 + 1/3) + 1) / (10/12 + 7/3 + 1) = 2 / (25/6).
+    np.testing.assert_allclose(_value("generalised_dice", label, logits), [13 / 25], rtol=1e-5)
+    # Class weights 1 and 3 have mean 1 as 1/2 and 3/2: (2 (1/12 + 1/2) + 1) / (5/12 + 7/2 + 1) = (13/6) / (59/12).
+    np.testing.assert_allclose(_value("generalised_dice", label, logits, class_weights=(9, 1, 3)), [33 / 59], rtol=1e-5)
+
+
+def test_batch_dice_by_hand():
+    # The first sample: both 3/4, predicted 6/4, labelled 1. The second, without foreground: 0, 1, 0.
+    label = np.concatenate([BINARY_LABEL, np.zeros_like(BINARY_LABEL)])
+    logits = np.concatenate([BINARY_LOGITS, np.full_like(BINARY_LOGITS, -LOG3)])
+    np.testing.assert_allclose(_value("dice", label, logits), [1 - 2.5 / 3.5, 1 - 1 / 2], rtol=1e-5)
+    np.testing.assert_allclose(_value("dice", label, logits, batch=True), [1 - 2.5 / 4.5] * 2, rtol=1e-5)
+
+
+def test_an_absent_class_costs_nothing_unless_predicted():
+    label = np.zeros((1, 4, 4))
+    expected = {"dice": 1 - 1 / 17, "iou": 1 - 1 / 17, "tversky": 1 - 1 / (0.3 * 16 + 1), "generalised_dice": 1 - 1 / 17}
+    for name, value in {**expected, "focal_tversky": expected["tversky"] ** 0.75}.items():
+        assert _value(name, label, np.full((1, 4, 4, 1), -100.0)) == pytest.approx(0, abs=1e-6)
+        assert _value(name, label, np.full((1, 4, 4, 1), 100.0)) == pytest.approx(value)
+
+
+# ----------------------------------------------------------------------------------------------------------------- invariants
+
+
+@pytest.mark.parametrize("shape", [(4, 15), (4, 3, 5)])
+@every_loss
+def test_one_value_a_sample_right_beats_wrong_and_extremes_are_finite(name, shape, channels):
+    label = np.random.default_rng(0).integers(0, max(2, channels), (3, *shape))
     right = 100.0 * (label[..., None] == np.arange(channels)) if channels > 1 else 200.0 * label[..., None] - 100.0
     good, bad = _value(name, label, right), _value(name, label, -right)
     assert good.shape == (3,)
@@ -58,10 +202,80 @@ def test_one_value_a_sample_right_beats_wrong_and_extremes_are_finite(name, rank
     np.testing.assert_allclose(_value(name, label[1:2], -right[1:2]), bad[1:2], rtol=1e-5)
 
 
-def test_an_absent_class_costs_nothing_unless_predicted():
-    label = np.zeros((1, 4, 4))
-    assert _value("dice", label, np.full((1, 4, 4, 1), -100.0)) == pytest.approx(0, abs=1e-6)
-    assert _value("dice", label, np.full((1, 4, 4, 1), 100.0)) == pytest.approx(1 - 1 / 17)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@every_loss
+def test_gradients_are_finite(name, channels, dtype):
+    label, logits = _draw_extremes(channels)
+    label = ops.convert_to_tensor(label, "int32")
+    value, gradient = _value_and_gradient(lambda logits: LOSSES[name](label, logits), logits, dtype)
+    assert np.isfinite(value).all()
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(value[[0, 3]], 0, atol=1e-5)
+    assert (value[[1, 4]] > 0.5).all()
+    # Where nothing is decided every logit learns something.
+    assert (gradient[2] != 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_compiled_losses_are_the_same(channels):
+    label, logits = _draw_extremes(channels)
+    label = ops.convert_to_tensor(label, "int32")
+    options = {"class_weights": tuple(range(max(2, channels))), "batch": True}
+
+    names = [name for name, k in CASES if k == channels]
+    if keras.backend.backend() == "torch":
+        # Keras runs PyTorch uncompiled unless asked, and tracing them all would take a minute.
+        names = ["focal_tversky", "dice_ce"]
+
+    def compute(logits):
+        return ops.stack([LOSSES[name](label, logits, **options) for name in names])
+
+    value, gradient = _value_and_gradient(compute, logits)
+    compiled_value, compiled_gradient = _value_and_gradient(compute, logits, compiled=True)
+    assert np.isfinite(compiled_value).all()
+    assert np.isfinite(compiled_gradient).all()
+    np.testing.assert_allclose(compiled_value, value, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(compiled_gradient, gradient, rtol=1e-4, atol=1e-6)
+
+
+@every_loss
+def test_options_that_change_nothing(name, channels):
+    label, logits = _draw(channels)
+    values = _value(name, label, logits)
+    np.testing.assert_allclose(_value(name, label, logits, class_weights=[2.5] * max(2, channels)), values, rtol=1e-5)
+    np.testing.assert_allclose(_value(name, label[:1], logits[:1], batch=True), values[:1], rtol=1e-6)
+    if name in ("bce", "ce", "focal"):
+        np.testing.assert_array_equal(_value(name, label, logits, batch=True), values)
+
+
+@every_loss
+def test_the_order_of_samples_does_not_matter(name, channels):
+    label, logits = _draw(channels)
+    order = [2, 0, 1]
+    np.testing.assert_allclose(_value(name, label[order], logits[order]), _value(name, label, logits)[order], rtol=1e-5)
+    pooled = _value(name, label, logits, batch=True)
+    np.testing.assert_allclose(_value(name, label[order], logits[order], batch=True), pooled[order], rtol=1e-5)
+    if name in OVERLAPS:
+        np.testing.assert_allclose(pooled, pooled[0])
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "bce"])
+def test_two_logits_say_the_same_as_one(name):
+    label, logits = _draw(1)
+    pairs = np.concatenate([np.zeros_like(logits), logits], axis=-1)
+    for options in ({}, {"class_weights": (1, 5), "batch": True}):
+        np.testing.assert_allclose(_value(name, label, pairs, **options), _value(name, label, logits, **options), rtol=1e-5)
+
+
+def test_a_sample_whose_voxels_all_weigh_nothing_costs_nothing():
+    label, logits = _draw(4)
+    label[0] = 0
+    values = _value("ce", label, logits, class_weights=(0, 1, 1, 1))
+    assert values[0] == 0
+    assert (values[1:] > 0).all()
+
+
+# --------------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_bce_refuses_several_logits():
@@ -69,16 +283,198 @@ def test_bce_refuses_several_logits():
         _value("bce", np.zeros((1, 2, 2)), np.zeros((1, 2, 2, 3)))
 
 
-def test_unknown_loss_lists_the_names():
-    with pytest.raises(ValueError, match=r"Expected `loss` in \('bce', .*Received: 'hinge'"):
+@pytest.mark.parametrize("shape", [(1, 3, 2), (1, 6), (1, 2, 3, 1)])
+def test_a_label_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"Expected `label` of shape \(1, 2, 3\), as the logits without their classes. Received: \(1, "):
+        _value("dice", np.zeros(shape), np.zeros((1, 2, 3, 4)))
+
+
+@pytest.mark.parametrize("name", ["ce", "dice"])
+@pytest.mark.parametrize("weights", [(1, 2), (1, -1, 1), (1, math.nan, 1), (1, math.inf, 1), (1, 0, 0)])
+def test_wrong_class_weights(name, weights):
+    with pytest.raises(ValueError, match=r"Expected `class_weights` as 3 numbers of 0 or more, the background's first.*Received: \(1.0, "):
+        _value(name, TERNARY_LABEL, TERNARY_LOGITS, class_weights=weights)
+
+
+def test_one_logit_has_two_class_weights():
+    with pytest.raises(ValueError, match="Expected `class_weights` as 2 numbers"):
+        _value("ce", BINARY_LABEL, BINARY_LOGITS, class_weights=(1,))
+
+
+# ------------------------------------------------------------------------------------------------------------ names and sums
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("dice", (("dice", 1.0),)),
+        ("dice:0.25", (("dice", 0.25),)),
+        ("dice+ce", (("dice", 1.0), ("ce", 1.0))),
+        (" focal : 2 + dice:5e-1 ", (("focal", 2.0), ("dice", 0.5))),
+    ],
+)
+def test_parse_loss(text, terms):
+    assert parse_loss(text, tuple(LOSSES)) == terms
+
+
+@pytest.mark.parametrize("text", ["hinge", "", "dice+", "+dice", "dice+hinge:2", "dice,ce", "Dice"])
+def test_an_unknown_loss_lists_the_names(text):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is compared
+        parse_loss(text, ("dice", "ce"))
+    assert str(caught.value) == f"Expected `loss` as a name in ('dice', 'ce') or a sum such as dice:1+focal:0.5. Received: {text!r}."
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "x", "", "1:2"])
+def test_wrong_weights_of_a_sum(weight):
+    with pytest.raises(ValueError, match="Expected a finite weight above 0 for 'ce' in `loss`, as in ce:0.5. Received: 'dice[+]ce:"):
+        parse_loss(f"dice+ce:{weight}", ("dice", "ce"))
+
+
+def test_a_name_comes_once():
+    with pytest.raises(ValueError, match="Expected each name once in `loss`. Received: 'ce[+]dice[+]ce:2'. Add up the weights of 'ce'"):
+        parse_loss("ce+dice+ce:2", ("dice", "ce"))
+
+
+def test_reading_a_loss_needs_no_keras():
+    code = "import sys, modules.loss_spec; sys.exit('keras' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_keras_loss_reads_names_too():
+    with pytest.raises(ValueError, match=r"Expected `loss` as a name in \('bce', .*Received: 'hinge'"):
         SegmentationLoss("hinge")
 
 
-def test_keras_trains_with_it_in_the_binary_task():
+def test_a_sum_weights_its_terms_and_computes_what_they_share_once(monkeypatch):
+    label, logits = _draw(4)
+    options = {"class_weights": (1, 2, 3, 4), "batch": True}
+    terms = {"dice": 2.0, "focal": 0.5, "ce": 1.0, "tversky": 0.25}
+    expected = sum(weight * _value(name, label, logits, **options).mean() for name, weight in terms.items())
+    calls = []
+    inner = losses._Voxels._log_probabilities.func
+    monkeypatch.setattr(losses._Voxels._log_probabilities, "func", lambda voxels: calls.append(1) or inner(voxels))
+    loss = SegmentationLoss("dice:2+focal:0.5+ce+tversky:0.25", **options)
+    assert float(loss(label, logits)) == pytest.approx(float(expected), rel=1e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("spec", ["dice_ce", "dice:1+focal:0.5"])
+def test_keras_trains_with_it_in_the_binary_task(spec):
     # Keras's own wrapper of functions would squeeze the single logit away and broadcast (B, H, W) against (B, H).
     model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 1)])
-    model.compile(optimizer="sgd", loss=SegmentationLoss("dice_ce"))
+    model.compile(optimizer="sgd", loss=SegmentationLoss(spec))
     images = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype("float32")
     labels = np.random.default_rng(1).integers(0, 2, (2, 4, 4)).astype("int32")
-    expected = _value("dice_ce", labels, ops.convert_to_numpy(model(images))).mean()
+    logits = ops.convert_to_numpy(model(images))
+    expected = sum(weight * _value(name, labels, logits).mean() for name, weight in parse_loss(spec, tuple(LOSSES)))
     assert model.evaluate(images, labels, verbose=0) == pytest.approx(float(expected), rel=1e-5)
+    assert float(model.train_on_batch(images, labels)) == pytest.approx(float(expected), rel=1e-5)
+    assert model.evaluate(images, labels, verbose=0) < expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------- peers
+
+
+def _peer_arguments(label, logits):
+    """MONAI's order: logits `(B, K, *P)`, then labels `(B, 1, *P)`."""
+    import torch
+
+    return torch.tensor(np.moveaxis(logits, -1, 1), dtype=torch.float32), torch.tensor(label[:, None])
+
+
+def _activation(channels):
+    return {"softmax": True, "to_onehot_y": True, "include_background": False} if channels > 1 else {"sigmoid": True}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_overlap_losses_equal_those_of_monai(channels, batch):
+    monai_losses = pytest.importorskip("monai.losses")
+    label, logits = _draw(channels)
+    options = {**_activation(channels), "batch": batch}
+    peers = {
+        "dice": monai_losses.DiceLoss(**options, smooth_nr=1, smooth_dr=1),
+        # Its Jaccard ratio is 2 (TP + s / 2) / 2 (TP + FP + FN + s / 2).
+        "iou": monai_losses.DiceLoss(**options, jaccard=True, smooth_nr=2, smooth_dr=2),
+        "tversky": monai_losses.TverskyLoss(**options, alpha=0.3, beta=0.7, smooth_nr=1, smooth_dr=1),
+    }
+    for name, peer in peers.items():
+        expected = float(peer(*_peer_arguments(label, logits)))
+        assert _value(name, label, logits, batch=batch).mean() == pytest.approx(expected, rel=1e-5), name
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("batch", [False, True])
+def test_weighted_dice_beside_that_of_monai(batch):
+    monai_losses = pytest.importorskip("monai.losses")
+    label, logits = _draw(4)
+    # It does not divide by the weights, so they must have mean 1 to agree.
+    peer = monai_losses.DiceLoss(**_activation(4), batch=batch, smooth_nr=1, smooth_dr=1, weight=[0.5, 1.0, 1.5])
+    ours = _value("dice", label, logits, class_weights=(7, 1, 2, 3), batch=batch)
+    assert ours.mean() == pytest.approx(float(peer(*_peer_arguments(label, logits))), rel=1e-5)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_generalised_dice_beside_that_of_monai(channels, batch):
+    monai_losses = pytest.importorskip("monai.losses")
+    label, logits = _draw(channels)  # Where the last class is absent, both give it the weight of the smallest that is present.
+    groups = [slice(None)] if batch else [slice(index, index + 1) for index in range(len(label))]
+    for group in groups:
+        volumes = [(label[group] == index).sum() for index in range(1, max(2, channels))]
+        # Its weights are 1 / volume^2, ours those times the square of the smallest volume: so is the smooth term.
+        smooth = 1 / min(volume for volume in volumes if volume) ** 2
+        peer = monai_losses.GeneralizedDiceLoss(**_activation(channels), batch=batch, smooth_nr=smooth, smooth_dr=smooth)
+        expected = float(peer(*_peer_arguments(label[group], logits[group])))
+        ours = _value("generalised_dice", label[group], logits[group], batch=batch)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    # Where no class is present at all, its weights are 0, and so are its loss and gradient whatever is predicted; ours are not.
+    empty = np.zeros_like(label)
+    assert float(peer(*_peer_arguments(empty, logits))) == pytest.approx(0, abs=1e-6)
+    assert (_value("generalised_dice", empty, logits) > 0.5).all()
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("channels", [1, 4])
+def test_focal_loss_beside_that_of_monai(channels):
+    monai_losses = pytest.importorskip("monai.losses")
+    label, logits = _draw(channels)
+    options = {"use_softmax": True, "to_onehot_y": True} if channels > 1 else {}
+    # Its mean is over classes too, of which only the voxel's own is not 0: the sum over classes is the loss of a voxel.
+    costs = monai_losses.FocalLoss(gamma=2.0, reduction="none", **options)(*_peer_arguments(label, logits)).numpy()
+    np.testing.assert_allclose(_value("focal", label, logits), costs.sum(axis=1).mean(axis=(1, 2, 3)), rtol=1e-5)
+    if channels > 1:
+        # It does not divide by the weights.
+        weights = np.array([1.0, 2.0, 3.0, 4.0])
+        costs = monai_losses.FocalLoss(gamma=2.0, reduction="none", weight=weights, **options)(*_peer_arguments(label, logits)).numpy()
+        expected = costs.sum(axis=(1, 2, 3, 4)) / weights[label].sum(axis=(1, 2, 3))
+        np.testing.assert_allclose(_value("focal", label, logits, class_weights=weights), expected, rtol=1e-5)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_dice_ce_equals_that_of_monai(channels, batch):
+    monai_losses = pytest.importorskip("monai.losses")
+    label, logits = _draw(channels)
+    peer = monai_losses.DiceCELoss(**_activation(channels), batch=batch, smooth_nr=1, smooth_dr=1)
+    logits_first, label_first = _peer_arguments(label, logits)
+    # With one logit it wants labels of floats.
+    expected = peer(logits_first, label_first if channels > 1 else label_first.float())
+    assert _value("dice_ce", label, logits, batch=batch).mean() == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.peers
+def test_weighted_cross_entropy_equals_that_of_pytorch():
+    functional = pytest.importorskip("torch.nn.functional")
+    import torch
+
+    label, logits = _draw(4)
+    weights = (0.5, 1.0, 2.0, 4.0)
+    # A sample at a time: PyTorch divides by the weights of the whole batch.
+    for index, value in enumerate(_value("ce", label, logits, class_weights=weights)):
+        logits_first, label_first = _peer_arguments(label[index : index + 1], logits[index : index + 1])
+        expected = functional.cross_entropy(logits_first, label_first[:, 0], weight=torch.tensor(weights))
+        assert value == pytest.approx(float(expected), rel=1e-5)

@@ -22,19 +22,6 @@ CASES = [(name, rank) for name in NETWORKS for rank in find_ranks(name)]
 once = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="is the same on every backend")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """JAX's compiler spends minutes on making these tiny networks fast, most of it on drawing their weights."""
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _count(network, name=None):
     return sum(int(np.prod(weight.shape)) for weight in network.trainable_weights if name in (None, weight.name))
 

@@ -24,7 +24,8 @@ def _write_cases(folder, shapes, foreground=()):
         else:
             label[...] = image.sum(axis=-1) % 3
         case = PreparedCase(folder / f"case_{number}.raw")
-        case.write(image, label, choose_points(label, 3, np.random.default_rng(0)) if len(shape) == 3 else ())
+        points = choose_points(label, 3, np.random.default_rng(0)) if len(shape) == 3 else ()
+        case.write(image, label, points, (1,) * len(shape))
         cases.append(case)
     return cases
 
@@ -42,7 +43,7 @@ def centred(tmp_path_factory):
 
 
 def _read(pipeline, batches=None):
-    return [(image.numpy(), label.numpy()) for image, label in islice(pipeline, batches)]
+    return [(batch["image"].numpy(), batch["label"].numpy()) for batch in islice(pipeline, batches)]
 
 
 def _first_voxels(batches):
@@ -91,7 +92,7 @@ def test_slices_of_2d_cases_come_whole(tmp_path):
     cases = []
     for number, shape in enumerate(shapes):
         cases.append(PreparedCase(tmp_path / f"{number}.raw"))
-        cases[-1].write(np.full((*shape, 1), number, np.float32), np.full(shape, number, np.uint8), ())
+        cases[-1].write(np.full((*shape, 1), number, np.float32), np.full(shape, number, np.uint8), (), (1,) * len(shape))
     batches = _read(make_pipeline(cases, (4, 6), 1, batch_size=2, training=False))
     assert [images.shape for images, _ in batches] == [(2, 4, 6, 1), (1, 4, 6, 1)]
     assert [int(label[0, 0]) for _, labels in batches for label in labels] == [0, 1, 2]

@@ -26,10 +26,11 @@ def _train(folder, data, name, *flags):
     return folder / "runs" / name
 
 
+LESSONS = ["--augment", "light", "--loss", "dice:1+focal:0.5", "--class-weights", "balanced", "--batch-dice"]
 RUNS = {
     "msd-patch": ("msd", ["--shape", "16", "16", "16", "--sampling", "weighted", "--class-probabilities", "1", "2", "3"]),
     "hipmri3d-volume": ("hipmri3d", ["--network", "segresnet", "--shape", "16", "16", "8", "--loss", "dice"]),
-    "ibsr18-patch": ("ibsr18", ["--spacing", "9", "9", "9", "--intensity", "percentile"]),
+    "ibsr18-patch": ("ibsr18", ["--spacing", "9", "9", "9", "--intensity", "percentile", *LESSONS]),
     "ibsr18-axial": ("ibsr18", ["--mode", "slice", "--plane", "axial"]),
     "ibsr18-coronal": ("ibsr18", ["--mode", "slice"]),
     "ibsr18-sagittal": ("ibsr18", ["--mode", "slice", "--plane", "sagittal", "--shape", "32", "32"]),
@@ -57,6 +58,14 @@ def test_a_run_on_volumes_leaves_scores_in_millimetres_and_pictures(runs, phanto
     pictures = {path.name.split("_")[0] for path in (run / "figures").iterdir()}
     assert pictures == {"accuracy.png", "comparison", "dice.png", "loss.png", "montage"}
     assert (len(bundle.window), len(bundle.model.input_shape)) == (3, 4 if "al" in name.split("-")[1] else 5)
+
+
+def test_balanced_weights_are_those_of_the_training_labels(runs, phantoms):
+    log = (runs["ibsr18-patch"] / "log.txt").read_text()
+    weights = [float(value) for value in log.partition("weights of the classes in the loss: ")[2].splitlines()[0].split(", ")]
+    assert np.mean(weights) == pytest.approx(1, abs=1e-3)
+    assert weights[1] == max(weights)  # CSF is the rarest
+    assert weights[0] == min(weights)
 
 
 def test_modes_make_the_windows_they_promise(runs):

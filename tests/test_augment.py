@@ -1,0 +1,551 @@
+"""Augmentation against results worked out by hand and a reference in NumPy and SciPy; this file also runs under the other backends."""
+
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from scipy import ndimage
+
+from modules.augment import AUGMENTATIONS, BIAS_POINTS, ELASTIC_POINTS, NEUTRAL, Augmentation, Effect, apply, draw_parameters, list_effects
+
+SHAPES = {2: (16, 24), 3: (10, 12, 8)}
+EVERYTHING = dataclasses.replace(
+    AUGMENTATIONS["strong"], **{name: dataclasses.replace(getattr(AUGMENTATIONS["strong"], name), probability=1.0) for name in NEUTRAL}
+)
+COMPILED = {}
+
+
+def _apply(image, label, parameters, swaps=()):
+    """`apply` on arrays; compiled under JAX, which else compiles each operation on its own."""
+    function = COMPILED.get(swaps, lambda *arguments: apply(*arguments, left_right_swaps=swaps))
+    if keras.backend.backend() == "jax" and swaps not in COMPILED:
+        import jax
+
+        function = COMPILED[swaps] = jax.jit(function)
+    tensors = {name: ops.convert_to_tensor(value) for name, value in parameters.items()}
+    results = function(ops.convert_to_tensor(image), ops.convert_to_tensor(label), tensors)
+    return tuple(ops.convert_to_numpy(result) for result in results)
+
+
+def _draw_batch(augmentation, shape, channels=1, number=2, seed=0, **options):
+    draws = [draw_parameters(np.random.default_rng((seed, index)), augmentation, shape, channels, **options) for index in range(number)]
+    return {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+
+def _make_batch(rank, channels=1, number=2, seed=0, shape=None):
+    rng = np.random.default_rng(seed)
+    shape = shape or SHAPES[rank]
+    image = rng.normal(size=(number, *shape, channels)).astype("float32")
+    return image, rng.integers(0, 5, (number, *shape)).astype("int32")
+
+
+def _move(image, label, matrix, swaps=(), mirrored=0):
+    """Applies one matrix to a whole batch."""
+    number = len(image)
+    matrix = np.repeat(np.asarray(matrix, np.float32)[None], number, axis=0)
+    return _apply(image, label, {"matrix": matrix, "mirrored": np.full(number, mirrored, np.int32)}, swaps)
+
+
+def _certain(**effects):
+    return Augmentation(**{name: value if name == "flip" else Effect(1.0, value, value) for name, value in effects.items()})
+
+
+# Nothing
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_neutral_parameters_change_nothing(rank):
+    augmentation = Augmentation(flip=1e-12, **{name: Effect(1e-12, 0.5, 2) for name in NEUTRAL})
+    image, label = _make_batch(rank, channels=2)
+    image = image * 300 + 1000
+    parameters = _draw_batch(augmentation, SHAPES[rank], channels=2)
+    assert set(parameters) == {"matrix", "mirrored", "noise_seed"} | set(NEUTRAL) - {"rotation", "scaling", "shear", "shift"}
+    for name in set(NEUTRAL) & set(parameters):
+        assert (parameters[name] == NEUTRAL[name]).all()
+    moved, moved_label = _apply(image, label, parameters, ((1, 2),))
+    np.testing.assert_array_equal(moved, image)
+    np.testing.assert_array_equal(moved_label, label)
+
+
+def test_without_effects_nothing_is_drawn():
+    assert AUGMENTATIONS["none"] is None
+    assert list_effects(None) == {}
+    assert draw_parameters(np.random.default_rng(0), Augmentation(), (8, 8), 1) == {}
+    image, label = _make_batch(2)
+    moved, moved_label = _apply(image, label, {})
+    np.testing.assert_array_equal(moved, image)
+    np.testing.assert_array_equal(moved_label, label)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64"])
+def test_types_are_kept(dtype):
+    image, label = _make_batch(2)
+    expected = ops.convert_to_numpy(ops.convert_to_tensor(label.astype(dtype))).dtype  # JAX has no int64.
+    moved, moved_label = _apply(image, label.astype(dtype), _draw_batch(EVERYTHING, SHAPES[2]), ((1, 2),))
+    assert moved.dtype == np.float32
+    assert moved_label.dtype == expected
+    assert moved.shape == image.shape
+
+
+# Places
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_flip(rank):
+    image, label = _make_batch(rank, channels=2)
+    for count in range(1, rank + 1):
+        for axes in itertools.combinations(range(rank), count):
+            parameters = _draw_batch(Augmentation(flip=1.0), SHAPES[rank], flips=axes)
+            moved, moved_label = _apply(image, label, parameters)
+            places = [axis + 1 for axis in axes]
+            np.testing.assert_array_equal(moved, np.flip(image, places))
+            np.testing.assert_array_equal(moved_label, np.flip(label, places))
+
+
+def test_quarter_turns_in_2d():
+    image, label = _make_batch(2, shape=(12, 12))
+    for degrees, turns in ((90, -1), (180, 2), (-90, 1)):
+        moved, moved_label = _apply(image, label, _draw_batch(_certain(rotation=degrees), (12, 12)))
+        np.testing.assert_allclose(moved, np.rot90(image, turns, (1, 2)), atol=1e-5)
+        np.testing.assert_array_equal(moved_label, np.rot90(label, turns, (1, 2)))
+
+
+@pytest.mark.parametrize("plane", [(0, 1), (1, 2), (2, 0)])
+def test_quarter_turns_about_each_axis_in_3d(plane):
+    image, label = _make_batch(3, shape=(10, 10, 10))
+    matrix = np.eye(3, 4)
+    first, second = plane
+    matrix[[first, second], [first, second]] = 0
+    matrix[first, second], matrix[second, first] = -1, 1
+    moved, moved_label = _move(image, label, matrix)
+    axes = (first + 1, second + 1)
+    np.testing.assert_allclose(moved, np.rot90(image, -1, axes), atol=1e-5)
+    np.testing.assert_array_equal(moved_label, np.rot90(label, -1, axes))
+
+
+def test_rotations_in_3d_are_rigid_and_go_about_all_axes():
+    drawn = _draw_batch(Augmentation(rotation=Effect(1.0, -30, 30)), (8, 8, 8), number=50)["matrix"]
+    linear = drawn[..., :3].astype(np.float64)
+    np.testing.assert_allclose(linear @ linear.transpose(0, 2, 1), np.tile(np.eye(3), (50, 1, 1)), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.det(linear), 1, atol=1e-6)
+    assert (np.abs(linear[:, [0, 0, 1], [1, 2, 2]]).max(axis=0) > 0.3).all()
+    assert (drawn[..., 3] == 0).all()
+
+
+def test_whole_voxel_shift_by_hand():
+    image = np.arange(1, 13, dtype="float32").reshape(1, 3, 4, 1)
+    label = np.arange(1, 13, dtype="int32").reshape(1, 3, 4)
+    moved, moved_label = _move(image, label, [[1, 0, 1], [0, 1, -1]])
+    np.testing.assert_array_equal(moved[0, ..., 0], [[1, 5, 6, 7], [1, 9, 10, 11], [1, 1, 1, 1]])
+    np.testing.assert_array_equal(moved_label[0], [[0, 5, 6, 7], [0, 9, 10, 11], [0, 0, 0, 0]])
+
+
+def test_scaling_by_hand():
+    image = np.tile(np.arange(8, dtype="float32")[:, None, None] * 10, (1, 1, 4, 1))
+    label = np.tile(np.arange(8, dtype="int32")[:, None], (1, 1, 4))
+    larger = _draw_batch(_certain(scaling=2), (8, 4), number=1)
+    np.testing.assert_allclose(larger["matrix"][0], [[0.5, 0, 0], [0, 0.5, 0]])
+    moved, moved_label = _apply(image, label, larger)
+    np.testing.assert_allclose(moved[0, :, 1, 0], [17.5, 22.5, 27.5, 32.5, 37.5, 42.5, 47.5, 52.5])
+    np.testing.assert_array_equal(moved_label[0, :, 1], [2, 2, 3, 3, 4, 4, 5, 5])
+    # Places 3.5 + 2 * (index - 3.5): -3.5, -1.5, 0.5 and so on. What is outside is darkest, and background.
+    moved, moved_label = _apply(image, label + 1, _draw_batch(_certain(scaling=0.5), (8, 4), number=1))
+    np.testing.assert_allclose(moved[0, :, 1, 0], [0, 0, 5, 25, 45, 65, 0, 0])
+    assert (moved_label[0, :2] == 0).all()
+    assert (moved_label[0, 6:] == 0).all()
+    assert (moved_label[0, 2:6, 1] > 0).all()
+
+
+def test_image_and_label_end_at_the_same_place():
+    """A voxel reaches half its length beyond its centre."""
+    image, label = np.full((1, 6, 6, 1), 7, "float32"), np.full((1, 6, 6), 3, "int32")
+    image[0, 5, 5], label[0, 5, 5] = -1, 0
+    for shift in (0.4, 0.6, 1.4, 1.6):
+        moved, moved_label = _move(image, label, [[1, 0, -shift], [0, 1, 0]])
+        rows = round(shift)
+        assert (moved[0, :rows] == -1).all()
+        assert (moved_label[0, :rows] == 0).all()
+        np.testing.assert_array_equal(moved[0, rows:, :5, 0], 7)
+        np.testing.assert_array_equal(moved_label[0, rows:, :5], 3)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_image_and_label_stay_aligned(rank):
+    """Where an image equals its label, and all neighbours agree, both come out alike; and no label is invented."""
+    axes = np.meshgrid(*(np.arange(size) - (size - 1) / 2 for size in SHAPES[rank]), indexing="ij")
+    label = np.zeros((2, *SHAPES[rank]), "int32")
+    label[:] = np.where(sum((axis / size) ** 2 for axis, size in zip(axes, SHAPES[rank], strict=True)) < 0.15, 7, 0)
+    spatial = Augmentation(flip=0.5, **{name: getattr(EVERYTHING, name) for name in ("rotation", "scaling", "shear", "shift", "elastic")})
+    moved, moved_label = _apply(label[..., None].astype("float32"), label, _draw_batch(spatial, SHAPES[rank]))
+    assert set(np.unique(moved_label)) == {0, 7}
+    assert not np.array_equal(moved_label, label)
+    assert moved_label[moved[..., 0] == 7].min() == 7
+    assert moved_label[moved[..., 0] == 0].max() == 0
+    # Linear interpolation is the better half of the label along one axis; across several it may differ a little.
+    np.testing.assert_allclose(
+        moved[..., 0].mean(axis=tuple(range(1, rank + 1))), moved_label.mean(axis=tuple(range(1, rank + 1))), rtol=0.1
+    )
+
+
+def test_anisotropic_voxels_turn_rigidly_in_mm():
+    image, label = np.zeros((1, 16, 32, 1), "float32"), np.zeros((1, 16, 32), "int32")
+    label[0, 5:11, 14:18] = 1  # 12 mm by 4 mm
+    parameters = _draw_batch(_certain(rotation=90), (16, 32), number=1, spacing_mm=(2, 1))
+    _, moved = _apply(image, label, parameters)
+    expected = np.zeros((16, 32), "int32")
+    expected[7:9, 10:22] = 1
+    np.testing.assert_array_equal(moved[0], expected)
+
+    spacing = np.array([2.5, 1, 1.2])
+    linear = _draw_batch(Augmentation(rotation=Effect(1.0, -30, 30)), (8, 8, 8), spacing_mm=spacing)["matrix"][..., :3]
+    in_mm = linear * spacing[:, None] / spacing
+    np.testing.assert_allclose(in_mm @ in_mm.transpose(0, 2, 1), np.tile(np.eye(3), (2, 1, 1)), atol=1e-6)
+
+
+def test_thick_slices_turn_in_their_plane_only():
+    matrix = _draw_batch(Augmentation(rotation=Effect(1.0, 20, 30)), (8, 16, 16), spacing_mm=(5, 1, 1))["matrix"]
+    np.testing.assert_array_equal(matrix[:, 0], [[1, 0, 0, 0]] * 2)
+    np.testing.assert_array_equal(matrix[:, :, 0], [[1, 0, 0]] * 2)
+    assert (np.abs(matrix[:, 1, 2]) > 0.3).all()
+
+
+def test_elastic_deformation_is_smooth_and_never_folds():
+    effect = Augmentation(elastic=Effect(1.0, 1000, 1000))
+    shape = (40, 48)
+    parameters = _draw_batch(effect, shape, number=4)
+    assert parameters["elastic"].shape == (4, ELASTIC_POINTS, ELASTIC_POINTS, 2)
+    assert np.abs(parameters["elastic"]).max() <= 0.4 * 47 / 4
+    places = np.stack(np.meshgrid(*(np.arange(size, dtype="float32") for size in shape), indexing="ij"), axis=-1)
+    label = np.zeros((4, *shape), "int32")
+    moved, _ = _apply(np.tile(places, (4, 1, 1, 1)), label, parameters)
+    inside = (moved > 0).all(axis=-1) & (moved < np.array(shape) - 1).all(axis=-1)
+    steps = [np.diff(moved[..., axis], axis=axis + 1) for axis in (0, 1)]
+    assert steps[0][inside[:, 1:] & inside[:, :-1]].min() > 0
+    assert steps[1][inside[:, :, 1:] & inside[:, :, :-1]].min() > 0
+    assert np.abs(moved - places)[inside].max() > 2
+
+
+# Sides
+
+
+def test_pairs_change_places_where_left_and_right_do():
+    image, label = _make_batch(2, number=4)
+    parameters = _draw_batch(Augmentation(flip=0.5), SHAPES[2], number=4, seed=2, left_right=1)
+    assert 0 < parameters["mirrored"].sum() < 4
+    np.testing.assert_array_equal(parameters["mirrored"], parameters["matrix"][:, 1, 1] < 0)
+    _, plain = _apply(image, label, parameters)
+    _, swapped = _apply(image, label, parameters, ((1, 3), (2, 9)))
+    order = np.array([0, 3, 9, 1, 4])
+    for index in range(4):
+        expected = order[plain[index]] if parameters["mirrored"][index] else plain[index]
+        np.testing.assert_array_equal(swapped[index], expected)
+
+
+def test_classes_above_the_pairs_are_left_alone():
+    label = np.array([[[0, 1], [2, 200]]], "int32")
+    _, swapped = _move(np.zeros((1, 2, 2, 1), "float32"), label, np.eye(2, 3), ((1, 2),), mirrored=1)
+    np.testing.assert_array_equal(swapped, [[[0, 2], [1, 200]]])
+
+
+def test_only_the_left_right_axis_mirrors():
+    always = Augmentation(flip=1.0)
+    rng = np.random.default_rng(0)
+    assert draw_parameters(rng, always, (8, 8, 8), 1, left_right=0)["mirrored"] == 1
+    assert draw_parameters(rng, always, (8, 8, 8), 1)["mirrored"] == 0
+    assert draw_parameters(rng, always, (8, 8, 8), 1, flips=(1, 2), left_right=0)["mirrored"] == 0
+
+
+# Intensities
+
+
+def test_gamma_contrast_and_brightness_by_hand():
+    values = np.array([2.0, 4, 4, 6], "float32")  # Mean 4, standard deviation sqrt(2).
+    image, label = values.reshape(1, 2, 2, 1), np.zeros((1, 2, 2), "int32")
+    # In [0, 1]: 0, 1/2, 1/2, 1; squared 0, 1/4, 1/4, 1: mean 3/8, variance 9/64. Back to mean 4 and variance 2.
+    bent, _ = _apply(image, label, _draw_batch(_certain(gamma=2), (2, 2), number=1))
+    scale = np.sqrt(2) / np.sqrt(9 / 64)
+    np.testing.assert_allclose(bent.ravel(), 4 + scale * (np.array([0, 0.25, 0.25, 1]) - 0.375), rtol=1e-5)
+    stretched, _ = _apply(image, label, _draw_batch(_certain(contrast=1.5), (2, 2), number=1))
+    np.testing.assert_allclose(stretched.ravel(), [1, 4, 4, 7])
+    brighter, _ = _apply(image, label, _draw_batch(_certain(brightness=-0.5), (2, 2), number=1))
+    np.testing.assert_allclose(brighter.ravel(), values - np.sqrt(2) / 2, rtol=1e-6)
+
+
+def test_channels_have_strengths_of_their_own():
+    image, label = _make_batch(2, channels=3)
+    parameters = _draw_batch(_certain(brightness=1, gamma=2), SHAPES[2], channels=3)
+    parameters["brightness"][:, 1] = 0
+    parameters["gamma"][:, :2] = 1
+    changed, _ = _apply(image, label, parameters)
+    deviation = image.std(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(changed[..., 0], (image + deviation)[..., 0], atol=1e-5)
+    np.testing.assert_array_equal(changed[..., 1], image[..., 1])
+    assert not np.allclose(changed[..., 2], (image + deviation)[..., 2], atol=0.1)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_an_empty_sample_stays_finite(value):
+    image, label = np.full((2, *SHAPES[2], 1), value, "float32"), np.zeros((2, *SHAPES[2]), "int32")
+    changed, _ = _apply(image, label, _draw_batch(EVERYTHING, SHAPES[2]), ((1, 2),))
+    np.testing.assert_allclose(changed, value, atol=1e-5)
+
+
+def test_noise_is_normal_and_independent():
+    shape, number = (64, 64), 8
+    image, label = np.zeros((number, *shape, 2), "float32"), np.zeros((number, *shape), "int32")
+    image[:, ::2] = 2  # Standard deviation 1.
+    parameters = _draw_batch(_certain(noise=0.5), shape, channels=2, number=number)
+    noise = (_apply(image, label, parameters)[0] - image) / 0.5
+    count = noise.size
+    assert abs(noise.mean()) < 4 / np.sqrt(count)
+    assert abs(noise.std() - 1) < 4 / np.sqrt(2 * count)
+    assert abs((noise**3).mean()) < 4 * np.sqrt(15 / count)
+    assert abs((noise**4).mean() - 3) < 4 * np.sqrt(96 / count)
+    assert np.abs(noise).max() < 5
+    # Between samples and channels, and between a voxel and those near it, or halfway down the sample.
+    rows = noise.transpose(0, 3, 1, 2).reshape(number * 2, -1)
+    assert np.abs(np.corrcoef(rows) - np.eye(number * 2)).max() < 5 / 64
+    for lag in (1, 2, 3, 16, 64, 65, 128, 2048):
+        assert abs((rows[:, lag:] * rows[:, :-lag]).mean()) < 4 / np.sqrt(count), lag
+    spectrum = np.abs(np.fft.fft2(noise, axes=(1, 2))) ** 2 / 4096
+    assert spectrum.max() < 20  # Exponential with mean 1: about 11 is expected of 65,536 values, a pattern gives hundreds.
+
+    again = (_apply(image, label, parameters)[0] - image) / 0.5
+    np.testing.assert_array_equal(again, noise)
+    for changed in ([[1, 0]], [[0, 1]]):
+        other = (_apply(image, label, {**parameters, "noise_seed": parameters["noise_seed"] + np.int32(changed)})[0] - image) / 0.5
+        assert abs((other * noise).mean()) < 4 / np.sqrt(count)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_bias_field_is_smooth_with_mean_about_one(rank):
+    shape = (24,) * rank
+    image, label = np.zeros((4, *shape, 1), "float32"), np.zeros((4, *shape), "int32")
+    image[:, :1], image[:, 1:] = -1, 3  # The darkest is where the field acts from.
+    parameters = _draw_batch(_certain(bias=1), shape, number=4)
+    assert parameters["bias"].shape == (4, *(BIAS_POINTS,) * rank)
+    changed, _ = _apply(image, label, parameters)
+    np.testing.assert_array_equal(changed[:, 0], -1)
+    field = (changed[:, 1:, ..., 0] + 1) / 4
+    np.testing.assert_allclose(field.mean(axis=tuple(range(1, rank + 1))), 1, atol=0.1)
+    assert field.std() > 0.1
+    assert max(np.abs(np.diff(field, axis=axis)).max() for axis in range(1, rank + 1)) < 0.1
+    assert max(np.abs(np.diff(field, n=2, axis=axis)).max() for axis in range(1, rank + 1)) < 0.03
+
+
+@pytest.mark.parametrize("effect", [{"blur": 1.0}, {"lowres": 0.5}, {"lowres": 0.6}])
+def test_blur_and_low_resolution_keep_the_mean_and_remove_detail(effect):
+    image, label = _make_batch(3, shape=(16, 20, 18))
+    image += 5
+    changed, _ = _apply(image, label, _draw_batch(_certain(**effect), (16, 20, 18)))
+    np.testing.assert_allclose(changed.mean(axis=(1, 2, 3)), image.mean(axis=(1, 2, 3)), atol=0.05)
+    assert (changed.std(axis=(1, 2, 3)) < 0.6 * image.std(axis=(1, 2, 3))).all()
+    flat = np.full_like(image, 2.5)
+    np.testing.assert_allclose(_apply(flat, label, _draw_batch(_certain(**effect), (16, 20, 18)))[0], 2.5, rtol=1e-6)
+
+
+def test_blur_is_gaussian():
+    image, label = np.zeros((1, 21, 21, 1), "float32"), np.zeros((1, 21, 21), "int32")
+    image[0, 10, 10] = 1
+    changed, _ = _apply(image, label, {"blur": np.array([[1.5, 0]], "float32")})
+    expected = ndimage.gaussian_filter1d(image[0, ..., 0].astype(np.float64), 1.5, axis=0, mode="constant", truncate=8)
+    np.testing.assert_allclose(changed[0, ..., 0], expected, atol=1e-4)
+
+
+def test_coarse_axes_are_neither_blurred_nor_sampled_down_as_much():
+    parameters = _draw_batch(_certain(lowres=0.5, elastic=2, blur=1), (40, 40, 40), spacing_mm=(4, 1.5, 1))
+    np.testing.assert_allclose(parameters["lowres"][0], [1, 0.75, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(parameters["blur"][0], [0.25, 1 / 1.5, 1], rtol=1e-6)
+    most = np.abs(parameters["elastic"]).max(axis=(0, 1, 2, 3))
+    np.testing.assert_allclose(most, [0.5, 2 / 1.5, 2], rtol=0.02)
+
+
+# Draws
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_draws_are_a_pure_function_of_the_generator(rank):
+    first, again, other = (_draw_batch(EVERYTHING, SHAPES[rank], channels=2, seed=seed) for seed in (0, 0, 1))
+    for name, value in first.items():
+        assert value.dtype == (np.int32 if name in ("mirrored", "noise_seed") else np.float32)
+        np.testing.assert_array_equal(value, again[name])
+        assert value.shape == other[name].shape
+        assert name == "mirrored" or not np.array_equal(value, other[name])
+
+
+def test_an_effect_is_drawn_alike_with_and_without_the_others():
+    together = _draw_batch(EVERYTHING, SHAPES[3], channels=2)
+    for name in ("elastic", "bias", "blur", "lowres", "noise", "gamma", "contrast", "brightness"):
+        alone = _draw_batch(Augmentation(**{name: getattr(EVERYTHING, name)}), SHAPES[3], channels=2)
+        np.testing.assert_array_equal(alone[name], together[name])
+
+
+@pytest.mark.parametrize("name", ["flip", *NEUTRAL])
+def test_shares_and_ranges_of_draws(name):
+    strong = AUGMENTATIONS["strong"]
+    value = getattr(strong, name)
+    drawn = _draw_batch(Augmentation(**{name: value}), (101, 101), number=1000)
+    if "matrix" in drawn and name != "elastic":
+        share = (drawn["matrix"] != np.eye(2, 3, dtype=np.float32)).any(axis=(1, 2)).mean()
+    else:
+        share = (drawn[name] != NEUTRAL[name]).reshape(1000, -1).any(axis=1).mean()
+    assert abs(share - (0.75 if name == "flip" else value.probability)) < 4 * 0.5 / np.sqrt(1000)
+    if name in ("gamma", "contrast", "brightness", "noise", "blur", "lowres"):
+        assert (drawn[name][drawn[name] != NEUTRAL[name]] >= value.low).all()
+        assert (drawn[name] <= max(value.high, NEUTRAL[name])).all()
+    if name == "scaling":
+        sizes = 1 / drawn["matrix"][:, 0, 0]
+        assert 0.8 <= sizes.min() < 0.82
+        assert 1.22 < sizes.max() <= 1.25
+    if name == "shift":
+        assert 4 < np.abs(drawn["matrix"][..., 2]).max() <= 5.05
+
+
+def test_list_effects():
+    effects = list_effects(AUGMENTATIONS["strong"])
+    assert list(effects) == ["flip", *NEUTRAL]
+    assert effects["flip"] == Augmentation(flip=1.0)
+    assert effects["gamma"] == Augmentation(gamma=Effect(1.0, 1.5, 1.5))
+    assert effects["lowres"] == Augmentation(lowres=Effect(1.0, 0.5, 0.5))
+    assert effects["contrast"].contrast.low == 0.75
+    assert "blur" not in list_effects(AUGMENTATIONS["light"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shape": (8,)}, "Expected `shape` of a slice or a volume, rank 2 or 3. Received: (8,)."),
+        ({"flips": (2,)}, "Expected `flips` and `left_right` among the axes of (8, 8). Received: (2,), None."),
+        ({"left_right": 3}, "Expected `flips` and `left_right` among the axes"),
+        ({"spacing_mm": (1, 1, 1)}, "Expected `spacing_mm` of 2 positive lengths. Received: (1, 1, 1)."),
+        ({"spacing_mm": (0, 1)}, "Expected `spacing_mm` of 2 positive lengths."),
+    ],
+)
+def test_errors_say_what_is_expected(arguments, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        draw_parameters(np.random.default_rng(0), EVERYTHING, **{"shape": (8, 8), "channels": 1, **arguments})
+    assert message in str(caught.value)
+
+
+def test_half_precision_is_refused():
+    image, label = _make_batch(2)
+    parameters = _draw_batch(EVERYTHING, SHAPES[2])
+    parameters["matrix"] = parameters["matrix"].astype("float16")
+    with pytest.raises(ValueError, match="Expected `matrix` in float32. Received: float16. Give the model that augments `autocast=False`"):
+        _apply(image, label, parameters)
+
+
+# Everything together
+
+
+def _hash(values):
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
+        values = (values ^ (values >> np.uint32(shift))) * np.uint32(factor)
+    return values ^ (values >> np.uint32(15))
+
+
+def _make_reference_noise(seed, shape):
+    half = -(-int(np.prod(shape)) // 2)
+    first, second = seed.astype(np.uint32)
+    bits = _hash(_hash(np.arange(half, dtype=np.uint32) + first) ^ second)
+    radius, angle = np.sqrt(-2 * np.log(((bits >> np.uint32(16)) + 0.5) / 65536)), (bits & np.uint32(0xFFFF)) / 65536 * 2 * np.pi
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: int(np.prod(shape))].reshape(shape)
+
+
+def _make_reference_field(points, shape):
+    """A cubic B-spline by its coefficients is what SciPy evaluates without its filter."""
+    places = np.meshgrid(*(np.linspace(1, length - 2, size) for length, size in zip(points.shape, shape, strict=True)), indexing="ij")
+    return ndimage.map_coordinates(points.astype(np.float64), places, order=3, prefilter=False, mode="nearest")
+
+
+def _smooth_reference(image, blur, lowres):
+    for axis, size in enumerate(image.shape[:-1]):
+        coarse = max(1, round(lowres[axis] * size))
+        width = size / coarse
+        sigma = max(np.sqrt(blur[axis] ** 2 + (width**2 - 1) / 12), 0.05)
+        distance = (np.arange(coarse)[:, None] + 0.5) * width - 0.5 - np.arange(size)
+        weights = np.exp(-(distance**2) / (2 * sigma**2))
+        down = np.tensordot(weights / weights.sum(axis=1, keepdims=True), image, (1, axis))
+        places = (np.arange(size) + 0.5) / width - 0.5
+        up = np.apply_along_axis(lambda line, places=places: np.interp(places, np.arange(len(line)), line), 0, down)
+        image = np.moveaxis(up, 0, axis)
+    return image
+
+
+def _apply_reference(image, label, drawn):
+    """`apply` for one sample, in float64, with SciPy's interpolation."""
+    shape, axes = label.shape, tuple(range(label.ndim))
+    deviation = image.std(axis=axes)
+    middle = (np.array(shape) - 1) / 2
+    grid = np.stack(np.meshgrid(*(np.arange(size) - half for size, half in zip(shape, middle, strict=True)), indexing="ij"))
+    places = np.tensordot(drawn["matrix"][:, :-1].astype(np.float64), grid, 1) + drawn["matrix"][:, -1].reshape(-1, *(1 for _ in shape))
+    places += np.stack([_make_reference_field(drawn["elastic"][..., axis], shape) for axis in axes])
+    inside = np.all([np.abs(place) < size / 2 for place, size in zip(places, shape, strict=True)], axis=0)
+    places = np.stack([np.clip(place + half, 0, 2 * half) for place, half in zip(places, middle, strict=True)])
+    # Between two labels, rounding of float32 may decide; such places must not be among those compared.
+    assert np.abs(places % 1 - 0.5).min() > 1e-5
+    channels = [ndimage.map_coordinates(image[..., index].astype(np.float64), places, order=1) for index in range(image.shape[-1])]
+    label = np.where(inside, label[tuple(np.floor(places + 0.5).astype(int))], 0)
+    image = np.where(inside[..., None], np.stack(channels, axis=-1), image.min(axis=axes))
+    field = _make_reference_field(drawn["bias"], shape)
+    low = image.min(axis=axes)
+    image = low + (image - low) * np.exp(field - field.mean())[..., None]
+    image = _smooth_reference(image, drawn["blur"], drawn["lowres"])
+    image = image + _make_reference_noise(drawn["noise_seed"], image.shape) * drawn["noise"] * deviation
+    low, mean, spread = image.min(axis=axes), image.mean(axis=axes), image.std(axis=axes)
+    bent = ((image - low) / (image.max(axis=axes) - low)) ** drawn["gamma"]
+    image = (bent - bent.mean(axis=axes)) / bent.std(axis=axes) * spread + mean
+    image = mean + (image - mean) * drawn["contrast"]
+    return image + drawn["brightness"] * deviation, label
+
+
+@pytest.mark.parametrize(("rank", "seed"), [(2, 0), (2, 1), (3, 0)])
+def test_all_effects_equal_the_reference(rank, seed):
+    image, label = _make_batch(rank, channels=2, seed=seed)
+    # As smooth as a scan: an error in a place must not be multiplied by the steps of white noise.
+    image = ndimage.gaussian_filter(image, (0, *(1.0,) * rank, 0))
+    image = ((image - image.mean()) / image.std()).astype("float32")
+    parameters = _draw_batch(EVERYTHING, SHAPES[rank], channels=2, seed=seed, left_right=1)
+    changed, changed_label = _apply(image, label, parameters)
+    for index in range(len(image)):
+        drawn = {name: value[index] for name, value in parameters.items()}
+        expected, expected_label = _apply_reference(image[index], label[index], drawn)
+        np.testing.assert_allclose(changed[index], expected, atol=1e-4)
+        np.testing.assert_array_equal(changed_label[index], expected_label)
+
+
+class _Augmented(keras.Model):
+    """A network whose step augments first."""
+
+    def __init__(self):
+        super().__init__(name="augmented", autocast=False)
+        self.network = keras.layers.Conv2D(5, 3, padding="same", dtype="mixed_bfloat16")
+        # Else Keras builds it by a call outside of the step, for which JAX compiles each operation on its own.
+        self.network.build((None, None, None, 1))
+        self.built = True
+
+    def call(self, inputs):
+        parameters = {name: value for name, value in inputs.items() if name not in ("image", "label")}
+        image, label = apply(inputs["image"], inputs["label"], parameters, left_right_swaps=((1, 2),))
+        return {"image": image, "label": label, "logits": ops.cast(self.network(image), "float32")}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        chosen = ops.sum(y_pred["logits"] * ops.one_hot(y_pred["label"], 5), axis=-1)
+        return ops.mean(ops.logsumexp(y_pred["logits"], axis=-1) - chosen)
+
+
+def test_inside_a_compiled_step_in_mixed_precision():
+    image, label = _make_batch(2)
+    parameters = _draw_batch(EVERYTHING, SHAPES[2], left_right=1)
+    inputs = {"image": image, "label": label, **parameters}
+    model = _Augmented()
+    model.compile(optimizer=keras.optimizers.SGD(0.1), jit_compile=keras.backend.backend() != "torch")
+    outputs = model.predict_on_batch(inputs)
+    expected, expected_label = _apply(image, label, parameters, ((1, 2),))
+    np.testing.assert_allclose(outputs["image"], expected, atol=1e-4)
+    np.testing.assert_array_equal(outputs["label"], expected_label)
+    losses = [float(np.asarray(model.train_on_batch(inputs)).ravel()[0]) for _ in range(5)]
+    assert losses[-1] < losses[0]
