@@ -4,7 +4,6 @@ The model knows its preprocessing and classes; without `--model` the run that fi
 """
 
 import glob
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
@@ -114,23 +113,25 @@ def make_cases(files: Sequence[Path], labels: Path | None, bundle: ModelBundle) 
 
 
 def group_channels(files: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:
-    """Puts the files of one case together where a model of several channels is given one file a channel.
+    """Puts files `<name>_0000`, `<name>_0001`, ... of one case together, for a model of several channels; others stay alone.
 
     Raises:
         FileNotFoundError: If a channel's file is not among `files`.
     """
-    if channels == 1 or not all(re.search(r"_\d{4}$", stem_of(file)) for file in files):
+    if channels == 1:
         return [(file,) for file in files]
-    by_name = {file.name: file for file in files}
-    groups = []
-    for file in files:
-        if stem_of(file).endswith("_0000"):
-            names = [file.name.replace("_0000", f"_{channel:04d}") for channel in range(channels)]
-            for name in names:
-                if name not in by_name:
-                    raise FileNotFoundError(f"Expected {channels} channels of {file}. Received: no {name}. Give all of a case's files.")
-            groups.append(tuple(by_name[name] for name in names))
-    return groups
+    given = set(files)
+    groups, grouped = [], set()
+    for first in files:
+        if stem_of(first).endswith("_0000"):
+            stem = stem_of(first).removesuffix("_0000")
+            group = tuple(first.with_name(f"{stem}_{channel:04d}{suffix_of(first)}") for channel in range(channels))
+            for file in group:
+                if file not in given:
+                    raise FileNotFoundError(f"Expected {channels} channels of {first}. Received: no {file.name}. Give all its files.")
+            groups.append(group)
+            grouped |= set(group)
+    return groups + [(file,) for file in files if file not in grouped]
 
 
 def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, output: Path) -> Iterator[Predicted]:

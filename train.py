@@ -217,9 +217,9 @@ def choose_examples(scores: Sequence[scoring.Score], cases: Sequence[Case]) -> d
             if item.reference_voxels:
                 occupied.add(item.case)
     ranked = sorted((sum(values) / max(len(values), 1), case) for case, values in dice.items() if case in occupied or not occupied)
-    places = {"best": len(ranked) - 1, "median": len(ranked) // 2, "worst": 0}
-    # Of one or two test cases there are not three to show.
-    return {name: by_id[ranked[place][1]] for name, place in places.items() if place not in [*places.values()][: [*places].index(name)]}
+    # Of one or two test cases there are not three to show: the better name wins.
+    names = {0: "worst"} | {len(ranked) // 2: "median"} | {len(ranked) - 1: "best"}
+    return {name: by_id[ranked[place][1]] for place, name in reversed(names.items())}
 
 
 def _build_network(config: RunConfig, spec: dataset.DatasetSpec, window: tuple[int, ...]):

@@ -128,7 +128,7 @@ class ModelBundle:
 
         Raises:
             FileNotFoundError: If there is no bundle.
-            ValueError: If a file was cut or altered since it was saved, or is of a newer format.
+            ValueError: If a file was cut or altered since it was saved, or is of another format.
         """
         folder = _take_back(Path(folder))
         if _take_back(folder / "bundle").is_dir():
@@ -232,7 +232,7 @@ class ModelBundle:
 
 
 def predict_cases(
-    bundles: Sequence[ModelBundle], cases: Iterable[Case], settings: Settings | None = None, *, keep_probabilities: bool = False
+    bundles: Sequence[ModelBundle], cases: Iterable[Case], settings: Settings = Settings(), *, keep_probabilities: bool = False
 ) -> Iterator[Predicted]:
     """Reads and predicts cases with one model, or with the mean of several; holds no more than a batch of cases in memory.
 
@@ -246,7 +246,7 @@ def predict_cases(
         FileNotFoundError, ValueError: From reading, where an image does not fit a model (the file is named), and where the models
             do not fit one another.
     """
-    first, settings = bundles[0], settings or Settings()
+    first = bundles[0]
     for bundle in bundles[1:]:
         for what in ("class_names", "channels", "output_values"):
             if getattr(bundle, what) != getattr(first, what):

@@ -86,10 +86,12 @@ def make_pipeline(
         else:
             index, start = grid[int(sample)]
         image, label = cases[index].read(start, window)
-        # Apart from the draw of the patch, so that the one does not depend on how much the other draws.
-        spacing = [cases[index].spacing_mm[axis] for axis in kept]
-        changes = change(np.random.default_rng([seed, int(position), 1]), spacing) if change else {}
-        return [image.reshape(*shape, channels), label.reshape(shape), *changes.values()]
+        arrays = [image.reshape(*shape, channels), label.reshape(shape)]
+        if change:
+            # Apart from the draw of the patch, so that the one does not depend on how much the other draws.
+            rng = np.random.default_rng([seed, int(position), 1])
+            arrays += change(rng, [cases[index].spacing_mm[axis] for axis in kept]).values()
+        return arrays
 
     def load(position):
         sample = position

@@ -31,7 +31,7 @@ class Trainer(keras.Model):
 
     def call(self, inputs, training=False):
         """Returns logits and the label that belongs to them."""
-        image, label, *_ = inputs["image"], inputs["label"]
+        image, label = inputs["image"], inputs["label"]
         parameters = {name: value for name, value in inputs.items() if name not in ("image", "label")}
         if parameters:
             image, label = apply(image, label, parameters, left_right_swaps=self._swaps)

@@ -13,7 +13,7 @@ import pytest
 
 import utils
 from dataset import DATASETS
-from modules import losses
+from modules import augment, losses
 from modules.networks._blocks import NORMS
 from utils import PRESETS, RunConfig, newest_run, parse_training, run_command, write_json
 
@@ -71,8 +71,9 @@ def test_wrong_flags(argv, message):
         parse_training(argv)
 
 
-def test_losses_read_from_the_source_are_those_of_the_module():
+def test_names_known_without_keras_are_those_of_the_modules():
     assert tuple(losses.LOSSES) == utils.LOSSES
+    assert tuple(augment.AUGMENTATIONS) == utils.AUGMENTS
 
 
 def test_unknown_and_ill_typed_settings_name_their_source():

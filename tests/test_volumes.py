@@ -139,6 +139,15 @@ def test_channels_in_files_of_their_own_are_one_case(runs, phantoms, tmp_path, c
     assert "Expected 2 channels of" in capsys.readouterr().err
 
 
+def test_a_file_whose_name_only_ends_in_a_number_is_a_case_of_its_own(runs, phantoms, tmp_path):
+    source = sorted((phantoms / "msd" / "imagesTr").iterdir())[0]
+    for name in ("scan_2019.nii.gz", "scan_2020.nii.gz"):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    argv = [str(tmp_path / "scan_*.nii.gz"), "--model", str(runs["msd-patch"]), "--output", str(tmp_path / "out")]
+    assert predict.main(argv) == 0
+    assert len(list((tmp_path / "out").glob("*_prediction.nii.gz"))) == 2
+
+
 def test_the_plan_is_told_before_it_starts(runs, phantoms, tmp_path, capsys):
     assert predict.main([str(phantoms / "msd" / "imagesTs"), "--model", str(runs["msd-patch"]), "--output", str(tmp_path)]) == 0
     assert "windows of 16x16x16 in batches of 16, " in capsys.readouterr().out
