@@ -4,8 +4,8 @@ SHELL := /bin/sh
 IN_RANGE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c '$(IN_RANGE)' 2>/dev/null && { echo "$$python"; break; }; done)
-# More Keras backends to test under, where wanted: make test BACKENDS="jax torch"
-BACKENDS ?=
+# More packages to test with, where wanted, backends among them: make test EXTRAS="jax torch mlflow"
+EXTRAS ?=
 BIN := .venv/bin
 RUN := demo
 DEMO_DATA := data/hipmri-phantom
@@ -22,7 +22,7 @@ demo: .venv/installed
 	@echo "Pictures of the training: runs/$(RUN)/figures/   of the predictions: predictions/*_overlay.png"
 
 test: .venv/installed
-	$(if $(strip $(BACKENDS)),$(BIN)/pip install --quiet $(BACKENDS))
+	$(if $(strip $(EXTRAS)),$(BIN)/pip install --quiet $(EXTRAS))
 	$(BIN)/python -m pytest
 
 lint: .venv/installed

@@ -1,9 +1,12 @@
 """The data sets, their splits by subject, and the tf.data pipelines that feed a training.
 
 To add a data set, write its finder and its entry in `DATASETS` below; the flags, the help and the checks find it by themselves.
+`python dataset.py show --dataset NAME` draws some of its cases, and with `--augment` what each effect of an augmentation does to one.
 """
 
+import argparse
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +16,10 @@ import numpy as np
 
 from modules import cache, msd, phantom
 from modules.cache import PreparedCase
+from modules.patches import PLANES, choose_points, cut, draw_start
+from modules.pipeline import derive_window
 from modules.preprocess import Preprocessing
-from modules.volume import Case, stem_of, suffix_of
+from modules.volume import Case, Volume, read_label, read_label_of, read_volume, stem_of, suffix_of
 
 SPLITS = ("train", "validate", "test")
 
@@ -440,3 +445,131 @@ def prepare_cases(cases: Sequence[Case], spec: DatasetSpec, preprocessing: Prepr
     return cache.prepare_cases(
         cases, preprocessing, dataset=spec.name, channels=spec.channels, label_values=spec.label_values, folder=folder
     )
+
+
+# --------------------------------------------------------------------------------------------------------------- commands
+
+_SHOWN = 6  # scans on a sheet
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `python dataset.py show ...`; returns its exit status."""
+    import utils
+
+    return utils.run_command("dataset.py", lambda: _show(_parse(argv)))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    import utils
+
+    parser = utils.OneLineParser(prog="dataset.py", description="Looks at a data set.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=utils.OneLineParser)
+    show = commands.add_parser("show", help="draw some cases with their labels, or what an augmentation does to one")
+    show.add_argument("--dataset", required=True, choices=tuple(DATASETS), help="data set to show")
+    show.add_argument("--data", default="", metavar="FOLDER", help="its folder; without it $MRI_DATA/<dataset> or data/<dataset>")
+    show.add_argument("--demo", action="store_true", help="draw a phantom in the data set's layout and show that")
+    show.add_argument(
+        "--augment", nargs="?", const="strong", default="none", choices=utils.AUGMENTS, help="show its effects on one case (default strong)"
+    )
+    show.add_argument("--seed", type=int, default=42, help="of the choice of cases and of every draw (default %(default)s)")
+    show.add_argument("--output", metavar="FILE.png", help="picture to write; without it show_<dataset>[_<augment>].png")
+    return parser.parse_args(argv)
+
+
+def _show(options: argparse.Namespace) -> None:
+    import utils
+    from modules import reports
+
+    utils.start_log()
+    output = Path(options.output or f"show_{options.dataset}{'' if options.augment == 'none' else '_' + options.augment}.png")
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"Expected `--output` ending in .png. Received: {output}.")
+    config = utils.RunConfig(options.dataset, data=options.data, demo=options.demo, seed=options.seed)
+    root = config.data_folder()
+    if options.demo:
+        DATASETS[options.dataset].write_phantom(root, seed=options.seed)
+    spec = load_spec(options.dataset, root)
+    scans = choose_scans(find_cases(spec, root), _SHOWN if options.augment == "none" else 1, options.seed)
+    cases = [choose_case(scan, spec) for scan in scans]
+    plane = spec.defaults.get("plane", "axial")
+    if options.augment == "none":
+        drawn = {case.case_id: _read_checked(case, spec) for case in cases}
+        reports.draw_cases(output, drawn, spec.class_names, title=f"{spec.name}: {spec.title}", plane=plane)
+    else:
+        from modules.devices import import_keras
+
+        import_keras()
+        from modules.augment import AUGMENTATIONS
+
+        image, label = make_sample(cases[0], spec, options.seed)
+        size = "x".join(map(str, label.shape))
+        title = f"{spec.name}, {cases[0].case_id}, {size}: the augmentation '{options.augment}', each effect alone and all together"
+        reports.draw_augmentation(
+            output, image, label, spec.class_names, AUGMENTATIONS[options.augment],
+            title=title, seed=options.seed, plane=plane, left_right_swaps=spec.mirrored_indices(),
+        )  # fmt: skip
+    utils.log.info("picture: %s", output)
+
+
+def choose_scans(cases: Sequence[Case], number: int, seed: int) -> list[list[Case]]:
+    """Draws one labelled scan, with all its slices, of each of at most `number` subjects.
+
+    Raises:
+        ValueError: If no case has a label.
+    """
+    by_subject: dict[str, dict[str, list[Case]]] = {}
+    for case in cases:
+        if case.label_path is not None:
+            by_subject.setdefault(case.subject_id, {}).setdefault(case.volume_id or case.case_id, []).append(case)
+    if not by_subject:
+        raise ValueError(f"Expected cases with labels to show. Received: {len(cases)} without. Add a label.")
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(sorted(by_subject))[:number].tolist()
+    return [list(by_subject[subject].values())[rng.integers(len(by_subject[subject]))] for subject in chosen]
+
+
+def choose_case(scan: Sequence[Case], spec: DatasetSpec) -> Case:
+    """The slice of a scan that shows its structures best, or the scan if it is a volume."""
+    from modules.reports.views import choose_slice
+
+    if len(scan) == 1:
+        return scan[0]
+    labels = (read_label(case.label_path, spec.label_values, spec.name) for case in scan)
+    return scan[choose_slice(np.array([np.bincount(label.ravel(), minlength=len(spec.class_names)) for label in labels]))]
+
+
+def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.ndarray]:
+    """What a training with the data set's own settings would see of a labelled case: a slice, a whole volume at the size that follows
+    from it, or a patch about its structures.
+    """
+    image, label = _read_checked(case, spec)
+    preprocessing = spec.preprocessing
+    array, geometry = preprocessing.apply(image)
+    window = array.shape[:-1]
+    if spec.spatial_dims == 3:
+        window = derive_window([window], spec.defaults.get("mode", "patch"), PLANES["axial"], divisor=16)
+        if spec.defaults.get("mode") == "volume":
+            preprocessing = replace(preprocessing, shape=window, resize=True)
+            array, geometry = preprocessing.apply(image)
+    label = preprocessing.apply_label(label, geometry)
+    if label.shape != window:
+        rng = np.random.default_rng(seed)
+        points = choose_points(label, len(spec.class_names), rng)
+        start = draw_start(rng, label.shape, window, points=points, sampling="foreground")
+        array, label = cut(array, start, window, array.min(axis=(0, 1, 2))), cut(label, start, window)
+    spacing = geometry.measure_spacing(image.spacing_mm)
+    # Volumes are in canonical orientation by now.
+    return Volume(array, np.diag([*spacing, 1.0]) if label.ndim == 3 else image.affine, spacing), label
+
+
+def _read_checked(case: Case, spec: DatasetSpec) -> tuple[Volume, np.ndarray]:
+    image = read_volume(case.image_paths)
+    spec.preprocessing.check(image, spec.channels, str(case.image_paths[0]))
+    return image, read_label_of(case, image, spec.label_values, spec.name)
+
+
+if __name__ == "__main__":
+    # The other modules import this file under its name; the command is run there, so that there is one of everything.
+    import dataset
+
+    sys.exit(dataset.main())

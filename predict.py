@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dataset
 import utils
-from modules import scoring
+from modules import devices, scoring
 from modules.bundle import ModelBundle, Predicted, predict_cases
 from modules.volume import NIFTI_SUFFIXES, SUFFIXES, Case, stem_of, suffix_of, write_label_like, write_probabilities_like
 from utils import log
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     options = _parse(argv)
     utils.start_log()
-    runs = [Path(run) for run in options.model or [utils.newest_run()]]
+    runs = utils.list_runs(Path(run) for run in options.model or [utils.newest_run()])
     files = find_images(options.paths)
-    utils.import_keras()
+    devices.import_keras()
     bundles = [ModelBundle.load(run) for run in runs]
     cases = make_cases(files, Path(options.labels) if options.labels else None, bundles[0])
     log.info("%d case(s), model %s: %s", len(cases), ", ".join(map(str, runs)), ", ".join(bundles[0].class_names))
@@ -154,7 +154,10 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     parser = utils.OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
     parser.add_argument("paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)}")
     parser.add_argument(
-        "--model", nargs="+", metavar="RUN", help="runs or bundles; of several the mean (default: the run under runs/ that finished last)"
+        "--model",
+        nargs="+",
+        metavar="RUN",
+        help="runs, cross-validations or bundles; of several models the mean (default: the run under runs/ that finished last)",
     )
     parser.add_argument("--overlap", type=float, default=0.5, help="share of a window that its neighbour has too (default %(default)s)")
     parser.add_argument("--mirror", action="store_true", help="average over flips too: better by a little, 4 to 8 times as slow")

@@ -2,13 +2,13 @@
 
 import argparse
 import ast
-import importlib
 import json
 import logging
 import os
-import platform
-import subprocess
+import shutil
+import signal
 import sys
+import threading
 import tomllib
 import types
 import typing
@@ -22,16 +22,15 @@ from tqdm import tqdm
 
 from dataset import DATASETS, DatasetSpec
 from modules.bundle import Settings
+from modules.devices import PRECISIONS
 from modules.inference import Plan
 from modules.loss_spec import parse_loss
 from modules.networks import NETWORKS, find_ranks
 from modules.patches import PLANES, SAMPLINGS
 from modules.pipeline import MODES
 from modules.preprocess import INTENSITIES, INTERPOLATIONS, Preprocessing
+from modules.tracking import TRACKERS
 from modules.volume import replace_file
-
-# TensorFlow's start-up messages say nothing to the user; an error still comes as an exception.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 MODULES = Path(__file__).parent / "modules"
 PRESETS = {path.stem: path for path in sorted((MODULES / "presets").glob("*.toml"))}
@@ -41,7 +40,10 @@ LOSSES = tuple(
     for node in ast.parse((MODULES / "losses.py").read_text()).body
     if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
 )
+# These would import Keras too: a test holds them to what the modules have.
 AUGMENTS = ("none", "light", "strong")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine", "cosine_restarts", "polynomial")
 
 CLASS_WEIGHTS = ("none", "balanced")
 NETWORK_OPTIONS = (
@@ -92,23 +94,34 @@ class RunConfig:
     augment: str = _setting("none", help="random changes of the training samples, within the step", choices=AUGMENTS)
     epochs: int = _setting(50, help="most epochs to train")
     batch_size: int | None = _setting(None, help="samples a step; without it 16 slices, or 2 volumes or patches")
-    learning_rate: float = _setting(1e-3, help="of Adam, at the beginning")
-    schedule: str = _setting(
-        "cosine", help="of the learning rate: constant, or down to 0 at the last epoch", choices=("constant", "cosine")
-    )
-    weight_decay: float = _setting(0.0, help="decoupled, of Adam")
+    deep_supervision: bool = _setting(False, help="judge the decoder's lower resolutions too, with weights 1, 1/2, 1/4, ... (U-Nets)")
+    optimizer: str = _setting("adam", help="adamw: decoupled weight decay; sgd: Nesterov momentum 0.99", choices=OPTIMIZERS)
+    learning_rate: float = _setting(1e-3, help="the highest of the schedule")
+    schedule: str = _setting("cosine", help="of the learning rate, down to 0 at the last epoch unless constant", choices=SCHEDULES)
+    warmup_epochs: int = _setting(0, help="epochs in which the learning rate rises first")
+    cycles: int = _setting(3, help="of the schedule cosine_restarts")
+    weight_decay: float = _setting(0.0, help="decoupled for adamw, else a penalty on the squared weights (L2)")
+    clip_norm: float = _setting(0.0, help="largest norm of the gradient; 0 for no limit")
+    accumulate: int = _setting(1, help="batches whose gradients make one update")
+    ema: float = _setting(0.0, help="momentum of an average of the weights, which is validated and kept in their place; 0 for none")
+    precision: str = _setting("auto", help="of the network's layers; auto: bfloat16 on a GPU that has it", choices=PRECISIONS)
+    deterministic: bool = _setting(False, help="repeat bit for bit on a GPU too, where that is slower")
     patience: int = _setting(15, help="epochs without a better validation Dice before stopping; 0 never stops early")
     stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
+    folds: int = _setting(0, help="cross-validate: train and score so many times, each subject being tested once")
+    fold: int | None = _setting(None, help="train and score only this one of the folds, from 0")
     seed: int = _setting(42, help="of weights, split, order and every draw")
+    checkpoint_minutes: float = _setting(10.0, help="most minutes between two checkpoints; there is one after each epoch besides")
+    track: str = _setting("none", help="where to log the run besides its folder", choices=TRACKERS)
     name: str = _setting("", help="name of the run; without it data set, network and time")
     runs: str = _setting("runs", help="folder of the runs")
     cache: str = _setting("cache", help="folder of decoded cases")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "patches_per_case"):
+        for name in ("epochs", "batch_size", "learning_rate", "patches_per_case", "cycles", "accumulate", "checkpoint_minutes"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"Expected `{name}` above 0. Received: {getattr(self, name)}.")
-        for name in ("weight_decay", "patience", "seed", "dropout"):
+        for name in ("weight_decay", "patience", "seed", "dropout", "warmup_epochs", "clip_norm"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"Expected `{name}` of 0 or more. Received: {getattr(self, name)}.")
         for name in ("validate_fraction", "test_fraction"):
@@ -117,6 +130,14 @@ class RunConfig:
         parse_loss(self.loss, LOSSES)
         if not 0 <= self.stop_at_dice <= 1:
             raise ValueError(f"Expected `stop_at_dice` from 0 to 1. Received: {self.stop_at_dice}.")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"Expected `ema` from 0 to below 1. Received: {self.ema}.")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"Expected `warmup_epochs` below the {self.epochs} epochs. Received: {self.warmup_epochs}.")
+        if self.folds == 1 or self.folds < 0:
+            raise ValueError(f"Expected `folds` of 2 or more, or 0 for none. Received: {self.folds}.")
+        if self.fold is not None and not 0 <= self.fold < self.folds:
+            raise ValueError(f"Expected `fold` from 0 to below `folds`, {self.folds}. Received: {self.fold}.")
         if self.class_probabilities and (min(self.class_probabilities) < 0 or not sum(self.class_probabilities) > 0):
             raise ValueError(f"Expected `class_probabilities` of 0 or more, not all 0. Received: {self.class_probabilities}.")
         if self.demo and self.data:
@@ -202,39 +223,76 @@ class OneLineParser(argparse.ArgumentParser):
         raise ValueError(f"{message}. See --help.")
 
 
-def parse_training(argv: Sequence[str] | None) -> tuple[RunConfig | None, Path | None]:
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What train.py was asked for.
+
+    Attributes:
+        config: The settings; None where only a list is wanted.
+        resume: The run to go on with.
+        verify: The run to repeat the beginning of.
+        devices: How many of each host share a batch; None for as many as can.
+        joined: Coordinator, number of hosts, and which this is, see `modules.devices.start_hosts`.
+    """
+
+    config: RunConfig | None
+    resume: Path | None = None
+    verify: Path | None = None
+    devices: int | None = None
+    joined: tuple[str | None, int | None, int | None] = (None, None, None)
+
+
+def parse_training(argv: Sequence[str] | None) -> TrainingRequest:
     """Reads the flags of train.py.
 
     Precedence: defaults < the data set's own < `--preset` < flags.
 
-    Returns:
-        The settings, and the run to resume if `--resume` was given. The settings are None where no flag or `--list` was given.
-
     Raises:
-        ValueError: For an unknown flag, value, preset or data set.
+        ValueError: For an unknown flag, value, preset or data set, and for settings that are not those of the run to resume.
     """
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
     parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
     parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; takes no other setting")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; a setting given beside it must be the run's own")
+    parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
+    parser.add_argument("--devices", type=int, metavar="INT", help="GPUs of each host that share a batch (default: as many as can)")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0, to train on several hosts (JAX; Slurm needs none of these)")
+    parser.add_argument("--hosts", type=int, metavar="INT", help="how many hosts train together")
+    parser.add_argument("--host", type=int, metavar="INT", help="which of the hosts this is, from 0")
     for item in fields(RunConfig):
         _add_flag(parser, item)
     given = vars(parser.parse_args(argv))
-    preset, resume, listed = given.pop("preset"), given.pop("resume"), given.pop("list")
-    if resume:
-        if given or preset:
-            raise ValueError(f"Expected no setting beside --resume. Received: {', '.join(given) or 'preset'}. A run keeps its settings.")
-        return RunConfig.from_mapping(load_run(Path(resume))["config"], f"{resume}/run.json"), Path(resume)
-    if listed or (not given and not preset):
-        return None, None
+    start = {"devices": given.pop("devices"), "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host"))}
+    preset, listed = given.pop("preset"), given.pop("list")
+    resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
+    if resume and verify:
+        raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
+    if listed or not (given or preset or resume or verify):
+        return TrainingRequest(None)
     chosen = (_read_preset(preset) if preset else {}) | given
+    if run := resume or verify:
+        config = RunConfig.from_mapping(load_run(run)["config"], f"{run}/run.json")
+        _check_same(chosen, config, run)
+        # Where a run is told about changes nothing in it.
+        config = replace(config, track=chosen.get("track", config.track))
+        return TrainingRequest(config, resume, verify, **start)
     if given.get("demo") and not preset:
         volumes = chosen.get("dataset") in DATASETS and DATASETS[chosen["dataset"]].spatial_dims == 3
         chosen = _read_preset("demo3d" if volumes else "demo") | chosen
     if "dataset" not in chosen:
         raise ValueError(f"Expected --dataset in {tuple(DATASETS)}. Received: none.")
     own = dict(DATASETS[chosen["dataset"]].defaults)
-    return RunConfig.from_mapping(own | chosen, "the flags"), None
+    return TrainingRequest(RunConfig.from_mapping(own | chosen, "the flags"), **start)
+
+
+def _check_same(chosen: dict[str, Any], config: RunConfig, run: Path) -> None:
+    """Refuses settings that are not those of a run, naming the first that differs."""
+    for name, value in RunConfig.from_mapping({"dataset": config.dataset, **chosen}, "the flags").to_json().items():
+        if name in chosen and name != "track" and value != getattr(config, name):
+            raise ValueError(
+                f"Expected `{name}` {getattr(config, name)!r}, as {run} has it. Received: {value!r}. "
+                "A run keeps its settings: leave it out, or start a new run."
+            )
 
 
 def _read_preset(name: str) -> dict[str, Any]:
@@ -277,18 +335,31 @@ def _kind_of(name: str) -> tuple[type, bool, bool]:
 # ------------------------------------------------------------------------------------------------------------------ runs
 
 
-def make_run_folder(config: RunConfig) -> Path:
-    """Creates `runs/<name>`.
+def name_run(config: RunConfig) -> Path:
+    """The folder of a new run below `runs`: its name, or data set, network and time."""
+    parts = (config.dataset, config.network, f"{datetime.now():%Y%m%d-%H%M%S}")
+    return Path(config.runs) / (config.name or "-".join(filter(None, parts)))
+
+
+def make_run_folder(folder: Path, **records: Any) -> None:
+    """Creates a run's folder with a `<name>.json` of each record, all at once: without them it could not be resumed.
 
     Raises:
         ValueError: If a run of that name exists.
     """
-    name = config.name or f"{config.dataset}-{config.network}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = Path(config.runs) / name
     if folder.exists():
         raise ValueError(f"Expected a new name for the run. Received: {folder}, which exists. Choose `--name`, or `--resume {folder}`.")
-    (folder / "figures").mkdir(parents=True)
-    return folder
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "figures").mkdir(parents=True)
+    for name, record in records.items():
+        write_json(temporary / f"{name}.json", record)
+    temporary.rename(folder)
+
+
+def list_runs(runs: Iterable[Path]) -> list[Path]:
+    """The runs themselves, or their folds where they are cross-validations."""
+    return [part for run in runs for part in sorted(run.glob("fold_*"), key=lambda path: int(path.name[5:])) or [run]]
 
 
 def load_run(folder: Path) -> dict[str, Any]:
@@ -301,10 +372,17 @@ def load_run(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"Expected a run in {folder}. Received: no run.json there. Give a folder under runs/.")
+    record = read_json(path)
+    if not isinstance(record, dict) or "config" not in record:
+        raise ValueError(f"Expected what a run wrote in {path}. Received: no settings. Start the run anew.")
+    return record
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON that a run wrote; raises ValueError naming the file."""
     try:
-        record = json.loads(path.read_text())
-        return {name: record[name] for name in ("config", "backend", "data_fingerprint")}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise ValueError(f"Expected what a run wrote in {path}. Received: {error!r}. Start the run anew.") from error
 
 
@@ -333,76 +411,6 @@ def without_nan(record: Any) -> Any:
     if isinstance(record, list | tuple):
         return [without_nan(value) for value in record]
     return None if isinstance(record, float) and record != record else record
-
-
-def import_keras() -> None:
-    """Imports Keras and TensorFlow without TensorFlow's start-up messages.
-
-    Its libraries write them to the process's standard error before any setting of its own takes effect, so the file descriptor
-    itself is turned away for that moment; what goes wrong still comes as an exception.
-    """
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        import keras
-        import tensorflow as tf
-
-        on_cpu = not tf.config.list_physical_devices("GPU")
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-    if keras.backend.backend() == "tensorflow" and on_cpu:
-        # `enable_op_determinism` makes each operation repeatable, but not the order in which several threads run them, and sums
-        # of gradients depend on it. Each operation still uses all cores: no time is lost.
-        try:
-            tf.config.threading.set_inter_op_parallelism_threads(1)
-        except RuntimeError:
-            log.warning("TensorFlow was in use before: this run may not be repeatable bit for bit")
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy, TensorFlow and Keras, and makes TensorFlow's results repeatable bit for bit on a CPU.
-
-    On a GPU TensorFlow would have to give up XLA for that, which costs more than it is worth by default.
-    """
-    import_keras()
-    import keras
-    import tensorflow as tf
-
-    keras.utils.set_random_seed(seed)
-    if keras.backend.backend() != "tensorflow":
-        # TensorFlow only reads files then and must not take the GPU's memory.
-        tf.config.set_visible_devices([], "GPU")
-        tf.random.set_seed(seed)
-    elif not tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.enable_op_determinism()
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, backend, device and git commit, for `run.json` and the bundle."""
-    import keras
-
-    backend = keras.backend.backend()
-    modules = [importlib.import_module(name) for name in dict.fromkeys(("keras", "tensorflow", "numpy", "nibabel", backend))]
-    try:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=MODULES, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # git is not installed
-        git = ""
-    if backend == "torch":
-        torch = sys.modules["torch"]
-        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    else:
-        devices = [str(device) for device in keras.distribution.list_devices()]
-    return {
-        "backend": backend,
-        "devices": devices or ["cpu"],
-        "cpu_count": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {module.__name__: module.__version__ for module in modules},
-        "git_commit": git or None,
-    }
 
 
 # ------------------------------------------------------------------------------------------------------- log and errors
@@ -455,6 +463,30 @@ class PredictionProgress:
                 bar.close()
 
 
+class StopRequest:
+    """Lets SIGTERM and Ctrl-C ask for a stop instead of enforcing it, while it is entered; a second one enforces it."""
+
+    def __init__(self) -> None:
+        self.made = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        # Only the main thread may; elsewhere whoever started the thread sees to it.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.made:
+            raise KeyboardInterrupt
+        self.made = True
+        log.info("%s: stops after this step, with a checkpoint; once more to stop at once", signal.Signals(number).name)
+
+
 class _ConsoleHandler(logging.Handler):
     """Writes to standard output without breaking a progress bar."""
 
@@ -462,13 +494,13 @@ class _ConsoleHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
-def start_log(path: Path | None = None) -> None:
-    """Sends messages to the console, and to `path` with the time in front."""
+def start_log(path: Path | None = None, *, quiet: bool = False) -> None:
+    """Sends messages, or only warnings if `quiet`, to the console, and all to `path` with the time in front."""
     log.setLevel(logging.DEBUG)
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    console = _ConsoleHandler(logging.INFO)
+    console = _ConsoleHandler(logging.WARNING if quiet else logging.INFO)
     log.addHandler(console)
     if path is not None:
         file = logging.FileHandler(path)
@@ -479,8 +511,11 @@ def start_log(path: Path | None = None) -> None:
 def run_command(name: str, command: Callable[[], None]) -> int:
     """Runs a command; an error the user can mend becomes one line on standard error and exit status 2.
 
-    The traceback goes to the run's log, where there is one.
+    The traceback goes to the run's log, where there is one. SIGTERM, which clusters send before they take a machine back, ends it
+    like Ctrl-C.
     """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
         command()
     except (ValueError, OSError) as error:
@@ -490,4 +525,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
     return 0

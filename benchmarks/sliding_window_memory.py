@@ -79,13 +79,13 @@ def predict(options: argparse.Namespace) -> None:
     memory = {"start": _peak()}
     import keras
 
-    import utils
+    from modules import devices
     from modules.bundle import ModelBundle, Settings, predict_cases
     from modules.networks import with_head
     from modules.preprocess import Preprocessing
     from modules.volume import Case, write_label_like
 
-    utils.import_keras()
+    devices.import_keras()
     inputs = keras.Input((*options.window, 1))
     logits = keras.layers.Conv3D(options.classes, 1, kernel_initializer=keras.initializers.RandomNormal(seed=1), name="logits")(inputs)
     names = tuple(f"class {index}" for index in range(options.classes))

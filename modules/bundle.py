@@ -144,8 +144,10 @@ class ModelBundle:
         import keras
 
         preprocessing = {name: tuple(value) if isinstance(value, list) else value for name, value in record["preprocessing"].items()}
+        model = keras.models.load_model(folder / "model.keras", compile=False, safe_mode=True)
+        _compute_in_full(model)
         return cls(
-            model=keras.models.load_model(folder / "model.keras", compile=False, safe_mode=True),
+            model=model,
             preprocessing=Preprocessing(**preprocessing),
             window=tuple(record["window"]),
             class_names=tuple(record["class_names"]),
@@ -342,6 +344,15 @@ def hash_weights(model) -> str:
         digest.update(f"{weight.path.rpartition('/')[2]} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _compute_in_full(model) -> None:
+    """Lets layers that were trained in half precision compute in the precision of their weights: a CPU has no faster one, and no better."""
+    for layer in model.layers:
+        if layer.compute_dtype != layer.variable_dtype:
+            layer.dtype_policy = layer.variable_dtype
+        if hasattr(layer, "layers"):
+            _compute_in_full(layer)
 
 
 def _take_back(folder: Path) -> Path:

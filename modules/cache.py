@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from modules.patches import choose_points, cut
 from modules.preprocess import Preprocessing
-from modules.volume import Case, fingerprint_files, read_label_of, read_volume, replace_file
+from modules.volume import Case, fingerprint_files, hash_file, read_label_of, read_volume, replace_file
 
-FORMAT = 3
+FORMAT = 4
 _ALIGNMENT = 64
 
 
@@ -46,6 +46,11 @@ class PreparedCase:
     def spacing_mm(self) -> tuple[float, ...]:
         """Size of a voxel along each axis of `P`."""
         return tuple(self._header["spacing_mm"])
+
+    @property
+    def sources_sha256(self) -> list[str]:
+        """Of the bytes of each file of the image, then of the label."""
+        return self._header["sources_sha256"]
 
     @cached_property
     def points(self) -> list[np.ndarray]:
@@ -81,12 +86,19 @@ class PreparedCase:
         size = header["offset"] + voxels * (2 * header["channels"] + 1) + 2 * rank * sum(header["points"])
         return self.path.stat().st_size == size
 
-    def write(self, image: np.ndarray, label: np.ndarray, points: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> None:
-        """Writes image `(*P, C)`, label `(*P)`, points and voxel size under a temporary name first."""
+    def write(
+        self,
+        image: np.ndarray,
+        label: np.ndarray,
+        points: Sequence[np.ndarray] = (),
+        spacing_mm: Sequence[float] = (),
+        sources_sha256: Sequence[str] = (),
+    ) -> None:
+        """Writes image `(*P, C)`, label `(*P)` and the rest under a temporary name first."""
         image = image.astype(np.float16)
         darkest = [float(value) for value in image.min(axis=tuple(range(image.ndim - 1)))]
         header = {"shape": label.shape, "channels": image.shape[-1], "darkest": darkest, "points": [len(places) for places in points]}
-        header["spacing_mm"] = [float(size) for size in spacing_mm]
+        header |= {"spacing_mm": [float(size) for size in spacing_mm], "sources_sha256": list(sources_sha256)}
         line = json.dumps(header).encode() + b"\n"
         with replace_file(self.path) as temporary, temporary.open("wb") as file:
             file.write(line.ljust(-(-len(line) // _ALIGNMENT) * _ALIGNMENT, b"\0"))
@@ -140,7 +152,8 @@ def prepare_cases(
             # By the case's name, so that the same data in another place are drawn from alike.
             rng = np.random.default_rng(list(case.case_id.encode()))
             points = choose_points(label, num_classes, rng) if label.ndim == 3 else ()
-            prepared.write(array, label, points, geometry.measure_spacing(image.spacing_mm))
+            sources = [hash_file(path) for path in (*case.image_paths, case.label_path)]
+            prepared.write(array, label, points, geometry.measure_spacing(image.spacing_mm), sources)
         return prepared
 
     return _map_threads(prepare, cases, workers=2 * (os.cpu_count() or 1) if preprocessing.spatial_dims == 2 else (os.cpu_count() or 1))
@@ -153,12 +166,6 @@ def _map_threads(function: Callable[[Case], PreparedCase], cases: Sequence[Case]
         return list(tqdm(executor.map(function, cases), total=len(cases), desc="reading", unit="case", disable=None, leave=False))
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def fingerprint_splits(prepared: Mapping[str, Sequence[PreparedCase]]) -> str:
-    """A hash of which cases are in which split and of the state of their files, from the names that `prepare_cases` gave."""
-    names = [f"{split} {case.path.name}\n" for split, members in sorted(prepared.items()) for case in members]
-    return hashlib.sha256("".join(names).encode()).hexdigest()
 
 
 def _check_files(case: Case) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,20 +27,45 @@ class Record(keras.callbacks.Callback):
     training and of validation (`val_...`), classes in their own order.
     """
 
-    def __init__(self, folder: Path, class_names: Sequence[str], images_per_epoch: int) -> None:
-        """Args: folder: the run's folder; class_names: the background first; images_per_epoch: what one epoch trains on."""
+    def __init__(
+        self,
+        folder: Path,
+        class_names: Sequence[str],
+        images_per_step: int,
+        *,
+        write: bool = True,
+        on_row: Callable[[dict[str, float]], None] = lambda row: None,
+    ) -> None:
+        """Starts with no rows.
+
+        Args:
+            folder: The run's.
+            class_names: The background first.
+            images_per_step: What one step trains on.
+            write: Whether to write files; of several hosts only one does.
+            on_row: Is given each new row.
+        """
         super().__init__()
         self.rows: list[dict[str, float]] = []
         self._folder = folder
         # Keras hands its logs over sorted by the alphabet.
         names = ["loss", "accuracy", "mean_dice", *(f"{score}_{name}" for score in ("dice", "iou") for name in class_names[1:])]
         self._columns = [*names, *(f"val_{name}" for name in names)]
-        self._images = images_per_epoch
-        self._started = self._trained = 0.0
+        self._images = images_per_step
+        self._write = write
+        self._on_row = on_row
+        self._steps = 0
+        # Of an epoch that was interrupted, seconds before that; and since when it goes on.
+        self._before = self._started = self._trained = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
         self._started = self._trained = time.perf_counter()
+        self._steps = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Counts."""
+        self._steps = batch + 1
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         """Stops the training's own clock: what follows is validation."""
@@ -51,13 +77,16 @@ class Record(keras.callbacks.Callback):
         trained = (self._trained if self._trained > self._started else now) - self._started
         row = {
             "epoch": epoch + 1,
-            "seconds": round(now - self._started, 3),
-            "images_per_s": round(self._images / trained, 2),
+            "seconds": round(self._before + now - self._started, 3),
+            "images_per_s": round(self._images * self._steps / trained, 2),
             "learning_rate": float(self.model.optimizer.learning_rate),
         }
         row |= {name: float(logs[name]) for name in self._columns}
         self.rows.append(row)
-        self.write()
+        self._before = self._started = 0.0
+        if self._write:
+            self.write()
+        self._on_row(row)
         log.info(
             "epoch %3d  loss %.4f  val_loss %.4f  accuracy %.4f  mean Dice %.4f  validation %s  (%.0f s)",
             epoch + 1, row["loss"], row["val_loss"], row["val_accuracy"], row["val_mean_dice"],
@@ -74,11 +103,11 @@ class Record(keras.callbacks.Callback):
 
     def state(self) -> Any:
         """What a checkpoint must hold."""
-        return self.rows
+        return [self.rows, self._before + (time.perf_counter() - self._started if self._started else 0.0)]
 
     def restore(self, state: Any) -> None:
         """Takes back what `state` gave."""
-        self.rows = state
+        self.rows, self._before = state
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -133,72 +162,161 @@ class KeepBest(keras.callbacks.Callback):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Writes all that a training needs to go on after the last whole epoch, in one file that is replaced whole.
+    """Writes all that a training needs to go on from the very step it stopped at.
 
-    That is every variable of the model and the optimiser, the states of the dropout's random numbers among them, and the
-    states of the other callbacks; the order of the samples needs nothing, being a function of seed and step.
+    It does so after each epoch, every so many minutes, and when asked to stop.
+
+    That is every variable of the model, the optimiser and the running metrics, the states of the dropout's random numbers among
+    them, and the states of the other callbacks; the order of the samples and their augmentation need nothing, being functions of
+    seed and step. The last two files are kept, each replaced whole.
     """
 
-    def __init__(self, path: Path, others: Sequence[Any]) -> None:
-        """Args: path: of the `.npz` file; others: callbacks with `state` and `restore`. Place this one behind them."""
+    def __init__(
+        self,
+        folder: Path,
+        others: Sequence[Any],
+        steps: int,
+        *,
+        minutes: float = math.inf,
+        stop: Callable[[], bool] = lambda: False,
+        write: bool = True,
+    ) -> None:
+        """Place it behind the others.
+
+        Args:
+            folder: Of the files.
+            others: Callbacks with `state` and `restore`.
+            steps: Of an epoch.
+            minutes: At most so long, and a step, after one checkpoint comes the next.
+            stop: Whether to write one now, and end the training with KeyboardInterrupt.
+            write: Whether to write at all; of several hosts only one does.
+        """
         super().__init__()
-        self._path = path
+        self.step = 0
+        self._folder = folder
         self._others = others
+        self._steps = steps
+        self._seconds = 60 * minutes
+        self._stop = stop
+        self._write = write
+        self._running: list[np.ndarray] = []
+        self._first = 0
+        self._written = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """In an epoch that was begun before, puts the running metrics back, which Keras has just reset."""
+        self._first = self.step
+        if self._running:
+            for variable, array in zip(self.model.metrics_variables, self._running, strict=True):
+                variable.assign(array)
+            self._running = []
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Writes a checkpoint if it is time, unless the epoch's own is next."""
+        self.step = self._first + batch + 1
+        stop = self._stop()
+        if self.step % self._steps and (stop or time.monotonic() - self._written > self._seconds):
+            self._save()
+            if stop:
+                raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Writes the checkpoint."""
-        arrays = {f"variable_{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(self._variables(self.model))}
-        arrays["state"] = np.array(json.dumps({"epochs": epoch + 1, "others": [other.state() for other in self._others]}))
-        with replace_file(self._path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        """Writes a checkpoint."""
+        self._save()
+        if self._stop():
+            raise KeyboardInterrupt
 
     def restore(self, model: keras.Model) -> int:
-        """Puts model, optimiser and callbacks back where they were.
+        """Puts model, optimiser and callbacks back where the newest whole checkpoint has them.
 
         Args:
             model: Compiled, of the same architecture.
 
         Returns:
-            How many epochs are done; 0 where there is no checkpoint yet.
+            How many steps are done; 0 where there is no checkpoint yet.
 
         Raises:
-            ValueError: If the file is cut short or belongs to another model.
+            ValueError: If no file is whole, or they belong to another model.
         """
-        if not self._path.is_file():
-            return 0
+        for leftover in self._folder.glob(".step_*") if self._write else ():
+            leftover.unlink()
         model.optimizer.build(model.trainable_variables)
-        variables = self._variables(model)
-        try:
-            with np.load(self._path, allow_pickle=False) as file:
-                state = json.loads(str(file["state"]))
-                arrays = [file[f"variable_{index}"] for index in range(len(variables))]
-                for variable, array in zip(variables, arrays, strict=True):
-                    variable.assign(array)
-        except Exception as error:
-            raise ValueError(f"Expected this run's checkpoint in {self._path}. Received: {error}. Start the run anew.") from error
-        for other, value in zip(self._others, state["others"], strict=True):
-            other.restore(value)
-        return state["epochs"]
+        variables = _list_variables(model)
+        files = sorted(self._folder.glob("step_*.npz"), reverse=True)
+        for path in files:
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    state = json.loads(str(file["state"]))
+                    arrays = [file[f"variable_{index}"] for index in range(len(file.files) - 1)]
+            except Exception as error:  # A damaged zip file fails in many ways.
+                log.warning("checkpoint %s is damaged (%s)%s", path, error, "; going on from the one before" if path != files[-1] else "")
+                continue
+            shapes = [tuple(variable.shape) for variable in variables]
+            if [array.shape for array in arrays] != shapes:
+                raise ValueError(
+                    f"Expected a checkpoint of this model, {len(shapes)} arrays. Received: {path}, another's. Start the run anew."
+                )
+            for variable, array in zip(variables, arrays, strict=True):
+                variable.assign(array)
+            for other, value in zip(self._others, state["others"], strict=True):
+                other.restore(value)
+            self.step = state["step"]
+            if self.step % self._steps:
+                self._running = arrays[len(arrays) - len(model.metrics_variables) :]
+            return self.step
+        if files:
+            raise ValueError(f"Expected a whole checkpoint in {self._folder}. Received: {len(files)} damaged ones. Start the run anew.")
+        return 0
 
-    @staticmethod
-    def _variables(model: keras.Model) -> list:
-        return [*model.variables, *model.optimizer.variables]
+    def _save(self) -> None:
+        if self._write:
+            variables = _list_variables(self.model)
+            arrays = {f"variable_{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
+            arrays["state"] = np.array(json.dumps({"step": self.step, "others": [other.state() for other in self._others]}))
+            # Nine digits: names in alphabetical order are in order of time.
+            with replace_file(self._folder / f"step_{self.step:09d}.npz") as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            for old in sorted(self._folder.glob("step_*.npz"))[:-2]:
+                old.unlink()
+        self._written = time.monotonic()
+
+
+def _list_variables(model: keras.Model) -> list:
+    return [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+
+
+class FirstSteps(keras.callbacks.Callback):
+    """Calls back once a number of steps is done: what the weights are then is what a repetition of the run must arrive at."""
+
+    def __init__(self, number: int, done: int, reached: Callable[[keras.Model], None]) -> None:
+        """Args: number: of steps; done: steps before this start; reached: is given the model when that many are done."""
+        super().__init__()
+        self._number = number
+        self._done = done
+        self._reached = reached
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Counts."""
+        self._done += 1
+        if self._done == self._number:
+            self._reached(self.model)
 
 
 class Progress(keras.callbacks.Callback):
     """One bar over the whole training, with the time left."""
 
-    def __init__(self, epochs: int, steps: int, done: int) -> None:
-        """Args: epochs: in all; steps: of an epoch; done: epochs before this start."""
+    def __init__(self, total: int, checkpoint: Checkpoint) -> None:
+        """Args: total: steps of the training; checkpoint: knows how many are done."""
         super().__init__()
-        self._total, self._steps, self._done = epochs * steps, steps, done
+        self._total, self._checkpoint = total, checkpoint
         self._bar: tqdm | None = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Shows the bar."""
-        self._bar = tqdm(
-            total=self._total, initial=self._done * self._steps, desc="training", unit="step", leave=False, mininterval=1, disable=None
-        )
+        done = self._checkpoint.step
+        self._bar = tqdm(total=self._total, initial=done, desc="training", unit="step", leave=False, mininterval=1, disable=None)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Moves it."""

@@ -32,13 +32,18 @@ class Overlap(keras.metrics.Metric):
         self._total = self.add_variable(shape, initializer="zeros", name="total")
 
     def update_state(self, y_true, y_pred, sample_weight=None) -> None:
-        """Adds a batch: labels `(B, *P)` and logits `(B, *P, K)`, `K` being 1 for a binary task."""
+        """Adds a batch: labels `(B, *P)` and logits `(B, *P, K)`, `K` being 1 for a binary task; samples of weight 0 are left out."""
         label = ops.cast(y_true, "int32")
         prediction = classify(y_pred)
+        counted = None
+        if sample_weight is not None:
+            counted = ops.cast(ops.reshape(sample_weight, (-1, *(1 for _ in label.shape[1:]))) > 0, "float32")
         intersection, total = [], []
         for index in range(len(self.class_names)):
             truth = ops.cast(label == index, "float32")
             guess = ops.cast(prediction == index, "float32")
+            if counted is not None:
+                truth, guess = truth * counted, guess * counted
             intersection.append(ops.sum(truth * guess))
             total.append(ops.sum(truth) + ops.sum(guess))
         self._intersection.assign_add(ops.stack(intersection))

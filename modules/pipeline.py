@@ -52,13 +52,16 @@ def make_pipeline(
     change: Change | None = None,
     seed: int = 42,
     first_step: int = 0,
+    share: tuple[int, int] = (0, 1),
 ):
     """A `tf.data.Dataset` of dicts: `image (B, *P, C)` float32, `label (B, *P)` int32, and what `change` adds.
 
     Samples are windows of the cases: those of a grid without overlap (a whole slice or volume; each slice of a volume), or patches
     drawn anew each time. For training it is endless, every batch is full, and the batch of step `s` is a pure function of
     `(seed, s)`: position `s * B + i` of an endless row of permutations, one an epoch, each computed without state. A run can thus
-    begin at any step. Otherwise it goes through the samples once, in order, and the last batch may be smaller.
+    begin at any step. Otherwise it goes through the samples once, in order, and has `weight (B,)` float32 besides: 0 for a sample that
+    only fills the last batch, as a batch of another size would have to be compiled anew and could not be shared out; and such a number
+    for the others that the mean of weighted losses over all batches is that of the losses over all samples.
 
     Args:
         cases: From `prepare_cases`.
@@ -70,9 +73,16 @@ def make_pipeline(
         change: Draws the parameters of a sample's augmentation from a generator and the sample's voxel size: arrays of fixed shapes.
         seed: Of order and draws.
         first_step: Where training begins.
+        share: `(i, n)` gives only the `i`-th of `n` equal parts of each batch: that of one host of several.
+
+    Raises:
+        ValueError: If a batch cannot be shared out equally.
     """
     import tensorflow as tf
 
+    host, hosts = share
+    if batch_size % hosts:
+        raise ValueError(f"Expected a `batch_size` that {hosts} hosts can share equally. Received: {batch_size}. Choose a multiple.")
     number = count_samples(cases, window, draw)
     grid = [] if draw else [(index, start) for index, case in enumerate(cases) for start in make_grid(case.shape, window)]
     shape = tuple(size for size in window if size > 1)
@@ -84,7 +94,7 @@ def make_pipeline(
             turn, index = divmod(int(sample), len(cases))
             start = draw.start(cases[index], window, turn, (seed, int(position)))
         else:
-            index, start = grid[int(sample)]
+            index, start = grid[int(sample) % number]
         image, label = cases[index].read(start, window)
         arrays = [image.reshape(*shape, channels), label.reshape(shape)]
         if change:
@@ -93,8 +103,9 @@ def make_pipeline(
             arrays += change(rng, [cases[index].spacing_mm[axis] for axis in kept]).values()
         return arrays
 
-    def load(position):
-        sample = position
+    def load(index):
+        # The same position, whichever host reads it.
+        position = sample = index // part * batch_size + host * part + index % part
         if training:
             seeds = tf.stack([tf.constant(seed, tf.int64), position // number])
             sample = tf.random.experimental.index_shuffle(position % number, tf.cast(seeds, tf.int32), number - 1)
@@ -103,11 +114,16 @@ def make_pipeline(
         arrays = tf.numpy_function(read, (sample, position), types, stateful=False)
         shapes = [(*shape, channels), shape, *(array.shape for array in example.values())]
         arrays = [tf.ensure_shape(array, size) for array, size in zip(arrays, shapes, strict=True)]
-        return dict(zip(("image", "label", *example), arrays, strict=True))
+        batch = dict(zip(("image", "label", *example), arrays, strict=True))
+        if not training:
+            batch["weight"] = tf.where(position < number, np.float32(filled / number), np.float32(0))
+        return batch
 
-    positions = tf.data.Dataset.range(first_step * batch_size, np.iinfo(np.int64).max) if training else tf.data.Dataset.range(number)
-    pipeline = positions.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return pipeline.batch(batch_size, drop_remainder=training).prefetch(tf.data.AUTOTUNE)
+    filled = -(-number // batch_size) * batch_size
+    part = batch_size // hosts
+    first, last = (first_step * part, np.iinfo(np.int64).max) if training else (0, filled // hosts)
+    pipeline = tf.data.Dataset.range(first, last).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return pipeline.batch(part, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = 96**3) -> tuple[int, ...]:

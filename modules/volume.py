@@ -200,6 +200,12 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; renames it to `path` on success, so no reader ever sees half a file."""

@@ -8,10 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import utils
+from modules import devices
 
 # Before any test uses TensorFlow: afterwards its threads cannot be set any more.
-utils.import_keras()
+devices.import_keras()
 if os.environ.get("KERAS_BACKEND") == "jax":
     # Its compiler would spend minutes on making these tiny networks fast.
     import jax

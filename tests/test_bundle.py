@@ -153,3 +153,19 @@ def test_hash_of_weights_sees_one_bit():
     array.flat[0] = np.nextafter(array.flat[0], np.float32(1))
     weight.assign(array)
     assert hash_weights(model) != before
+
+
+def test_what_was_trained_in_half_precision_predicts_in_full(tmp_path):
+    bundle = make_bundle()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        half = dataclasses.replace(make_bundle(), model=with_head(build("unet2d", (16, 32, 1), 3, base_filters=2)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    half.model.set_weights(bundle.model.get_weights())
+    image = np.random.default_rng(0).random((1, 16, 32, 1), np.float32)
+    expected = bundle.model.predict_on_batch(image)
+    # Not the same by far, or this would test nothing.
+    assert np.abs(half.model.predict_on_batch(image) - expected).max() > 1e-4
+    half.save(tmp_path / "bundle")
+    np.testing.assert_allclose(ModelBundle.load(tmp_path).model.predict_on_batch(image), expected, atol=1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from modules import cache
-from modules.cache import PreparedCase, fingerprint_splits, prepare_cases
+from modules.cache import PreparedCase, prepare_cases
 from modules.patches import choose_points
 from modules.preprocess import Preprocessing
 from modules.volume import Case
@@ -181,16 +181,6 @@ def test_points_do_not_depend_on_where_the_files_lie(case, tmp_path, write_nifti
     assert [len(places) for places in points[0]] == [4096, 4096, 0]
     for one, other in zip(*points, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_a_fingerprint_knows_the_split(tmp_path):
-    cases = [PreparedCase(tmp_path / f"{name}-0.raw") for name in "ab"]
-    first = fingerprint_splits({"train": cases[:1], "test": cases[1:]})
-    assert first == fingerprint_splits({"test": cases[1:], "train": cases[:1]})
-    assert first != fingerprint_splits({"train": cases[1:], "test": cases[:1]})
-    assert first != fingerprint_splits({"train": cases, "test": []})
-    elsewhere = [PreparedCase(tmp_path / "other" / case.path.name) for case in cases]
-    assert first == fingerprint_splits({"train": elsewhere[:1], "test": elsewhere[1:]})
 
 
 def test_what_is_wrong_is_named(case, tmp_path, write_nifti):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from modules.callbacks import Checkpoint, KeepBest, Record
+from modules.callbacks import Checkpoint, FirstSteps, KeepBest, Record
 
 
 class _Model:
@@ -74,55 +74,127 @@ def _model(units):
     return model
 
 
+def _checkpoint(folder, model, others=(), steps=4, **options):
+    model.optimizer.build(model.trainable_variables)
+    checkpoint = Checkpoint(folder, list(others), steps, **options)
+    checkpoint.set_model(model)
+    return checkpoint
+
+
 def test_a_checkpoint_brings_back_weights_optimiser_and_random_state(tmp_path):
     images, targets = np.ones((8, 3), "float32"), np.ones((8, 1), "float32")
     model, best = _model(4), KeepBest(lambda: None, 3)
-    checkpoint = Checkpoint(tmp_path / "last.npz", [best])
+    checkpoint = _checkpoint(tmp_path, model, [best])
     assert checkpoint.restore(model) == 0
-    checkpoint.set_model(model)
     model.fit(images, targets, epochs=2, verbose=0)
     best.restore([0.5, 1, 2, False])
+    checkpoint.step = 8
     checkpoint.on_epoch_end(1)
     model.fit(images, targets, epochs=2, verbose=0)
 
     other, other_best = _model(4), KeepBest(lambda: None, 3)
-    assert Checkpoint(tmp_path / "last.npz", [other_best]).restore(other) == 2
+    assert _checkpoint(tmp_path, other, [other_best]).restore(other) == 8
     assert other_best.state() == [0.5, 1, 2, False]
     other.fit(images, targets, epochs=2, verbose=0)
     for ours, theirs in zip(model.variables, other.variables, strict=True):
         np.testing.assert_array_equal(np.array(ours), np.array(theirs))
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text"])
-def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
-    checkpoint = Checkpoint(tmp_path / "last.npz", [])
+def test_the_last_two_are_kept_and_the_metrics_of_a_begun_epoch_go_on(tmp_path):
     model = _model(4)
-    model.optimizer.build(model.trainable_variables)
-    checkpoint.set_model(model)
-    checkpoint.on_epoch_end(0)
-    (tmp_path / "last.npz").write_bytes(damage((tmp_path / "last.npz").read_bytes()))
-    with pytest.raises(ValueError, match="Expected this run's checkpoint in .*last.npz"):
+    checkpoint = _checkpoint(tmp_path, model, minutes=0)
+    checkpoint.on_epoch_begin(0)
+    for batch in range(4):
+        for variable in model.metrics_variables:
+            variable.assign(np.full(variable.shape, batch + 1.0))
+        checkpoint.on_train_batch_end(batch)
+    # The epoch's end writes its own, so its last step does not.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000002.npz", "step_000000003.npz"]
+    other = _model(4)
+    restored = _checkpoint(tmp_path, other)
+    assert restored.restore(other) == 3
+    other.reset_metrics()
+    restored.on_epoch_begin(0)
+    assert other.metrics_variables
+    assert all(float(variable) == 3 for variable in other.metrics_variables)
+    other.reset_metrics()
+    restored.on_epoch_begin(1)
+    assert all(float(variable) == 0 for variable in other.metrics_variables)
+
+
+def test_a_checkpoint_waits_for_its_time_and_a_stop_does_not(tmp_path):
+    stops = iter([False, False, True])
+    checkpoint = _checkpoint(tmp_path, _model(4), minutes=60, stop=lambda: next(stops))
+    checkpoint.on_epoch_begin(0)
+    checkpoint.on_train_batch_end(0)
+    checkpoint.on_train_batch_end(1)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.on_train_batch_end(2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000003.npz"]
+    asked = _checkpoint(tmp_path / "b", _model(4), stop=lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        asked.on_epoch_end(0)
+    assert list((tmp_path / "b").iterdir())
+    silent = _checkpoint(tmp_path / "c", _model(4), write=False)
+    silent.on_epoch_end(0)
+    assert not (tmp_path / "c").exists()
+
+
+def _flip_byte(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text", _flip_byte])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, caplog):
+    model = _model(4)
+    checkpoint = _checkpoint(tmp_path, model)
+    for step in (4, 8):
+        checkpoint.step = step
+        checkpoint.on_epoch_end(0)
+    (tmp_path / ".step_000000012-left.npz").write_bytes(b"half")
+    newest = tmp_path / "step_000000008.npz"
+    newest.write_bytes(damage(newest.read_bytes()))
+    assert _checkpoint(tmp_path, model).restore(model) == 4
+    assert "step_000000008.npz is damaged" in caplog.text
+    assert "going on from the one before" in caplog.text
+    assert not list(tmp_path.glob(".step*"))
+    oldest = tmp_path / "step_000000004.npz"
+    oldest.write_bytes(damage(oldest.read_bytes()))
+    with pytest.raises(ValueError, match="Expected a whole checkpoint in .*Received: 2 damaged ones. Start the run anew"):
         checkpoint.restore(model)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    checkpoint = Checkpoint(tmp_path / "last.npz", [])
-    model = _model(4)
-    model.optimizer.build(model.trainable_variables)
-    checkpoint.set_model(model)
-    checkpoint.on_epoch_end(0)
-    with pytest.raises(ValueError, match="Start the run anew"):
-        checkpoint.restore(_model(5))
+    _checkpoint(tmp_path, _model(4)).on_epoch_end(0)
+    other = Checkpoint(tmp_path, [], 4)
+    with pytest.raises(ValueError, match="Expected a checkpoint of this model"):
+        other.restore(_model(5))
+
+
+def test_the_first_steps_are_called_back_once_whatever_was_done_before():
+    for done, batches, expected in ((0, 3, [3]), (2, 3, [3]), (3, 3, []), (5, 3, [])):
+        calls, callback = [], None
+        callback = FirstSteps(3, done, lambda model, calls=calls: calls.append(model))
+        callback.set_model("the model")
+        for batch in range(batches):
+            callback.on_train_batch_end(batch)
+        assert calls == ["the model"] * len(expected)
+
+
+LOGGED = ("accuracy", "dice_a", "iou_a", "loss", "mean_dice")
 
 
 def test_history_is_a_row_an_epoch(tmp_path):
     (tmp_path / "figures").mkdir()
-    record = Record(tmp_path, ("background", "b", "a"), images_per_epoch=10)
+    record = Record(tmp_path, ("background", "b", "a"), images_per_step=10)
     record.set_model(_model(2))
     names = ("accuracy", "dice_a", "dice_b", "iou_a", "iou_b", "loss", "mean_dice")
     logs = {prefix + name: 0.5 for prefix in ("", "val_") for name in names}
     for epoch in range(2):
         record.on_epoch_begin(epoch)
+        record.on_train_batch_end(0)
         record.on_test_begin()
         record.on_epoch_end(epoch, logs)
     lines = (tmp_path / "history.csv").read_text().splitlines()
@@ -130,3 +202,19 @@ def test_history_is_a_row_an_epoch(tmp_path):
     assert len(lines) == 3
     assert record.rows[1]["images_per_s"] > 0
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"loss.png", "accuracy.png", "dice.png"}
+
+
+def test_an_interrupted_epoch_keeps_its_seconds_and_silent_hosts_write_nothing(tmp_path):
+    rows = []
+    record = Record(tmp_path, ("background", "a"), images_per_step=4, write=False, on_row=rows.append)
+    record.set_model(_model(2))
+    record.restore([[], 100.0])
+    record.on_epoch_begin(0)
+    record.on_train_batch_end(1)
+    assert record.state()[1] >= 100
+    record.on_test_begin()
+    record.on_epoch_end(0, dict.fromkeys([prefix + name for prefix in ("", "val_") for name in LOGGED], 0.5))
+    assert rows == record.rows
+    assert 100 <= rows[0]["seconds"] < 160
+    assert record.state()[1] == 0
+    assert not list(tmp_path.iterdir())

@@ -205,11 +205,11 @@ def test_resume_with_other_data_or_backend_is_refused(runs, phantoms, tmp_path, 
     shutil.copytree(next(root.iterdir()), newcomer)
     for path in newcomer.iterdir():
         path.rename(newcomer / f"{newcomer.name}_{path.name.split('_', 4)[4]}")
-    _one_line(capsys, train.main(["--resume", str(cut)]), "Expected the data and split that")
+    _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected the data that {cut} began with. Received: TCGA_")
     shutil.rmtree(newcomer)
     record = json.loads((cut / "run.json").read_text())
     (cut / "run.json").write_text(json.dumps(record | {"backend": "other"}))
-    _one_line(capsys, train.main(["--resume", str(cut)]), "Expected the backend that")
+    _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected the backend of {cut}, other. Received: ")
     (cut / "run.json").write_text("{")
     _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected what a run wrote in {cut / 'run.json'}")
 
@@ -230,7 +230,7 @@ def test_a_run_killed_while_it_was_scored_is_scored_on_resume(runs, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"demo", "demo3d"}))
 def test_every_preset_builds_its_network(name):
-    config, _ = parse_training(["--preset", name])
+    config = parse_training(["--preset", name]).config
     spec, _ = choose_target(DATASETS[config.dataset], config.target)
     config = config.complete(spec)
     # Where the size follows from the scans, any that divides will do.

@@ -19,7 +19,7 @@ from dataset import (
     prepare_cases,
     split_cases,
 )
-from modules.cache import PreparedCase, fingerprint_splits
+from modules.cache import PreparedCase
 from modules.pipeline import make_pipeline
 from modules.volume import Case, read_volume
 
@@ -202,18 +202,10 @@ def test_cache_decodes_once_and_notices_changes(phantoms, tmp_path):
     assert not set(prepare(dataclasses.replace(spec.preprocessing, mean=0.5))) & set(first)
 
 
-def test_fingerprint_of_a_split_sees_who_is_in_it_and_each_file(tmp_path):
-    paths = [PreparedCase(tmp_path / "a-1.raw"), PreparedCase(tmp_path / "b-1.raw")]
-    begun = fingerprint_splits({"train": paths[:1], "test": paths[1:]})
-    assert fingerprint_splits({"test": paths[1:], "train": paths[:1]}) == begun
-    assert fingerprint_splits({"train": paths[1:], "test": paths[:1]}) != begun
-    assert fingerprint_splits({"train": [PreparedCase(tmp_path / "a-2.raw")], "test": paths[1:]}) != begun
-
-
 def test_pipeline_gives_what_is_on_disk(oasis_files):
     cases, files = oasis_files
     batches = list(make_pipeline(files, (256, 256), 1, batch_size=6, training=False).as_numpy_iterator())
-    assert [batch["image"].shape for batch in batches] == [(6, 256, 256, 1), (6, 256, 256, 1), (4, 256, 256, 1)]
+    assert [batch["image"].shape for batch in batches] == [(6, 256, 256, 1)] * 3
     images, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "label"))
     assert (images.dtype, labels.dtype) == (np.float32, np.int32)
     raw = cv2.imread(str(cases[5].image_paths[0]), cv2.IMREAD_UNCHANGED)

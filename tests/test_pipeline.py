@@ -78,8 +78,10 @@ def test_a_grid_of_slices_gives_each_slice_of_each_volume_once(cases, plane):
             outside[inside] = False
             assert not label[outside].any()
             np.testing.assert_array_equal(image[outside], [[number, 0, 0, 0]] * outside.sum())
-    assert found == [(number + 1, place) for number, shape in enumerate(SHAPES) for place in range(shape[plane])]
-    assert len(found) == count_samples(cases, window, None)
+    expected = [(number + 1, place) for number, shape in enumerate(SHAPES) for place in range(shape[plane])]
+    # The last batch is filled from the beginning.
+    assert found == expected + expected[: -len(expected) % 4]
+    assert len(expected) == count_samples(cases, window, None)
     assert [len(images) for images, _ in batches[:-1]] == [4] * (len(batches) - 1)
 
 
@@ -93,9 +95,29 @@ def test_slices_of_2d_cases_come_whole(tmp_path):
     for number, shape in enumerate(shapes):
         cases.append(PreparedCase(tmp_path / f"{number}.raw"))
         cases[-1].write(np.full((*shape, 1), number, np.float32), np.full(shape, number, np.uint8), (), (1,) * len(shape))
-    batches = _read(make_pipeline(cases, (4, 6), 1, batch_size=2, training=False))
-    assert [images.shape for images, _ in batches] == [(2, 4, 6, 1), (1, 4, 6, 1)]
-    assert [int(label[0, 0]) for _, labels in batches for label in labels] == [0, 1, 2]
+    pipeline = make_pipeline(cases, (4, 6), 1, batch_size=2, training=False)
+    batches = _read(pipeline)
+    assert [images.shape for images, _ in batches] == [(2, 4, 6, 1), (2, 4, 6, 1)]
+    assert [int(label[0, 0]) for _, labels in batches for label in labels][:3] == [0, 1, 2]
+    # The fourth only fills the batch; with 4/3 for the others, the mean over both batches is that of three samples.
+    weights = np.concatenate([batch["weight"] for batch in pipeline])
+    np.testing.assert_allclose(weights, [4 / 3, 4 / 3, 4 / 3, 0])
+    assert pipeline.cardinality() == 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_hosts_share_each_batch(cases, training):
+    def read(**options):
+        pipeline = make_pipeline(cases, (1, 5, 4), 4, batch_size=6, training=training, first_step=2 if training else 0, **options)
+        return _read(pipeline, 3)
+
+    whole = read()
+    parts = [read(share=(host, 3)) for host in range(3)]
+    for step, (images, labels) in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([part[step][0] for part in parts]), images)
+        np.testing.assert_array_equal(np.concatenate([part[step][1] for part in parts]), labels)
+    with pytest.raises(ValueError, match="Expected a `batch_size` that 4 hosts can share equally. Received: 6"):
+        read(share=(0, 4))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 15, 17])

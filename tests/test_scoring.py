@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from modules.scoring import DISTANCES, Score, format_summary, score_case, score_predictions, summarise, write_scores
+from modules.scoring import (
+    DISTANCES,
+    Score,
+    format_summary,
+    pool_scores,
+    read_scores,
+    score_case,
+    score_predictions,
+    summarise,
+    write_scores,
+)
 from modules.volume import Case, Volume
 
 NAMES = ("background", "a", "b")
@@ -183,7 +193,7 @@ def test_what_does_not_change_distances(shape, spacing_mm, seed):
 
 
 def test_help_does_not_wait_for_scipy():
-    code = "import sys, modules.scoring; sys.exit('scipy.spatial' in sys.modules)"
+    code = "import sys, modules.scoring; sys.exit('scipy.spatial' in sys.modules or 'scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 
@@ -277,6 +287,58 @@ def test_table_on_disk(tmp_path):
         ("assd_mm", repr(2 / 3)), ("volume_ml", "0.002"), ("reference_ml", "0.004"), ("voxels", "1"), ("reference_voxels", "2"),
     ]  # fmt: skip
     assert rows[1]["dice"] == rows[1]["hd_mm"] == "nan"
+
+
+def test_tables_are_read_back_to_the_last_digit(tmp_path):
+    label, prediction = _draw_blobs((28, 24, 20), seed=0)
+    names = ("background", 'a, with "commas"', "b", "absent")
+    scores = _score(label, prediction, names, level="volume", spacing_mm=(0.9, 1.4, 3.0)) + _score(label[0], prediction[0], names)
+    write_scores(tmp_path / "scores.csv", scores)
+    read = read_scores(tmp_path / "scores.csv")
+    # NaN is not equal to itself: representations are compared, which also tell an integer from a float.
+    assert list(map(repr, read)) == list(map(repr, scores))
+    write_scores(tmp_path / "again.csv", read)
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "scores.csv").read_bytes()
+
+
+def test_a_table_without_rows_is_read(tmp_path):
+    write_scores(tmp_path / "scores.csv", [])
+    assert read_scores(tmp_path / "scores.csv") == []
+
+
+def test_tables_that_are_no_scores(tmp_path):
+    path = tmp_path / "scores.csv"
+    with pytest.raises(FileNotFoundError, match="^Expected scores in .*scores.csv. Received: no such file. Give a run that has finished.$"):
+        read_scores(path)
+    for text, received in (("", "none"), ("case,dice\n", "case,dice")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"^Expected the columns level,case,class,dice,.* in .*scores.csv. Received: {received}. "):
+            read_scores(path)
+    write_scores(path, _score([[1]], [[1]]))
+    whole = path.read_text()
+    for old, new in (("1.0,1.0", "1.0,high"), ("slice,x", "plane,x"), (",1,1\n", ",1\n"), (",1,1\n", ",1.5,1\n")):
+        path.write_text(whole.replace(old, new, 1))
+        with pytest.raises(ValueError, match="^Expected a level, a case, a class and 9 numbers. Received: .* in line 2 of .*scores.csv. "):
+            read_scores(path)
+
+
+def test_runs_are_pooled():
+    x, y = (_score([[1, 2]], [[1, 0]], case=case) for case in "xy")
+    # A scan may be called as one of its slices is: they are of different levels.
+    volume = [replace(score, level="volume") for score in x]
+    assert pool_scores({"first": x, "second": [*y, *volume]}) == [*x, *y, *volume]
+    assert pool_scores({}) == []
+
+
+def test_runs_that_cannot_be_pooled():
+    x, y = (_score([[1, 2]], [[1, 0]], case=case) for case in "xy")
+    with pytest.raises(ValueError, match="^Expected each case in one run only. Received: y in first and in third. Leave one out.$"):
+        pool_scores({"first": y, "second": x, "third": y})
+    message = "^Expected the classes a, b in every run. Received: {} in second. Leave it out.$"
+    with pytest.raises(ValueError, match=message.format("a")):
+        pool_scores({"first": x, "second": y[:1]})
+    with pytest.raises(ValueError, match=message.format("none")):
+        pool_scores({"first": x, "second": []})
 
 
 # -------------------------------------------------------------------------------------------------------------------- peers

@@ -8,7 +8,7 @@ from keras import ops
 from modules.augment import AUGMENTATIONS, draw_parameters
 from modules.losses import SegmentationLoss
 from modules.metrics import Overlap
-from modules.networks import build
+from modules.networks import build, with_deep_supervision
 from modules.trainer import Trainer
 
 CLASSES = ("background", "left", "right")
@@ -67,8 +67,87 @@ def test_the_label_goes_with_its_image_and_sides_are_swapped():
     trainer, batch = _make_trainer((16, 16, 8), swaps=((1, 2),)), _make_batch((16, 16, 8))
     matrix = np.concatenate([np.diag([-1.0, 1, 1]), np.zeros((3, 1))], axis=1).astype("float32")
     batch |= {"matrix": np.stack([matrix] * 2), "mirrored": np.ones(2, "int32")}
-    logits, label = trainer(batch, training=False)
+    (logits,), label = trainer(batch, training=False)
     flipped = batch["label"][:, ::-1]
     np.testing.assert_array_equal(ops.convert_to_numpy(label), np.array([0, 2, 1])[flipped])
     expected = trainer.network(np.ascontiguousarray(batch["image"][:, ::-1]), training=False)
     np.testing.assert_allclose(ops.convert_to_numpy(logits), ops.convert_to_numpy(expected), atol=1e-4)
+
+
+def _make_deep(l2=0.0, average=0.0, deep=True, rate=1e-2):
+    keras.utils.set_random_seed(0)
+    network = build("unet2d", (32, 32, 1), 3, base_filters=2, norm="instance")
+    trainer = Trainer(
+        network, SegmentationLoss("ce"), Overlap(CLASSES), deep=with_deep_supervision(network) if deep else None, l2=l2, average=average
+    )
+    trainer.compile(optimizer=keras.optimizers.SGD(rate))
+    return trainer
+
+
+def test_the_loss_of_deep_supervision_is_a_weighted_mean_and_the_report_that_of_full_resolution():
+    trainer, batch = _make_deep(), _make_batch((32, 32))
+    outputs, label = trainer(batch, training=True)
+    assert [tuple(logits.shape[1:]) for logits in outputs] == [(32, 32, 3), (16, 16, 3), (8, 8, 3), (4, 4, 3)]
+    loss = SegmentationLoss("ce")
+    # Of each block of 2, 4 and 8 voxels the one in its middle, counted from 0: 1, 2 and 4.
+    labels = [batch["label"][:, step // 2 :: step, step // 2 :: step] for step in (1, 2, 4, 8)]
+    single = [float(loss(small, logits)) for small, logits in zip(labels, outputs, strict=True)]
+    reported = trainer.compute_loss(batch, y_pred=(outputs, label), training=True)
+    np.testing.assert_allclose(float(reported), single[0], rtol=1e-5)
+    # One plain gradient step with a tiny rate lowers the loss that is minimised by rate x |gradient|^2.
+    trainer.train_on_batch(batch)
+    after, _ = trainer(batch, training=True)
+    lower = [float(loss(small, logits)) for small, logits in zip(labels, after, strict=True)]
+    weights = np.array([8, 4, 2, 1]) / 15
+    assert weights @ lower < weights @ single
+    # Validation sees full resolution alone.
+    assert len(trainer(batch, training=False)[0]) == 1
+
+
+def test_lower_resolutions_reach_their_heads_and_the_network_alone_is_what_is_kept():
+    trainer, batch = _make_deep(), _make_batch((32, 32))
+    names = {weight.path for weight in trainer.network.weights}
+    heads = [weight for weight in trainer.trainable_weights if weight.path not in names]
+    assert len(heads) == 6
+    before = [np.array(ops.convert_to_numpy(weight)) for weight in heads]
+    trainer.train_on_batch(batch)
+    for weight, value in zip(heads, before, strict=True):
+        assert not np.array_equal(ops.convert_to_numpy(weight), value)
+
+
+def test_l2_pulls_every_weight_towards_0_and_is_not_reported():
+    plain, penalised = _make_deep(deep=False), _make_deep(deep=False, l2=0.5)
+    batch = _make_batch((32, 32))
+    losses = [trainer.train_on_batch(batch, return_dict=True)["loss"] for trainer in (plain, penalised)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    start = _make_deep(deep=False).network.trainable_weights
+    for first, ours, theirs in zip(start, plain.network.trainable_weights, penalised.network.trainable_weights, strict=True):
+        # The gradient of 0.5 x 0.5 x w^2 is 0.5 w.
+        expected = ops.convert_to_numpy(ours) - 1e-2 * 0.5 * ops.convert_to_numpy(first)
+        np.testing.assert_allclose(ops.convert_to_numpy(theirs), expected, atol=1e-6)
+
+
+def test_averages_by_hand_and_only_while_they_are_asked_for():
+    trainer, batch = _make_deep(deep=False, average=0.5), _make_batch((32, 32))
+    seen = []
+    for _ in range(3):
+        seen.append(np.array(ops.convert_to_numpy(trainer.network.trainable_weights[0])))
+        trainer.train_on_batch(batch)
+    average = seen[0]
+    for step, value in enumerate(seen):
+        average = average + (1 - min(0.5, (1 + step) / (10 + step))) * (value - average)
+    current = np.array(ops.convert_to_numpy(trainer.network.trainable_weights[0]))
+    with trainer.averaged():
+        np.testing.assert_allclose(ops.convert_to_numpy(trainer.network.trainable_weights[0]), average, atol=1e-6)
+        assert not np.array_equal(average, current)
+    np.testing.assert_array_equal(ops.convert_to_numpy(trainer.network.trainable_weights[0]), current)
+
+
+def test_a_sample_that_only_fills_the_batch_counts_nowhere():
+    trainer, batch = _make_trainer(), _make_batch()
+    one = {name: np.repeat(array[:1], 2, axis=0) for name, array in batch.items()}
+    expected = trainer.test_on_batch(one, return_dict=True)
+    trainer.reset_metrics()
+    received = trainer.test_on_batch(batch | {"weight": np.array([2, 0], "float32")}, return_dict=True)
+    for name in ("loss", "accuracy", "mean_dice"):
+        np.testing.assert_allclose(received[name], expected[name], rtol=1e-5)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,24 +14,24 @@ import pytest
 
 import utils
 from dataset import DATASETS
-from modules import augment, losses
+from modules import augment, devices, losses, optimizers
 from modules.networks._blocks import NORMS
-from utils import PRESETS, RunConfig, newest_run, parse_training, run_command, write_json
+from utils import PRESETS, RunConfig, StopRequest, list_runs, make_run_folder, newest_run, parse_training, run_command, write_json
 
 
 def test_precedence_defaults_preset_flags():
-    config, _ = parse_training(["--dataset", "oasis"])
+    config = parse_training(["--dataset", "oasis"]).config
     assert config == RunConfig(dataset="oasis", **DATASETS["oasis"].defaults)
-    config, _ = parse_training(["--preset", "oasis_unet2d"])
+    config = parse_training(["--preset", "oasis_unet2d"]).config
     assert (config.dataset, config.batch_size, config.epochs, config.learning_rate, config.weight_decay) == ("oasis", 64, 15, 1e-4, 5e-4)
-    config, _ = parse_training(["--preset", "oasis_unet2d", "--epochs", "3"])
+    config = parse_training(["--preset", "oasis_unet2d", "--epochs", "3"]).config
     assert (config.batch_size, config.epochs) == (64, 3)
-    config, _ = parse_training(["--dataset", "hipmri", "--demo", "--target", "bone", "bladder"])
+    config = parse_training(["--dataset", "hipmri", "--demo", "--target", "bone", "bladder"]).config
     assert (config.base_filters, config.target) == (16, ("bone", "bladder"))
 
 
 def test_no_flag_gives_no_config():
-    assert parse_training([]) == (None, None)
+    assert parse_training([]).config is None
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -63,7 +64,12 @@ def test_every_setting_has_a_flag_with_help(capsys):
         (["--dataset", "oasis", "--patience", "-1"], "Expected `patience` of 0 or more"),
         (["--dataset", "oasis", "--lr", "1"], "unrecognized arguments: --lr"),
         (["--preset", "best"], "Expected --preset in .*Received: 'best'"),
-        (["--resume", "x", "--epochs", "3"], "Expected no setting beside --resume. Received: epochs"),
+        (["--resume", "x", "--verify", "x"], "Expected either --resume or --verify"),
+        (["--dataset", "oasis", "--ema", "1"], "Expected `ema` from 0 to below 1. Received: 1.0"),
+        (["--dataset", "oasis", "--epochs", "3", "--warmup-epochs", "3"], "Expected `warmup_epochs` below the 3 epochs"),
+        (["--dataset", "oasis", "--folds", "1"], "Expected `folds` of 2 or more"),
+        (["--dataset", "oasis", "--folds", "3", "--fold", "3"], "Expected `fold` from 0 to below `folds`, 3. Received: 3"),
+        (["--dataset", "oasis", "--accumulate", "0"], "Expected `accumulate` above 0"),
     ],
 )
 def test_wrong_flags(argv, message):
@@ -74,6 +80,7 @@ def test_wrong_flags(argv, message):
 def test_names_known_without_keras_are_those_of_the_modules():
     assert tuple(losses.LOSSES) == utils.LOSSES
     assert tuple(augment.AUGMENTATIONS) == utils.AUGMENTS
+    assert (optimizers.OPTIMIZERS, optimizers.SCHEDULES) == (utils.OPTIMIZERS, utils.SCHEDULES)
 
 
 def test_unknown_and_ill_typed_settings_name_their_source():
@@ -103,10 +110,49 @@ def test_a_phantom_of_another_seed_lies_in_another_folder():
 
 def test_environment_is_described_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    described = utils.describe_environment()
+    described = devices.describe_environment()
     assert described["git_commit"] is None
     assert described["versions"]["keras"]
     assert described["devices"]
+
+
+def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
+    write_json(tmp_path / "run.json", {"config": RunConfig(dataset="oasis", epochs=3).to_json()})
+    for flags in ([], ["--epochs", "3"], ["--dataset", "oasis"]):
+        request = parse_training(["--resume", str(tmp_path), *flags])
+        assert (request.config.epochs, request.resume) == (3, tmp_path)
+    assert parse_training(["--resume", str(tmp_path), "--track", "tensorboard"]).config.track == "tensorboard"
+    with pytest.raises(ValueError, match=r"Expected `epochs` 3, as .* has it. Received: 4. A run keeps its settings"):
+        parse_training(["--resume", str(tmp_path), "--epochs", "4"])
+    with pytest.raises(ValueError, match=r"Expected `network` '', as .* has it. Received: 'unet2d'"):
+        parse_training(["--verify", str(tmp_path), "--preset", "oasis_unet2d"])
+
+
+def test_a_run_folder_comes_whole_or_not_at_all(tmp_path):
+    with pytest.raises(TypeError):
+        make_run_folder(tmp_path / "a", run={("no", "json"): 1})
+    assert not (tmp_path / "a").exists()
+    make_run_folder(tmp_path / "a", run={"config": {}}, data={"x": 1})
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"run.json", "data.json", "figures"}
+    with pytest.raises(ValueError, match="Expected a new name for the run"):
+        make_run_folder(tmp_path / "a", run={})
+
+
+def test_folds_stand_for_their_run(tmp_path):
+    for number in range(11):
+        (tmp_path / "whole" / f"fold_{number}").mkdir(parents=True)
+    listed = list_runs([tmp_path / "one", tmp_path / "whole"])
+    assert [path.name for path in listed] == ["one", *(f"fold_{number}" for number in range(11))]
+
+
+def test_the_first_signal_asks_and_the_second_enforces():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.made
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_newest_run_is_the_one_finished_last(tmp_path):
@@ -146,8 +192,8 @@ def test_a_defect_of_ours_is_not_hidden():
 
 
 STEPS = """
-import utils
-utils.seed_everything(42)
+from modules import devices
+devices.start_backend(42)
 import keras, numpy as np
 from modules import networks
 from modules.bundle import hash_weights

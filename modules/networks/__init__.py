@@ -79,6 +79,33 @@ def with_head(network):
     return keras.Model(network.input, probabilities, name=network.name)
 
 
+def with_deep_supervision(network):
+    """Adds heads to the decoder levels below full resolution, for training only.
+
+    Args:
+        network: Whose decoder levels are named as `_blocks.name_level` says.
+
+    Returns:
+        A model from the network's input to a list of logits: the network's own, then `(B, *P / 2, K)`, `(B, *P / 4, K)` and so on.
+        It shares the network's weights; those of its heads are its own.
+
+    Raises:
+        ValueError: If the network has no such levels.
+    """
+    import keras
+
+    from modules.networks._blocks import CONVOLUTION
+
+    names = {layer.name for layer in network.layers}
+    levels = sorted(name for name in names if name.startswith("decoder_"))
+    if not levels:
+        raise ValueError(f"Expected a U-Net for `deep_supervision`. Received: {network.name}. Choose another `--network`, or leave it out.")
+    logits = network.output
+    head = CONVOLUTION[len(logits.shape) - 2]
+    lower = [head(logits.shape[-1], 1, dtype="float32", name=f"logits_{name}")(network.get_layer(name).output) for name in levels]
+    return keras.Model(network.input, [logits, *lower], name=network.name)
+
+
 def _parse(name: str) -> ast.Module:
     if name not in NETWORKS:
         raise ValueError(f"Expected `network` in {NETWORKS}. Received: {name!r}.")

@@ -16,6 +16,11 @@ MAX_POOLING = {2: layers.MaxPooling2D, 3: layers.MaxPooling3D}
 SPATIAL_DROPOUT = {2: layers.SpatialDropout2D, 3: layers.SpatialDropout3D}
 
 
+def name_level(level: int) -> str | None:
+    """The name of the last layer of a decoder level, 0 being full resolution: `modules.networks.with_deep_supervision` looks for it."""
+    return f"decoder_{level}" if level else None
+
+
 def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
     """Raises ValueError for a normalisation that is not in `norms`."""
     if norm not in norms:
@@ -43,7 +48,7 @@ def normalise(x, norm: str, groups: int | None = None):
     return layers.GroupNormalization(groups=groups, epsilon=1e-5)(x)
 
 
-def double_convolution(x, filters: int | tuple[int, int], *, norm: str, dropout: float):
+def double_convolution(x, filters: int | tuple[int, int], *, norm: str, dropout: float, name: str | None = None):
     """Two 3x3 (3x3x3) convolutions, each with its normalisation and ReLU; "batch_second" normalises after the second only.
 
     Args:
@@ -51,6 +56,7 @@ def double_convolution(x, filters: int | tuple[int, int], *, norm: str, dropout:
         filters: Of both convolutions, or of each.
         norm: One of `NORMS`.
         dropout: Rate after the second convolution.
+        name: Of the last activation, where the output is to be found again.
 
     Returns:
         `(B, *P, filters)`.
@@ -63,5 +69,5 @@ def double_convolution(x, filters: int | tuple[int, int], *, norm: str, dropout:
         x = convolution(number, 3, padding="same", use_bias=not normalised, kernel_initializer="he_normal")(x)
         if normalised:
             x = normalise(x, norm)
-        x = layers.ReLU()(x)
+        x = layers.ReLU(name=name if place == 1 else None)(x)
     return layers.Dropout(dropout)(x) if dropout else x

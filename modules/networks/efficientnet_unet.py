@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from modules.networks._blocks import check_norm, double_convolution
+from modules.networks._blocks import check_norm, double_convolution, name_level
 
 VARIANTS = ("b0", "b1", "b2", "b3", "s", "m", "l")
 STRIDES = (2, 4, 8, 16, 32)
@@ -54,7 +54,8 @@ def build(
     for level, skip in reversed(list(enumerate(skips))):
         x = layers.UpSampling2D()(x)
         x = layers.Concatenate()([skip, x])
-        x = double_convolution(x, base_filters * 2**level, norm=norm, dropout=dropout if level >= len(skips) - 2 else 0.0)
+        rate = dropout if level >= len(skips) - 2 else 0.0
+        x = double_convolution(x, base_filters * 2**level, norm=norm, dropout=rate, name=name_level(level))
     logits = layers.Conv2D(num_logits, 1, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name="efficientnet_unet")
 

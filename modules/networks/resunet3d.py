@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from modules.networks._blocks import CONVOLUTION, SPATIAL_DROPOUT, TRANSPOSED_CONVOLUTION, check_norm, normalise
+from modules.networks._blocks import CONVOLUTION, SPATIAL_DROPOUT, TRANSPOSED_CONVOLUTION, check_norm, name_level, normalise
 
 LEVELS = 5
 DIVISOR = 16
@@ -15,8 +15,8 @@ def build(
 ) -> keras.Model:
     """Five residual encoder levels and four decoder levels with skip connections.
 
-    After "Brain Tumor Segmentation and Radiomics Survival Prediction", but transposed convolutions enlarge and nothing is
-    supervised below full resolution.
+    After "Brain Tumor Segmentation and Radiomics Survival Prediction", but transposed convolutions enlarge, and what is supervised
+    below full resolution is not added to the output.
 
     Args:
         input_shape: `(*P, C)` of two or three spatial sizes, multiples of 16.
@@ -47,7 +47,7 @@ def build(
         x = layers.Concatenate()([skip, _activate(x, norm)])
         x = _activate(_convolve(x, 2 * filters, 3), norm)
         if level:
-            x = _activate(_convolve(x, filters, 1), norm)
+            x = _activate(_convolve(x, filters, 1), norm, name_level(level))
     logits = CONVOLUTION[rank](num_logits, 1, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name="resunet3d")
 
@@ -61,8 +61,8 @@ def _find_context(x, norm: str, dropout: float):
     return _convolve(_activate(x, norm), filters, 3)
 
 
-def _activate(x, norm: str):
-    return layers.LeakyReLU(negative_slope=0.01)(normalise(x, norm))
+def _activate(x, norm: str, name: str | None = None):
+    return layers.LeakyReLU(negative_slope=0.01, name=name)(normalise(x, norm))
 
 
 def _convolve(x, filters: int, size: int, strides: int = 1):

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from modules.networks._blocks import check_norm, double_convolution
+from modules.networks._blocks import check_norm, double_convolution, name_level
 
 DEPTH = 4
 DIVISOR = 16
@@ -41,6 +41,6 @@ def build(
         filters = base_filters * 2**level
         x = layers.Conv2DTranspose(filters, 2, strides=2)(x)
         x = layers.Concatenate()([skips[level], x])
-        x = double_convolution(x, filters, norm=norm, dropout=0.0)
+        x = double_convolution(x, filters, norm=norm, dropout=0.0, name=name_level(level))
     logits = layers.Conv2D(num_logits, 1, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name="unet2d")

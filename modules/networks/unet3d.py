@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from modules.networks._blocks import check_norm, double_convolution
+from modules.networks._blocks import check_norm, double_convolution, name_level
 
 DEPTH = 3
 DIVISOR = 8
@@ -43,9 +43,9 @@ def build(
         x = layers.MaxPooling3D()(x)
     filters = base_filters * 2**DEPTH
     x = double_convolution(x, (filters, 2 * filters), norm=norm, dropout=dropout)
-    for skip in reversed(skips):
+    for level, skip in reversed(list(enumerate(skips))):
         x = layers.Conv3DTranspose(x.shape[-1], 2, strides=2, use_bias=False)(x)
         x = layers.Concatenate()([skip, x])
-        x = double_convolution(x, skip.shape[-1], norm=norm, dropout=0.0)
+        x = double_convolution(x, skip.shape[-1], norm=norm, dropout=0.0, name=name_level(level))
     logits = layers.Conv3D(num_logits, 1, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name="unet3d")

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from modules.reports.curves import find_best_epoch, plot_history
+from modules.reports.folds import draw_folds
 from modules.reports.montage import draw_montage
 from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, PALETTE, difference_map
+from modules.reports.sheet import draw_augmentation, draw_cases
 from modules.reports.slices import draw_slice_comparison, draw_slice_overlay
 from modules.reports.volumes import draw_volume_comparison, draw_volume_overlay
 
@@ -21,7 +23,10 @@ __all__ = [
     "DIFFERENCE_NAMES",
     "PALETTE",
     "difference_map",
+    "draw_augmentation",
+    "draw_cases",
     "draw_comparison",
+    "draw_folds",
     "draw_montage",
     "draw_overlay",
     "find_best_epoch",

@@ -1,0 +1,63 @@
+"""What a run was made of, in hashes: its data files and its program; and whether they are still the same."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from modules.volume import Case, hash_file
+
+# {file, relative to the data set's folder: [its split, SHA-256 of its bytes]}
+Manifest = dict[str, list[str]]
+
+
+def make_manifest(splits: Mapping[str, Sequence[Case]], root: Path, hashes: Iterable[str] | None = None) -> Manifest:
+    """Describes the data of a run.
+
+    Args:
+        splits: Its labelled cases.
+        root: The data set's folder.
+        hashes: SHA-256 of each file of each case, the label's last, where they are known; otherwise every file is read.
+    """
+    files = [(path, split) for split, cases in splits.items() for case in cases for path in (*case.image_paths, case.label_path)]
+    hashes = (hash_file(path) for path, _ in files) if hashes is None else hashes
+    return {_name(path, root): [split, digest] for (path, split), digest in zip(files, hashes, strict=True)}
+
+
+def hash_manifest(manifest: Manifest) -> str:
+    """SHA-256 of a manifest: the same for the same bytes in the same splits, wherever the folder lies."""
+    lines = sorted(f"{split} {digest} {name}\n" for name, (split, digest) in manifest.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def hash_code(root: Path) -> str:
+    """SHA-256 of the program: all `.py` and `.toml` files at the root and in `modules`, by name."""
+    files = sorted([*root.glob("*.py"), *(root / "modules").rglob("*.py"), *(root / "modules").rglob("*.toml")])
+    lines = [f"{path.relative_to(root).as_posix()} {hash_file(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_data(begun: Manifest, now: Manifest, run: Path) -> None:
+    """Refuses data that are not those a run began with.
+
+    Raises:
+        ValueError: Naming the first file that was changed, moved to another split, added or removed, and how many there are.
+    """
+    for what, names in (
+        ("changed", [name for name in begun if name in now and begun[name][1] != now[name][1]]),
+        ("moved to another split", [name for name in begun if name in now and begun[name][0] != now[name][0]]),
+        ("missing", [name for name in begun if name not in now]),
+        ("new", [name for name in now if name not in begun]),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"Expected the data that {run} began with. Received: {names[0]}{more} {what}. Restore it, or start a new run.")
+
+
+def check_equal(what: str, begun: object, now: object, run: Path) -> None:
+    """Refuses what is no longer as it was; raises ValueError naming both."""
+    if begun != now:
+        raise ValueError(f"Expected the {what} of {run}, {begun!s:.16}. Received: {now!s:.16}. Restore it, or start a new run.")
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

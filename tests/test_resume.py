@@ -1,0 +1,112 @@
+"""Runs that are killed, stopped or damaged end as if nothing had happened, or say why not."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import train
+from benchmarks import kill_and_resume
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_five_times_killed_is_as_good_as_left_alone(tmp_path, backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    kill_and_resume.draw_phantom(tmp_path)
+    seconds = kill_and_resume.train(tmp_path, "alone", backend=backend)
+    moments = np.random.default_rng(0).uniform(0, seconds / 2, 5)
+    for moment in moments:
+        kill_and_resume.train(tmp_path, "killed", moment, backend=backend)
+        if (tmp_path / "runs" / "killed" / "summary.json").is_file():
+            break
+    else:
+        kill_and_resume.train(tmp_path, "killed", backend=backend)
+    killed, alone = (kill_and_resume.describe(tmp_path / "runs" / name) for name in ("killed", "alone"))
+    assert killed == alone
+    assert not list((tmp_path / "runs" / "killed").rglob(".*"))
+
+
+def _start(folder, *flags):
+    command = [sys.executable, str(kill_and_resume.ROOT / "train.py"), *flags]
+    return subprocess.Popen(
+        command, env=os.environ | kill_and_resume.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_sigterm_writes_a_checkpoint_and_ends_cleanly(tmp_path):
+    kill_and_resume.draw_phantom(tmp_path)
+    places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "a"]
+    # So many epochs that it does not end by itself, and no checkpoint but those of epochs and of the signal.
+    process = _start(tmp_path, *kill_and_resume.SETTINGS, *places, "--epochs", "999", "--patience", "0", "--checkpoint-minutes", "60")
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "runs" / "a" / "history.csv").is_file() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "SIGTERM: stops after this step, with a checkpoint" in output
+    assert f"go on with: python train.py --resume {tmp_path / 'runs' / 'a'}" in output
+    assert "Traceback" not in output
+    assert list((tmp_path / "runs" / "a" / "checkpoint").glob("step_*.npz"))
+
+
+@pytest.fixture(scope="module")
+def finished(phantoms, tmp_path_factory):
+    """A run on data of its own, and those data."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(phantoms / "oasis", folder / "data")
+    places = ["--data", str(folder / "data"), "--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", "a"]
+    small = ["--dataset", "oasis", "--base-filters", "2", "--shape", "64", "64", "--batch-size", "4", "--epochs", "1"]
+    assert train.main([*small, *places]) == 0
+    return folder
+
+
+def test_a_run_is_proven(finished, capsys):
+    run = finished / "runs" / "a"
+    assert train.main(["--verify", str(run)]) == 0
+    text = capsys.readouterr().out
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"data: 32 files are those of {run}, SHA-256 {summary['data_sha256']:.16}" in text
+    assert f"training: the first 2 steps give the same weights, SHA-256 {summary['first_steps']['weights_sha256']:.16}" in text
+    assert f"bundle: weights are those that were scored, SHA-256 {summary['bundle_weights_sha256']:.16}" in text
+    assert {"code_sha256", "git_commit", "weights_sha256", "versions", "precision"} <= set(summary)
+    assert "differs" not in text
+
+
+def test_a_changed_byte_is_found_although_size_and_time_are_as_before(finished, capsys):
+    run, path = finished / "runs" / "a", next((finished / "data" / "keras_png_slices_test").iterdir())
+    before, data = path.stat(), path.read_bytes()
+    path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    try:
+        assert train.main(["--verify", str(run)]) == 2
+    finally:
+        path.write_bytes(data)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    error = capsys.readouterr().err
+    assert f"Expected the data that {run} began with. Received: keras_png_slices_test/{path.name} changed." in error
+
+
+def test_other_weights_and_another_setting_are_found(finished, tmp_path, capsys):
+    for name in ("first_steps", "bundle"):
+        shutil.copytree(finished / "runs" / "a", tmp_path / name)
+    summary = json.loads((tmp_path / "bundle" / "summary.json").read_text())
+    (tmp_path / "bundle" / "summary.json").write_text(json.dumps(summary | {"bundle_weights_sha256": "0" * 64}))
+    assert train.main(["--verify", str(tmp_path / "bundle")]) == 2
+    assert "Expected the weights of the bundle" in capsys.readouterr().err
+    record = json.loads((tmp_path / "first_steps" / "run.json").read_text())
+    record["config"]["learning_rate"] = 0.5
+    (tmp_path / "first_steps" / "run.json").write_text(json.dumps(record))
+    assert train.main(["--verify", str(tmp_path / "first_steps")]) == 2
+    assert "Expected the weights after 2 steps of" in capsys.readouterr().err

@@ -1,0 +1,435 @@
+"""Runs as MLflow and TensorBoard have them afterwards: at a real server, in a local database, in event files."""
+
+import contextlib
+import csv
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import utils
+from modules import tracking
+from modules.tracking import Tracker, check_tracker, open_tracker
+
+PARAMETERS = {"dataset": "oasis", "shape": (64, 32), "learning_rate": 1e-3, "norm": None, "demo": False, "target": (), "loss": "x" * 700}
+TAGS = {"backend": "tensorflow", "versions": {"keras": "3.15.1", "numpy": "2.4.6"}, "git_commit": "0123abc", "devices": ["cpu:0", "cpu:1"]}
+NAN = float("nan")
+MEANS = {"slice": {"white matter": {"dice": 0.875, "hd95_mm": NAN, "cases": 4}, "mean": {"dice": 0.75}}}
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tmp_path):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    # Whatever is left in the current folder must not be the project's.
+    monkeypatch.chdir(tmp_path)
+
+
+def _find_free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of an MLflow server of our own."""
+    pytest.importorskip("flask", reason="the whole of MLflow")
+    pytest.importorskip("mlflow")
+    folder, port = tmp_path_factory.mktemp("server"), _find_free_port()
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")),
+    ]
+    # Its job workers are seven more processes.
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log.txt").open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | quiet, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        _wait_for(uri, process, folder / "log.txt")
+        yield uri
+    finally:
+        # It and its workers.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def _wait_for(uri, process, output, seconds=180):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{uri}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"no MLflow server: {output.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with what a finished run has in it."""
+    folder = tmp_path / "runs" / "first"
+    (folder / "bundle").mkdir(parents=True)
+    (folder / "figures").mkdir()
+    (folder / "bundle" / "bundle.json").write_text("{}")
+    (folder / "summary.json").write_text("{}")
+    (folder / "scores.csv").write_text("case\n")
+    cv2.imwrite(str(folder / "figures" / "loss.png"), np.full((20, 30, 3), 200, np.uint8))
+    return folder
+
+
+def _row(epoch):
+    return {"epoch": epoch, "loss": 1 / epoch, "val_loss": 2 / epoch, "val_dice_white matter": 0.5 if epoch > 1 else NAN}
+
+
+def _train(folder, tracker, first, last):
+    """Does with the tracker what a training does."""
+    rows = [_row(epoch) for epoch in range(1, last + 1)]
+    for row in rows[first - 1 :]:
+        _write_history(folder, rows[: row["epoch"]])
+        tracker.log_row(row)
+
+
+def _write_history(folder, rows):
+    with (folder / "history.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _open(kind, folder):
+    return open_tracker(kind, folder, experiment="oasis", parameters=PARAMETERS, tags=TAGS)
+
+
+def _connect(uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _find_run(uri, folder):
+    return _connect(uri).get_run(json.loads((folder / "tracking.json").read_text())["mlflow_run"])
+
+
+def _find_history(uri, run_id, name):
+    return [(item.step, item.value) for item in _connect(uri).get_metric_history(run_id, name)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- MLflow
+
+
+def test_a_run_at_a_server_has_all_there_is_to_know(server, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    with _open("mlflow", run) as tracker:
+        assert _find_run(server, run).info.status == "RUNNING"
+        _train(run, tracker, 1, 3)
+        tracker.log_summary(MEANS)
+    found = _find_run(server, run)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "first")
+    assert _connect(server).get_experiment(found.info.experiment_id).name == "oasis"
+    expected = {
+        **{
+            "dataset": "oasis",
+            "shape": "64, 32",
+            "learning_rate": "0.001",
+            "norm": "None",
+            "demo": "False",
+            "target": "",
+            "loss": "x" * 500,
+        }
+    }
+    assert found.data.params == expected
+    tags = {"backend": "tensorflow", "versions.keras": "3.15.1", "versions.numpy": "2.4.6", "git_commit": "0123abc"}
+    assert {**tags, "devices": "cpu:0, cpu:1"}.items() <= found.data.tags.items()
+    assert _find_history(server, found.info.run_id, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert _find_history(server, found.info.run_id, "val_loss") == [(1, 2.0), (2, 1.0), (3, 2 / 3)]
+    # NaN is what nobody measured.
+    assert _find_history(server, found.info.run_id, "val_dice_white matter") == [(2, 0.5), (3, 0.5)]
+    test = {name: value for name, value in found.data.metrics.items() if name.startswith("test_")}
+    assert test == {"test_slice/dice_white matter": 0.875, "test_slice/cases_white matter": 4, "test_slice/dice_mean": 0.75}
+    client = _connect(server)
+    files = [item.path for folder in (None, "figures", "bundle") for item in client.list_artifacts(found.info.run_id, folder)]
+    assert sorted(files) == ["bundle", "bundle/bundle.json", "figures", "figures/loss.png", "scores.csv", "summary.json"]
+
+
+def test_a_resumed_run_goes_on_in_the_same_one(server, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    tracker = _open("mlflow", run)
+    _train(run, tracker, 1, 3)
+    with pytest.raises(KeyboardInterrupt), tracker:
+        raise KeyboardInterrupt
+    begun = _find_run(server, run)
+    assert begun.info.status == "KILLED"
+    # Two epochs more are in the folder alone: the server was away.
+    _write_history(run, [_row(epoch) for epoch in range(1, 6)])
+    tracker = open_tracker("mlflow", run, experiment="oasis", parameters=PARAMETERS | {"new": 1}, tags=TAGS | {"git_commit": "4567def"})
+    assert _find_run(server, run).info.status == "RUNNING"
+    # The fifth is done again: its checkpoint was not written.
+    _train(run, tracker, 5, 6)
+    tracker.close()
+    found = _find_run(server, run)
+    assert (found.info.run_id, found.info.status) == (begun.info.run_id, "FINISHED")
+    assert _find_history(server, found.info.run_id, "loss") == [(epoch, 1 / epoch) for epoch in range(1, 7)]
+    assert found.data.params == begun.data.params | {"new": "1"}
+    assert found.data.tags["git_commit"] == "0123abc"
+
+
+def test_an_error_makes_the_run_a_failed_one(server, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    with pytest.raises(ZeroDivisionError), _open("mlflow", run):
+        raise ZeroDivisionError
+    assert _find_run(server, run).info.status == "FAILED"
+
+
+def test_a_run_that_is_gone_is_not_begun_anew(server, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    _open("mlflow", run).close()
+    number = json.loads((run / "tracking.json").read_text())["mlflow_run"]
+    _connect(server).delete_run(number)
+    text = (
+        rf"Expected the MLflow run {number} of .*first at {server}. Received: no such run. Set MLFLOW_TRACKING_URI to {server}, or remove "
+        r".*tracking.json to log a new one."
+    )
+    with pytest.raises(ValueError, match=text):
+        _open("mlflow", run)
+    (run / "tracking.json").write_text(json.dumps({"mlflow_run": "0" * 32, "uri": server}))
+    with pytest.raises(ValueError, match="Received: no such run"):
+        _open("mlflow", run)
+
+
+def test_without_a_server_it_is_the_current_folders_database(run, tmp_path):
+    pytest.importorskip("sqlalchemy", reason="the whole of MLflow")
+    pytest.importorskip("mlflow")
+    fold = run / "fold_1"
+    fold.mkdir()
+    (run / "run.json").write_text("{}")
+    (fold / "summary.json").write_text("{}")
+    with _open("mlflow", fold) as tracker:
+        _train(fold, tracker, 1, 2)
+        tracker.log_summary({})
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert json.loads((fold / "tracking.json").read_text())["uri"] == uri
+    found = _find_run(uri, fold)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "first/fold_1")
+    assert _find_history(uri, found.info.run_id, "loss") == [(1, 1.0), (2, 0.5)]
+    assert [path.name for path in (tmp_path / "mlruns").rglob("summary.json")] == ["summary.json"]
+
+
+def test_a_run_knows_its_database_from_any_folder(run, tmp_path, monkeypatch):
+    (run / "tracking.json").write_text(json.dumps({"mlflow_run": "1", "uri": "sqlite:////elsewhere/mlflow.db"}))
+    assert tracking._find_uri(run) == "sqlite:////elsewhere/mlflow.db"
+    assert tracking._find_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
+    assert tracking._find_uri(run) == "http://server"
+
+
+def test_a_server_that_is_not_there_is_one_line_and_no_password(run, monkeypatch):
+    pytest.importorskip("mlflow")
+    port = _find_free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    text = rf"^Expected an MLflow server at http://127.0.0.1:{port}. Received: .*[Cc]onnection refused. Start it, or use --track none.$"
+    with pytest.raises(ValueError, match=text):
+        check_tracker("mlflow")
+    with pytest.raises(ValueError, match=text):
+        _open("mlflow", run)
+    assert not (run / "tracking.json").exists()
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_refuses_asks_for_user_and_password(status, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+
+    def refuse(self, **options):
+        raise mlflow.exceptions.RestException({"error_code": {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED"}[status], "message": "no"})
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", refuse)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"no. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or use --track none.$"):
+        check_tracker("mlflow")
+
+
+def test_a_page_that_is_no_server_is_named(monkeypatch, run):
+    mlflow = pytest.importorskip("mlflow")
+
+    def answer(self, **options):
+        raise json.JSONDecodeError("Expecting value", "<html>", 0)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", answer)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"^Expected an MLflow server at http://127.0.0.1:9. Received: Expecting value"):
+        check_tracker("mlflow")
+
+
+def test_without_the_package_it_says_how_to_install_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    text = r"^Expected the package mlflow for --track mlflow. Received: import of mlflow halted.*Install it: pip install mlflow$"
+    with pytest.raises(ValueError, match=text):
+        _open("mlflow", run)
+
+
+def test_a_damaged_record_is_named(run):
+    (run / "tracking.json").write_text('{"mlflow_run": "1"')
+    with pytest.raises(ValueError, match=r"^Expected an MLflow run in .*tracking.json. Received: .*Remove the file to log a new one.$"):
+        _open("mlflow", run)
+
+
+# ----------------------------------------------------------------------------------------------------------- TensorBoard
+
+
+def _read_events(folder):
+    """`{tag: [(step, value)]}` of the event files in a folder."""
+    import tensorflow as tf
+
+    events = {}
+    for path in sorted(folder.glob("events.*")):
+        with contextlib.suppress(tf.errors.DataLossError):
+            for record in tf.data.TFRecordDataset(str(path)):
+                event = tf.compat.v1.Event.FromString(record.numpy())
+                for value in event.summary.value:
+                    events.setdefault(value.tag, []).append((event.step, tf.make_ndarray(value.tensor).tolist()))
+    return events
+
+
+def test_tensorboard_has_a_point_an_epoch_the_settings_the_scores_and_the_pictures(run):
+    with _open("tensorboard", run) as tracker:
+        _train(run, tracker, 1, 3)
+        tracker.log_summary(MEANS)
+    train, validate, test = (_read_events(run / "tensorboard" / name) for name in ("train", "validate", "test"))
+    assert train["loss"] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert validate == {"loss": [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3))], "dice_white matter": [(2, 0.5), (3, 0.5)]}
+    assert b"| shape | 64, 32 |" in train["settings"][0][1]
+    assert train["status"] == [(3, b"FINISHED")]
+    assert test["test_slice/dice_white matter"] == [(3, 0.875)]
+    assert "test_slice/hd95_mm_white matter" not in test
+    assert test["loss"] == [(3, [b"30", b"20", (run / "figures" / "loss.png").read_bytes()])]
+
+
+def test_tensorboard_goes_on_behind_a_killed_run(run):
+    tracker = _open("tensorboard", run)
+    _train(run, tracker, 1, 3)
+    # Killed while it wrote: the file ends in the middle of the third epoch.
+    path = next((run / "tensorboard" / "train").glob("events.*"))
+    path.write_bytes(path.read_bytes()[:-10])
+    tracker = _open("tensorboard", run)
+    _train(run, tracker, 2, 4)
+    with pytest.raises(KeyboardInterrupt), tracker:
+        raise KeyboardInterrupt
+    events = _read_events(run / "tensorboard" / "train")
+    assert [step for step, _ in events["epoch"]] == [1, 2, 3, 4]
+    assert {step for step, _ in events["loss"]} == {1, 2, 3, 4}
+    assert events["status"] == [(4, b"KILLED")]
+
+
+def test_tensorboard_itself_reads_it(run):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tensorflow = pytest.importorskip("tensorflow")
+    with _open("tensorboard", run) as tracker:
+        _train(run, tracker, 1, 2)
+        tracker.log_summary(MEANS)
+    events = {name: reader.EventAccumulator(str(run / "tensorboard" / name)) for name in ("train", "test")}
+    for event in events.values():
+        event.Reload()
+    assert events["train"].SummaryMetadata("loss").plugin_data.plugin_name == "scalars"
+    points = [(item.step, float(tensorflow.make_ndarray(item.tensor_proto))) for item in events["train"].Tensors("loss")]
+    assert points == [(1, 1.0), (2, 0.5)]
+    assert events["test"].PluginTagToContent("images").keys() == {"loss"}
+
+
+# ------------------------------------------------------------------------------------------------------- any tracker, none
+
+
+class _Sink:
+    """Remembers what it is given; fails as long as it is told to."""
+
+    def __init__(self):
+        self.epochs, self.summary, self.status, self.broken = [], None, None, False
+
+    def find_last_epoch(self):
+        return max(self.epochs, default=0)
+
+    def log_epoch(self, values, epoch):
+        self._fail()
+        self.epochs.append(epoch)
+
+    def log_summary(self, values, epoch):
+        self._fail()
+        self.summary = values, epoch
+
+    def close(self, status):
+        self._fail()
+        self.status = status
+
+    def _fail(self):
+        if self.broken:
+            raise ConnectionError("http://user:secret@server is away.")
+
+
+@pytest.fixture
+def warnings(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("mri"), "propagate", True)
+    caplog.set_level(logging.WARNING, "mri")
+    return caplog
+
+
+def test_a_failure_is_one_warning_and_what_was_missed_is_sent_at_the_end(run, warnings):
+    sink = _Sink()
+    with Tracker(run, sink) as tracker:
+        _train(run, tracker, 1, 2)
+        sink.broken = True
+        _train(run, tracker, 3, 5)
+        sink.broken = False
+        _train(run, tracker, 6, 6)
+        assert sink.epochs == [1, 2]
+        tracker.log_summary(MEANS)
+    assert sink.epochs == [1, 2, 3, 4, 5, 6]
+    assert sink.summary[1] == 6
+    assert sink.status == "FINISHED"
+    assert warnings.messages == ["tracking failed: http://server is away; the training goes on without it"]
+
+
+def test_what_stays_away_stops_nothing(run, warnings):
+    sink = _Sink()
+    sink.broken = True
+    with Tracker(run, sink) as tracker:
+        _train(run, tracker, 1, 3)
+        tracker.log_summary(MEANS)
+    assert (sink.epochs, sink.summary, sink.status) == ([], None, None)
+    assert len(warnings.messages) == 1
+
+
+def test_none_writes_nothing(run):
+    before = sorted(run.rglob("*"))
+    with _open("none", run) as tracker:
+        tracker.log_row(_row(1))
+        tracker.log_summary(MEANS)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_an_unknown_kind_is_refused(run):
+    with pytest.raises(ValueError, match=r"^Expected `track` in \('none', 'mlflow', 'tensorboard'\). Received: 'wandb'.$"):
+        _open("wandb", run)
+
+
+def test_the_flag_offers_what_there_is():
+    assert utils.TRACKERS == tracking.TRACKERS
+
+
+def test_names_of_classes_become_names_of_metrics():
+    sink = _Sink()
+    tracker = Tracker(Path(), sink)
+    tracker.log_summary({"volume": {"necrotic/core (T1+)": {"dice": 0.5}, "mean": {"dice": NAN}}})
+    assert sink.summary == ({"test_volume/dice_necrotic_core _T1__": 0.5}, 0)
