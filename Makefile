@@ -6,6 +6,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c '$(IN_RANGE)' 2>/dev/null && { echo "$$python"; break; }; done)
 # More packages to test with, where wanted, backends among them: make test EXTRAS="jax torch mlflow"
 EXTRAS ?=
+# As for `make test PYTEST_FLAGS="-k resume"`.
+PYTEST_FLAGS ?=
 BIN := .venv/bin
 RUN := demo
 DEMO_DATA := data/hipmri-phantom
@@ -23,7 +25,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(if $(strip $(EXTRAS)),$(BIN)/pip install --quiet $(EXTRAS))
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: .venv/installed
 	$(BIN)/pip install --quiet "ruff==0.17.*"

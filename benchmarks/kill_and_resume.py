@@ -25,8 +25,13 @@ SETTINGS = [
     *("--dropout", "0.2", "--augment", "light", "--ema", "0.9", "--deep-supervision", "--accumulate", "2", "--clip-norm", "1"),
     *("--optimizer", "adamw", "--weight-decay", "1e-4", "--warmup-epochs", "1", "--checkpoint-minutes", "0.0005"),
 ]  # fmt: skip
-# JAX's compiler would spend most of the time on making a tiny network fast.
-ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+# JAX's compiler would spend most of the time on making a tiny network fast, each time anew.
+ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 
 def draw_phantom(folder: Path) -> None:
@@ -38,20 +43,24 @@ def draw_phantom(folder: Path) -> None:
 
 
 def train(folder: Path, run: str, kill_after: float | None = None, backend: str | None = None) -> float:
-    """Begins a run, or goes on with it, and kills it `kill_after` seconds after its training began.
+    """Begins a run, or goes on with it, and kills it `kill_after` seconds after it wrote its first checkpoint.
+
+    Before that moment, which is the end of its first step, there is nothing that could be lost.
 
     Returns:
-        Seconds from the moment its training began (data read, network built) to its end.
+        Seconds from that moment to its end.
     """
     path = folder / "runs" / run
     places = ["--data", str(folder / "data"), "--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", run]
     command = ["--resume", str(path)] if (path / "run.json").is_file() else [*SETTINGS, *places]
-    environment = os.environ | ENVIRONMENT | ({"KERAS_BACKEND": backend} if backend else {})
-    before = _count_beginnings(path)
+    environment = (
+        os.environ | ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(folder / "jax")} | ({"KERAS_BACKEND": backend} if backend else {})
+    )
+    before = find_step(path)
     with (folder / f"{run}.txt").open("a") as log:
         process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *command], env=environment, stdout=log, stderr=log)
         try:
-            while _count_beginnings(path) == before and process.poll() is None:
+            while find_step(path) == before and process.poll() is None:
                 time.sleep(0.005)
             began = time.monotonic()
             process.wait(kill_after)
@@ -73,9 +82,9 @@ def describe(run: Path) -> dict:
     return {"summary": summary, "history": history, "scores": (run / "scores.csv").read_text()}
 
 
-def _count_beginnings(run: Path) -> int:
-    log = run / "log.txt"
-    return log.read_text().count("begins at epoch") if log.is_file() else 0
+def find_step(run: Path) -> int:
+    """The step of its newest checkpoint; 0 without one."""
+    return max([int(path.stem[5:]) for path in (run / "checkpoint").glob("step_*.npz")], default=0)
 
 
 def main() -> int:
@@ -94,13 +103,14 @@ def main() -> int:
         for number in range(options.kills):
             run, moment = f"killed{number}", rng.uniform(0, seconds)
             train(folder, run, moment)
-            step = max([int(path.stem[5:]) for path in (folder / "runs" / run / "checkpoint").glob("step_*.npz")], default=0)
+            step = find_step(folder / "runs" / run)
             if not (folder / "runs" / run / "summary.json").is_file():
                 train(folder, run)
             same = describe(folder / "runs" / run) == expected
             equal += same
             print(
-                f"killed after {moment:5.2f} of {seconds:.2f} s, checkpoint at step {step}: {'equal' if same else 'DIFFERENT'}", flush=True
+                f"killed after {moment:5.2f} of {seconds:.2f} s, after the checkpoint of step {step}: {'equal' if same else 'DIFFERENT'}",
+                flush=True,
             )
     print(f"{equal} of {options.kills} equal, backend {os.environ.get('KERAS_BACKEND', 'tensorflow')}")
     return int(equal != options.kills)

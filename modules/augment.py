@@ -86,7 +86,7 @@ class Augmentation:
 
 
 # "strong" is nnU-Net's default (Isensee et al., 2021; nnUNetTrainer of version 2) for rotation in 3-D, blur, low resolution, gamma and
-# contrast. It differs in this: 2-D slices turn by as much as volumes, not by 180 degrees; sizes change less, as a whole slice has no margin that could
+# contrast. It differs in this: 2-D slices turn no further than volumes; sizes change less, as a whole slice has no margin that could
 # come in; brightness is added, not multiplied, which on normalised images would be contrast again; noise is stronger; gamma is
 # never inverted; shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "light" has no effect
 # that could hide a small structure.

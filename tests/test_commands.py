@@ -228,6 +228,45 @@ def test_a_run_killed_while_it_was_scored_is_scored_on_resume(runs, tmp_path):
         assert (cut / name).read_text() == (runs["lgg"] / name).read_text()
 
 
+def test_folds_test_every_subject_once_resume_and_predict_together(phantoms, tmp_path, monkeypatch, capsys):
+    flags = ["--folds", "2", "--epochs", "1", "--track", "tensorboard"]
+    with monkeypatch.context() as patch:
+        fit = train.fit
+        patch.setattr(train, "fit", lambda config, *rest: _interrupt(None, None) if config.fold == 1 else fit(config, *rest))
+        places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "cv"]
+        assert train.main(["--dataset", "oasis", "--data", str(phantoms / "oasis"), *TINY, *places, *flags]) == 130
+    run = tmp_path / "runs" / "cv"
+    assert f"go on with: python train.py --resume {run}\n" in capsys.readouterr().out
+    before = (run / "fold_0" / "summary.json").read_text()
+    assert train.main(["--resume", str(run)]) == 0
+    assert (run / "fold_0" / "summary.json").read_text() == before
+    assert list((run / "fold_1" / "tensorboard" / "train").iterdir())
+
+    tested = [json.loads((run / f"fold_{fold}" / "run.json").read_text())["splits"]["test"] for fold in range(2)]
+    everyone = [case.case_id for case in find_cases(DATASETS["oasis"], phantoms / "oasis")]
+    assert sorted(tested[0] + tested[1]) == sorted(everyone)
+    with (run / "scores.csv").open() as file:
+        assert {row["case"] for row in csv.DictReader(file) if row["level"] == "slice"} == set(everyone)
+    interval = json.loads((run / "summary.json").read_text())["test"]["volume"]["mean"]["dice"]
+    assert interval["subjects"] == 4
+    assert interval["low"] <= interval["mean"] <= interval["high"]
+    assert cv2.imread(str(run / "figures" / "folds.png")) is not None
+    assert train.main(["--resume", str(run)]) == 2
+    assert "which is finished" in capsys.readouterr().err
+
+    # One fold alone is the same fold, and the whole predicts as the mean of its folds.
+    alone = _train(tmp_path / "alone", phantoms / "oasis", *flags, "--fold", "1", "--augment", "none")
+    own, other = (json.loads((folder / "summary.json").read_text())["weights_sha256"] for folder in (alone, run / "fold_1"))
+    assert own == other
+    image = str(next((phantoms / "oasis" / "keras_png_slices_test").iterdir()))
+    models = {"whole": [str(run)], "parts": [str(run / "fold_0"), str(run / "fold_1")]}
+    for name, runs in models.items():
+        assert predict.main([image, "--model", *runs, "--output", str(tmp_path / name), "--probabilities"]) == 0
+    files = [next((tmp_path / name).glob("*_probabilities.npz")) for name in models]
+    first, second = (np.load(file)["probabilities"] for file in files)
+    np.testing.assert_array_equal(first, second)
+
+
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"demo", "demo3d"}))
 def test_every_preset_builds_its_network(name):
     config = parse_training(["--preset", name]).config
