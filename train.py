@@ -235,7 +235,8 @@ def fit(config: RunConfig, bundle: ModelBundle, job: Job, folder: Path, tracker:
         first = f"epoch {done // steps + 1}" + (f", step {done % steps + 1}" if done % steps else "")
         log.info("%s: %s weights, %d steps an epoch, begins at %s", config.network, f"{job.network.count_params():,}", steps, first)
         proven = FirstSteps(proof_steps, done, write_proof)
-        callbacks = [UseAverages(trainer), record, keep_best, checkpoint, proven, *([Progress(total, checkpoint)] if writes else [])]
+        # The checkpoint comes after all that it stands for: what is written before it is written again after a resume.
+        callbacks = [UseAverages(trainer), record, keep_best, proven, checkpoint, *([Progress(total, checkpoint)] if writes else [])]
         # An epoch that was interrupted is finished first: Keras knows no epochs of different lengths within one fit.
         epoch, inside = divmod(done, steps)
         for begin, end in ((epoch, epoch + 1), (epoch + 1, config.epochs)) if inside else ((epoch, config.epochs),):

@@ -87,11 +87,10 @@ class Trainer(keras.Model):
         """The mean loss of a batch: its value is that of the full resolution alone, its gradient that of all there is to minimise."""
         outputs, label = y_pred
         weight = x.get("weight")
-        losses = [self._loss(_reduce(label, logits), logits, weight) for logits in outputs]
+        losses = [self._loss(reduce_label(label, logits), logits, weight) for logits in outputs]
         if not training or (len(losses) == 1 and not self._l2):
             return losses[0]
-        shares = [0.5**level for level in range(len(losses))]
-        total = sum(share * loss for share, loss in zip(shares, losses, strict=True)) / sum(shares)
+        total = sum(share * loss for share, loss in zip(weigh_levels(len(losses)), losses, strict=True))
         if self._l2:
             total += 0.5 * self._l2 * sum(ops.sum(ops.square(weight)) for weight in self.network.trainable_weights)
         return total + ops.stop_gradient(losses[0] - total)
@@ -149,7 +148,13 @@ def _copy(variable) -> np.ndarray:
     return np.array(ops.convert_to_numpy(variable))
 
 
-def _reduce(label, logits):
+def weigh_levels(number: int) -> list[float]:
+    """Shares of the losses at full, half, a quarter, ... of the resolution: each half of the one before, 1 together."""
+    weights = [0.5**level for level in range(number)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def reduce_label(label, logits):
     """The label `(B, *P)` at the resolution of the logits: of each block of voxels the one in its middle."""
     steps = [size // small for size, small in zip(label.shape[1:], logits.shape[1:-1], strict=True)]
     if max(steps) == 1:

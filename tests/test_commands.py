@@ -160,6 +160,12 @@ def test_binary_target_has_one_logit_and_the_files_own_value(phantoms, tmp_path)
     assert (bundle.class_names, bundle.output_values) == (("background", "body"), (0, 1))
 
 
+def test_half_precision_and_its_name_in_the_record(phantoms, tmp_path, capsys):
+    run = _train(tmp_path, phantoms / "hipmri", "--epochs", "1", "--precision", "bfloat16", "--deterministic")
+    assert json.loads((run / "run.json").read_text())["precision"] == "bfloat16"
+    assert "deterministic kernels: no cost" in capsys.readouterr().out
+
+
 def test_the_same_command_gives_the_same_weights(runs, phantoms, tmp_path):
     again = _train(tmp_path, phantoms / "oasis")
     for name in ("summary.json", "scores.csv"):

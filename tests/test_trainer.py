@@ -6,10 +6,11 @@ import pytest
 from keras import ops
 
 from modules.augment import AUGMENTATIONS, draw_parameters
+from modules.devices import choose_precision
 from modules.losses import SegmentationLoss
 from modules.metrics import Overlap
 from modules.networks import build, with_deep_supervision
-from modules.trainer import Trainer
+from modules.trainer import Trainer, reduce_label, weigh_levels
 
 CLASSES = ("background", "left", "right")
 
@@ -151,3 +152,40 @@ def test_a_sample_that_only_fills_the_batch_counts_nowhere():
     received = trainer.test_on_batch(batch | {"weight": np.array([2, 0], "float32")}, return_dict=True)
     for name in ("loss", "accuracy", "mean_dice"):
         np.testing.assert_allclose(received[name], expected[name], rtol=1e-5)
+
+
+@pytest.mark.peers
+def test_deep_supervision_equals_monai():
+    monai_losses = pytest.importorskip("monai.losses")
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, (2, 16, 24, 8)).astype("int32")
+    outputs = [rng.normal(size=(2, 16 // step, 24 // step, 8 // step, 3)).astype("float32") for step in (1, 2, 4)]
+    loss = SegmentationLoss("ce")
+    ours = sum(share * float(loss(reduce_label(label, logits), logits)) for share, logits in zip(weigh_levels(3), outputs, strict=True))
+    supervised = monai_losses.DeepSupervisionLoss(
+        lambda logits, target: torch.nn.functional.cross_entropy(logits, target[:, 0].long()), weight_mode="exp"
+    )
+    theirs = supervised([torch.from_numpy(logits).movedim(-1, 1) for logits in outputs], torch.from_numpy(label)[:, None].float())
+    # Theirs are 1, 1/2 and 1/4, not shares of 1.
+    np.testing.assert_allclose(ours, float(theirs) / 1.75, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_weights_and_averages_in_float32(precision):
+    try:
+        assert choose_precision(precision) == precision
+        trainer = _make_deep(average=0.9)
+        if precision == "float16":
+            trainer.compile(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-2)))
+    finally:
+        assert choose_precision("float32") == "float32"
+    before = [np.array(ops.convert_to_numpy(weight)) for weight in trainer.network.trainable_weights]
+    logs = trainer.train_on_batch(_make_batch((32, 32)), return_dict=True)
+    assert np.isfinite(logs["loss"])
+    after = [ops.convert_to_numpy(weight) for weight in trainer.network.trainable_weights]
+    assert {weight.dtype for weight in after} == {np.dtype("float32")}
+    assert not all(np.array_equal(old, new) for old, new in zip(before, after, strict=True))
+    assert keras.backend.standardize_dtype(trainer.network.layers[1].compute_dtype) == precision
+    with trainer.averaged():
+        assert ops.convert_to_numpy(trainer.network.trainable_weights[0]).dtype == np.float32
