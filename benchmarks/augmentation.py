@@ -99,18 +99,13 @@ def measure_effects(options: argparse.Namespace) -> dict[str, float]:
     return milliseconds
 
 
-def measure_monai(options: argparse.Namespace) -> dict[str, float]:
-    """Applies the peer's transforms to one sample after the other and stacks them."""
-    import torch
+def compose_monai(shape: tuple[int, ...], smooth: bool) -> list:
+    """MONAI's transforms of the same effects; `smooth` bends with RandSmoothDeform instead of Rand2DElastic or Rand3DElastic."""
     from monai import transforms as t
-    from monai.data import set_track_meta
 
-    set_track_meta(False)
-    torch.set_num_threads(options.threads)
-    shape, batch = SAMPLES[options.rank]
     rank = len(shape)
     both, modes = ("image", "label"), {"mode": ("bilinear", "nearest"), "padding_mode": "zeros"}
-    if options.step == "monai 2":
+    if smooth:
         # Of its range, displacements are a share of half the extent.
         elastic = t.RandSmoothDeformd(
             both, spatial_size=shape, rand_size=(7,) * rank, prob=0.2, def_range=0.1, grid_mode=modes["mode"], grid_padding_mode="zeros"
@@ -122,29 +117,39 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
         sigma = 0.58 * shape[0] / 4
         elastic = t.Rand3DElasticd(both, sigma_range=(sigma, sigma), magnitude_range=(200, 800), prob=0.2, **modes)
     turn = 30 * 3.14159 / 180
-    compose = t.Compose(
-        [
-            *(t.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(rank)),
-            t.RandAffined(both, prob=0.2, rotate_range=(turn,) * (1 if rank == 2 else 3), **modes),
-            t.RandAffined(both, prob=0.2, scale_range=[(-0.2, 0.25)] * rank, **modes),
-            t.RandAffined(both, prob=0.1, shear_range=(0.1,) * (rank * (rank - 1)), **modes),
-            t.RandAffined(both, prob=0.1, translate_range=[0.05 * size for size in shape], **modes),
-            elastic,
-            t.RandBiasFieldd("image", prob=0.2, degree=3, coeff_range=(0.0, 0.3)),
-            t.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0), sigma_z=(0.5, 1.0)),
-            t.RandSimulateLowResolutiond("image", prob=0.25, zoom_range=(0.5, 1.0), upsample_mode=f"{'bi' if rank == 2 else 'tri'}linear"),
-            t.RandGaussianNoised("image", prob=0.1, std=0.2),
-            t.RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-            t.RandScaleIntensityFixedMeand("image", prob=0.15, factors=0.25),
-            t.RandStdShiftIntensityd("image", prob=0.15, factors=0.25),
-        ]
-    )
+    return [
+        *(t.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(rank)),
+        t.RandAffined(both, prob=0.2, rotate_range=(turn,) * (1 if rank == 2 else 3), **modes),
+        t.RandAffined(both, prob=0.2, scale_range=[(-0.2, 0.25)] * rank, **modes),
+        t.RandAffined(both, prob=0.1, shear_range=(0.1,) * (rank * (rank - 1)), **modes),
+        t.RandAffined(both, prob=0.1, translate_range=[0.05 * size for size in shape], **modes),
+        elastic,
+        t.RandBiasFieldd("image", prob=0.2, degree=3, coeff_range=(0.0, 0.3)),
+        t.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0), sigma_z=(0.5, 1.0)),
+        t.RandSimulateLowResolutiond("image", prob=0.25, zoom_range=(0.5, 1.0), upsample_mode=f"{'bi' if rank == 2 else 'tri'}linear"),
+        t.RandGaussianNoised("image", prob=0.1, std=0.2),
+        t.RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+        t.RandScaleIntensityFixedMeand("image", prob=0.15, factors=0.25),
+        t.RandStdShiftIntensityd("image", prob=0.15, factors=0.25),
+    ]
+
+
+def measure_monai(options: argparse.Namespace) -> dict[str, float]:
+    """Applies the peer's transforms to one sample after the other and stacks them."""
+    import torch
+    from monai import transforms as t
+    from monai.data import set_track_meta
+
+    set_track_meta(False)
+    torch.set_num_threads(options.threads)
+    shape, batch = SAMPLES[options.rank]
+    compose = t.Compose(compose_monai(shape, options.step == "monai 2"))
     compose.set_random_state(42)
     image, label = (torch.from_numpy(array)[None] for array in _make_sample(shape))
 
     def step(number: int) -> None:
         changed = [compose({"image": image, "label": label}) for _ in range(batch)]
-        for name in both:
+        for name in ("image", "label"):
             torch.stack([sample[name] for sample in changed])
 
     step(0)

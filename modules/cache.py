@@ -6,104 +6,167 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from modules.patches import choose_points, cut
+from modules.patches import choose_points, cut_into
 from modules.preprocess import Preprocessing
-from modules.volume import Case, fingerprint_files, hash_file, read_label_of, read_volume, replace_file
+from modules.volume import Case, fingerprint_files, read_label_of, read_volume, replace_file
 
-FORMAT = 4
+FORMAT = 5
+SUFFIX = ".pack"
+SLICES_A_PACK = 64
 _ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
-class PreparedCase:
-    """A file of the cache: a line of JSON, then the image `(*P, C)` float16, the label `(*P)` uint8 and, for volumes, `points`.
+class PreparedCase(NamedTuple):
+    """Where a case lies in the cache: the image `(*P, C)` float16, the label `(*P)` uint8 and, for volumes, `points`.
+
+    This is all that is kept in memory of it, some hundred bytes, as there may be a million of them.
 
     Attributes:
-        path: The file; its name holds the case's identifier and the state of the files that it was made from.
+        path: The file, which may hold several.
+        offset: Of the image, in bytes.
+        shape: `P`.
+        channels: `C`.
+        darkest: Least value of each channel.
+        counts: How many voxels of each class are listed.
+        spacing_mm: Size of a voxel along each axis of `P`.
+        digests: SHA-256 of the bytes of each file of the image, then of the label.
     """
 
-    path: Path
-
-    @cached_property
-    def _header(self) -> dict:
-        with self.path.open("rb") as file:
-            line = file.readline()
-        return {"offset": -(-len(line) // _ALIGNMENT) * _ALIGNMENT, **json.loads(line)}
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """`P`."""
-        return tuple(self._header["shape"])
+    path: str
+    offset: int
+    shape: tuple[int, ...]
+    channels: int
+    darkest: tuple[float, ...]
+    counts: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    digests: bytes
 
     @property
-    def spacing_mm(self) -> tuple[float, ...]:
-        """Size of a voxel along each axis of `P`."""
-        return tuple(self._header["spacing_mm"])
+    def voxels(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self.voxels * (2 * self.channels + 1) + 2 * len(self.shape) * sum(self.counts)
 
     @property
     def sources_sha256(self) -> list[str]:
         """Of the bytes of each file of the image, then of the label."""
-        return self._header["sources_sha256"]
+        return [self.digests[place : place + 32].hex() for place in range(0, len(self.digests), 32)]
 
-    @cached_property
+    @property
     def points(self) -> list[np.ndarray]:
-        """Some voxels `(n, r)` uint16 of each class, see `modules.patches.choose_points`; empty for a slice."""
-        offset = self._header["offset"] + math.prod(self.shape) * (2 * self._header["channels"] + 1)
-        counts, rank = self._header["points"], len(self.shape)
-        flat = np.fromfile(self.path, np.uint16, rank * sum(counts), offset=offset).reshape(-1, rank)
-        return np.split(flat, np.cumsum(counts)[:-1]) if counts else []
+        """Some voxels `(n, r)` uint16 of each class, see `modules.patches.choose_points`, left on disk; empty for a slice."""
+        if not self.counts:
+            return []
+        first = self.offset + self.voxels * (2 * self.channels + 1)
+        flat = np.memmap(self.path, np.uint8, "r")[first : self.offset + self.size].view(np.uint16)
+        return np.split(flat.reshape(-1, len(self.shape)), np.cumsum(self.counts)[:-1])
 
     def read(self, start: Sequence[int], window: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Reads a window: image `(*window, C)` float32 and label `(*window)` int32; beyond the case it is dark background."""
-        offset, channels = self._header["offset"], self._header["channels"]
+        """Reads a window: image `(*window, C)` float16 and label `(*window)` uint8; beyond the case it is dark background."""
+        image, label = np.empty((*window, self.channels), np.float16), np.empty(window, np.uint8)
+        self.read_into(image, label, start)
+        return image, label
+
+    def read_into(self, image: np.ndarray, label: np.ndarray, start: Sequence[int]) -> None:
+        """Reads the window that begins at `start` and is as large as the contiguous arrays `(*window, C)` and `(*window)`."""
+        if label.shape == self.shape and not any(start):
+            # The whole case lies in one piece: one call of the system puts it where it is wanted.
+            file = os.open(self.path, os.O_RDONLY)
+            try:
+                size = os.preadv(file, (image.data, label.data), self.offset)
+            finally:
+                os.close(file)
+            if size != image.nbytes + label.nbytes:
+                raise ValueError(
+                    f"Expected {image.nbytes + label.nbytes} bytes in {self.path}. Received: {size}. Delete the cache's folder."
+                )
+            return
         data = np.memmap(self.path, np.uint8, "r")
-        size = 2 * math.prod(self.shape) * channels
-        image = data[offset : offset + size].view(np.float16).reshape(*self.shape, channels)
-        label = data[offset + size : offset + size + math.prod(self.shape)].reshape(self.shape)
-        darkest = self._header["darkest"]
-        return cut(image, start, window, darkest).astype(np.float32), cut(label, start, window).astype(np.int32)
+        middle = self.offset + 2 * self.voxels * self.channels
+        whole = data[self.offset : middle].view(np.float16).reshape(*self.shape, self.channels)
+        cut_into(image, whole, start, self.darkest)
+        cut_into(label, data[middle : middle + self.voxels].reshape(self.shape), start)
 
     def count_classes(self, num_classes: int) -> np.ndarray:
         """Voxels of each class, `(num_classes,)`."""
-        offset, voxels = self._header["offset"], math.prod(self.shape)
-        label = np.fromfile(self.path, np.uint8, voxels, offset=offset + 2 * voxels * self._header["channels"])
+        label = np.fromfile(self.path, np.uint8, self.voxels, offset=self.offset + 2 * self.voxels * self.channels)
         return np.bincount(label, minlength=num_classes)
 
-    def is_whole(self) -> bool:
-        """Whether the file is there in full length."""
-        try:
-            header = self._header
-        except (OSError, ValueError):
-            return False
-        voxels, rank = math.prod(header["shape"]), len(header["shape"])
-        size = header["offset"] + voxels * (2 * header["channels"] + 1) + 2 * rank * sum(header["points"])
-        return self.path.stat().st_size == size
 
-    def write(
-        self,
-        image: np.ndarray,
-        label: np.ndarray,
-        points: Sequence[np.ndarray] = (),
-        spacing_mm: Sequence[float] = (),
-        sources_sha256: Sequence[str] = (),
-    ) -> None:
-        """Writes image `(*P, C)`, label `(*P)` and the rest under a temporary name first."""
-        image = image.astype(np.float16)
+class Decoded(NamedTuple):
+    """A case on its way to the cache; see `PreparedCase`."""
+
+    image: np.ndarray
+    label: np.ndarray
+    points: Sequence[np.ndarray] = ()
+    spacing_mm: Sequence[float] = ()
+    digests: bytes = b""
+
+
+def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
+    """Writes a file of the cache, under a temporary name first: a line of JSON that says what lies where, then the cases."""
+    records, parts, offset = [], [], 0
+    for key, case in cases.items():
+        image = case.image.astype(np.float16)
+        arrays = [np.ascontiguousarray(array) for array in (image, case.label.astype(np.uint8, copy=False), *case.points)]
         darkest = [float(value) for value in image.min(axis=tuple(range(image.ndim - 1)))]
-        header = {"shape": label.shape, "channels": image.shape[-1], "darkest": darkest, "points": [len(places) for places in points]}
-        header |= {"spacing_mm": [float(size) for size in spacing_mm], "sources_sha256": list(sources_sha256)}
-        line = json.dumps(header).encode() + b"\n"
-        with replace_file(self.path) as temporary, temporary.open("wb") as file:
-            file.write(line.ljust(-(-len(line) // _ALIGNMENT) * _ALIGNMENT, b"\0"))
-            for array in (image, label.astype(np.uint8), *points):
-                file.write(np.ascontiguousarray(array).data)
+        records.append(
+            {
+                "key": key,
+                "offset": offset,
+                "shape": case.label.shape,
+                "channels": image.shape[-1],
+                "darkest": darkest,
+                "counts": [len(places) for places in case.points],
+                "spacing_mm": [float(size) for size in case.spacing_mm],
+                "digests": case.digests.hex(),
+            }
+        )
+        size = sum(array.nbytes for array in arrays)
+        parts += [*(array.data for array in arrays), bytes(_align(size) - size)]
+        offset += _align(size)
+    line = json.dumps(records).encode() + b"\n"
+    with replace_file(path) as temporary, temporary.open("wb", buffering=0) as file:
+        data = b"".join((line.ljust(_align(len(line)), b"\0"), *parts))
+        file.write(data)
+
+
+def read_pack(path: Path) -> dict[str, PreparedCase]:
+    """The cases in a file of the cache by their keys; none if it is not there, cut short or damaged."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+            size = os.fstat(file.fileno()).st_size
+        body, cases, end = _align(len(line)), {}, 0
+        for record in json.loads(line):
+            # Cases of one size share one tuple.
+            names = ("shape", "darkest", "counts", "spacing_mm")
+            shared = {name: _SHARED.setdefault(value, value) for name in names for value in [tuple(record[name])]}
+            offset, digests = body + record["offset"], bytes.fromhex(record["digests"])
+            case = PreparedCase(str(path), offset, channels=record["channels"], digests=digests, **shared)
+            cases[record["key"]] = case
+            end = offset + _align(case.size)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return cases if size == end else {}
+
+
+_SHARED: dict[tuple, tuple] = {}
+
+
+def _align(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def prepare_cases(
@@ -117,9 +180,10 @@ def prepare_cases(
 ) -> list[PreparedCase]:
     """Decodes and preprocesses each case once and keeps the result in `folder`.
 
-    The name of a file in the cache is a hash of the case's files (path, size, time of change), of the preprocessing and of the
-    label values, so a changed file or setting is decoded anew and everything else is found again. 9,664 slices of 256x256 take
-    1.8 GiB of disk; memory holds no more of them than the operating system cares to keep.
+    A case is found again by a hash of its files (path, size, time of change), in a folder named by the preprocessing and the label
+    values, so a changed file or setting is decoded anew and everything else is found again. Slices lie many to a file: to make a file
+    takes as long as to decode one. 9,664 slices of 256x256 take 1.8 GiB of disk; memory holds no more of them than the operating system
+    cares to keep.
 
     Args:
         cases: Labelled cases.
@@ -139,33 +203,52 @@ def prepare_cases(
     folder = folder / f"{dataset}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
     num_classes = max(label_values.values()) + 1
 
-    def prepare(case: Case) -> PreparedCase:
+    def decode(case: Case) -> Decoded:
+        digests: list[bytes] = []
+
+        def note(data: bytes) -> None:
+            digests.append(hashlib.sha256(data).digest())
+
+        image = read_volume(case.image_paths, note)
+        preprocessing.check(image, channels, str(case.image_paths[0]))
+        label = read_label_of(case, image, label_values, dataset, note)
+        array, geometry = preprocessing.apply(image)
+        label = preprocessing.apply_label(label, geometry)
+        # By the case's name, so that the same data in another place are drawn from alike.
+        rng = np.random.default_rng(list(case.case_id.encode()))
+        points = choose_points(label, num_classes, rng) if label.ndim == 3 else ()
+        return Decoded(array, label, points, geometry.measure_spacing(image.spacing_mm), b"".join(digests))
+
+    def prepare(missing: Sequence[tuple[str, Case]]) -> dict[str, PreparedCase]:
+        keys = hashlib.sha256("\n".join(key for key, _ in missing).encode()).hexdigest()
+        pack = folder / f"{keys[:24]}{SUFFIX}"
+        write_pack(pack, {key: decode(case) for key, case in missing})
+        return read_pack(pack)
+
+    keys = []
+    for case in cases:
         _check_files(case)
-        fingerprint = fingerprint_files([*case.image_paths, case.label_path])[:16]
-        prepared = PreparedCase(folder / f"{case.case_id}-{fingerprint}.raw")
-        if not prepared.is_whole():
-            image = read_volume(case.image_paths)
-            preprocessing.check(image, channels, str(case.image_paths[0]))
-            label = read_label_of(case, image, label_values, dataset)
-            array, geometry = preprocessing.apply(image)
-            label = preprocessing.apply_label(label, geometry)
-            # By the case's name, so that the same data in another place are drawn from alike.
-            rng = np.random.default_rng(list(case.case_id.encode()))
-            points = choose_points(label, num_classes, rng) if label.ndim == 3 else ()
-            sources = [hash_file(path) for path in (*case.image_paths, case.label_path)]
-            prepared.write(array, label, points, geometry.measure_spacing(image.spacing_mm), sources)
-        return prepared
-
-    return _map_threads(prepare, cases, workers=2 * (os.cpu_count() or 1) if preprocessing.spatial_dims == 2 else (os.cpu_count() or 1))
+        keys.append(f"{case.case_id}-{fingerprint_files([*case.image_paths, case.label_path])[:16]}")
+    known = {key: case for pack in sorted(folder.glob(f"*{SUFFIX}")) for key, case in read_pack(pack).items()}
+    missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
+    # Volumes take a gigabyte each while they are prepared.
+    workers = os.cpu_count() or 1
+    chunk = min(SLICES_A_PACK, -(-len(missing) // (2 * workers))) if preprocessing.spatial_dims == 2 else 1
+    known |= _map_threads(prepare, [missing[first : first + chunk] for first in range(0, len(missing), chunk or 1)], workers)
+    return [known[key] for key in keys]
 
 
-def _map_threads(function: Callable[[Case], PreparedCase], cases: Sequence[Case], workers: int) -> list[PreparedCase]:
-    # Threads are enough: inflating and decoding release Python's lock. A volume takes a gigabyte while it is prepared.
-    executor = ThreadPoolExecutor(max_workers=min(16, workers))
+def _map_threads(function: Callable[[Sequence], dict], chunks: Sequence[Sequence], workers: int) -> dict:
+    """Joins what the function makes of each chunk. Threads are enough: inflating and decoding release Python's lock."""
+    executor, results = ThreadPoolExecutor(max_workers=min(16, workers)), {}
     try:
-        return list(tqdm(executor.map(function, cases), total=len(cases), desc="reading", unit="case", disable=None, leave=False))
+        with tqdm(total=sum(map(len, chunks)), desc="reading", unit="case", disable=None, leave=False) as bar:
+            for result in executor.map(function, chunks):
+                results |= result
+                bar.update(len(result))
     finally:
         executor.shutdown(cancel_futures=True)
+    return results
 
 
 def _check_files(case: Case) -> None:

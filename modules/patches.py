@@ -39,6 +39,21 @@ def make_grid(shape: Sequence[int], window: Sequence[int], overlap: float = 0.0)
     return list(product(*(list_starts(size, length, overlap) for size, length in zip(shape, window, strict=True))))
 
 
+def count_starts(shape: Sequence[int], window: Sequence[int]) -> int:
+    """How many windows `make_grid` lays without overlap."""
+    return math.prod(len(list_starts(size, length)) for size, length in zip(shape, window, strict=True))
+
+
+def nth_start(shape: Sequence[int], window: Sequence[int], index: int) -> tuple[int, ...]:
+    """Number `index` of the starts that `make_grid` lays without overlap."""
+    start = []
+    for size, length in zip(reversed(shape), reversed(window), strict=True):
+        starts = list_starts(size, length)
+        index, place = divmod(index, len(starts))
+        start.append(starts[place])
+    return tuple(reversed(start))
+
+
 def make_gaussian(window: int) -> np.ndarray:
     """Weights `(window,)` float32 along one axis: 1 in the middle, a standard deviation of an eighth of the window, never below 1e-3.
 
@@ -50,16 +65,22 @@ def make_gaussian(window: int) -> np.ndarray:
 
 def cut(array: np.ndarray, start: Sequence[int], window: Sequence[int], fill: Sequence[float] | float = 0) -> np.ndarray:
     """Copies a window of `(*S, ...)`; what lies outside of the array is `fill` (a value, or one a channel)."""
-    place = tuple(slice(first, first + length) for first, length in zip(start, window, strict=True))
-    if all(part.start >= 0 and part.stop <= size for part, size in zip(place, array.shape, strict=False)):
-        return array[place].copy()
     result = np.empty((*window, *array.shape[len(window) :]), array.dtype)
-    result[...] = fill
-    inside = tuple(slice(*np.clip((part.start, part.stop), 0, size)) for part, size in zip(place, array.shape, strict=False))
-    if any(part.start == part.stop for part in inside):
-        return result
-    result[tuple(slice(part.start - first, part.stop - first) for part, first in zip(inside, start, strict=True))] = array[inside]
+    cut_into(result, array, start, fill)
     return result
+
+
+def cut_into(result: np.ndarray, array: np.ndarray, start: Sequence[int], fill: Sequence[float] | float = 0) -> None:
+    """Copies the window of `(*S, ...)` that begins at `start` into `result`, as `cut` does."""
+    window, shape = result.shape[: len(start)], array.shape
+    if all(first >= 0 and first + length <= size for first, length, size in zip(start, window, shape, strict=False)):
+        result[...] = array[tuple(slice(first, first + length) for first, length in zip(start, window, strict=True))]
+        return
+    result[...] = fill
+    ranges = [(max(first, 0), min(first + length, size)) for first, length, size in zip(start, window, shape, strict=False)]
+    if all(low < high for low, high in ranges):
+        inside = tuple(slice(low - first, high - first) for (low, high), first in zip(ranges, start, strict=True))
+        result[inside] = array[tuple(slice(low, high) for low, high in ranges)]
 
 
 def choose_points(label: np.ndarray, num_classes: int, rng: np.random.Generator, limit: int = 4096) -> list[np.ndarray]:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from modules.cache import PreparedCase
-from modules.patches import draw_start, make_grid
+from modules.patches import count_starts, draw_start, nth_start
 
+# `tf.random.experimental.index_shuffle` puts this before a seed of two numbers; where there is a seed for each index it puts it in the
+# wrong place (TensorFlow 2.21), so the operation is called itself.
+_SHUFFLE_SEED = np.int32(498247692)
 MODES = ("slice", "volume", "patch")
 Change = Callable[[np.random.Generator, Sequence[float]], dict[str, np.ndarray]]
 
@@ -38,7 +41,7 @@ class PatchDraw:
 
 def count_samples(cases: Sequence[PreparedCase], window: Sequence[int], draw: PatchDraw | None) -> int:
     """How many samples an epoch has: drawn patches, or the windows of a grid."""
-    return len(cases) * draw.per_case if draw else sum(len(make_grid(case.shape, window)) for case in cases)
+    return len(cases) * draw.per_case if draw else sum(count_starts(case.shape, window) for case in cases)
 
 
 def make_pipeline(
@@ -54,7 +57,7 @@ def make_pipeline(
     first_step: int = 0,
     share: tuple[int, int] = (0, 1),
 ):
-    """A `tf.data.Dataset` of dicts: `image (B, *P, C)` float32, `label (B, *P)` int32, and what `change` adds.
+    """A `tf.data.Dataset` of dicts: `image (B, *P, C)` float16, `label (B, *P)` uint8, and what `change` adds.
 
     Samples are windows of the cases: those of a grid without overlap (a whole slice or volume; each slice of a volume), or patches
     drawn anew each time. For training it is endless, every batch is full, and the batch of step `s` is a pure function of
@@ -84,46 +87,55 @@ def make_pipeline(
     if batch_size % hosts:
         raise ValueError(f"Expected a `batch_size` that {hosts} hosts can share equally. Received: {batch_size}. Choose a multiple.")
     number = count_samples(cases, window, draw)
-    grid = [] if draw else [(index, start) for index, case in enumerate(cases) for start in make_grid(case.shape, window)]
+    firsts = () if draw else np.cumsum([0, *(count_samples([case], window, None) for case in cases)])
     shape = tuple(size for size in window if size > 1)
     kept = [axis for axis, size in enumerate(window) if size > 1]
+    part = batch_size // hosts
     example = change(np.random.default_rng(0), (1.0,) * len(kept)) if change else {}
 
-    def read(sample: np.ndarray, position: np.ndarray) -> list[np.ndarray]:
+    def find(sample: int, position: int) -> tuple[PreparedCase, Sequence[int]]:
         if draw:
-            turn, index = divmod(int(sample), len(cases))
-            start = draw.start(cases[index], window, turn, (seed, int(position)))
-        else:
-            index, start = grid[int(sample) % number]
-        image, label = cases[index].read(start, window)
-        arrays = [image.reshape(*shape, channels), label.reshape(shape)]
-        if change:
-            # Apart from the draw of the patch, so that the one does not depend on how much the other draws.
-            rng = np.random.default_rng([seed, int(position), 1])
-            arrays += change(rng, [cases[index].spacing_mm[axis] for axis in kept]).values()
-        return arrays
+            turn, index = divmod(sample, len(cases))
+            return cases[index], draw.start(cases[index], window, turn, (seed, position))
+        index = int(np.searchsorted(firsts, sample, "right")) - 1
+        return cases[index], nth_start(cases[index].shape, window, sample - int(firsts[index]))
+
+    def read(samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
+        # As they lie in the cache: they are widened where they are computed with, after half the way.
+        image, label = np.empty((part, *window, channels), np.float16), np.empty((part, *window), np.uint8)
+        drawn = []
+        for row, (sample, position) in enumerate(zip(samples.tolist(), positions.tolist(), strict=True)):
+            case, start = find(sample, position)
+            case.read_into(image[row], label[row], start)
+            if change:
+                # Apart from the draw of the patch, so that the one does not depend on how much the other draws.
+                rng = np.random.default_rng([seed, position, 1])
+                drawn.append(change(rng, [case.spacing_mm[axis] for axis in kept]))
+        parameters = [np.stack([one[name] for one in drawn]) for name in example]
+        return [image.reshape(part, *shape, channels), label.reshape(part, *shape), *parameters]
 
     def load(index):
-        # The same position, whichever host reads it.
-        position = sample = index // part * batch_size + host * part + index % part
+        # The same positions, whichever host reads them.
+        positions = samples = index * batch_size + host * part + tf.range(part, dtype=tf.int64)
         if training:
-            seeds = tf.stack([tf.constant(seed, tf.int64), position // number])
-            sample = tf.random.experimental.index_shuffle(position % number, tf.cast(seeds, tf.int32), number - 1)
+            epochs = tf.cast(positions // number, tf.int32)
+            seeds = tf.stack([tf.fill(epochs.shape, _SHUFFLE_SEED), tf.fill(epochs.shape, low_seed), epochs], axis=-1)
+            samples = tf.raw_ops.RandomIndexShuffle(index=positions % number, seed=seeds, max_index=np.int64(number - 1), rounds=4)
         # Not stateful: what is read depends on the arguments alone, and deterministic pipelines run stateful functions one by one.
-        types = [tf.float32, tf.int32, *(array.dtype for array in example.values())]
-        arrays = tf.numpy_function(read, (sample, position), types, stateful=False)
+        types = [tf.float16, tf.uint8, *(array.dtype for array in example.values())]
+        arrays = tf.numpy_function(read, (samples % number, positions), types, stateful=False)
         shapes = [(*shape, channels), shape, *(array.shape for array in example.values())]
-        arrays = [tf.ensure_shape(array, size) for array, size in zip(arrays, shapes, strict=True)]
+        arrays = [tf.ensure_shape(array, (part, *size)) for array, size in zip(arrays, shapes, strict=True)]
         batch = dict(zip(("image", "label", *example), arrays, strict=True))
         if not training:
-            batch["weight"] = tf.where(position < number, np.float32(filled / number), np.float32(0))
+            batch["weight"] = tf.where(positions < number, np.float32(batches * batch_size / number), np.float32(0))
         return batch
 
-    filled = -(-number // batch_size) * batch_size
-    part = batch_size // hosts
-    first, last = (first_step * part, np.iinfo(np.int64).max) if training else (0, filled // hosts)
+    low_seed = np.array(seed, np.int64).astype(np.int32)
+    batches = -(-number // batch_size)
+    first, last = (first_step, np.iinfo(np.int64).max) if training else (0, batches)
     pipeline = tf.data.Dataset.range(first, last).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return pipeline.batch(part, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return pipeline.prefetch(tf.data.AUTOTUNE)
 
 
 def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = 96**3) -> tuple[int, ...]:

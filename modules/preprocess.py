@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import nibabel as nib
 import numpy as np
 
 from modules.volume import Volume
@@ -110,7 +109,7 @@ class Preprocessing:
             raise ValueError(f"Expected a {expected}-D image for this model. Received: {rank}-D, {image.array.shape[:-1]}, in {name}.")
         if number != len(channels):
             raise ValueError(f"Expected {len(channels)} channel(s) ({', '.join(channels)}) for this model. Received: {number} in {name}.")
-        if rank == 3 and image.affine is not None and not np.isfinite(nib.io_orientation(image.affine)).all():
+        if rank == 3 and image.affine is not None and not np.isfinite(_orient(image.affine)).all():
             raise ValueError(f"Expected an affine that gives each axis a direction. Received: a singular one in {name}. Mend its header.")
         brightest = float(image.array.max())
         if self.intensity == "fixed" and brightest > self.scale:
@@ -238,9 +237,16 @@ def find_orientation(image: Volume) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     rank = image.array.ndim - 1
     if rank != 3 or image.affine is None:
         return tuple(range(rank)), (False,) * rank
-    orientation = nib.io_orientation(image.affine)
+    orientation = _orient(image.affine)
     axes = np.argsort(orientation[:, 0])
     return tuple(int(axis) for axis in axes), tuple(bool(orientation[axis, 1] < 0) for axis in axes)
+
+
+def _orient(affine: np.ndarray) -> np.ndarray:
+    # Slices need no nibabel, and whoever asks for help does not either.
+    from nibabel import io_orientation
+
+    return io_orientation(affine)
 
 
 def fit_shape(array: np.ndarray, shape: Sequence[int], fill: Sequence[float] | float = 0.0) -> np.ndarray:

@@ -2,29 +2,47 @@
 
 Every reader here either returns data that can be trusted (finite, the values that were promised, one shape within a pair) or
 raises an error that names the file. Nothing is repaired silently.
+
+A NIfTI-1 file of the ordinary kind is decoded here, because for small slices the time goes into everything but inflating; nibabel
+reads whatever else there is, and is what the tests compare with. nibabel and OpenCV are imported where they are needed: a command
+that only prints its help reads no file.
 """
 
+import functools
 import hashlib
 import logging
+import math
 import os
+import stat
+import struct
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
-import cv2
-import nibabel as nib
 import numpy as np
+
+try:
+    # It inflates at two to four times the speed of zlib; both check what they inflated and let other threads run meanwhile.
+    from isal import isal_zlib as inflater
+except ImportError:
+    inflater = zlib
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
 SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
 
-# What is wrong with a file is said once, by our own error; these libraries would write their own lines beside it.
-logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# Of a NIfTI-1 header: sizeof_hdr, dim, datatype, bitpix, pixdim, vox_offset, scl_slope, scl_inter, qform_code, sform_code,
+# quatern_b to qoffset_z, srow_x to srow_z, magic.
+_HEADERS = {order: struct.Struct(f"{order}i 36x 8h 14x 2h 2x 8f 3f 132x 2h 6f 12f 16x 4s") for order in "<>"}
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_DTYPES = {(order, code): np.dtype(order + name) for order in "<>" for code, name in _DTYPES.items()}
+_UNKNOWN = 255
+_PIECE = 1 << 16
 
 # It can only be read by changing it, and that is not safe once there are threads.
 _UMASK = os.umask(0)
@@ -82,11 +100,13 @@ def stem_of(path: Path) -> str:
     return name.removesuffix(".nii")
 
 
-def read_volume(paths: Iterable[Path]) -> Volume:
+def read_volume(paths: Iterable[Path], on_bytes: Callable[[bytes], object] | None = None) -> Volume:
     """Reads an image, given as one file or as one file a channel.
 
     Args:
         paths: NIfTI, PNG or TIFF files of one shape.
+        on_bytes: Called with the bytes of each file as they lie on disk, in the order of `paths`: to hash what was read
+            without reading it again.
 
     Returns:
         A `Volume` whose array is `(*S, C)` float32 in the file's own intensities.
@@ -96,23 +116,30 @@ def read_volume(paths: Iterable[Path]) -> Volume:
         ValueError: If a file is empty, cut short, of another format than its name says, holds NaN or infinite values, or if
             the channels differ in shape.
     """
-    volumes = [_read_image(Path(path)) for path in paths]
+    volumes = []
+    for path in paths:
+        volume = _read_file(Path(path), on_bytes)
+        _check_finite(volume.array, path)
+        volumes.append(Volume(_to_float32(volume.array), volume.affine, volume.spacing_mm))
     first = volumes[0]
+    if len(volumes) == 1:
+        return first
     for path, volume in zip(paths, volumes, strict=True):
         if volume.array.shape != first.array.shape:
             raise ValueError(f"Expected channels of one shape, {first.array.shape[:-1]}. Received: {volume.array.shape[:-1]} in {path}.")
-    if len(volumes) == 1:
-        return first
     return Volume(np.concatenate([volume.array for volume in volumes], axis=-1), first.affine, first.spacing_mm)
 
 
-def read_label(path: Path, label_values: Mapping[int, int], dataset: str = "") -> np.ndarray:
+def read_label(
+    path: Path, label_values: Mapping[int, int], dataset: str = "", on_bytes: Callable[[bytes], object] | None = None
+) -> np.ndarray:
     """Reads a segmentation and turns the file's values into class indices.
 
     Args:
         path: A NIfTI, PNG or TIFF file of one channel.
         label_values: `{value in the file: class index}`; several values may mean one class.
         dataset: The data set's name, for the error text.
+        on_bytes: Called with the file's bytes as they lie on disk.
 
     Returns:
         `(*S)` uint8 class indices.
@@ -121,21 +148,19 @@ def read_label(path: Path, label_values: Mapping[int, int], dataset: str = "") -
         FileNotFoundError: If the file is not there.
         ValueError: If the file cannot be read, has several channels, or holds a value that is not in `label_values`.
     """
-    array = _read_image(Path(path)).array
+    array = _read_file(Path(path), on_bytes).array
     if array.shape[-1] != 1:
         raise ValueError(f"Expected a label of one channel. Received: {array.shape[-1]} channels in {path}.")
     array = array[..., 0]
     if min(label_values) < 0:
         raise ValueError(f"Expected `label_values` of 0 or more. Received: {min(label_values)}.")
-    unknown = 255
-    lookup = np.full(max(label_values) + 2, unknown, np.uint8)
-    for value, index in label_values.items():
-        lookup[value] = index
-    # The last entry stays unknown and stands for every value outside the table, fractions included.
-    inside = (array >= 0) & (array < len(lookup) - 1) & (array == np.rint(array))
-    label = lookup[np.where(inside, array, len(lookup) - 1).astype(np.int32)]
-    if (label == unknown).any():
-        strange = array[label == unknown]
+    label = _look_up_bytes(array, label_values)
+    if label is not None:
+        return label
+    _check_finite(array, path)
+    label = _look_up(array, label_values)
+    strange = array[label == _UNKNOWN]
+    if strange.size:
         raise ValueError(
             f"Expected `label` values in {tuple(sorted(label_values))}. Received: {strange.flat[0]:g} in {path} "
             f"({strange.size} pixels). Correct the file, or add the value to `label_values` of '{dataset}' in dataset.py."
@@ -143,9 +168,15 @@ def read_label(path: Path, label_values: Mapping[int, int], dataset: str = "") -
     return label
 
 
-def read_label_of(case: Case, image: Volume, label_values: Mapping[int, int], dataset: str = "") -> np.ndarray:
+def read_label_of(
+    case: Case,
+    image: Volume,
+    label_values: Mapping[int, int],
+    dataset: str = "",
+    on_bytes: Callable[[bytes], object] | None = None,
+) -> np.ndarray:
     """Reads the label `(*S)` uint8 of a case whose image is at hand, and checks that both have one shape (else ValueError)."""
-    label = read_label(case.label_path, label_values, dataset)
+    label = read_label(case.label_path, label_values, dataset, on_bytes)
     if label.shape != image.array.shape[:-1]:
         raise ValueError(
             f"Expected image and label of one shape. Received: image {image.array.shape[:-1]} in {case.image_paths[0]}, "
@@ -170,7 +201,7 @@ def write_label_like(path: Path, label: np.ndarray, reference: Path) -> None:
         if suffix_of(reference) in PICTURE_SUFFIXES:
             _write_picture(temporary, label.astype(np.uint8 if largest <= 255 else np.uint16))
             return
-        source = nib.load(reference)
+        source = _import_nibabel().load(reference)
         if np.issubdtype(source.get_data_dtype(), np.floating):
             dtype = np.float32
         else:
@@ -185,7 +216,7 @@ def write_probabilities_like(path: Path, probabilities: np.ndarray, reference: P
         if suffix_of(reference) in PICTURE_SUFFIXES:
             np.savez_compressed(temporary, probabilities=probabilities)
             return
-        source = nib.load(reference)
+        source = _import_nibabel().load(reference)
         # NIfTI keeps its first three axes for space: a slice gets a third axis of one before the classes.
         spatial = (*source.shape, 1)[:3]
         _write_nifti(temporary, probabilities.astype(np.float32).reshape(*spatial, probabilities.shape[-1]), source)
@@ -195,15 +226,32 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     """A hash that changes when a file is replaced: of each absolute path, size and time of last change (not the content)."""
     digest = hashlib.sha256()
     for path in paths:
-        stat = os.stat(path)
-        digest.update(f"{Path(path).resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        status = os.lstat(path)
+        if stat.S_ISREG(status.st_mode):
+            folder, name = os.path.split(path)
+            where = os.stat(folder or ".")
+            place = os.path.join(_resolve_folder(os.path.join(os.getcwd(), folder), where.st_dev, where.st_ino), name)
+        else:
+            status, place = os.stat(path), os.path.realpath(path)
+        digest.update(f"{place}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolve_folder(folder: str, device: int, inode: int) -> str:
+    """The folder's path without symbolic links; device and inode are there so that a link turned elsewhere is followed anew."""
+    return os.path.realpath(folder)
 
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_bytes(data: bytes) -> str:
+    """SHA-256 of bytes: of those that a reader gives to `on_bytes` it is `hash_file` of the file."""
+    return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager
@@ -223,50 +271,277 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _read_image(path: Path) -> Volume:
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check the path.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"Expected an image in {path}. Received: an empty file. Copy or download it again.")
+def _read_file(path: Path, on_bytes: Callable[[bytes], object] | None) -> Volume:
+    """Reads one file: `(*S, C)` in the file's own integers, or float32 where it holds or means real numbers, still unchecked."""
     suffix = suffix_of(path)
+    try:
+        data = _read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check the path.") from error
+    except OSError as error:
+        raise ValueError(f"Expected a file that can be read in {path}. Received: {error.strerror}. Check its permissions.") from error
+    if not data:
+        raise ValueError(f"Expected an image in {path}. Received: an empty file. Copy or download it again.")
     if suffix in NIFTI_SUFFIXES:
-        volume = _read_nifti(path)
+        volume = _read_nifti(path, data)
     elif suffix in PICTURE_SUFFIXES:
-        volume = _read_picture(path)
+        volume = _read_picture(path, data)
     else:
         raise ValueError(f"Expected a file ending in {', '.join(SUFFIXES)}. Received: {path}.")
-    if not np.isfinite(volume.array).all():
-        count = int((~np.isfinite(volume.array)).sum())
-        raise ValueError(f"Expected finite values. Received: {count} NaN or infinite in {path}. Mend or leave out the file.")
+    if on_bytes is not None:
+        on_bytes(data)
     return volume
 
 
-def _read_nifti(path: Path) -> Volume:
+def _read_bytes(path: Path) -> bytes:
+    # Each call to the system hands Python's lock to another thread, which for small files costs more than the call: a file
+    # object makes twice as many as these.
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        source = nib.load(path)
-        if source.get_data_dtype().kind not in "iuf":
-            raise ValueError(f"values of type {source.get_data_dtype()}, which are no intensities")
-        if 0 in source.shape:
-            raise ValueError(f"an array of shape {source.shape}")
-        array = source.get_fdata(dtype=np.float32, caching="unchanged")
+        size = os.fstat(file).st_size
+        data = os.read(file, size)
+        while len(data) < size and (more := os.read(file, size - len(data))):  # one call reads no more than 2 GiB
+            data += more
+        return data
+    finally:
+        os.close(file)
+
+
+def _check_finite(array: np.ndarray, path: Path) -> None:
+    # The greatest and the least value are infinite if any is, and NaN if any is.
+    if array.dtype.kind == "f" and not (math.isfinite(array.max()) and math.isfinite(array.min())):
+        count = int((~np.isfinite(array)).sum())
+        raise ValueError(f"Expected finite values. Received: {count} NaN or infinite in {path}. Mend or leave out the file.")
+
+
+def _to_float32(array: np.ndarray) -> np.ndarray:
+    """`array` itself where it is float32 already, else in float32, rounded as nibabel does it: 64-bit numbers twice."""
+    if array.dtype == np.float32:
+        return array
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        array = array.astype(np.float64)
+    return array.astype(np.float32)
+
+
+def _look_up_bytes(array: np.ndarray, label_values: Mapping[int, int]) -> np.ndarray | None:
+    """`_look_up` at ten times its speed; None where not every value is a whole number up to 255 that means a class."""
+    table = bytearray([_UNKNOWN]) * 256
+    for value, index in label_values.items():
+        if value < 256:
+            table[value] = index
+    order = "F" if array.flags.f_contiguous else "C"
+    flat = array.ravel(order)
+    label = np.empty(flat.shape, np.uint8)
+    # In pieces that stay in the processor's cache: fresh memory for each step over a whole volume costs more than the steps.
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE]
+        if piece.dtype.kind == "f":
+            with np.errstate(invalid="ignore"):
+                small = piece.astype(np.uint8)
+            if not (small == piece).all():
+                return None
+        elif piece.dtype == np.uint8 or (piece.min() >= 0 and piece.max() <= 255):
+            small = piece.astype(np.uint8, copy=False)
+        else:
+            return None
+        classes = bytearray(small).translate(table)
+        if _UNKNOWN in classes:
+            return None
+        label[start : start + _PIECE] = classes
+    return label.reshape(array.shape, order=order)
+
+
+def _look_up(array: np.ndarray, label_values: Mapping[int, int]) -> np.ndarray:
+    """The class index of each value, uint8, and `_UNKNOWN` for values outside the table, fractions included."""
+    lookup = np.full(max(label_values) + 2, _UNKNOWN, np.uint8)
+    for value, index in label_values.items():
+        lookup[value] = index
+    # Exact for all integers that can be in the table. Its last entry stays unknown.
+    array = array.astype(np.float64)
+    inside = (array >= 0) & (array < len(lookup) - 1) & (array == np.rint(array))
+    return lookup[np.where(inside, array, len(lookup) - 1).astype(np.int32)]
+
+
+class _Header(NamedTuple):
+    """What is needed of a NIfTI-1 header; see `_parse_header`.
+
+    Attributes:
+        shape: Of the array, first axis fastest.
+        zooms: Of the first three axes at most, millimetres.
+        dtype: Of the file's numbers, byte order included.
+        offset: Of the first of them, bytes.
+        end: One byte past the last of them.
+        slope: To be multiplied by, 1 for none.
+        inter: To be added then, 0 for none.
+        affine: `(4, 4)`.
+    """
+
+    shape: tuple[int, ...]
+    zooms: tuple[float, ...]
+    dtype: np.dtype
+    offset: int
+    end: int
+    slope: float
+    inter: float
+    affine: np.ndarray
+
+
+def _read_nifti(path: Path, data: bytes) -> Volume:
+    try:
+        shape, zooms, affine, array = _decode_nifti(data, path.name.lower().endswith(".gz")) or _load_nifti(path)
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
         reason = " ".join(str(error).split())
         raise ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.") from error
     # The first three axes are space, what comes behind them are channels; axes of length one are neither.
-    kept = [axis for axis, size in enumerate(array.shape[:3]) if size > 1]
-    channels = [size for size in array.shape[3:] if size > 1] or [1]
+    kept = [axis for axis, size in enumerate(shape[:3]) if size > 1]
+    channels = [size for size in shape[3:] if size > 1] or [1]
     if len(kept) < 2 or len(channels) > 1:
-        raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {source.shape}.")
-    spacing = [float(zoom) if zoom > 0 else 1.0 for zoom in source.header.get_zooms()]
-    array = array.reshape([*(array.shape[axis] for axis in kept), channels[0]])
-    return Volume(array, np.asarray(source.affine), tuple(spacing[axis] for axis in kept))
+        raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {shape}.")
+    spacing = [zoom if zoom > 0 else 1.0 for zoom in zooms]
+    array = array.reshape([*(shape[axis] for axis in kept), channels[0]])
+    return Volume(array, affine, tuple(spacing[axis] for axis in kept))
 
 
-def _read_picture(path: Path) -> Volume:
-    # Reading the bytes ourselves keeps file names out of OpenCV, which mangles some of them and only warns when it fails.
-    data = path.read_bytes()
+def _load_nifti(path: Path) -> tuple[tuple[int, ...], list[float], np.ndarray, np.ndarray]:
+    """Shape, zooms, affine and float32 array of whatever nibabel can read."""
+    source = _import_nibabel().load(path)
+    if source.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"values of type {source.get_data_dtype()}, which are no intensities")
+    if 0 in source.shape:
+        raise ValueError(f"an array of shape {source.shape}")
+    array = source.get_fdata(dtype=np.float32, caching="unchanged")
+    return source.shape, [float(zoom) for zoom in source.header.get_zooms()], np.asarray(source.affine), array
+
+
+def _decode_nifti(data: bytes, compressed: bool) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray, np.ndarray] | None:
+    """As `_load_nifti`, but from a file's bytes and with unscaled integers left as they are; None for nibabel to try."""
+    content = _inflate(data) if compressed else data
+    header = _parse_header(content)
+    if compressed and (header is None or header.end > len(content)):
+        content = _inflate_members(data)
+        header = _parse_header(content)
+    if header is None:
+        return None
+    if header.end > len(content):
+        raise EOFError(f"{len(content)} bytes where the header promises {header.end}")
+    array = np.ndarray(header.shape, header.dtype, content, header.offset, order="F")
+    if header.dtype.kind == "f" or (header.slope, header.inter) != (1, 0):
+        # What is too large for float32 becomes infinite, which is an error of ours later.
+        with np.errstate(over="ignore", invalid="ignore"):
+            # As in nibabel, numbers that change nothing are left out, and those that do make it a calculation in float64.
+            if header.slope != 1:
+                array = array * np.float64(header.slope)
+            if header.inter != 0:
+                array = array + np.float64(header.inter)
+            array = array.astype(np.float32)
+    return header.shape, header.zooms, header.affine, array
+
+
+def _inflate(data: bytes) -> bytes:
+    """Inflates the first member of a gzip file, whose check sum must be right.
+
+    Raises:
+        zlib.error, isal.isal_zlib.error: If it is cut or damaged.
+    """
+    # The last four bytes give the size, if there is one member only: it is a hint, and no more than deflate can reach. With
+    # one byte more the buffer need not grow before the end is seen, which would cost a copy.
+    size = min(int.from_bytes(data[-4:], "little"), 1032 * len(data))
+    return inflater.decompress(data, 31, size + 1)
+
+
+def _inflate_members(data: bytes) -> bytes:
+    """Inflates all members of a gzip file, as written by bgzip or by appending; what follows them is left alone."""
+    parts, place, view = [], 0, memoryview(data)
+    while data[place : place + 2] == b"\x1f\x8b":
+        member = inflater.decompressobj(31)
+        while not member.eof:
+            # In pieces, because what is left of a piece at the end of a member is copied.
+            piece = view[place : place + _PIECE]
+            if not piece:
+                raise EOFError("a gzip file that ends too early")
+            parts.append(member.decompress(piece))
+            place += len(piece)
+        place -= len(member.unused_data)
+    return b"".join(parts)
+
+
+def _parse_header(data: bytes) -> _Header | None:
+    """Reads a NIfTI-1 header as nibabel does; None for one that is cut, or of any unusual kind, which nibabel must judge.
+
+    Unusual are extensions, a header apart from its data, NIfTI-2, colours and complex numbers, and fields that contradict each other
+    or the standard, except for the harmless ones that nibabel mends and that are common: zooms of 0 or below, and a pixdim[0] that
+    is neither 1 nor -1.
+    """
+    if len(data) < 352:
+        return None
+    order = "<" if data[0] == 348 % 256 else ">"
+    fields = _HEADERS[order].unpack_from(data)
+    size, rank, dim, code, bits, pixdim = fields[0], fields[1], fields[2:9], fields[9], fields[10], fields[11:19]
+    offset, slope, inter, qform, sform = fields[19:24]
+    dtype = _DTYPES.get((order, code))
+    if size != 348 or fields[42] != b"n+1\0" or data[348] or dtype is None or bits != 8 * dtype.itemsize:
+        return None
+    # Of the ranks, 1 is left out; of the shapes, one by which FreeSurfer means another.
+    shape = dim[:rank]
+    if not 2 <= rank <= 7 or min(shape) < 1 or shape[:3] == (27307, 1, 6):
+        return None
+    if offset < 352 or not offset.is_integer() or not (0 <= qform <= 4 and 0 <= sform <= 4):
+        return None
+    if slope == 0 or not math.isfinite(slope):
+        slope, inter = 1.0, 0.0
+    elif not math.isfinite(inter):
+        return None
+    zooms = tuple(abs(zoom) or 1.0 for zoom in pixdim[1:4])
+    if not math.isfinite(sum(zooms)):
+        return None
+    if sform:
+        affine = np.array((*fields[30:42], 0, 0, 0, 1)).reshape(4, 4)
+    elif qform:
+        affine = _turn_quaternion(fields[24:27], fields[27:30], zooms, -1 if pixdim[0] == -1 else 1)
+    else:
+        affine = _centre_grid(shape, zooms)
+    if affine is None:
+        return None
+    offset = int(offset)
+    return _Header(shape, zooms[:rank], dtype, offset, offset + math.prod(shape) * dtype.itemsize, slope, inter, affine)
+
+
+def _turn_quaternion(imaginary, corner, zooms, side: int) -> np.ndarray | None:
+    """The affine `(4, 4)` of a qform, calculated like nibabel's to the last bit; None if the quaternion is longer than one."""
+    x, y, z = vector = np.array(imaginary, np.longdouble)
+    rest = 1.0 - vector @ vector
+    threshold = 3 * np.finfo(np.float32).eps
+    if not rest > -threshold:
+        return None
+    w = np.longdouble(0) if abs(rest) < threshold else np.sqrt(rest)
+    double = 2.0 / (w * w + x * x + y * y + z * z)
+    dx, dy, dz = x * double, y * double, z * double
+    turn = [
+        [1.0 - (y * dy + z * dz), x * dy - w * dz, x * dz + w * dy],
+        [x * dy + w * dz, 1.0 - (x * dx + z * dz), y * dz - w * dx],
+        [x * dz - w * dy, y * dz + w * dx, 1.0 - (x * dx + y * dy)],
+    ]
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(turn) * np.array([*zooms[:2], zooms[2] * side])
+    affine[:3, 3] = corner
+    return affine
+
+
+def _centre_grid(shape, zooms) -> np.ndarray:
+    """The affine `(4, 4)` of a header without any: the first axis runs to the left, and 0 mm is the middle of the grid."""
+    affine = np.eye(4)
+    # A header of two axes says nothing of the third, whatever its zoom.
+    for axis, (size, zoom) in enumerate(zip(shape[:3], zooms, strict=False)):
+        affine[axis, axis] = zoom = -zoom if axis == 0 else zoom
+        affine[axis, 3] = -(size - 1) / 2 * zoom
+    return affine
+
+
+def _read_picture(path: Path, data: bytes) -> Volume:
+    # Bytes and not the file's name, because OpenCV mangles some names and only warns when it fails.
     if suffix_of(path) == ".png" and not _is_whole_png(data):
         raise ValueError(f"Expected a whole PNG picture in {path}. Received: a file cut or damaged. Copy or download it again.")
+    cv2 = _import_cv2()
     try:
         _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -280,7 +555,8 @@ def _read_picture(path: Path) -> Volume:
         array = array[..., ::-1]
     elif array.shape[-1] == 4:
         array = array[..., [2, 1, 0, 3]]
-    return Volume(array.astype(np.float32), None, (1.0, 1.0))
+    # Pictures of real numbers, which TIFF allows, are as NIfTI files of them.
+    return Volume(_to_float32(array) if array.dtype.kind == "f" else array, None, (1.0, 1.0))
 
 
 def _is_whole_png(data: bytes) -> bool:
@@ -295,15 +571,32 @@ def _is_whole_png(data: bytes) -> bool:
     return data.startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def _write_nifti(path: Path, array: np.ndarray, source: nib.Nifti1Image) -> None:
+def _write_nifti(path: Path, array: np.ndarray, source) -> None:
     header = source.header.copy()
     header.set_data_dtype(array.dtype)
     header["cal_min"] = header["cal_max"] = 0
-    nib.save(type(source)(array, source.affine, header), path)
+    _import_nibabel().save(type(source)(array, source.affine, header), path)
 
 
 def _write_picture(path: Path, array: np.ndarray) -> None:
-    encoded, data = cv2.imencode(suffix_of(path), array)
+    encoded, data = _import_cv2().imencode(suffix_of(path), array)
     if not encoded:
         raise ValueError(f"Expected a picture that OpenCV can write as {path.suffix}. Received: {array.dtype} {array.shape}.")
     data.tofile(path)
+
+
+# What is wrong with a file is said once, by our own error; these two libraries would write their own lines beside it.
+@functools.cache
+def _import_nibabel() -> ModuleType:
+    import nibabel
+
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    return nibabel
+
+
+@functools.cache
+def _import_cv2() -> ModuleType:
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2

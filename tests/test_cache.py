@@ -2,15 +2,17 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from modules import cache
-from modules.cache import PreparedCase, prepare_cases
+from modules.cache import Decoded, prepare_cases, read_pack, write_pack
 from modules.patches import choose_points
 from modules.preprocess import Preprocessing
-from modules.volume import Case
+from modules.volume import Case, hash_file, read_volume
 
 VALUES = {0: 0, 85: 1, 170: 2}
 
@@ -22,20 +24,18 @@ def _draw(shape, channels=1, seed=0):
 
 def _write(path, shape, channels=1, seed=0):
     image, label = _draw(shape, channels, seed)
-    case = PreparedCase(path)
     points = choose_points(label, 4, np.random.default_rng(0)) if len(shape) == 3 else ()
-    case.write(image, label, points, (1.5,) * len(shape))
-    return case, image.astype(np.float16).astype(np.float32), label
+    write_pack(path, {"a": Decoded(image, label, points, (1.5,) * len(shape))})
+    return read_pack(path)["a"], image.astype(np.float16).astype(np.float32), label
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((5, 6, 7), 1), ((5, 6, 7), 3), ((9, 11), 1), ((9, 11), 2), ((1, 1, 1), 1)])
 def test_what_is_written_comes_back(tmp_path, shape, channels):
     _, image, label = _write(tmp_path / "a.raw", shape, channels)
-    case = PreparedCase(tmp_path / "a.raw")
-    assert case.is_whole()
-    assert case.shape == shape
+    case = read_pack(tmp_path / "a.raw")["a"]
+    assert (case.shape, case.spacing_mm) == (shape, (1.5,) * len(shape))
     read_image, read_label = case.read((0,) * len(shape), shape)
-    assert (read_image.dtype, read_label.dtype) == (np.float32, np.int32)
+    assert (read_image.dtype, read_label.dtype) == (np.float16, np.uint8)
     np.testing.assert_array_equal(read_image, image)
     np.testing.assert_array_equal(read_label, label)
     assert [path.name for path in tmp_path.iterdir()] == ["a.raw"]
@@ -68,9 +68,8 @@ def test_points_come_back_and_slices_have_none(tmp_path):
     image, label = _draw((20, 21, 22))
     label[label == 2] = 0
     points = choose_points(label, 6, np.random.default_rng(0), limit=50)
-    PreparedCase(tmp_path / "a.raw").write(image, label, points, (1,) * label.ndim)
-    case = PreparedCase(tmp_path / "a.raw")
-    assert case.is_whole()
+    write_pack(tmp_path / "a.raw", {"a": Decoded(image, label, points, (1,) * label.ndim)})
+    case = read_pack(tmp_path / "a.raw")["a"]
     assert [len(places) for places in case.points] == [50, 50, 0, 50, 0, 0]
     for places, expected in zip(case.points, points, strict=True):
         assert places.dtype == np.uint16
@@ -80,9 +79,8 @@ def test_points_come_back_and_slices_have_none(tmp_path):
 
 def test_a_label_without_any_class_but_background(tmp_path):
     image, label = np.ones((4, 4, 4, 1), np.float32), np.zeros((4, 4, 4), np.uint8)
-    case = PreparedCase(tmp_path / "a.raw")
-    case.write(image, label, choose_points(label, 3, np.random.default_rng(0)), (1,) * label.ndim)
-    assert case.is_whole()
+    write_pack(tmp_path / "a.raw", {"a": Decoded(image, label, choose_points(label, 3, np.random.default_rng(0)), (1,) * label.ndim)})
+    case = read_pack(tmp_path / "a.raw")["a"]
     assert [len(places) for places in case.points] == [64, 0, 0]
 
 
@@ -91,14 +89,14 @@ def test_a_file_cut_short_is_not_whole(tmp_path, length):
     _write(tmp_path / "a.raw", (5, 6, 7))
     data = (tmp_path / "a.raw").read_bytes()
     (tmp_path / "a.raw").write_bytes(data[:length])
-    assert not PreparedCase(tmp_path / "a.raw").is_whole()
+    assert read_pack(tmp_path / "a.raw") == {}
 
 
 def test_a_file_of_something_else_or_none_is_not_whole(tmp_path):
-    assert not PreparedCase(tmp_path / "absent.raw").is_whole()
+    assert read_pack(tmp_path / "absent.raw") == {}
     for content in (b"\xff\xfe\x00" * 50, b"no json\n", b"\0" * 128):
         (tmp_path / "a.raw").write_bytes(content)
-        assert not PreparedCase(tmp_path / "a.raw").is_whole()
+        assert read_pack(tmp_path / "a.raw") == {}
 
 
 @pytest.fixture
@@ -138,12 +136,11 @@ def test_what_is_there_is_not_decoded_again(case, tmp_path, monkeypatch):
 @pytest.mark.parametrize("length", [0, 30, 2000, -1])
 def test_a_damaged_entry_is_decoded_anew(case, tmp_path, length):
     first = _prepare(case, tmp_path / "cache")
-    expected = first.path.read_bytes()
-    first.path.write_bytes(expected[:length])
-    again = _prepare(case, tmp_path / "cache")
-    assert again.path == first.path
-    assert again.path.read_bytes() == expected
-    assert again.is_whole()
+    path = Path(first.path)
+    expected = path.read_bytes()
+    path.write_bytes(expected[:length])
+    assert _prepare(case, tmp_path / "cache") == first
+    assert path.read_bytes() == expected
 
 
 @pytest.mark.parametrize("which", ["image", "label"])
@@ -197,7 +194,7 @@ def test_what_is_wrong_is_named(case, tmp_path, write_nifti):
     with pytest.raises(ValueError, match="Expected a 2-D image for this model"):
         _prepare(case, tmp_path / "cache", Preprocessing(2))
     # Nothing half done is left behind.
-    assert not list((tmp_path / "cache").rglob("*.raw"))
+    assert not list((tmp_path / "cache").rglob("*.pack"))
 
 
 def test_channels_are_checked_although_the_entry_is_there(case, tmp_path):
@@ -209,7 +206,7 @@ def test_channels_are_checked_although_the_entry_is_there(case, tmp_path):
 def test_the_header_is_a_line_that_people_can_read(tmp_path):
     _write(tmp_path / "a.raw", (9, 11), channels=2)
     header = json.loads((tmp_path / "a.raw").read_bytes().partition(b"\n")[0])
-    assert (header["shape"], header["channels"], header["points"]) == ([9, 11], 2, [])
+    assert [(record["key"], record["shape"], record["channels"], record["counts"]) for record in header] == [("a", [9, 11], 2, [])]
 
 
 @pytest.mark.parametrize("intensity", ["zscore", "percentile", "min_max"])
@@ -220,3 +217,48 @@ def test_an_image_of_two_values_stays_finite_and_keeps_both(write_nifti, tmp_pat
     array = _prepare(case, tmp_path / "cache", Preprocessing(3, intensity=intensity)).read((0, 0, 0), (6, 6, 6))[0]
     assert np.isfinite(array).all()
     assert len(np.unique(array)) == 2
+
+
+def test_slices_lie_many_to_a_file_and_only_what_changed_is_decoded_anew(write_nifti, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    cases = []
+    for number in range(7):
+        image, label = _draw((9, 11), seed=number)
+        paths = (
+            write_nifti(f"{number}.nii.gz", image[..., 0]),
+            write_nifti(f"{number}_seg.nii.gz", (label.clip(0, 2) * 85).astype(np.int16)),
+        )
+        cases.append(Case(str(number), "s", (paths[0],), paths[1]))
+
+    def prepare():
+        settings = {"dataset": "d", "channels": ("T1",), "label_values": VALUES, "folder": tmp_path / "cache"}
+        return prepare_cases(cases, Preprocessing(2), **settings)
+
+    first = prepare()
+    assert len({case.path for case in first}) == 2
+    for number, case in enumerate(first):
+        image, label = _draw((9, 11), seed=number)
+        read_image, read_label = case.read((0, 0), (9, 11))
+        np.testing.assert_allclose(read_image, (image - image.min()) / np.ptp(image), atol=1e-3)
+        np.testing.assert_array_equal(read_label, label.clip(0, 2))
+        for path, digest in zip((*cases[number].image_paths, cases[number].label_path), case.sources_sha256, strict=True):
+            assert digest == hash_file(path)
+    os.utime(cases[2].label_path, ns=(1, 1))
+    read = []
+    monkeypatch.setattr(cache, "read_volume", lambda paths, note: (read.append(paths), read_volume(paths, note))[1])
+    second = prepare()
+    assert read == [cases[2].image_paths]
+    assert [one == other for one, other in zip(first, second, strict=True)] == [number != 2 for number in range(7)]
+    assert prepare() == second
+
+
+def test_of_a_prepared_case_little_is_kept(tmp_path):
+    cases = {}
+    for number in range(300):
+        write_pack(tmp_path / "a.raw", {f"case_{number}": Decoded(*_draw((4, 4), seed=number), (), (1.0, 1.0), bytes(64))})
+        cases |= read_pack(tmp_path / "a.raw")
+    # What is a case's own: the tuple, its number, the path, the darkest values and the digests.
+    own = [sum(map(sys.getsizeof, (case, case.offset, case.path, case.darkest, case.digests))) for case in cases.values()]
+    assert max(own) < 700
+    assert len({id(case.shape) for case in cases.values()}) == 1
+    assert not hasattr(next(iter(cases.values())), "__dict__")

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from modules.cache import PreparedCase
+from modules.cache import Decoded, read_pack, write_pack
 from modules.patches import choose_points
 from modules.pipeline import PatchDraw, count_samples, derive_window, make_pipeline
 
@@ -23,10 +23,9 @@ def _write_cases(folder, shapes, foreground=()):
             label[foreground] = number % 2 + 1
         else:
             label[...] = image.sum(axis=-1) % 3
-        case = PreparedCase(folder / f"case_{number}.raw")
         points = choose_points(label, 3, np.random.default_rng(0)) if len(shape) == 3 else ()
-        case.write(image, label, points, (1,) * len(shape))
-        cases.append(case)
+        write_pack(folder / f"{number}.pack", {"case": Decoded(image, label, points, (1,) * len(shape))})
+        cases.append(read_pack(folder / f"{number}.pack")["case"])
     return cases
 
 
@@ -62,7 +61,7 @@ def test_a_grid_of_slices_gives_each_slice_of_each_volume_once(cases, plane):
     rest = tuple(size for axis, size in enumerate(window) if axis != plane)
     found = []
     for images, labels in batches:
-        assert (images.dtype, labels.dtype) == (np.float32, np.int32)
+        assert (images.dtype, labels.dtype) == (np.float16, np.uint8)
         assert images.shape[1:] == (*rest, 4)
         assert labels.shape[1:] == rest
         for image, label in zip(images, labels, strict=True):
@@ -91,10 +90,9 @@ def _without(number, plane):
 
 def test_slices_of_2d_cases_come_whole(tmp_path):
     shapes = [(4, 6)] * 3
-    cases = []
-    for number, shape in enumerate(shapes):
-        cases.append(PreparedCase(tmp_path / f"{number}.raw"))
-        cases[-1].write(np.full((*shape, 1), number, np.float32), np.full(shape, number, np.uint8), (), (1,) * len(shape))
+    filled = [(np.full((*shape, 1), number, np.float32), np.full(shape, number, np.uint8)) for number, shape in enumerate(shapes)]
+    write_pack(tmp_path / "a.pack", {str(number): Decoded(*arrays, (), (1, 1)) for number, arrays in enumerate(filled)})
+    cases = list(read_pack(tmp_path / "a.pack").values())
     pipeline = make_pipeline(cases, (4, 6), 1, batch_size=2, training=False)
     batches = _read(pipeline)
     assert [images.shape for images, _ in batches] == [(2, 4, 6, 1), (2, 4, 6, 1)]

@@ -1,14 +1,24 @@
 """Reading and writing: what comes back, and what each kind of broken file says."""
 
 import gzip
+import hashlib
+import os
+import subprocess
+import sys
+import zlib
+from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import nibabel as nib
 import numpy as np
 import pytest
 
+from modules import volume as volume_module
 from modules.volume import (
     fingerprint_files,
+    hash_bytes,
+    hash_file,
     read_label,
     read_volume,
     replace_file,
@@ -198,3 +208,305 @@ def test_fingerprint_changes_with_the_file(tmp_path):
     assert fingerprint_files([path]) == before
     path.write_bytes(b"123")
     assert fingerprint_files([path]) != before
+
+
+def test_fingerprint_follows_links_even_when_they_are_turned_elsewhere(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.nii").write_bytes(b"12")
+        os.utime(tmp_path / folder / "x.nii", (1, 1))
+    (tmp_path / "here").symlink_to("a")
+    (tmp_path / "x.nii").symlink_to("a/x.nii")
+    first, second = (fingerprint_files([tmp_path / folder / "x.nii"]) for folder in "ab")
+    expected = hashlib.sha256(f"{(tmp_path / 'a' / 'x.nii').resolve()}\0002\0{10**9}\n".encode()).hexdigest()
+    assert expected == first != second
+    assert fingerprint_files([tmp_path / "here" / "x.nii"]) == fingerprint_files([tmp_path / "x.nii"]) == first
+    (tmp_path / "here").unlink()
+    (tmp_path / "here").symlink_to("b")
+    assert fingerprint_files([tmp_path / "here" / "x.nii"]) == second
+    monkeypatch.chdir(tmp_path / "a")
+    assert fingerprint_files([Path("x.nii")]) == fingerprint_files([Path("../a/x.nii")]) == first
+    monkeypatch.chdir(tmp_path / "b")
+    assert fingerprint_files([Path("x.nii")]) == second
+
+
+def test_bytes_that_were_read_can_be_hashed_without_reading_again(write_nifti, write_picture):
+    paths = [write_nifti("a.nii.gz", np.ones((3, 4), np.float32)), write_picture("b.png", np.ones((3, 4), np.uint8))]
+    hashes = []
+    read_volume(paths, lambda data: hashes.append(hash_bytes(data)))
+    read_label(paths[1], {1: 1}, on_bytes=lambda data: hashes.append(hash_bytes(data)))
+    assert hashes == [hash_file(path) for path in (*paths, paths[1])]
+
+
+def test_importing_the_module_imports_neither_nibabel_nor_opencv():
+    code = "import sys, modules.volume; print({'nibabel', 'cv2'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    assert result.stdout.strip() == "set()"
+
+
+# Reading NIfTI: whatever is read without nibabel must be what nibabel reads.
+
+DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
+
+
+@pytest.fixture
+def without_nibabel(monkeypatch):
+    """For files that are to be read without it."""
+
+    def fail(path):
+        raise AssertionError(f"{path} was left to nibabel")
+
+    monkeypatch.setattr(volume_module, "_load_nifti", fail)
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def inflater(request, monkeypatch):
+    """With isal, and as if it were not installed."""
+    monkeypatch.setattr(volume_module, "inflater", zlib if request.param == "zlib" else pytest.importorskip("isal.isal_zlib"))
+
+
+def _make_nifti(array, order="<", extension=b"", padding=0, **fields):
+    """The bytes of a NIfTI-1 file, field by field and so without anything that a library would put right."""
+    header = np.zeros((), nib.nifti1.header_dtype.newbyteorder(order))
+    header["sizeof_hdr"], header["magic"] = 348, b"n+1"
+    header["dim"] = 1
+    header["dim"][: array.ndim + 1] = array.ndim, *array.shape
+    header["pixdim"] = 1
+    header["datatype"], header["bitpix"] = nib.nifti1.data_type_codes[array.dtype.newbyteorder("=")], 8 * array.dtype.itemsize
+    header["vox_offset"] = 352 + len(extension) + padding
+    for name, value in fields.items():
+        header[name] = value
+    flag = bytes([bool(extension), 0, 0, 0])
+    return header.tobytes() + flag + extension + bytes(padding) + array.astype(array.dtype.newbyteorder(order)).tobytes("F")
+
+
+def _write(path, data):
+    path.write_bytes(gzip.compress(data, 1) if path.suffix.lower() == ".gz" else data)
+    return path
+
+
+def _check_as_nibabel(path):
+    """Compares with nibabel: values and affine to the last bit, spacing, memory order."""
+    source = nib.load(path)
+    with np.errstate(over="ignore"):
+        expected = np.asarray(source.get_fdata(dtype=np.float32))
+    shape = [size for size in expected.shape[:3] if size > 1]
+    expected = expected.reshape([*shape, -1])
+    volume = read_volume([path])
+    assert volume.array.dtype == np.float32
+    assert volume.array.flags.writeable
+    assert volume.array[..., 0].strides == expected[..., 0].strides
+    assert volume.array.flags.f_contiguous == expected.flags.f_contiguous
+    np.testing.assert_array_equal(volume.array, expected)
+    assert volume.affine.dtype == source.affine.dtype == np.float64
+    np.testing.assert_array_equal(volume.affine, source.affine)
+    zooms = [float(zoom) if zoom > 0 else 1.0 for zoom in source.header.get_zooms()]
+    assert volume.spacing_mm == tuple(zoom for zoom, size in zip(zooms, source.shape[:3], strict=False) if size > 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_usual_header_is_read_as_nibabel_reads_it(tmp_path, without_nibabel, inflater, seed):
+    rng = np.random.default_rng(seed)
+    shapes = [(5, 4), (5, 4, 1), (1, 5, 4), (5, 1, 4), (3, 4, 5), (3, 4, 5, 1), (3, 4, 5, 2), (3, 4, 1, 3), (3, 4, 5, 1, 2)]
+    for index in range(150):
+        dtype = np.dtype(DTYPES[index % len(DTYPES)])
+        shape = shapes[rng.integers(len(shapes))]
+        if dtype.kind == "f":
+            array = rng.normal(0, 10.0 ** rng.integers(-3, 6), shape).astype(dtype)
+        else:
+            array = rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+        quaternion = rng.normal(size=4)
+        quaternion[rng.random(4) < 0.2] = 0
+        quaternion /= np.linalg.norm(quaternion) or 1
+        zooms = rng.uniform(0.1, 5, 8) * rng.choice([1, 1, 1, -1, 0], 8)
+        zooms[0] = rng.choice([1, -1, 0, 3])
+        fields = {
+            "pixdim": zooms,
+            "sform_code": rng.integers(5) * rng.integers(2),
+            "qform_code": rng.integers(5) * rng.integers(2),
+            "scl_slope": rng.choice([0, 1, np.nan, np.inf, 2.5, -1e-3, 3e30 if dtype.kind != "f" else 7.1]),
+            "scl_inter": rng.choice([0, 0, -1024, 0.1]),
+            "quatern_b": quaternion[1],
+            "quatern_c": quaternion[2],
+            "quatern_d": quaternion[3],
+        }
+        if not np.isfinite(fields["scl_slope"]) or fields["scl_slope"] == 0:
+            fields["scl_inter"] = rng.choice([0, 5, np.nan])
+        elif fields["scl_slope"] == 3e30:
+            array = (array % 100).astype(dtype)
+        for name in ("qoffset_x", "qoffset_y", "qoffset_z"):
+            fields[name] = rng.normal() * 100
+        for name in ("srow_x", "srow_y", "srow_z"):
+            fields[name] = rng.normal(size=4)
+        data = _make_nifti(array, "<>"[rng.integers(2)], padding=int(rng.choice([0, 0, 16, 4])), **fields)
+        _check_as_nibabel(_write(tmp_path / ["a.nii", "a.nii.gz", "A.NII.GZ"][rng.integers(3)], data))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"extension": (32).to_bytes(4, "little") + (6).to_bytes(4, "little") + b"comment".ljust(24, b"\0")},
+        {"bitpix": 7},
+        {"sform_code": 9, "qform_code": 1},
+        {"qform_code": 5},
+        {"vox_offset": 352.5},
+        {"pixdim": np.inf},
+        {"sizeof_hdr": 340},
+        {"qform_code": 1, "quatern_b": np.nan},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_an_unusual_header_is_left_to_nibabel(tmp_path, monkeypatch, fields):
+    load, asked = volume_module._load_nifti, []
+    monkeypatch.setattr(volume_module, "_load_nifti", lambda path: asked.append(path) or load(path))
+    path = _write(tmp_path / "a.nii.gz", _make_nifti(np.arange(60, dtype=np.int16).reshape(3, 4, 5), **fields))
+    _check_as_nibabel(path)
+    assert asked == [path]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_2_is_read(tmp_path, suffix):
+    nib.save(nib.Nifti2Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.diag([-2.0, 1, 3, 1])), tmp_path / f"a{suffix}")
+    _check_as_nibabel(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scl_slope": 2, "scl_inter": np.nan}, "invalid intercept"),
+        ({"qform_code": 1, "quatern_b": 1, "quatern_c": 1}, "w2 should be positive"),
+        ({"datatype": 128, "bitpix": 24}, "which are no intensities"),
+        ({"vox_offset": 16}, "too low"),
+        ({"magic": b"n+9"}, "file type"),
+        ({"dim": [3, 4, 4, 4, 1, 1, 1, 1]}, "416 bytes where the header promises 480"),
+        ({"dim": [3, 4, -4, 4, 1, 1, 1, 1]}, ""),
+    ],
+)
+def test_a_header_that_cannot_be_right_is_refused(tmp_path, inflater, fields, message):
+    for name in ("a.nii", "a.nii.gz"):
+        path = _write(tmp_path / name, _make_nifti(np.zeros((4, 4, 2), np.int16), **fields))
+        with pytest.raises(ValueError, match=f"whole NIfTI file in .*{name}.*({message})"):
+            read_volume([path])
+
+
+def test_gzip_of_several_members_is_read_whole(tmp_path, without_nibabel, inflater):
+    array = np.random.default_rng(0).integers(-9, 9, (40, 50), np.int16)
+    data = _make_nifti(array)
+    for cuts in ([100], [352], [len(data) // 2], [0, 348, 360, 4000], range(0, len(data), 64)):
+        places = [0, *cuts, len(data)]
+        members = [gzip.compress(data[start:stop]) for start, stop in pairwise(places)]
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(b"".join(members))
+        np.testing.assert_array_equal(read_volume([path]).array[..., 0], array)
+        path.write_bytes(b"".join(members)[:-5])
+        with pytest.raises(ValueError, match="whole NIfTI file in .*a.nii.gz"):
+            read_volume([path])
+        path.write_bytes(b"".join(members) + b"more")  # nothing that belongs to the image
+        np.testing.assert_array_equal(read_volume([path]).array[..., 0], array)
+
+
+def test_a_cut_or_damaged_gzip_is_refused_wherever_the_damage_is(tmp_path, write_nifti, inflater):
+    whole = write_nifti("a.nii.gz", np.random.default_rng(0).integers(0, 90, (40, 40), np.int16)).read_bytes()
+    path = tmp_path / "b.nii.gz"
+    for length in (1, 2, 9, 12, 100, len(whole) // 2, len(whole) - 9, len(whole) - 8, len(whole) - 4, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="whole NIfTI file in .*b.nii.gz"):
+            read_volume([path])
+    for place in [*range(200, len(whole), 97), *range(len(whole) - 8, len(whole))]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="whole NIfTI file in .*b.nii.gz"):
+            read_volume([path])
+
+
+@pytest.mark.parametrize(("dtype", "slope"), [(np.float32, 0), (np.float64, 0), (np.float64, 2)])
+def test_values_that_are_not_finite_are_counted(tmp_path, dtype, slope):
+    strange = {"nan": [np.nan], "inf": [np.inf], "-inf": [-np.inf], "all": [np.nan, np.inf, -np.inf]}
+    if dtype == np.float64:
+        strange["beyond float32"] = [1e39, -1e300]
+    for values in strange.values():
+        array = np.ones((4, 5), dtype)
+        array.flat[: len(values)] = values
+        path = _write(tmp_path / "a.nii", _make_nifti(array, scl_slope=slope))
+        for read in (lambda path: read_volume([path]), lambda path: read_label(path, {1: 1})):
+            with pytest.raises(ValueError, match=f"Expected finite values. Received: {len(values)} NaN or infinite in .*a.nii"):
+                read(path)
+    array = np.full((64, 64), np.finfo(np.float32).max, dtype)  # the sum of which is not
+    np.testing.assert_array_equal(read_volume([_write(tmp_path / "a.nii", _make_nifti(array))]).array[..., 0], array)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_labels_of_every_dtype_become_classes(tmp_path, without_nibabel, dtype, order):
+    array = np.random.default_rng(0).choice([0, 3, 100], (6, 5, 4)).astype(dtype)
+    expected = np.searchsorted([0, 3, 100], array)
+    path = _write(tmp_path / "seg.nii.gz", _make_nifti(array, order))
+    label = read_label(path, {0: 0, 3: 1, 100: 2})
+    assert (label.dtype, label.flags.f_contiguous, label.flags.writeable) == (np.uint8, True, True)
+    np.testing.assert_array_equal(label, expected)
+    np.testing.assert_array_equal(read_label(path, {0: 0, 3: 1, 100: 2, 1000: 4}), expected)
+    array[0, 0, :2] = 101
+    path = _write(tmp_path / "seg.nii.gz", _make_nifti(array, order))
+    with pytest.raises(ValueError, match=r"in \(0, 3, 100\). Received: 101 in .*seg.nii.gz \(2 pixels\)"):
+        read_label(path, {0: 0, 3: 1, 100: 2})
+    path = _write(tmp_path / "seg.nii.gz", _make_nifti(np.minimum(array, 100), order, scl_slope=2, scl_inter=1))
+    np.testing.assert_array_equal(read_label(path, {1: 0, 7: 1, 201: 2}), np.searchsorted([0, 3, 100], np.minimum(array, 100)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "text"),
+    [
+        ("i1", -1, "-1"),
+        ("i2", 256, "256"),
+        ("i2", -32768, "-32768"),
+        ("u2", 65281, "65281"),
+        ("u8", 2**64 - 1, "1.84467e"),
+        ("f4", 0.5, "0.5"),
+    ],
+)
+def test_a_value_that_wraps_round_to_a_known_one_is_not_taken_for_it(tmp_path, dtype, value, text):
+    array = np.ones((4, 4), dtype)
+    array[2, 1] = value
+    path = _write(tmp_path / "seg.nii", _make_nifti(array))
+    for values in ({0: 0, 1: 1, 255: 2}, {0: 0, 1: 1, 255: 2, 300: 3}):
+        with pytest.raises(ValueError, match=rf"Received: {text}.* in .*seg.nii \(1 pixels\)"):
+            read_label(path, values)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_label_of_many_pieces_is_looked_up_to_its_end(tmp_path, dtype):
+    array = np.random.default_rng(0).integers(0, 3, (50, 60, 70)).astype(dtype)
+    path = _write(tmp_path / "seg.nii", _make_nifti(array))
+    np.testing.assert_array_equal(read_label(path, {0: 2, 1: 0, 2: 1}), (array + 2) % 3)
+    array[-1, -1, -1] = 9
+    with pytest.raises(ValueError, match=r"Received: 9 in .*seg.nii \(1 pixels\)"):
+        read_label(_write(path, _make_nifti(array)), {0: 2, 1: 0, 2: 1})
+
+
+def test_label_values_beyond_a_byte_are_read(tmp_path):
+    array = np.array([[0, 1007], [2**24, 0]], np.int32)
+    path = _write(tmp_path / "seg.nii", _make_nifti(array))
+    np.testing.assert_array_equal(read_label(path, {0: 0, 1007: 1, 2**24: 2}), [[0, 1], [2, 0]])
+    path = _write(tmp_path / "seg.nii", _make_nifti(array + 1))
+    with pytest.raises(ValueError, match="4 pixels"):
+        read_label(path, {0: 0, 1007: 1, 2**24: 2})
+
+
+def test_what_is_no_file_is_not_there(tmp_path):
+    (tmp_path / "folder.nii").mkdir()
+    (tmp_path / "file.nii").write_bytes(b"")
+    (tmp_path / "link.nii").symlink_to("nowhere.nii")
+    for name in ("folder.nii", "file.nii/a.nii", "link.nii", "absent.txt"):
+        with pytest.raises(FileNotFoundError, match=f"Expected a file at .*{name}. Received: nothing there"):
+            read_volume([tmp_path / name])
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("folder", "number"), [("hipmri", 10), ("hipmri3d", 3), ("ibsr18", 2), ("Task04_Hippocampus", 6)])
+def test_real_scans_are_read_as_nibabel_reads_them(real_data, without_nibabel, folder, number):
+    paths = sorted((real_data / folder).rglob("*.nii*"))
+    paths = [path for path in paths if not path.name.startswith(".")]
+    for path in paths[:: len(paths) // number]:
+        _check_as_nibabel(path)
+        if path.name.startswith("seg_") or "SEMANTIC" in path.name or "labels" in path.parent.name:
+            array = np.asarray(nib.load(path).dataobj).squeeze()
+            np.testing.assert_array_equal(read_label(path, {value: value for value in range(6)}), array)

@@ -1,0 +1,120 @@
+"""What the benchmarks share: each number comes from a process of its own, medians over several runs, and one table at the end."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+@dataclass
+class Row:
+    """A line of the table: one measure of this application beside the same of its peers.
+
+    Attributes:
+        name: What is measured.
+        unit: Of the values; those that end in "/s" are better if larger, seconds and GiB if smaller.
+        ours: A value a run.
+        peers: Name to a value a run.
+        limit: What the machine or the aim allows, in words.
+    """
+
+    name: str
+    unit: str
+    ours: list[float] = field(default_factory=list)
+    peers: dict[str, list[float]] = field(default_factory=dict)
+    limit: str = ""
+
+    def format(self) -> str:
+        """`name  ours unit  [peer  value  ratio]...  limit`; a ratio above 1 says that ours is better."""
+        ours = statistics.median(self.ours)
+        line = f"{self.name:<46}{_round(ours):>9} {self.unit:<9}"
+        for name, values in self.peers.items():
+            value = statistics.median(values)
+            ratio = ours / value if self.unit.endswith("/s") else value / ours
+            line += f"  {name} {_round(value)} ({ratio:.2f})"
+        return line + (f"  | {self.limit}" if self.limit else "")
+
+
+def _round(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+class Table:
+    """Rows by name; each run adds a value to them."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+
+    def add(self, name: str, unit: str, ours: float | None, peers: dict[str, float | None] | None = None, limit: str = "") -> None:
+        """Adds the values of one run; None stands for what could not be measured."""
+        row = self.rows.setdefault(name, Row(name, unit))
+        row.limit = limit
+        row.ours += [] if ours is None else [ours]
+        for peer, value in (peers or {}).items():
+            if value is not None:
+                row.peers.setdefault(peer, []).append(value)
+        if row.ours:
+            print(row.format(), flush=True)
+
+    def print(self, runs: int) -> None:
+        """Prints all rows, the medians of the runs."""
+        print(f"\nmedians of {runs} run(s); in brackets the ratio ours / theirs, above 1 if ours is better")
+        for row in self.rows.values():
+            if row.ours:
+                print(row.format())
+
+
+def run(script: str, step: str, environment: dict[str, str] | None = None, **options: Any) -> dict[str, Any] | None:
+    """Runs `benchmarks/<script>.py --step step --name value ...` in a fresh process; returns the JSON it prints last, or None.
+
+    A process that fails is reported in a line and measured as nothing, so that one missing peer does not end the others.
+    """
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--step", step]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    full = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=full, cwd=ROOT)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        print(f"  not measured: {script} {step} {options}: {reason:.300}", flush=True)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rate(step: Callable[[], Any], seconds: float, least: int = 2) -> float:
+    """Calls of `step` a second: the first call is not counted, then the median time of as many as fit into `seconds`."""
+    step()
+    times, began = [], time.perf_counter()
+    while len(times) < least or time.perf_counter() - began < seconds:
+        now = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - now)
+    return 1 / statistics.median(times)
+
+
+def describe() -> str:
+    """The machine and the versions in a line."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def find(name: str) -> str:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"no {name}"
+
+    names = ("tensorflow", "keras", "jax", "torch", "monai", "nnunetv2", "openvino", "isal")
+    cpu = next((line.partition(":")[2].strip() for line in _read("/proc/cpuinfo") if line.startswith("model name")), "unknown CPU")
+    return f"{cpu}, {os.cpu_count()} cores, Python {sys.version.split()[0]}, {', '.join(map(find, names))}"
+
+
+def _read(path: str) -> Sequence[str]:
+    return Path(path).read_text().splitlines() if Path(path).is_file() else ()

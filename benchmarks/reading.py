@@ -1,0 +1,178 @@
+"""Cases a second from disk and from cache, with and without augmentation, here and at the peers; a child of cpu.py.
+
+    python benchmarks/reading.py --step draw --folder FOLDER        # slices and volumes by formula, as `.nii.gz` pairs
+    python benchmarks/reading.py --step ours --folder FOLDER --kind slices
+    python benchmarks/reading.py --step monai --folder FOLDER --kind slices
+
+Slices are of 256x128 float64 like HipMRI's, volumes of 256x128x256 int16 like IBSR18's, each with a label of its size. "first" is reading,
+checking and preprocessing all pairs and keeping the result; "cached" is what a training gets out of that, in batches of 32 slices or
+1 volume, in random order; "augmented" the same with strong augmentation, of patches of 96x96x96 in batches of 2 for volumes.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+SIZES = {"slices": (256, 128), "volumes": (256, 128, 256)}
+COUNTS = {"slices": 512, "volumes": 8}
+CLASSES = 6
+
+
+def draw(options: argparse.Namespace) -> dict:
+    """Writes the pairs; noise makes them pack as badly as scans do."""
+    import nibabel as nib
+
+    rng = np.random.default_rng(42)
+    for kind, size in SIZES.items():
+        folder = options.folder / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in size), indexing="ij", sparse=True)
+        distance = np.sqrt(sum(axis**2 for axis in axes))
+        label = np.clip(CLASSES - CLASSES * distance, 0, CLASSES - 1).astype(np.uint8)
+        clean = np.where(distance < 0.95, 400 + 300 * np.cos(5 * distance), 0)
+        for number in range(COUNTS[kind]):
+            image = np.where(clean > 0, clean + rng.integers(0, 40, size, np.int16), 0)
+            image = image[..., None].astype(np.float64) if kind == "slices" else image.astype(np.int16)
+            nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"case_{number:03d}.nii.gz")
+            nib.save(nib.Nifti1Image(label.reshape(image.shape), np.eye(4)), folder / f"seg_{number:03d}.nii.gz")
+    return {}
+
+
+def measure_ours(options: argparse.Namespace) -> dict[str, float]:
+    """`prepare_cases`, then `make_pipeline`, as train.py uses them."""
+    from modules import cache
+    from modules.devices import start_backend
+    from modules.pipeline import make_pipeline
+    from modules.preprocess import Preprocessing
+    from modules.volume import Case
+
+    start_backend(42)
+    size, pairs = SIZES[options.kind], _list_pairs(options)
+    cases = [Case(image.name[:-7], image.name[:-7], (image,), label) for image, label in pairs]
+    folder = options.folder / "cache"
+    shutil.rmtree(folder, ignore_errors=True)
+    preprocessing = Preprocessing(len(size), shape=size if options.kind == "slices" else ())
+    settings = {"dataset": "bench", "channels": ("T1",), "label_values": {index: index for index in range(CLASSES)}, "folder": folder}
+    began = time.perf_counter()
+    prepared = cache.prepare_cases(cases, preprocessing, **settings)
+    first = len(cases) / (time.perf_counter() - began)
+    batch = 32 if options.kind == "slices" else 1
+    batches = iter(make_pipeline(prepared, size, 1, batch_size=batch, training=True))
+    cached = batch * _rate(batches, options.seconds)
+    batch, window = (16, size) if options.kind == "slices" else (2, (96, 96, 96))
+    batches = _augment(prepared, window, batch)
+    return {"first": first, "cached": cached, "augmented": batch * _rate(batches, options.seconds)}
+
+
+def _augment(prepared, window: tuple[int, ...], batch: int) -> Iterator:
+    """Batches after the augmentation, which is compiled as it is in a step."""
+    import tensorflow as tf
+
+    from modules.augment import AUGMENTATIONS, apply, draw_parameters
+    from modules.pipeline import PatchDraw, make_pipeline
+
+    draw = PatchDraw("uniform") if len(window) == 3 else None
+
+    def change(rng, spacing_mm):
+        return draw_parameters(rng, AUGMENTATIONS["strong"], window, 1, spacing_mm=spacing_mm)
+
+    @tf.function(autograph=False)
+    def step(batch):
+        parameters = {name: value for name, value in batch.items() if name not in ("image", "label")}
+        return apply(tf.cast(batch["image"], tf.float32), tf.cast(batch["label"], tf.int32), parameters)
+
+    for inputs in make_pipeline(prepared, window, 1, batch_size=batch, training=True, draw=draw, change=change):
+        image, label = step(inputs)
+        yield image.numpy(), label.numpy()
+
+
+def measure_nibabel(options: argparse.Namespace) -> dict[str, float]:
+    """A loop that reads image and label, as a notebook does."""
+    import nibabel as nib
+
+    pairs = _list_pairs(options)[:128]
+    began = time.perf_counter()
+    for image, label in pairs:
+        nib.load(image).get_fdata()
+        nib.load(label).get_fdata()
+    return {"first": len(pairs) / (time.perf_counter() - began)}
+
+
+def measure_monai(options: argparse.Namespace) -> dict[str, float]:
+    """CacheDataset and DataLoader with two workers."""
+    import augmentation
+    import torch
+    from monai import transforms
+    from monai.data import CacheDataset, DataLoader, set_track_meta
+
+    torch.set_num_threads(1)
+    set_track_meta(False)
+    both = ("image", "label")
+    load = [
+        transforms.LoadImaged(both),
+        transforms.EnsureChannelFirstd(both, channel_dim="no_channel"),
+        transforms.ScaleIntensityd("image"),
+    ]
+    if options.kind == "slices":
+        load.append(transforms.SqueezeDimd(both, dim=-1))
+    items = [dict(zip(both, map(str, pair), strict=True)) for pair in _list_pairs(options)]
+    began = time.perf_counter()
+    data = CacheDataset(items, transforms.Compose(load), num_workers=options.workers, progress=False)
+    result = {"first": len(items) / (time.perf_counter() - began)}
+    batch = 32 if options.kind == "slices" else 1
+    result["cached"] = batch * _rate(
+        _repeat(DataLoader(data, batch_size=batch, shuffle=True, num_workers=options.workers)), options.seconds
+    )
+    batch, window = (16, SIZES["slices"]) if options.kind == "slices" else (2, (96, 96, 96))
+    # RandSmoothDeform is the faster of its two elastic deformations.
+    changes = augmentation.compose_monai(window, smooth=True)
+    if options.kind == "volumes":
+        changes = [transforms.RandSpatialCropd(both, window, random_size=False), *changes]
+    data.transform = transforms.Compose([*load, *changes])
+    loader = DataLoader(data, batch_size=batch, shuffle=True, num_workers=options.workers)
+    return result | {"augmented": batch * _rate(_repeat(loader), options.seconds)}
+
+
+def _repeat(loader) -> Iterator:
+    while True:
+        yield from loader
+
+
+def _rate(batches: Iterator, seconds: float) -> float:
+    """Batches a second, once those that were read ahead are used up."""
+    for _ in range(8):
+        next(batches)
+    number, began = 0, time.perf_counter()
+    while number < 4 or time.perf_counter() - began < seconds:
+        next(batches)
+        number += 1
+    return number / (time.perf_counter() - began)
+
+
+def _list_pairs(options: argparse.Namespace) -> list[tuple[Path, Path]]:
+    images = sorted((options.folder / options.kind).glob("case_*.nii.gz"))
+    return [(image, image.with_name(image.name.replace("case_", "seg_"))) for image in images]
+
+
+STEPS = {"draw": draw, "ours": measure_ours, "nibabel": measure_nibabel, "monai": measure_monai}
+
+
+def main() -> None:
+    """Measures what `--step` says and prints it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--step", choices=tuple(STEPS), required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--kind", choices=tuple(SIZES), default="slices")
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    print(json.dumps(STEPS[options.step](options)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Training steps a second of the same U-Net: this application on one backend, or PyTorch, or MONAI; a child of cpu.py and gpu.py.
+
+    python benchmarks/training.py --step ours --rank 2 --base-filters 32 --batch 8 --size 256x128
+    python benchmarks/training.py --step torch --rank 3 --base-filters 16 --batch 2 --size 64x64x64
+
+One batch is trained on again and again, with cross-entropy and Adam; ours goes through `modules.trainer` as train.py does.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import harness
+import numpy as np
+
+CLASSES = 6
+
+
+def measure_ours(options: argparse.Namespace) -> dict[str, float]:
+    """Samples a second, seconds of the first step, and FLOPs a sample."""
+    from modules import devices, networks
+
+    devices.start_backend(42)
+    import keras
+
+    from modules.convolutions import speed_up_gradients
+    from modules.losses import SegmentationLoss
+    from modules.metrics import Overlap
+    from modules.trainer import Trainer
+
+    devices.choose_precision(options.precision)
+    network = networks.build(f"unet{options.rank}d", (*options.size, 1), CLASSES, base_filters=options.base_filters)
+    speed_up_gradients(network)
+    trainer = Trainer(network, SegmentationLoss("ce"), Overlap([str(index) for index in range(CLASSES)]))
+    trainer.compile(optimizer=keras.optimizers.Adam(1e-3))
+    image, label = _make_batch(options)
+    batch = {"image": image.astype(np.float16), "label": label.astype(np.uint8)}
+    return _measure(lambda: trainer.train_on_batch(batch), options) | {"flops": count_flops(network)}
+
+
+def measure_torch(options: argparse.Namespace) -> dict[str, float]:
+    """The same in PyTorch."""
+    import peers
+    import torch
+
+    network = peers.build(options.step, options.rank, options.base_filters, CLASSES).to(options.device)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=options.device == "cuda")
+    forward = torch.compile(network) if options.compile else network
+    image, label = _make_batch(options)
+    memory = torch.channels_last if options.rank == 2 else torch.channels_last_3d
+    image = torch.from_numpy(np.moveaxis(image, -1, 1).copy()).to(options.device, memory_format=memory)
+    label = torch.from_numpy(label.astype(np.int64)).to(options.device)
+    half = options.precision == "bfloat16"
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(options.device, torch.bfloat16, enabled=half):
+            loss = torch.nn.functional.cross_entropy(forward(image), label)
+        loss.backward()
+        optimizer.step()
+        # Ours hands back the loss after each step too.
+        loss.item()
+
+    return _measure(step, options)
+
+
+def measure_ceiling(options: argparse.Namespace) -> dict[str, float]:
+    """FLOP/s of a large matrix product, the most that a network could reach."""
+    import torch
+
+    size = 8192 if options.device == "cuda" else 2048
+    kind = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    matrix = torch.randn(size, size, device=options.device, dtype=kind)
+
+    def step() -> None:
+        product = matrix @ matrix
+        product[0, 0].item()
+
+    return {"flops": 2 * size**3 * harness.rate(step, options.seconds)}
+
+
+def count_flops(network) -> int:
+    """Multiplications and additions of one sample's forward pass through the convolutions; a training step takes three times that."""
+    import keras
+
+    total = 0
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Conv2DTranspose | keras.layers.Conv3DTranspose):
+            # Each input voxel is multiplied with the whole kernel.
+            total += 2 * int(np.prod(layer.input.shape[1:-1])) * int(np.prod(layer.kernel.shape))
+        elif isinstance(layer, keras.layers.Conv2D | keras.layers.Conv3D):
+            total += 2 * int(np.prod(layer.output.shape[1:-1])) * int(np.prod(layer.kernel.shape))
+    return total
+
+
+def _make_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(42)
+    shape = (options.batch, *options.size)
+    return rng.standard_normal((*shape, 1)).astype(np.float32), rng.integers(0, CLASSES, shape)
+
+
+def _measure(step: Callable[[], object], options: argparse.Namespace) -> dict[str, float]:
+    began = time.perf_counter()
+    step()
+    first = time.perf_counter() - began
+    return {"rate": options.batch * harness.rate(step, options.seconds), "first": first}
+
+
+STEPS = {"ours": measure_ours, "torch": measure_torch, "monai": measure_torch, "ceiling": measure_ceiling}
+
+
+def main() -> None:
+    """Measures what `--step` says and prints it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--step", choices=tuple(STEPS), required=True)
+    parser.add_argument("--rank", type=int, default=2)
+    parser.add_argument("--base-filters", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=lambda text: tuple(map(int, text.split("x"))), default=(256, 128), help="as 256x128")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", type=int, default=0, help="1 for torch.compile")
+    options = parser.parse_args()
+    print(json.dumps(STEPS[options.step](options)))
+
+
+if __name__ == "__main__":
+    main()
