@@ -14,7 +14,7 @@ DEMO_DATA := data/hipmri-phantom
 
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: .venv/installed
 	rm -rf runs/$(RUN)
@@ -26,6 +26,12 @@ demo: .venv/installed
 test: .venv/installed
 	$(if $(strip $(EXTRAS)),$(BIN)/pip install --quiet $(EXTRAS))
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# Beside the peers of benchmarks/requirements.txt, which are some gigabytes: make bench BENCH_FLAGS="--rows prediction"
+BENCH_FLAGS ?=
+bench: .venv/installed
+	$(BIN)/pip install --quiet -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/cpu.py $(BENCH_FLAGS)
 
 lint: .venv/installed
 	$(BIN)/pip install --quiet "ruff==0.17.*"

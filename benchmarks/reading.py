@@ -52,7 +52,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     from modules.volume import Case
 
     start_backend(42)
-    size, pairs = SIZES[options.kind], _list_pairs(options)
+    size, pairs = SIZES[options.kind], list_pairs(options)
     cases = [Case(image.name[:-7], image.name[:-7], (image,), label) for image, label in pairs]
     folder = options.folder / "cache"
     shutil.rmtree(folder, ignore_errors=True)
@@ -95,7 +95,7 @@ def measure_nibabel(options: argparse.Namespace) -> dict[str, float]:
     """A loop that reads image and label, as a notebook does."""
     import nibabel as nib
 
-    pairs = _list_pairs(options)[:128]
+    pairs = list_pairs(options)[:128]
     began = time.perf_counter()
     for image, label in pairs:
         nib.load(image).get_fdata()
@@ -120,7 +120,7 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
     ]
     if options.kind == "slices":
         load.append(transforms.SqueezeDimd(both, dim=-1))
-    items = [dict(zip(both, map(str, pair), strict=True)) for pair in _list_pairs(options)]
+    items = [dict(zip(both, map(str, pair), strict=True)) for pair in list_pairs(options)]
     began = time.perf_counter()
     data = CacheDataset(items, transforms.Compose(load), num_workers=options.workers, progress=False)
     result = {"first": len(items) / (time.perf_counter() - began)}
@@ -154,7 +154,8 @@ def _rate(batches: Iterator, seconds: float) -> float:
     return number / (time.perf_counter() - began)
 
 
-def _list_pairs(options: argparse.Namespace) -> list[tuple[Path, Path]]:
+def list_pairs(options: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """Images and labels of the kind that is wanted."""
     images = sorted((options.folder / options.kind).glob("case_*.nii.gz"))
     return [(image, image.with_name(image.name.replace("case_", "seg_"))) for image in images]
 

@@ -1,0 +1,140 @@
+"""How fast this application is on a CPU, beside its peers: `make bench`, or
+
+    python benchmarks/cpu.py
+    python benchmarks/cpu.py --runs 3                  # medians of three runs
+    python benchmarks/cpu.py --rows reading prediction
+
+Each number comes from a process of its own, one after the other, on all cores. Ratios above 1 say that this application is faster. What is
+compared with what is said at the top of reading.py, training.py and prediction.py. A peer that is not installed is left out
+(`pip install -r benchmarks/requirements.txt`).
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+from harness import ROOT, Table, run
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def measure_reading(table: Table, folder: Path, options: argparse.Namespace) -> None:
+    """Rows a and b: from disk, from cache, and augmented."""
+    for kind in ("slices", "volumes"):
+        settings = {"folder": folder, "kind": kind, "seconds": options.seconds}
+        ours, loop, monai = (run("reading", step, **settings) or {} for step in ("ours", "nibabel", "monai"))
+        once = loop.get("first")
+        table.add(f"read {kind} first", f"{kind}/s", ours.get("first"), {"nibabel": once, "monai": monai.get("first")}, "aim 5 x nibabel")
+        table.add(
+            f"read {kind} from cache", f"{kind}/s", ours.get("cached"), {"nibabel": once, "monai": monai.get("cached")}, "aim 50 x nibabel"
+        )
+        what = "slices" if kind == "slices" else "96-cubes"
+        table.add(f"pipeline with strong augmentation, {what}", f"{what}/s", ours.get("augmented"), {"monai": monai.get("augmented")})
+    found = run("waiting", "ours", folder=folder, seconds=2 * options.seconds) or {}
+    table.add("training on real data / on one batch, 2-D", "share/s", found.get("share"), limit="aim 0.95")
+
+
+def measure_training(table: Table, folder: Path, options: argparse.Namespace) -> None:
+    """Row c: the same network here on each backend, in PyTorch and in MONAI; the matrix product is what the machine can do at most."""
+    ceiling = (run("training", "ceiling", seconds=options.seconds) or {}).get("flops")
+    networks = (
+        ("2-D U-Net, base 32, 256x128, batch 8", 2, 32, 8, "256x128"),
+        ("3-D U-Net, base 16, 64-cube, batch 2", 3, 16, 2, "64x64x64"),
+    )
+    for name, rank, filters, batch, size in networks:
+        settings = {"rank": rank, "base_filters": filters, "batch": batch, "size": size, "seconds": options.seconds}
+        peers = {peer: (run("training", peer, **settings) or {}).get("rate") for peer in ("torch", "monai")}
+        for backend in BACKENDS:
+            if backend == "jax" and rank == 3 and not options.slow:
+                continue
+            ours = run("training", "ours", {"KERAS_BACKEND": backend}, **settings) or {}
+            reached = 3 * ours["flops"] * ours["rate"] / ceiling if ours and ceiling else None
+            limit = f"{reached:.0%} of a matrix product's {ceiling / 1e9:.0f} GFLOP/s" if reached else ""
+            table.add(f"train {name}, {backend}", "samples/s", ours.get("rate"), peers, limit)
+
+
+def measure_prediction(table: Table, folder: Path, options: argparse.Namespace) -> None:
+    """Row d: from file to label map."""
+    run("prediction", "draw", folder=folder)
+    for kind, cases in (("slices", 32), ("volumes", 1)):
+        settings = {"folder": folder, "kind": kind, "cases": cases}
+        found = {peer: run("prediction", peer, **settings) or {} for peer in ("torch", "monai", *(["nnunet"] if kind == "volumes" else []))}
+        for engine in ("openvino", "keras"):
+            ours = run("prediction", "ours", engine=engine, **settings) or {}
+            rates = {peer: values.get("rate") for peer, values in found.items()}
+            table.add(f"predict {kind}, file to file, {engine}", f"{kind}/s", ours.get("rate"), rates, "aim 1.3 x torch")
+            memory = {peer: values.get("memory") for peer, values in found.items()}
+            table.add(f"  its peak memory, {engine}", "GiB", ours.get("memory"), memory)
+
+
+def measure_start(table: Table, folder: Path, options: argparse.Namespace) -> None:
+    """Row e: from the command to the first step and to one label map."""
+    python = [sys.executable]
+    for command in ("train.py", "predict.py"):
+        table.add(f"{command} --help", "s", _time([*python, str(ROOT / command), "--help"], folder), limit="aim 0.3 s")
+    image = folder / "slices" / "case_000.nii.gz"
+    predict = [*python, str(ROOT / "predict.py"), str(image), "--model", str(folder / "bundle_slices"), "--output", str(folder / "out")]
+    script = str(ROOT / "benchmarks" / "prediction.py")
+    peer = [*python, script, "--step", "monai", "--folder", str(folder), "--cases", "1"]
+    table.add("predict.py on one slice", "s", _time(predict, folder), {"monai": _time(peer, folder)}, "aim 4 s")
+    train = [
+        *python,
+        str(ROOT / "train.py"),
+        "--dataset",
+        "hipmri",
+        "--demo",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "208",
+        "--base-filters",
+        "4",
+    ]
+    # The phantom and its cache are made by the first of two runs.
+    for name in ("first", "second"):
+        started, proof = time.time(), folder / "runs" / name / "proof.json"
+        _time([*train, "--name", name], folder)
+        first_step = proof.stat().st_mtime - started if proof.exists() else None
+    table.add("train.py to the end of its first step", "s", first_step)
+
+
+def _time(command: list[str], folder: Path) -> float | None:
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"  not measured: {' '.join(command[1:3])}: {(done.stderr.strip().splitlines() or ['killed'])[-1]:.300}")
+        return None
+    return time.perf_counter() - began
+
+
+ROWS = {"reading": measure_reading, "training": measure_training, "prediction": measure_prediction, "start": measure_start}
+
+
+def main() -> None:
+    """Measures the rows and prints them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="default: all")
+    parser.add_argument("--runs", type=int, default=1, help="prints the medians of so many (default 1)")
+    parser.add_argument("--seconds", type=float, default=5, help="about so long for each rate (default 5)")
+    parser.add_argument("--slow", action="store_true", help="also what takes minutes a step: 3-D training on JAX")
+    options = parser.parse_args()
+    began, table = time.perf_counter(), Table()
+    print(harness.describe(), flush=True)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        run("reading", "draw", folder=folder)
+        for _ in range(options.runs):
+            for row in options.rows:
+                ROWS[row](table, folder, options)
+    table.print(options.runs)
+    print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Seconds from file to label map, reading and writing included, here and at the peers; a child of cpu.py and gpu.py.
+
+    python benchmarks/prediction.py --step draw --folder FOLDER
+    python benchmarks/prediction.py --step ours --folder FOLDER --kind slices --engine openvino
+    python benchmarks/prediction.py --step monai --folder FOLDER --kind volumes
+
+Slices are those of reading.py, the volume one of its volumes. The networks are `unet2d` with 32 and `unet3d` with 16 filters of random
+weights, the same at all; volumes take windows of 64x64x64 that overlap by half, with Gaussian weights. "torch" is PyTorch with MONAI's
+sliding window and reading and writing by nibabel, "monai" has MONAI's transforms and writer too, "nnunet" is nnU-Net's predictor, without
+mirroring. The first case is not counted.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from reading import CLASSES, SIZES
+
+FILTERS = {"slices": 32, "volumes": 16}
+WINDOW = (64, 64, 64)
+BATCH = 8
+NAMES = tuple(f"class {index}" for index in range(CLASSES))
+
+
+def draw(options: argparse.Namespace) -> dict:
+    """Makes the bundles."""
+    from modules import devices, engines, networks
+    from modules.bundle import ModelBundle
+    from modules.preprocess import Preprocessing
+
+    devices.start_backend(42)
+    for kind, size in SIZES.items():
+        window = size if kind == "slices" else WINDOW
+        network = networks.build(f"unet{len(size)}d", (*window, 1), CLASSES, base_filters=FILTERS[kind])
+        values = tuple(range(CLASSES))
+        bundle = ModelBundle(
+            model=networks.with_head(network),
+            preprocessing=Preprocessing(len(size), shape=size if kind == "slices" else ()),
+            window=window,
+            class_names=NAMES,
+            channels=("T1",),
+            label_values={value: value for value in values},
+            output_values=values,
+        )
+        bundle.save(options.folder / f"bundle_{kind}")
+    return {"engines": list(engines.ENGINES)}
+
+
+def measure_ours(options: argparse.Namespace) -> dict[str, float]:
+    """As predict.py does it, without the overlay."""
+    from modules.bundle import ModelBundle, Settings, predict_cases
+    from modules.volume import Case, write_label_like
+
+    bundle = ModelBundle.load(options.folder / f"bundle_{options.kind}", engine=options.engine)
+    cases = [Case(path.name, path.name, (path,)) for path in _list_images(options)]
+
+    def predict() -> Iterator[None]:
+        for item in predict_cases([bundle], cases, Settings(batch_size=BATCH if options.kind == "slices" else 2)):
+            source = item.case.image_paths[0]
+            write_label_like(options.folder / "ours" / source.name, bundle.to_file_values(item.prediction), source)
+            yield
+
+    return _measure(predict)
+
+
+def measure_torch(options: argparse.Namespace) -> dict[str, float]:
+    """PyTorch's network; see above for what is around it."""
+    import nibabel as nib
+    import peers
+    import torch
+
+    network = peers.build("torch", len(SIZES[options.kind]), FILTERS[options.kind], CLASSES).eval().to(options.device)
+    memory = torch.channels_last if options.kind == "slices" else torch.channels_last_3d
+    (options.folder / options.step).mkdir(exist_ok=True)
+
+    def read(path: Path) -> torch.Tensor:
+        array = np.asarray(nib.load(path).dataobj, np.float32).reshape(SIZES[options.kind])
+        return torch.from_numpy((array - array.min()) / np.ptp(array))[None]
+
+    def write(path: Path, label: torch.Tensor) -> None:
+        source = nib.load(path)
+        label = label.to(torch.uint8).cpu().numpy().reshape(source.shape)
+        nib.save(nib.Nifti1Image(label, source.affine), options.folder / options.step / path.name)
+
+    def compute(batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
+            return network(batch.contiguous(memory_format=memory)).float()
+
+    infer = INFERERS[options.step](options, network, compute)
+
+    def predict() -> Iterator[None]:
+        paths = _list_images(options)
+        group = BATCH if options.kind == "slices" else 1
+        for first in range(0, len(paths), group):
+            chosen = paths[first : first + group]
+            with torch.inference_mode():
+                labels = infer(torch.stack([read(path) for path in chosen]).to(options.device)).argmax(1)
+            for path, label in zip(chosen, labels, strict=True):
+                write(path, label)
+                yield
+
+    return _measure(predict)
+
+
+def _infer_by_monai(options: argparse.Namespace, network, compute: Callable) -> Callable:
+    if options.kind == "slices":
+        return lambda batch: compute(batch).softmax(1)
+    from monai.inferers import SlidingWindowInferer
+
+    infer = SlidingWindowInferer(WINDOW, sw_batch_size=2, overlap=0.5, mode="gaussian")
+    return lambda batch: infer(batch, lambda window: compute(window).softmax(1))
+
+
+def _infer_by_nnunet(options: argparse.Namespace, network, compute: Callable) -> Callable:
+    from types import SimpleNamespace
+
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    on_gpu = options.device == "cuda"
+    predictor = nnUNetPredictor(0.5, True, False, on_gpu, torch.device(options.device), False, False, allow_tqdm=False)
+    predictor.network = network
+    predictor.configuration_manager = SimpleNamespace(patch_size=WINDOW)
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=CLASSES)
+    predictor.allowed_mirroring_axes = None
+    return lambda batch: predictor.predict_sliding_window_return_logits(batch[0])[None]
+
+
+INFERERS = {"torch": _infer_by_monai, "nnunet": _infer_by_nnunet}
+
+
+def measure_monai(options: argparse.Namespace) -> dict[str, float]:
+    """MONAI's reader, sliding window and writer around PyTorch's network."""
+    import peers
+    import torch
+    from monai import transforms
+
+    network = peers.build("torch", len(SIZES[options.kind]), FILTERS[options.kind], CLASSES).eval().to(options.device)
+    memory = torch.channels_last if options.kind == "slices" else torch.channels_last_3d
+    flat = options.kind == "slices"
+    load = transforms.Compose(
+        [transforms.LoadImage(image_only=True), transforms.EnsureChannelFirst(channel_dim="no_channel"), transforms.ScaleIntensity()]
+    )
+    save = transforms.SaveImage(options.folder / "monai", output_postfix="", separate_folder=False, print_log=False, output_dtype=np.uint8)
+
+    def compute(batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
+            return network(batch.contiguous(memory_format=memory)).float()
+
+    infer = _infer_by_monai(options, network, compute)
+
+    def predict() -> Iterator[None]:
+        paths = _list_images(options)
+        group = BATCH if flat else 1
+        for first in range(0, len(paths), group):
+            images = [load(path) for path in paths[first : first + group]]
+            with torch.inference_mode():
+                batch = torch.stack([image.as_tensor()[..., 0] if flat else image.as_tensor() for image in images])
+                labels = infer(batch.to(options.device)).argmax(1, keepdim=True).cpu()
+            for image, label in zip(images, labels, strict=True):
+                save(label[..., None] if flat else label, meta_data=image.meta)
+                yield
+
+    return _measure(predict)
+
+
+def _measure(predict: Callable[[], Iterator[None]]) -> dict[str, float]:
+    """Cases a second without those of the first batch, in which threads start and kernels are chosen; and peak memory."""
+    for _ in predict():
+        break
+    began, number = time.perf_counter(), 0
+    for _ in predict():
+        number += 1
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"rate": number / (time.perf_counter() - began), "memory": memory}
+
+
+def _list_images(options: argparse.Namespace) -> list[Path]:
+    return sorted((options.folder / options.kind).glob("case_*.nii.gz"))[: options.cases]
+
+
+STEPS = {"draw": draw, "ours": measure_ours, "torch": measure_torch, "nnunet": measure_torch, "monai": measure_monai}
+
+
+def main() -> None:
+    """Measures what `--step` says and prints it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--step", choices=tuple(STEPS), required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--kind", choices=tuple(SIZES), default="slices")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--cases", type=int, default=32)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    (options.folder / "ours").mkdir(exist_ok=True)
+    print(json.dumps(STEPS[options.step](options)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

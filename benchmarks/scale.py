@@ -1,0 +1,107 @@
+"""Whether memory stays flat as a data set grows: train and predict on catalogues of a thousand and of a hundred thousand slices.
+
+    python benchmarks/scale.py
+    python benchmarks/scale.py --cases 1000 10000
+
+A catalogue is a folder in the HipMRI layout whose files are links to a few tiny slices, so that it is quickly made and takes no room; what
+is kept in memory of a case does not depend on its size. Each number comes from a process of its own: the largest resident set, and
+seconds for finding, splitting and preparing all cases (the first time), after which a few steps are trained. Prediction goes through
+as many slices as are given, each read, predicted and dropped.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+import numpy as np
+
+SIZE = (32, 16)
+SLICES_A_SCAN = 30
+
+
+def draw(options: argparse.Namespace) -> dict:
+    """Makes the catalogue."""
+    import nibabel as nib
+
+    rng = np.random.default_rng(42)
+    folders = {name: options.folder / f"keras_slices_{name}" for name in ("train", "seg_train")}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        array = rng.integers(0, 6 if name.startswith("seg") else 1000, SIZE)[..., None].astype(np.int16)
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder.parent / f"{name}.nii.gz")
+    for number in range(options.cases):
+        scan, place = divmod(number, SLICES_A_SCAN)
+        # A file has so many links at most.
+        if number % 30000 == 0:
+            sources = {name: shutil.copy(options.folder / f"{name}.nii.gz", options.folder / f"{name}_{number}.nii.gz") for name in folders}
+        for name, prefix in (("train", "case"), ("seg_train", "seg")):
+            os.link(sources[name], folders[name] / f"{prefix}_{scan:05d}_week_0_slice_{place}.nii.gz")
+    return {}
+
+
+def measure_training(options: argparse.Namespace) -> dict[str, float]:
+    """Prepares all cases and trains a few steps, with the functions of train.py."""
+    import train
+    from utils import RunConfig
+
+    began = time.perf_counter()
+    config = RunConfig("hipmri", data=str(options.folder), shape=SIZE, base_filters=4, cache=str(options.folder / "cache"), epochs=1)
+    job = train.prepare(config)
+    prepared = time.perf_counter() - began
+    trainer = train.make_trainer(job, job.count_steps())
+    trainer.fit(train.make_training_data(job, 0), epochs=1, steps_per_epoch=20, shuffle=False, verbose=0)
+    bundle = job.make_bundle({"dataset": "hipmri"})
+    bundle.save(options.folder / "bundle")
+    return {"memory": _peak(), "seconds": prepared}
+
+
+def measure_prediction(options: argparse.Namespace) -> dict[str, float]:
+    """Finds and predicts all slices, and drops the label maps."""
+    import predict
+    from modules.bundle import ModelBundle, predict_cases
+
+    began = time.perf_counter()
+    bundle = ModelBundle.load(options.folder / "bundle", engine="keras")
+    cases = predict.make_cases(predict.find_images([str(options.folder / "keras_slices_train")]), None, bundle)
+    for _ in predict_cases([bundle], cases):
+        pass
+    return {"memory": _peak(), "seconds": time.perf_counter() - began}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+STEPS = {"draw": draw, "training": measure_training, "prediction": measure_prediction}
+
+
+def main() -> None:
+    """Measures what `--step` says and prints it as JSON; without it all, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--step", choices=tuple(STEPS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        options.cases = options.cases[0]
+        print(json.dumps(STEPS[options.step](options)))
+        return
+    print(f"{'slices':>9}{'train GiB':>12}{'prepare s':>12}{'predict GiB':>13}{'slices/s':>10}")
+    for cases in options.cases:
+        with tempfile.TemporaryDirectory(prefix="scale-") as name:
+            folder = Path(name) / "hipmri"
+            for step in STEPS:
+                found = harness.run("scale", step, cases=cases, folder=folder) or {"memory": float("nan"), "seconds": float("nan")}
+                if step == "training":
+                    line = f"{cases:>9}{found['memory']:>12.2f}{found['seconds']:>12.1f}"
+        print(line + f"{found['memory']:>13.2f}{cases / found['seconds']:>10.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Data or device: training speed on real data over training speed on one batch again and again; a child of cpu.py and gpu.py.
+
+    python benchmarks/waiting.py --step ours --folder FOLDER       # where reading.py drew
+
+Both go through `Trainer.fit`, as train.py does, with light augmentation, on the slices of reading.py from a filled cache. They take
+turns, so that a machine that is busy for a while slows both.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import harness  # noqa: F401  (finds the modules)
+from reading import CLASSES, SIZES, list_pairs
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """The share, and samples a second on real data."""
+    from modules import cache, devices, networks
+    from modules.augment import AUGMENTATIONS, draw_parameters
+    from modules.pipeline import make_pipeline
+    from modules.preprocess import Preprocessing
+    from modules.volume import Case
+
+    devices.start_backend(42)
+    import keras
+    import tensorflow as tf
+
+    from modules.losses import SegmentationLoss
+    from modules.metrics import Overlap
+    from modules.trainer import Trainer
+
+    devices.choose_precision(options.precision)
+    size = SIZES["slices"]
+    cases = [Case(image.name[:-7], image.name[:-7], (image,), label) for image, label in list_pairs(options)]
+    values = {index: index for index in range(CLASSES)}
+    settings = {"dataset": "bench", "channels": ("T1",), "label_values": values, "folder": options.folder / "cache"}
+    prepared = cache.prepare_cases(cases, Preprocessing(2, shape=size), **settings)
+
+    def change(rng, spacing_mm):
+        return draw_parameters(rng, AUGMENTATIONS["light"], size, 1, spacing_mm=spacing_mm)
+
+    real = make_pipeline(prepared, size, 1, batch_size=options.batch, training=True, change=change)
+    batch = next(iter(real))
+    repeated = tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2)
+    network = networks.build("unet2d", (*size, 1), CLASSES, base_filters=options.base_filters)
+    trainer = Trainer(network, SegmentationLoss("dice_ce"), Overlap([str(index) for index in range(CLASSES)]))
+    trainer.compile(optimizer=keras.optimizers.Adam(1e-3))
+    trainer.fit(repeated, epochs=1, steps_per_epoch=2, verbose=0)
+    rates = {"real": [], "repeated": []}
+    for _ in range(5):
+        for name, data in (("real", real), ("repeated", repeated)):
+            trainer.fit(data, epochs=1, steps_per_epoch=1, verbose=0)
+            began = time.perf_counter()
+            trainer.fit(data, epochs=1, steps_per_epoch=options.steps, verbose=0)
+            rates[name].append(options.batch * options.steps / (time.perf_counter() - began))
+    shares = [real / repeated for real, repeated in zip(rates["real"], rates["repeated"], strict=True)]
+    return {"share": statistics.median(shares), "rate": statistics.median(rates["real"])}
+
+
+def main() -> None:
+    """Measures and prints it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--step", choices=("ours",), required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--kind", default="slices")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--base-filters", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--precision", default="float32")
+    print(json.dumps(measure(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
