@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from modules import cache, msd, phantom
+from modules import cache, msd
 from modules.cache import PreparedCase
 from modules.patches import PLANES, choose_points, cut, draw_start
 from modules.pipeline import derive_window
@@ -74,6 +74,17 @@ class DatasetSpec:
 
 
 # ---------------------------------------------------------------------------------------------------------------- finders
+
+
+def _draw(name: str) -> Callable[..., Path]:
+    """What writes the phantom of a data set; the drawing is imported when it is called."""
+
+    def write(root: Path, **options: Any) -> Path:
+        from modules import phantom
+
+        return getattr(phantom, f"write_{name}")(root, **options)
+
+    return write
 
 
 def _slice_label_name(name: str) -> str:
@@ -235,7 +246,7 @@ DATASETS: dict[str, DatasetSpec] = {
             preprocessing=Preprocessing(2, shape=(256, 128), intensity="min_max"),
             find=find_hipmri,
             label_name=_slice_label_name,
-            write_phantom=phantom.write_hipmri,
+            write_phantom=_draw("hipmri"),
         ),
         DatasetSpec(
             name="oasis",
@@ -249,7 +260,7 @@ DATASETS: dict[str, DatasetSpec] = {
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0, mean=0.1317, std=0.1864),
             find=find_oasis,
             label_name=_slice_label_name,
-            write_phantom=phantom.write_oasis,
+            write_phantom=_draw("oasis"),
         ),
         DatasetSpec(
             name="lgg",
@@ -263,7 +274,7 @@ DATASETS: dict[str, DatasetSpec] = {
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0),
             find=find_lgg,
             label_name=_lgg_label_name,
-            write_phantom=phantom.write_lgg,
+            write_phantom=_draw("lgg"),
         ),
         DatasetSpec(
             name="hipmri3d",
@@ -277,7 +288,7 @@ DATASETS: dict[str, DatasetSpec] = {
             preprocessing=Preprocessing(3, intensity="zscore"),
             find=find_hipmri3d,
             label_name=_hipmri3d_label_name,
-            write_phantom=phantom.write_hipmri3d,
+            write_phantom=_draw("hipmri3d"),
             defaults={"mode": "volume", "plane": "axial"},
         ),
         DatasetSpec(
@@ -292,7 +303,7 @@ DATASETS: dict[str, DatasetSpec] = {
             preprocessing=Preprocessing(3, intensity="zscore", foreground_crop=True),
             find=find_ibsr18,
             label_name=_ibsr18_label_name,
-            write_phantom=phantom.write_ibsr18,
+            write_phantom=_draw("ibsr18"),
             # Slices are 1.5 mm thick along the second axis and finer within: coronal.
             defaults={"plane": "coronal"},
         ),
@@ -308,7 +319,7 @@ DATASETS: dict[str, DatasetSpec] = {
             preprocessing=Preprocessing(3, intensity="zscore"),
             find=msd.find_msd,
             label_name=msd.name_label,
-            write_phantom=phantom.write_msd,
+            write_phantom=_draw("msd"),
             describe=_describe_msd,
         ),
     )

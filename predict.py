@@ -1,6 +1,7 @@
 """Predicts label maps for scans, each on its own grid: `python predict.py image.nii.gz`.
 
-The model knows its preprocessing and classes; without `--model` the run that finished last is taken.
+The model knows its preprocessing and classes; without `--model` the run that finished last is taken. `--export` writes a run's model
+for other programs instead.
 """
 
 import glob
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import dataset
 import utils
-from modules import devices, scoring
+from modules import engines, scoring
 from modules.bundle import ModelBundle, Predicted, predict_cases
+from modules.export import DESCRIPTION, FORMATS, export_model
 from modules.volume import NIFTI_SUFFIXES, SUFFIXES, Case, stem_of, suffix_of, write_label_like, write_probabilities_like
 from utils import log
 
@@ -27,23 +29,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     options = _parse(argv)
     utils.start_log()
+    if options.export:
+        export(options)
+        return
     runs = utils.list_runs(Path(run) for run in options.model or [utils.newest_run()])
     files = find_images(options.paths)
-    devices.import_keras()
-    bundles = [ModelBundle.load(run) for run in runs]
+    bundles = [ModelBundle.load(run, options.engine) for run in runs]
     cases = make_cases(files, Path(options.labels) if options.labels else None, bundles[0])
-    log.info("%d case(s), model %s: %s", len(cases), ", ".join(map(str, runs)), ", ".join(bundles[0].class_names))
+    names = [f"{run} ({bundle.engine})" for run, bundle in zip(runs, bundles, strict=True)]
+    log.info("%d case(s), model %s: %s", len(cases), ", ".join(names), ", ".join(bundles[0].class_names))
 
+    output = Path(options.output or "predictions")
     with utils.PredictionProgress(len(cases), "predicting") as progress:
         settings = progress.settings(overlap=options.overlap, mirror=options.mirror)
         predicted = progress.count(predict_cases(bundles, cases, settings, keep_probabilities=options.probabilities))
-        written = write_predictions(predicted, bundles[0], Path(options.output))
+        written = write_predictions(predicted, bundles[0], output)
         scores = list(scoring.score_predictions((item[:4] for item in written), bundles[0].class_names))
     if options.labels:
-        scoring.write_scores(Path(options.output) / "scores.csv", scores)
+        scoring.write_scores(output / "scores.csv", scores)
         for line in scoring.format_summary(scoring.summarise(scores)):
             log.info("%s", line)
-    log.info("label maps and pictures: %s", options.output)
+    log.info("label maps and pictures: %s", output)
+
+
+def export(options: Namespace) -> None:
+    """Writes the model of the one run in `options.paths` for other programs.
+
+    Raises:
+        ValueError: If there is not exactly one, and for what `modules.export.export_model` refuses.
+    """
+    runs = utils.list_runs(Path(path) for path in options.paths)
+    if len(runs) != 1:
+        raise ValueError(f"Expected one run to export. Received: {', '.join(map(str, runs))}. Name one of them.")
+    bundle = ModelBundle.load(runs[0], "keras")
+    path = export_model(bundle, options.export, Path(options.output or runs[0] / "export"))
+    log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
@@ -152,18 +172,29 @@ def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, outpu
 
 def _parse(argv: Sequence[str] | None) -> Namespace:
     parser = utils.OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)}")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)}; for --export the run")
     parser.add_argument(
         "--model",
         nargs="+",
         metavar="RUN",
         help="runs, cross-validations or bundles; of several models the mean (default: the run under runs/ that finished last)",
     )
+    parser.add_argument(
+        "--engine",
+        choices=engines.ENGINES,
+        default="auto",
+        help="what computes the model; auto: on a CPU OpenVINO, where it is installed and the model was converted, else Keras",
+    )
     parser.add_argument("--overlap", type=float, default=0.5, help="share of a window that its neighbour has too (default %(default)s)")
     parser.add_argument("--mirror", action="store_true", help="average over flips too: better by a little, 4 to 8 times as slow")
-    parser.add_argument("--output", metavar="DIR", default="predictions", help="where to write (default %(default)s)")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
+    parser.add_argument(
+        "--export",
+        choices=FORMATS,
+        help="write the model of the run PATH for other programs, and how it is used; no prediction",
+    )
     options = parser.parse_args(argv)
     if not 0 <= options.overlap < 1:
         raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")

@@ -15,7 +15,7 @@ import numpy as np
 import dataset
 import utils
 from modules import devices, folds, networks, proof, scoring, tracking
-from modules.bundle import ModelBundle, hash_weights, predict_cases
+from modules.bundle import ModelBundle, add_provenance, convert_bundle, hash_weights, predict_cases
 from modules.cache import PreparedCase
 from modules.patches import PLANES
 from modules.pipeline import PatchDraw, count_samples, derive_window, make_pipeline
@@ -259,6 +259,7 @@ def make_trainer(job: Job, steps: int):
     """Compiles what trains the job's network, `steps` batches an epoch."""
     import keras
 
+    from modules.convolutions import speed_up_gradients
     from modules.losses import SegmentationLoss
     from modules.metrics import Overlap
     from modules.optimizers import make_optimizer, make_schedule
@@ -272,12 +273,14 @@ def make_trainer(job: Job, steps: int):
     )
     decoupled = config.optimizer == "adamw"
     loss = SegmentationLoss(config.loss, _weigh_classes(config, job.prepared["train"], len(job.spec.class_names)), config.batch_dice)
+    deep = networks.with_deep_supervision(job.network) if config.deep_supervision else None
+    speed_up_gradients(deep or job.network)
     trainer = Trainer(
         job.network,
         loss,
         Overlap(job.spec.class_names),
         job.spec.mirrored_indices(),
-        deep=networks.with_deep_supervision(job.network) if config.deep_supervision else None,
+        deep=deep,
         l2=0.0 if decoupled else config.weight_decay / devices.count_replicas(),
         average=config.ema,
     )
@@ -335,7 +338,11 @@ def score(config: RunConfig, cases: Sequence[Case], folder: Path, summary: dict,
     """Scores the saved bundle on the test cases as they lie on disk, slices also as whole scans; draws three of them."""
     from modules import reports
 
-    bundle = ModelBundle.load(folder / "bundle")
+    # What predict.py will compute with is what is scored.
+    saved = ModelBundle.load(folder, "keras")
+    convert_bundle(saved, folder)
+    bundle = ModelBundle.load(folder)
+    log.info("scored by engine %s", bundle.engine)
     with utils.PredictionProgress(len(cases), "scoring") as progress:
         predicted = predict_cases([bundle], cases, progress.settings())
         scores = list(scoring.score_predictions((item[:4] for item in progress.count(predicted)), bundle.class_names))
@@ -352,12 +359,19 @@ def score(config: RunConfig, cases: Sequence[Case], folder: Path, summary: dict,
         reports.draw_comparison(folder / "figures" / f"comparison_{name}_{case.case_id}.png", *drawn, title=title, scores=dice, **geometry)
         if item.label.ndim == 3:
             reports.draw_montage(folder / "figures" / f"montage_{name}_{case.case_id}.png", *drawn, title=title, **geometry)
-    replace(bundle, provenance={**bundle.provenance, "scores": utils.without_nan(means)}).save(folder / "bundle")
+    add_provenance(folder, scores=utils.without_nan(means))
     first_steps = utils.read_json(folder / "proof.json")
     intervals = scoring.estimate_intervals(scores, scoring.map_subjects(cases))
     utils.write_json(
         folder / "summary.json",
-        {**summary, "first_steps": first_steps, "bundle_weights_sha256": hash_weights(bundle.model), "test": means, "intervals": intervals},
+        {
+            **summary,
+            "first_steps": first_steps,
+            "bundle_weights_sha256": hash_weights(saved.model),
+            "engine": bundle.engine,
+            "test": means,
+            "intervals": intervals,
+        },
     )
     tracker.log_summary(means)
     log.info("pictures: %s\nnext: python predict.py IMAGE --model %s", folder / "figures", folder)
@@ -433,7 +447,8 @@ def verify(config: RunConfig, run: Path, limit: int | None = None) -> None:
     log.info("training: the first %d steps give the same weights, SHA-256 %.16s...", expected["steps"], expected["weights_sha256"])
     if (run / "summary.json").is_file():
         summary = utils.read_json(run / "summary.json")
-        proof.check_equal("weights of the bundle", summary["bundle_weights_sha256"], hash_weights(ModelBundle.load(run).model), run)
+        model = ModelBundle.load(run, "keras").model
+        proof.check_equal("weights of the bundle", summary["bundle_weights_sha256"], hash_weights(model), run)
         log.info("bundle: weights are those that were scored, SHA-256 %.16s...", summary["bundle_weights_sha256"])
 
 

@@ -18,8 +18,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dataset import DATASETS, DatasetSpec
 from modules.bundle import Settings
 from modules.devices import PRECISIONS
@@ -421,6 +419,8 @@ class PredictionProgress:
 
     def __init__(self, cases: int, what: str) -> None:
         """Args: cases: how many; what: the bar's name."""
+        from tqdm import tqdm
+
         self._bar = tqdm(total=cases, desc=what, unit="case", leave=False, disable=None)
         self._windows: tqdm | None = None
         self._cropped: list[Plan] = []
@@ -440,6 +440,8 @@ class PredictionProgress:
             self._cropped.append(plan)
         if len(plan.starts) == 1:
             return
+        from tqdm import tqdm
+
         log.info("%s", plan)
         self._windows = self._windows or tqdm(total=0, unit="window", leave=False, disable=None)
         self._windows.total += len(plan.starts)
@@ -491,6 +493,8 @@ class _ConsoleHandler(logging.Handler):
     """Writes to standard output without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
         tqdm.write(self.format(record), file=sys.stdout)
 
 

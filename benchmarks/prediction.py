@@ -28,8 +28,8 @@ NAMES = tuple(f"class {index}" for index in range(CLASSES))
 
 def draw(options: argparse.Namespace) -> dict:
     """Makes the bundles."""
-    from modules import devices, engines, networks
-    from modules.bundle import ModelBundle
+    from modules import devices, networks
+    from modules.bundle import ModelBundle, convert_bundle
     from modules.preprocess import Preprocessing
 
     devices.start_backend(42)
@@ -47,7 +47,8 @@ def draw(options: argparse.Namespace) -> dict:
             output_values=values,
         )
         bundle.save(options.folder / f"bundle_{kind}")
-    return {"engines": list(engines.ENGINES)}
+        convert_bundle(bundle, options.folder / f"bundle_{kind}")
+    return {}
 
 
 def measure_ours(options: argparse.Namespace) -> dict[str, float]:

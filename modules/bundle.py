@@ -3,22 +3,27 @@
 import dataclasses
 import hashlib
 import json
+import logging
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from modules import inference
+from modules import devices, engines, inference
 from modules.patches import cut, make_grid
 from modules.preprocess import Geometry, Preprocessing, find_orientation
-from modules.volume import Case, Volume, read_label_of, read_volume
+from modules.volume import Case, Volume, hash_file, read_label_of, read_volume, replace_file
 
-FORMAT = 2
+FORMAT = 3
+MODEL_FILE = "model.keras"
+log = logging.getLogger("mri")
 T = TypeVar("T")
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
@@ -66,10 +71,11 @@ class Predicted(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A folder of `model.keras` and `bundle.json`.
+    """A folder of `model.keras`, `bundle.json` and, once it was converted, the files of OpenVINO.
 
     Attributes:
-        model: A `keras.Model` from `(B, *P, C)` to probabilities `(B, *P, K)`, or `(B, *P, 1)` for a binary task.
+        model: From `(B, *P, C)` to probabilities `(B, *P, K)`, or `(B, *P, 1)` for a binary task: a `keras.Model`, or what stands for
+            it with the same `predict_on_batch`, see `engine`.
         preprocessing: What the model expects of its input.
         window: What the model sees at once, in the rank of the preprocessed case. A 2-D model of volumes has one 1 in it, along the
             axis that its slices lie across.
@@ -79,6 +85,7 @@ class ModelBundle:
         output_values: The value each class is written with, by class index.
         mirrored_labels: Pairs of class indices that change places when left and right are flipped.
         provenance: Data set, seed, versions, scores: for the record, not for the prediction.
+        engine: What the model is computed by, "keras" or "openvino"; decided when the bundle is loaded, and no part of what is saved.
     """
 
     model: Any
@@ -90,15 +97,22 @@ class ModelBundle:
     output_values: tuple[int, ...]
     mirrored_labels: tuple[tuple[int, int], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = "keras"
 
     def save(self, folder: Path) -> None:
-        """Writes the bundle; `folder` is replaced whole, never half."""
+        """Writes the bundle, not converted; `folder` is replaced whole, never half.
+
+        Raises:
+            ValueError: If it was loaded without its Keras model.
+        """
+        if self.engine != "keras":
+            raise ValueError(f"Expected a bundle with its Keras model to save. Received: one loaded for {self.engine}. Load it for keras.")
         folder = _take_back(Path(folder))
         temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
-        self.model.save(temporary / "model.keras")
+        self.model.save(temporary / MODEL_FILE)
         record = {
             "format": FORMAT,
             "preprocessing": dataclasses.asdict(self.preprocessing),
@@ -110,42 +124,37 @@ class ModelBundle:
             "mirrored_labels": self.mirrored_labels,
             "provenance": dict(self.provenance),
             "intended_use": INTENDED_USE,
-            "model_sha256": _hash_bytes((temporary / "model.keras").read_bytes()),
+            "files_sha256": {MODEL_FILE: hash_file(temporary / MODEL_FILE)},
         }
-        record["bundle_sha256"] = _hash_record(record)
-        (temporary / "bundle.json").write_text(json.dumps(record, indent=2) + "\n")
+        _write_record(temporary / "bundle.json", record)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path) -> "ModelBundle":
-        """Reads a bundle; no code from the file is run.
+    def load(cls, folder: Path, engine: str = "auto") -> "ModelBundle":
+        """Reads a bundle; no code from the file is run, and Keras is imported only where it is the engine.
 
         Args:
             folder: A bundle, or a run that contains one.
+            engine: One of `engines.ENGINES`, see `engines.choose_engine`. Only "keras" is sure to give a `keras.Model`.
 
         Raises:
             FileNotFoundError: If there is no bundle.
-            ValueError: If a file was cut or altered since it was saved, or is of another format.
+            ValueError: If a file was cut or altered since it was saved, or is of another format; and if the engine cannot be had.
         """
-        folder = _take_back(Path(folder))
-        if _take_back(folder / "bundle").is_dir():
-            folder = folder / "bundle"
-        for name in ("bundle.json", "model.keras"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"Expected a trained model in {folder}. Received: no {name} there. Give a finished run.")
+        folder = find_bundle(folder)
         record = _read_record(folder / "bundle.json")
-        if _hash_bytes((folder / "model.keras").read_bytes()) != record["model_sha256"]:
-            raise ValueError(
-                f"Expected {folder / 'model.keras'} as it was saved. Received: a file cut or altered since. Train or copy it again."
-            )
-        import keras
-
+        there = {name for name in record["files_sha256"] if (folder / name).is_file()}
+        for name in sorted(there):
+            if hash_file(folder / name) != record["files_sha256"][name]:
+                raise ValueError(
+                    f"Expected {folder / name} as it was saved. Received: a file cut or altered since. Train or copy it again."
+                )
+        engine = engines.choose_engine(engine, folder, set(engines.OPENVINO_FILES) <= there)
         preprocessing = {name: tuple(value) if isinstance(value, list) else value for name, value in record["preprocessing"].items()}
-        model = keras.models.load_model(folder / "model.keras", compile=False, safe_mode=True)
-        _compute_in_full(model)
+        model = engines.OpenVinoModel(folder) if engine == "openvino" else _load_keras(folder / MODEL_FILE)
         return cls(
             model=model,
             preprocessing=Preprocessing(**preprocessing),
@@ -156,6 +165,7 @@ class ModelBundle:
             output_values=tuple(record["output_values"]),
             mirrored_labels=tuple((first, second) for first, second in record["mirrored_labels"]),
             provenance=record["provenance"],
+            engine=engine,
         )
 
     @property
@@ -208,7 +218,7 @@ class ModelBundle:
     def _make_predictor(self, settings: Settings, order: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
         """From windows `(B, *window, C)` with their axes in that order to probabilities, whatever rank and head the model has."""
         window = self.deep_window
-        across = window.index(1) + 1 if len(self.model.input_shape) == 4 else None
+        across = window.index(1) + 1 if 1 in window else None
 
         def predict(inputs: np.ndarray) -> np.ndarray:
             outputs = np.asarray(self.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
@@ -346,6 +356,62 @@ def hash_weights(model) -> str:
     return digest.hexdigest()
 
 
+def convert_bundle(bundle: ModelBundle, folder: Path) -> None:
+    """Adds to a saved bundle what OpenVINO computes it from, where it is installed; the log says it where the model cannot be converted.
+
+    Args:
+        bundle: As loaded from `folder`, with its Keras model.
+        folder: The bundle, or the run that contains it.
+    """
+    folder = find_bundle(folder)
+    record = _read_record(folder / "bundle.json")
+    if set(engines.OPENVINO_FILES) <= set(record["files_sha256"]) or not engines.has_openvino():
+        return
+    with TemporaryDirectory(dir=folder, prefix=".") as temporary:
+        try:
+            engines.write_openvino(bundle.model, Path(temporary))
+        except ValueError as error:
+            # The model is as good without them.
+            log.warning("the bundle has no files for OpenVINO, Keras predicts: %s", error)
+            return
+        for name in engines.OPENVINO_FILES:
+            os.replace(Path(temporary) / name, folder / name)
+    # Until this is written, the new files are nobody's: a run that is killed here converts again.
+    hashes = {name: hash_file(folder / name) for name in engines.OPENVINO_FILES}
+    _write_record(folder / "bundle.json", record | {"files_sha256": record["files_sha256"] | hashes})
+
+
+def add_provenance(folder: Path, **values: Any) -> None:
+    """Adds to the provenance of a saved bundle; `folder` is the bundle, or the run that contains it."""
+    path = find_bundle(folder) / "bundle.json"
+    record = _read_record(path)
+    _write_record(path, record | {"provenance": record["provenance"] | values})
+
+
+def find_bundle(folder: Path) -> Path:
+    """The folder of a bundle, given that or the run that contains it.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    folder = _take_back(Path(folder))
+    if _take_back(folder / "bundle").is_dir():
+        folder = folder / "bundle"
+    for name in ("bundle.json", MODEL_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"Expected a trained model in {folder}. Received: no {name} there. Give a finished run.")
+    return folder
+
+
+def _load_keras(path: Path):
+    devices.import_keras()
+    import keras
+
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    _compute_in_full(model)
+    return model
+
+
 def _compute_in_full(model) -> None:
     """Lets layers that were trained in half precision compute in the precision of their weights: a CPU has no faster one, and no better."""
     for layer in model.layers:
@@ -378,9 +444,11 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _hash_bytes(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a bundle's description with its own hash, by way of a temporary name."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps({**record, "bundle_sha256": _hash_record(record)}, indent=2) + "\n")
 
 
 def _hash_record(record: Mapping[str, Any]) -> str:
-    return _hash_bytes(json.dumps(record, sort_keys=True, default=list).encode())
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=list).encode()).hexdigest()

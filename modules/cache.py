@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from modules.patches import choose_points, cut_into
 from modules.preprocess import Preprocessing
@@ -240,6 +239,8 @@ def prepare_cases(
 
 def _map_threads(function: Callable[[Sequence], dict], chunks: Sequence[Sequence], workers: int) -> dict:
     """Joins what the function makes of each chunk. Threads are enough: inflating and decoding release Python's lock."""
+    from tqdm import tqdm
+
     executor, results = ThreadPoolExecutor(max_workers=min(16, workers)), {}
     try:
         with tqdm(total=sum(map(len, chunks)), desc="reading", unit="case", disable=None, leave=False) as bar:

@@ -155,7 +155,7 @@ def test_without_a_model_the_run_that_finished_last_is_taken(runs, phantoms, mon
 
 def test_binary_target_has_one_logit_and_the_files_own_value(phantoms, tmp_path):
     run = _train(tmp_path, phantoms / "hipmri", "--target", "body", "--loss", "bce", "--epochs", "1", "--seed", "7")
-    bundle = ModelBundle.load(run)
+    bundle = ModelBundle.load(run, "keras")
     assert bundle.model.output.shape[-1] == 1
     assert (bundle.class_names, bundle.output_values) == (("background", "body"), (0, 1))
 

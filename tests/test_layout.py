@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "volume": 0, "patches": 0, "devices": 0, "optimizers": 0, "augment": 0, "loss_spec": 0, "metrics": 0, "proof": 1,
     "losses": 1, "phantom": 1, "preprocess": 1, "msd": 1, "scoring": 1, "inference": 1, "networks": 1, "trainer": 1,
-    "folds": 1, "bundle": 2, "cache": 2, "reports": 2, "pipeline": 3, "callbacks": 3, "tracking": 3,
+    "engines": 1, "convolutions": 0, "folds": 1, "bundle": 2, "cache": 2, "reports": 2,
+    "pipeline": 3, "callbacks": 3, "tracking": 3, "export": 3,
 }  # fmt: skip
 SOURCES = sorted((ROOT / "modules").rglob("*.py"))
 

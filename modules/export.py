@@ -1,0 +1,240 @@
+"""A bundle's model for other programs: an ONNX file or a TensorFlow SavedModel, with all that is done before and after it in words."""
+
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modules import engines
+from modules.bundle import INTENDED_USE, ModelBundle
+from modules.preprocess import Preprocessing
+from modules.volume import hash_file, replace_file
+
+FORMATS = ("onnx", "savedmodel")
+DESCRIPTION = "preprocessing.json"
+_FILES = {"onnx": "model.onnx", "savedmodel": "saved_model"}
+_CALLS = {
+    "onnx": "onnxruntime.InferenceSession(file).run(None, {input: images})[0]",
+    "savedmodel": "tensorflow.saved_model.load(file).serve(images)",
+}
+_CANONICAL = "from left to right", "from back to front (posterior to anterior)", "from foot to head (inferior to superior)"
+
+
+def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
+    """Writes `model.onnx` or `saved_model/`, and `preprocessing.json`, which says in words and numbers how either is used.
+
+    Each comes under a temporary name first. What the folder has of the other kind stays, and stays described, if it is of the same model.
+
+    Args:
+        bundle: With its Keras model.
+        kind: One of `FORMATS`.
+        folder: Made where it is not there.
+
+    Returns:
+        The model's path.
+
+    Raises:
+        ValueError: If a package is missing, the backend is not TensorFlow, or the model cannot be converted.
+    """
+    import keras
+
+    if kind not in FORMATS:
+        raise ValueError(f"Expected a format in {FORMATS}. Received: {kind!r}.")
+    if missing := [name for name in ("onnx", "tf2onnx") if kind == "onnx" and importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"Expected the packages onnx and tf2onnx to export ONNX. Received: no {' and no '.join(missing)}. pip install onnx tf2onnx"
+        )
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"Expected KERAS_BACKEND=tensorflow to export. Received: {keras.backend.backend()}. Set it for this command: a model that was "
+            "trained under any backend loads under TensorFlow."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _FILES[kind]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as parent:
+        temporary = Path(parent) / path.name
+        handlers = list(logging.root.handlers)
+        model, name = (engines.plain_to_export(bundle.model), kind) if kind == "onnx" else (bundle.model, "tf_saved_model")
+        try:
+            with warnings.catch_warnings():
+                # About NumPy's future, within Keras.
+                warnings.simplefilter("ignore", FutureWarning)
+                model.export(str(temporary), format=name, verbose=False)
+        except Exception as error:  # Each of the converter's layers fails in a way of its own.
+            reason = " ".join((str(error).strip() or repr(error)).splitlines()[-1].split())
+            raise ValueError(
+                f"Expected a model that can be exported as {kind}. Received: {reason}. Choose the other of {FORMATS}."
+            ) from error
+        finally:
+            # The converters give the root logger a handler, and every line of ours would come twice.
+            logging.root.handlers[:] = handlers
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    description = describe(bundle)
+    models = {kind: _describe_files(path, kind)} | {
+        other: known for other, known in _read_models(folder, description).items() if other != kind
+    }
+    with replace_file(folder / DESCRIPTION) as temporary:
+        temporary.write_text(json.dumps(description | {"models": models}, indent=2) + "\n")
+    return path
+
+
+def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
+    """All that is done with a scan before and after the model, as JSON: numbers under names, and a sentence beside each.
+
+    Args:
+        bundle: Any.
+        overlap: Of windows, that `predict.py` has unless it is told another.
+    """
+    shape = [size for size in bundle.window if size > 1]
+    volumes = bundle.preprocessing.spatial_dims == 3
+    axes = [name for name, size in zip(_name_axes(volumes), bundle.window, strict=True) if size > 1]
+    binary = len(bundle.class_names) == 2
+    return {
+        "about": "How to use the models in this folder without the program that made them. Do the steps in order, each with the result of "
+        "the one before; lay the windows; run the model on them; turn its output into labels.",
+        "intended_use": INTENDED_USE,
+        "input": {
+            "dtype": "float32",
+            "shape": [None, *shape, len(bundle.channels)],
+            "axes": ["sample, any number of them", *axes, "channel"],
+            "channels": list(bundle.channels),
+        },
+        "steps": _describe_steps(bundle.preprocessing),
+        "windows": {
+            "shape": list(bundle.window),
+            "overlap": overlap,
+            "starts": "round(i * (size - n) / (m - 1)) for i from 0 to m - 1, m = ceil((size - n) / max(1, floor(n * (1 - overlap)))) + 1, "
+            "along an axis of more than the window's n voxels; else one, at -floor((n - size) / 2)",
+            "weight": "max(exp(-0.5 * ((i - (n - 1) / 2) / (n / 8))**2), 0.001) at voxel i of n, multiplied over the axes; "
+            "1 along an axis with one window",
+            "text": "The model sees windows of this shape, and without the axis where it is 1: slices, one by one. Voxels of a window "
+            "outside of the image are each channel's smallest value. Where windows overlap, their probabilities are averaged with "
+            "this weight.",
+        },
+        "output": {
+            "dtype": "float32",
+            "shape": [None, *shape, 1 if binary else len(bundle.class_names)],
+            "values": "probability of class 1, from 0 to 1; that of class 0 is the rest to 1"
+            if binary
+            else "probability of each class, in the order of `classes`; they sum to 1",
+            "text": "Probabilities, not labels, are put back on the scan's grid: undo the steps in reverse order, with linear "
+            "interpolation, and call what the model never saw background. A voxel's label is the class of the largest probability, the "
+            "first of equal ones.",
+        },
+        "classes": [
+            {"index": index, "name": name, "value_in_file": value}
+            for index, (name, value) in enumerate(zip(bundle.class_names, bundle.output_values, strict=True))
+        ],
+        "mirrored_labels": {
+            "pairs": [list(pair) for pair in bundle.mirrored_labels],
+            "text": "Classes that change places when an image is flipped from left to right.",
+        },
+        "provenance": json.loads(json.dumps(dict(bundle.provenance), default=str)),
+    }
+
+
+def _describe_steps(preprocessing: Preprocessing) -> list[dict[str, Any]]:
+    volumes = preprocessing.spatial_dims == 3
+    steps: list[dict[str, Any]] = [
+        {
+            "step": "read",
+            "spatial_dims": preprocessing.spatial_dims,
+            "text": "Intensities as float32, after the file's own slope and intercept. Axes of length one are dropped. The last axis is "
+            "that of the channels, in RGB order for pictures.",
+        },
+        {
+            "step": "orientation",
+            "axes": _name_axes(volumes),
+            "text": "Swap and flip axes, without resampling, to the closest canonical orientation (RAS+)."
+            if volumes
+            else "As in the file.",
+        },
+    ]
+    if preprocessing.foreground_crop:
+        text = "Cut to the smallest box that holds all voxels brighter than their channel's darkest."
+        steps.append({"step": "foreground", "text": text})
+    steps.append({"step": "intensity", "kind": preprocessing.intensity} | _describe_intensity(preprocessing))
+    resampling = (
+        "Voxels are areas: a linear interpolation where there are to be more, the mean over each new voxel's area where fewer."
+        if preprocessing.interpolation == "linear"
+        else "Voxels are areas: a cubic spline where there are to be more, the mean over each new voxel's area where fewer."
+    )
+    if preprocessing.spacing_mm:
+        text = f"Resample to this many mm a voxel along each axis, round(size * spacing / new spacing) voxels. {resampling}"
+        steps.append(
+            {"step": "spacing", "spacing_mm": list(preprocessing.spacing_mm), "interpolation": preprocessing.interpolation, "text": text}
+        )
+    if preprocessing.shape and preprocessing.resize:
+        text = f"Resample the whole field of view to this shape. {resampling}"
+        steps.append({"step": "resize", "shape": list(preprocessing.shape), "interpolation": preprocessing.interpolation, "text": text})
+    elif preprocessing.shape:
+        text = (
+            "Crop or pad each axis about its middle to this shape. Cropping drops floor((size - target) / 2) voxels at the start, padding "
+            "adds floor((target - size) / 2) there; padding is each channel's smallest value."
+        )
+        steps.append({"step": "shape", "shape": list(preprocessing.shape), "text": text})
+    return steps
+
+
+def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The formula of a normalisation, with its numbers."""
+    constant = "A channel of one value becomes 0. A foreground of one value is treated as min_max."
+    foreground = "Foreground is what is brighter than the channel's smallest value."
+    if preprocessing.intensity == "fixed":
+        numbers = {"scale": preprocessing.scale, "mean": preprocessing.mean, "std": preprocessing.std}
+        return numbers | {"formula": "(x / scale - mean) / std", "text": f"No intensity above {preprocessing.scale:g} is expected."}
+    formulas = {
+        "min_max": ("(x - min) / (max - min)", "Of each channel of each scan. A channel of one value becomes 0."),
+        "percentile": (
+            "clip((x - p0.5) / (p99.5 - p0.5), 0, 1)",
+            f"p are percentiles, linearly interpolated, of the foreground of each channel of each scan. {foreground} {constant}",
+        ),
+        "zscore": (
+            "(x - mean) / std",
+            f"Mean and standard deviation of the foreground of each channel of each scan. {foreground} {constant}",
+        ),
+    }
+    formula, text = formulas[preprocessing.intensity]
+    return {"formula": formula, "text": text}
+
+
+def _name_axes(volumes: bool) -> Sequence[str]:
+    return list(_CANONICAL) if volumes else ["first of the file (rows of a picture)", "second of the file (columns of a picture)"]
+
+
+def _describe_files(path: Path, kind: str) -> dict[str, Any]:
+    """Where a model lies, the SHA-256 of its files, the names of its ends, how it is called, and by what it was made."""
+    import keras
+    import tensorflow as tf
+
+    versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
+    if kind == "onnx":
+        import onnx
+        import tf2onnx
+
+        graph = onnx.load(path, load_external_data=False).graph
+        ends = {"input": graph.input[0].name, "output": graph.output[0].name}
+        versions |= {"onnx": onnx.__version__, "tf2onnx": tf2onnx.__version__}
+    else:
+        signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+        ends = {"input": next(iter(signature.structured_input_signature[1])), "output": next(iter(signature.structured_outputs))}
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    hashes = {str(file.relative_to(path.parent)): hash_file(file) for file in files}
+    return {"file": path.name, **ends, "call": _CALLS[kind], "files_sha256": hashes, "versions": versions}
+
+
+def _read_models(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
+    """What the folder's description says of models, if it describes the same bundle."""
+    try:
+        known = json.loads((folder / DESCRIPTION).read_text())
+        return known.pop("models") if {**known, "models": {}} == {**description, "models": {}} else {}
+    except (OSError, ValueError, AttributeError, KeyError):
+        # None there, or one that says nothing: it is written anew.
+        return {}
