@@ -205,7 +205,7 @@ def read_cases(
 
 def fit(config: RunConfig, bundle: ModelBundle, job: Job, folder: Path, tracker: tracking.Tracker) -> int:
     """Trains the network, which the bundle's model shares its weights with; saves the best bundle; returns its epoch (from 1)."""
-    from modules.callbacks import Checkpoint, FirstSteps, KeepBest, Progress, Record
+    from modules.callbacks import Checkpoint, FirstSteps, KeepBest, Progress, Record, StepCallbacks
     from modules.trainer import UseAverages
 
     steps = job.count_steps()
@@ -248,7 +248,7 @@ def fit(config: RunConfig, bundle: ModelBundle, job: Job, folder: Path, tracker:
                 initial_epoch=begin,
                 epochs=end,
                 steps_per_epoch=steps - checkpoint.step % steps,
-                callbacks=callbacks,
+                callbacks=StepCallbacks(callbacks, trainer),
                 shuffle=False,
                 verbose=0,
             )

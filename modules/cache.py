@@ -147,13 +147,13 @@ def read_pack(path: Path) -> dict[str, PreparedCase]:
         with path.open("rb") as file:
             line = file.readline()
             size = os.fstat(file.fileno()).st_size
-        body, cases, end = _align(len(line)), {}, 0
+        place, body, cases, end = str(path), _align(len(line)), {}, 0
         for record in json.loads(line):
             # Cases of one size share one tuple.
             names = ("shape", "darkest", "counts", "spacing_mm")
             shared = {name: _SHARED.setdefault(value, value) for name in names for value in [tuple(record[name])]}
             offset, digests = body + record["offset"], bytes.fromhex(record["digests"])
-            case = PreparedCase(str(path), offset, channels=record["channels"], digests=digests, **shared)
+            case = PreparedCase(place, offset, channels=record["channels"], digests=digests, **shared)
             cases[record["key"]] = case
             end = offset + _align(case.size)
     except (OSError, ValueError, KeyError, TypeError):

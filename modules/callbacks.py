@@ -6,12 +6,14 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from tqdm import tqdm
 
 from modules import reports
@@ -302,6 +304,30 @@ class FirstSteps(keras.callbacks.Callback):
         self._done += 1
         if self._done == self._number:
             self._reached(self.model)
+
+
+class StepCallbacks(keras.callbacks.CallbackList):
+    """Callbacks that are told of a training step, but not of its losses.
+
+    Keras reads the losses of every step before it hands out the next, and a GPU has nothing to do meanwhile. Callbacks here only count
+    steps; what an epoch came to they are told at its end.
+    """
+
+    # The device may be so many steps behind; without a bound the batches that wait for it would fill its memory.
+    AHEAD = 2
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model) -> None:
+        """Args: callbacks: in their order; model: that is fitted."""
+        super().__init__(callbacks, add_history=True, model=model)
+        self._waiting: deque = deque()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Passes the step on once the one before the last is done."""
+        self._waiting.extend(list(logs.values())[:1])
+        if len(self._waiting) > self.AHEAD:
+            ops.convert_to_numpy(self._waiting.popleft())
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch)
 
 
 class Progress(keras.callbacks.Callback):

@@ -49,7 +49,7 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """One thing to predict, and where it lies.
 

@@ -1,10 +1,12 @@
 """Which epoch is kept, when a training stops, and what a checkpoint brings back."""
 
+import typing
+
 import keras
 import numpy as np
 import pytest
 
-from modules.callbacks import Checkpoint, FirstSteps, KeepBest, Record
+from modules.callbacks import Checkpoint, FirstSteps, KeepBest, Record, StepCallbacks
 
 
 class _Model:
@@ -218,3 +220,42 @@ def test_an_interrupted_epoch_keeps_its_seconds_and_silent_hosts_write_nothing(t
     assert 100 <= rows[0]["seconds"] < 160
     assert record.state()[1] == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_steps_are_passed_on_without_reading_their_losses_until_two_later():
+    class Loss:
+        read = 0
+
+        def __array__(self, *_, **__):
+            Loss.read += 1
+            return np.ones((), np.float32)
+
+    class Seen(keras.callbacks.Callback):
+        steps: typing.ClassVar = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.steps.append((batch, logs, Loss.read))
+
+    inputs = keras.Input((1,))
+    callbacks = StepCallbacks([Seen()], keras.Model(inputs, keras.layers.Dense(1)(inputs)))
+    for step in range(5):
+        callbacks.on_train_batch_end(step, {"loss": Loss(), "other": None})
+    assert Seen.steps == [(0, None, 0), (1, None, 0), (2, None, 1), (3, None, 2), (4, None, 3)]
+
+
+def test_what_an_epoch_came_to_is_told_as_ever():
+    class Seen(keras.callbacks.Callback):
+        epochs: typing.ClassVar = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs.append(logs)
+
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="ones")(inputs))
+    model.compile("sgd", "mse")
+    data, zeros = np.ones((4, 1)), np.zeros((4, 1))
+    model.fit(data, zeros, batch_size=1, epochs=2, validation_data=(data, zeros), verbose=0, callbacks=StepCallbacks([Seen()], model))
+    assert len(Seen.epochs) == 2
+    # Of a weight and a bias that go down by 0.02 times the error each, four times.
+    assert Seen.epochs[0]["loss"] == pytest.approx(np.mean([0.96 ** (2 * step) for step in range(4)]), rel=1e-5)
+    assert Seen.epochs[0]["val_loss"] == pytest.approx(0.96**8, rel=1e-5)
