@@ -64,6 +64,7 @@ def train(config: RunConfig, folder: Path | None = None, resume: bool = False, l
     environment |= {"precision": job.precision, "devices": job.devices}
     if resume:
         _check_unchanged(folder, environment, job.manifest)
+        devices.on_main(lambda: utils.sweep(folder))
     else:
         case_ids = {name: [case.case_id for case in members] for name, members in job.splits.items()}
         record = {"config": config.to_json(), **environment, "splits": case_ids}

@@ -355,6 +355,13 @@ def make_run_folder(folder: Path, **records: Any) -> None:
     temporary.rename(folder)
 
 
+def sweep(folder: Path) -> None:
+    """Removes what a killed run left half written under temporary names; a bundle that it had just moved aside is kept."""
+    for path in list(folder.rglob(".*")):
+        if path.name != ".bundle.old":
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def list_runs(runs: Iterable[Path]) -> list[Path]:
     """The runs themselves, or their folds where they are cross-validations."""
     return [part for run in runs for part in sorted(run.glob("fold_*"), key=lambda path: int(path.name[5:])) or [run]]

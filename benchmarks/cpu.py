@@ -61,7 +61,7 @@ def measure_training(table: Table, folder: Path, options: argparse.Namespace) ->
 def measure_prediction(table: Table, folder: Path, options: argparse.Namespace) -> None:
     """Row d: from file to label map."""
     run("prediction", "draw", folder=folder)
-    for kind, cases in (("slices", 32), ("volumes", 1)):
+    for kind, cases in (("slices", 64), ("volumes", 1)):
         settings = {"folder": folder, "kind": kind, "cases": cases}
         found = {peer: run("prediction", peer, **settings) or {} for peer in ("torch", "monai", *(["nnunet"] if kind == "volumes" else []))}
         for engine in ("openvino", "keras"):

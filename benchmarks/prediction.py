@@ -4,35 +4,38 @@
     python benchmarks/prediction.py --step ours --folder FOLDER --kind slices --engine openvino
     python benchmarks/prediction.py --step monai --folder FOLDER --kind volumes
 
-Slices are those of reading.py, the volume one of its volumes. The networks are `unet2d` with 32 and `unet3d` with 16 filters of random
-weights, the same at all; volumes take windows of 64x64x64 that overlap by half, with Gaussian weights. "torch" is PyTorch with MONAI's
+Slices are those of reading.py, volumes are of 128x128x128 int16. The networks are `unet2d` with 32 and `unet3d` with 8 filters of random
+weights, of one architecture at all; volumes take windows of 64x64x64 that overlap by half, with Gaussian weights. "torch" is PyTorch with MONAI's
 sliding window and reading and writing by nibabel, "monai" has MONAI's transforms and writer too, "nnunet" is nnU-Net's predictor, without
-mirroring. The first case is not counted.
+mirroring. The first case (of slices, the first batch) is not counted.
 """
 
 import argparse
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import harness  # noqa: F401  (finds the modules)
 import numpy as np
-from reading import CLASSES, SIZES
+from reading import CLASSES, draw_pairs
 
-FILTERS = {"slices": 32, "volumes": 16}
+SIZES = {"slices": (256, 128), "volumes": (128, 128, 128)}
+FILTERS = {"slices": 32, "volumes": 8}
 WINDOW = (64, 64, 64)
 BATCH = 8
 NAMES = tuple(f"class {index}" for index in range(CLASSES))
 
 
 def draw(options: argparse.Namespace) -> dict:
-    """Makes the bundles."""
+    """Makes the bundles and the volumes."""
     from modules import devices, networks
     from modules.bundle import ModelBundle, convert_bundle
     from modules.preprocess import Preprocessing
 
     devices.start_backend(42)
+    draw_pairs(options.folder / "cubes", SIZES["volumes"], 2)
     for kind, size in SIZES.items():
         window = size if kind == "slices" else WINDOW
         network = networks.build(f"unet{len(size)}d", (*window, 1), CLASSES, base_filters=FILTERS[kind])
@@ -57,15 +60,14 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     from modules.volume import Case, write_label_like
 
     bundle = ModelBundle.load(options.folder / f"bundle_{options.kind}", engine=options.engine)
-    cases = [Case(path.name, path.name, (path,)) for path in _list_images(options)]
 
-    def predict() -> Iterator[None]:
+    def predict(paths: Sequence[Path]) -> None:
+        cases = [Case(path.name, path.name, (path,)) for path in paths]
         for item in predict_cases([bundle], cases, Settings(batch_size=BATCH if options.kind == "slices" else 2)):
             source = item.case.image_paths[0]
             write_label_like(options.folder / "ours" / source.name, bundle.to_file_values(item.prediction), source)
-            yield
 
-    return _measure(predict)
+    return _measure(predict, options)
 
 
 def measure_torch(options: argparse.Namespace) -> dict[str, float]:
@@ -93,8 +95,7 @@ def measure_torch(options: argparse.Namespace) -> dict[str, float]:
 
     infer = INFERERS[options.step](options, network, compute)
 
-    def predict() -> Iterator[None]:
-        paths = _list_images(options)
+    def predict(paths: Sequence[Path]) -> None:
         group = BATCH if options.kind == "slices" else 1
         for first in range(0, len(paths), group):
             chosen = paths[first : first + group]
@@ -102,9 +103,8 @@ def measure_torch(options: argparse.Namespace) -> dict[str, float]:
                 labels = infer(torch.stack([read(path) for path in chosen]).to(options.device)).argmax(1)
             for path, label in zip(chosen, labels, strict=True):
                 write(path, label)
-                yield
 
-    return _measure(predict)
+    return _measure(predict, options)
 
 
 def _infer_by_monai(options: argparse.Namespace, network, compute: Callable) -> Callable:
@@ -154,8 +154,7 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
 
     infer = _infer_by_monai(options, network, compute)
 
-    def predict() -> Iterator[None]:
-        paths = _list_images(options)
+    def predict(paths: Sequence[Path]) -> None:
         group = BATCH if flat else 1
         for first in range(0, len(paths), group):
             images = [load(path) for path in paths[first : first + group]]
@@ -164,24 +163,21 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
                 labels = infer(batch.to(options.device)).argmax(1, keepdim=True).cpu()
             for image, label in zip(images, labels, strict=True):
                 save(label[..., None] if flat else label, meta_data=image.meta)
-                yield
 
-    return _measure(predict)
-
-
-def _measure(predict: Callable[[], Iterator[None]]) -> dict[str, float]:
-    """Cases a second without those of the first batch, in which threads start and kernels are chosen; and peak memory."""
-    for _ in predict():
-        break
-    began, number = time.perf_counter(), 0
-    for _ in predict():
-        number += 1
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"rate": number / (time.perf_counter() - began), "memory": memory}
+    return _measure(predict, options)
 
 
-def _list_images(options: argparse.Namespace) -> list[Path]:
-    return sorted((options.folder / options.kind).glob("case_*.nii.gz"))[: options.cases]
+def _measure(predict: Callable[[Sequence[Path]], None], options: argparse.Namespace) -> dict[str, float]:
+    """Cases a second without the first, in which threads start and kernels are chosen; and peak memory in GiB."""
+    folder = options.folder / ("slices" if options.kind == "slices" else "cubes")
+    paths = sorted(folder.glob("case_*.nii.gz"))
+    warm = BATCH if options.kind == "slices" else 1
+    predict(paths[:warm])
+    chosen = paths[warm : warm + options.cases]
+    began = time.perf_counter()
+    predict(chosen)
+    seconds = time.perf_counter() - began
+    return {"rate": len(chosen) / seconds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 STEPS = {"draw": draw, "ours": measure_ours, "torch": measure_torch, "nnunet": measure_torch, "monai": measure_monai}
@@ -194,7 +190,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--kind", choices=tuple(SIZES), default="slices")
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--cases", type=int, default=32)
+    parser.add_argument("--cases", type=int, default=32, help="most to count")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     (options.folder / "ours").mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import harness  # noqa: F401  (finds the modules)
 import numpy as np
 
 SIZES = {"slices": (256, 128), "volumes": (256, 128, 256)}
@@ -24,23 +25,27 @@ CLASSES = 6
 
 
 def draw(options: argparse.Namespace) -> dict:
-    """Writes the pairs; noise makes them pack as badly as scans do."""
+    """Draws both kinds."""
+    for kind, size in SIZES.items():
+        draw_pairs(options.folder / kind, size, COUNTS[kind])
+    return {}
+
+
+def draw_pairs(folder: Path, size: tuple[int, ...], number: int) -> None:
+    """Writes pairs of image and label; noise makes them pack as badly as scans do."""
     import nibabel as nib
 
     rng = np.random.default_rng(42)
-    for kind, size in SIZES.items():
-        folder = options.folder / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in size), indexing="ij", sparse=True)
-        distance = np.sqrt(sum(axis**2 for axis in axes))
-        label = np.clip(CLASSES - CLASSES * distance, 0, CLASSES - 1).astype(np.uint8)
-        clean = np.where(distance < 0.95, 400 + 300 * np.cos(5 * distance), 0)
-        for number in range(COUNTS[kind]):
-            image = np.where(clean > 0, clean + rng.integers(0, 40, size, np.int16), 0)
-            image = image[..., None].astype(np.float64) if kind == "slices" else image.astype(np.int16)
-            nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"case_{number:03d}.nii.gz")
-            nib.save(nib.Nifti1Image(label.reshape(image.shape), np.eye(4)), folder / f"seg_{number:03d}.nii.gz")
-    return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in size), indexing="ij", sparse=True)
+    distance = np.sqrt(sum(axis**2 for axis in axes))
+    label = np.clip(CLASSES - CLASSES * distance, 0, CLASSES - 1).astype(np.uint8)
+    clean = np.where(distance < 0.95, 400 + 300 * np.cos(5 * distance), 0)
+    for index in range(number):
+        image = np.where(clean > 0, clean + rng.integers(0, 40, size, np.int16), 0)
+        image = image[..., None].astype(np.float64) if len(size) == 2 else image.astype(np.int16)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"case_{index:03d}.nii.gz")
+        nib.save(nib.Nifti1Image(label.reshape(image.shape), np.eye(4)), folder / f"seg_{index:03d}.nii.gz")
 
 
 def measure_ours(options: argparse.Namespace) -> dict[str, float]:

@@ -16,7 +16,7 @@ import utils
 from dataset import DATASETS
 from modules import augment, devices, losses, optimizers
 from modules.networks._blocks import NORMS
-from utils import PRESETS, RunConfig, StopRequest, list_runs, make_run_folder, newest_run, parse_training, run_command, write_json
+from utils import PRESETS, RunConfig, StopRequest, list_runs, make_run_folder, newest_run, parse_training, run_command, sweep, write_json
 
 
 def test_precedence_defaults_preset_flags():
@@ -146,6 +146,8 @@ def test_folds_stand_for_their_run(tmp_path):
 
 
 def test_the_first_signal_asks_and_the_second_enforces():
+    # A shell that starts tests in the background lets them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.made
@@ -164,6 +166,21 @@ def test_newest_run_is_the_one_finished_last(tmp_path):
         os.utime(tmp_path / name / "summary.json", (time.time() - age, time.time() - age))
     (tmp_path / "unfinished").mkdir()
     assert newest_run(tmp_path).name == "b"
+
+
+def test_what_a_killed_run_left_is_swept_away_but_for_a_bundle_moved_aside(tmp_path):
+    for name in (
+        "figures/.dice-abc.png",
+        "bundle/.tmp/openvino.bin",
+        ".bundle.old/model.keras",
+        "figures/dice.png",
+        ".bundle.new/model.keras",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [".bundle.old/model.keras", "figures/dice.png"]
 
 
 def test_nan_becomes_null(tmp_path):
