@@ -5,9 +5,9 @@
     python benchmarks/prediction.py --step monai --folder FOLDER --kind volumes
 
 Slices are those of reading.py, volumes are of 128x128x128 int16. The networks are `unet2d` with 32 and `unet3d` with 8 filters of random
-weights, of one architecture at all; volumes take windows of 64x64x64 that overlap by half, with Gaussian weights. "torch" is PyTorch with MONAI's
-sliding window and reading and writing by nibabel, "monai" has MONAI's transforms and writer too, "nnunet" is nnU-Net's predictor, without
-mirroring. The first case (of slices, the first batch) is not counted.
+weights, of one architecture at all; volumes take windows of 64x64x64 that overlap by half, with Gaussian weights. "torch" is PyTorch with
+MONAI's sliding window and reading and writing by nibabel, "monai" has MONAI's transforms and writer too, "nnunet" is nnU-Net's
+predictor, without mirroring. The first case (of slices, the first batch) is not counted.
 """
 
 import argparse
@@ -146,7 +146,9 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
     load = transforms.Compose(
         [transforms.LoadImage(image_only=True), transforms.EnsureChannelFirst(channel_dim="no_channel"), transforms.ScaleIntensity()]
     )
-    save = transforms.SaveImage(options.folder / "monai", output_postfix="", separate_folder=False, print_log=False, output_dtype=np.uint8)
+    save = transforms.SaveImage(
+        options.folder / "monai", output_postfix="", separate_folder=False, print_log=False, output_dtype=np.uint8, resample=False
+    )
 
     def compute(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
