@@ -136,6 +136,7 @@ INFERERS = {"torch": _infer_by_monai, "nnunet": _infer_by_nnunet}
 
 def measure_monai(options: argparse.Namespace) -> dict[str, float]:
     """MONAI's reader, sliding window and writer around PyTorch's network."""
+    import nibabel as nib
     import peers
     import torch
     from monai import transforms
@@ -143,6 +144,7 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
     network = peers.build("torch", len(SIZES[options.kind]), FILTERS[options.kind], CLASSES).eval().to(options.device)
     memory = torch.channels_last if options.kind == "slices" else torch.channels_last_3d
     flat = options.kind == "slices"
+    (options.folder / "monai").mkdir(exist_ok=True)
     load = transforms.Compose(
         [transforms.LoadImage(image_only=True), transforms.EnsureChannelFirst(channel_dim="no_channel"), transforms.ScaleIntensity()]
     )
@@ -163,8 +165,13 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
             with torch.inference_mode():
                 batch = torch.stack([image.as_tensor()[..., 0] if flat else image.as_tensor() for image in images])
                 labels = infer(batch.to(options.device)).argmax(1, keepdim=True).cpu()
-            for image, label in zip(images, labels, strict=True):
-                save(label[..., None] if flat else label, meta_data=image.meta)
+            for image, label, path in zip(images, labels, paths[first : first + group], strict=True):
+                if flat:
+                    # Its writer takes no slices.
+                    array = label[0].numpy().astype(np.uint8)[..., np.newaxis]
+                    nib.save(nib.Nifti1Image(array, image.meta["affine"].numpy()), options.folder / "monai" / path.name)
+                else:
+                    save(label, meta_data=image.meta)
 
     return _measure(predict, options)
 
