@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from modules import nifti
 from modules import volume as volume_module
 from modules.volume import (
     fingerprint_files,
@@ -262,7 +263,7 @@ def without_nibabel(monkeypatch):
 @pytest.fixture(params=["isal", "zlib"])
 def inflater(request, monkeypatch):
     """With isal, and as if it were not installed."""
-    monkeypatch.setattr(volume_module, "inflater", zlib if request.param == "zlib" else pytest.importorskip("isal.isal_zlib"))
+    monkeypatch.setattr(nifti, "inflater", zlib if request.param == "zlib" else pytest.importorskip("isal.isal_zlib"))
 
 
 def _make_nifti(array, order="<", extension=b"", padding=0, **fields):
