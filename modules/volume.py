@@ -237,11 +237,6 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_bytes(data: bytes) -> str:
-    """SHA-256 of bytes: of those that a reader gives to `on_bytes` it is `hash_file` of the file."""
-    return hashlib.sha256(data).hexdigest()
-
-
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; renames it to `path` on success, so no reader ever sees half a file."""

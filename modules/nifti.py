@@ -1,0 +1,184 @@
+"""Decodes ordinary NIfTI-1 files from their bytes, several times as fast as nibabel and equal to it to the bit.
+
+Whatever is not ordinary is left to nibabel: `decode_nifti` returns None.
+"""
+
+import math
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+try:
+    # It inflates at two to four times the speed of zlib; both check what they inflated and let other threads run meanwhile.
+    from isal import isal_zlib as inflater
+except ImportError:
+    inflater = zlib
+
+# Of a NIfTI-1 header: sizeof_hdr, dim, datatype, bitpix, pixdim, vox_offset, scl_slope, scl_inter, qform_code, sform_code,
+# quatern_b to qoffset_z, srow_x to srow_z, magic.
+_HEADERS = {order: struct.Struct(f"{order}i 36x 8h 14x 2h 2x 8f 3f 132x 2h 6f 12f 16x 4s") for order in "<>"}
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_DTYPES = {(order, code): np.dtype(order + name) for order in "<>" for code, name in _DTYPES.items()}
+_PIECE = 1 << 16
+
+
+class _Header(NamedTuple):
+    """What is needed of a NIfTI-1 header; see `_parse_header`.
+
+    Attributes:
+        shape: Of the array, first axis fastest.
+        zooms: Of the first three axes at most, millimetres.
+        dtype: Of the file's numbers, byte order included.
+        offset: Of the first of them, bytes.
+        end: One byte past the last of them.
+        slope: To be multiplied by, 1 for none.
+        inter: To be added then, 0 for none.
+        affine: `(4, 4)`.
+    """
+
+    shape: tuple[int, ...]
+    zooms: tuple[float, ...]
+    dtype: np.dtype
+    offset: int
+    end: int
+    slope: float
+    inter: float
+    affine: np.ndarray
+
+
+def decode_nifti(data: bytes, compressed: bool) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray, np.ndarray] | None:
+    """Decodes a file's bytes.
+
+    Args:
+        data: The whole file.
+        compressed: Whether it is a gzip file.
+
+    Returns:
+        Shape, zooms of up to three axes in mm, affine `(4, 4)`, and the array: float32, or the file's own integers where they are not
+        scaled. None for a file of an unusual kind, which nibabel must judge.
+
+    Raises:
+        EOFError, zlib.error, isal.isal_zlib.error: For a file that is cut or damaged.
+    """
+    content = _inflate(data) if compressed else data
+    header = _parse_header(content)
+    if compressed and (header is None or header.end > len(content)):
+        content = _inflate_members(data)
+        header = _parse_header(content)
+    if header is None:
+        return None
+    if header.end > len(content):
+        raise EOFError(f"{len(content)} bytes where the header promises {header.end}")
+    array = np.ndarray(header.shape, header.dtype, content, header.offset, order="F")
+    if header.dtype.kind == "f" or (header.slope, header.inter) != (1, 0):
+        # What is too large for float32 becomes infinite, which is an error of ours later.
+        with np.errstate(over="ignore", invalid="ignore"):
+            # As in nibabel, numbers that change nothing are left out, and those that do make it a calculation in float64.
+            if header.slope != 1:
+                array = array * np.float64(header.slope)
+            if header.inter != 0:
+                array = array + np.float64(header.inter)
+            array = array.astype(np.float32)
+    return header.shape, header.zooms, header.affine, array
+
+
+def _inflate(data: bytes) -> bytes:
+    """Inflates the first member of a gzip file, whose check sum must be right.
+
+    Raises:
+        zlib.error, isal.isal_zlib.error: If it is cut or damaged.
+    """
+    # The last four bytes give the size, if there is one member only: it is a hint, and no more than deflate can reach. With
+    # one byte more the buffer need not grow before the end is seen, which would cost a copy.
+    size = min(int.from_bytes(data[-4:], "little"), 1032 * len(data))
+    return inflater.decompress(data, 31, size + 1)
+
+
+def _inflate_members(data: bytes) -> bytes:
+    """Inflates all members of a gzip file, as written by bgzip or by appending; what follows them is left alone."""
+    parts, place, view = [], 0, memoryview(data)
+    while data[place : place + 2] == b"\x1f\x8b":
+        member = inflater.decompressobj(31)
+        while not member.eof:
+            # In pieces, because what is left of a piece at the end of a member is copied.
+            piece = view[place : place + _PIECE]
+            if not piece:
+                raise EOFError("a gzip file that ends too early")
+            parts.append(member.decompress(piece))
+            place += len(piece)
+        place -= len(member.unused_data)
+    return b"".join(parts)
+
+
+def _parse_header(data: bytes) -> _Header | None:
+    """Reads a NIfTI-1 header as nibabel does; None for one that is cut, or of any unusual kind, which nibabel must judge.
+
+    Unusual are extensions, a header apart from its data, NIfTI-2, colours and complex numbers, and fields that contradict each other
+    or the standard, except for the harmless ones that nibabel mends and that are common: zooms of 0 or below, and a pixdim[0] that
+    is neither 1 nor -1.
+    """
+    if len(data) < 352:
+        return None
+    order = "<" if data[0] == 348 % 256 else ">"
+    fields = _HEADERS[order].unpack_from(data)
+    size, rank, dim, code, bits, pixdim = fields[0], fields[1], fields[2:9], fields[9], fields[10], fields[11:19]
+    offset, slope, inter, qform, sform = fields[19:24]
+    dtype = _DTYPES.get((order, code))
+    if size != 348 or fields[42] != b"n+1\0" or data[348] or dtype is None or bits != 8 * dtype.itemsize:
+        return None
+    # Of the ranks, 1 is left out; of the shapes, one by which FreeSurfer means another.
+    shape = dim[:rank]
+    if not 2 <= rank <= 7 or min(shape) < 1 or shape[:3] == (27307, 1, 6):
+        return None
+    if offset < 352 or not offset.is_integer() or not (0 <= qform <= 4 and 0 <= sform <= 4):
+        return None
+    if slope == 0 or not math.isfinite(slope):
+        slope, inter = 1.0, 0.0
+    elif not math.isfinite(inter):
+        return None
+    zooms = tuple(abs(zoom) or 1.0 for zoom in pixdim[1:4])
+    if not math.isfinite(sum(zooms)):
+        return None
+    if sform:
+        affine = np.array((*fields[30:42], 0, 0, 0, 1)).reshape(4, 4)
+    elif qform:
+        affine = _turn_quaternion(fields[24:27], fields[27:30], zooms, -1 if pixdim[0] == -1 else 1)
+    else:
+        affine = _centre_grid(shape, zooms)
+    if affine is None:
+        return None
+    offset = int(offset)
+    return _Header(shape, zooms[:rank], dtype, offset, offset + math.prod(shape) * dtype.itemsize, slope, inter, affine)
+
+
+def _turn_quaternion(imaginary, corner, zooms, side: int) -> np.ndarray | None:
+    """The affine `(4, 4)` of a qform, calculated like nibabel's to the last bit; None if the quaternion is longer than one."""
+    x, y, z = vector = np.array(imaginary, np.longdouble)
+    rest = 1.0 - vector @ vector
+    threshold = 3 * np.finfo(np.float32).eps
+    if not rest > -threshold:
+        return None
+    w = np.longdouble(0) if abs(rest) < threshold else np.sqrt(rest)
+    double = 2.0 / (w * w + x * x + y * y + z * z)
+    dx, dy, dz = x * double, y * double, z * double
+    turn = [
+        [1.0 - (y * dy + z * dz), x * dy - w * dz, x * dz + w * dy],
+        [x * dy + w * dz, 1.0 - (x * dx + z * dz), y * dz - w * dx],
+        [x * dz - w * dy, y * dz + w * dx, 1.0 - (x * dx + y * dy)],
+    ]
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(turn) * np.array([*zooms[:2], zooms[2] * side])
+    affine[:3, 3] = corner
+    return affine
+
+
+def _centre_grid(shape, zooms) -> np.ndarray:
+    """The affine `(4, 4)` of a header without any: the first axis runs to the left, and 0 mm is the middle of the grid."""
+    affine = np.eye(4)
+    # A header of two axes says nothing of the third, whatever its zoom.
+    for axis, (size, zoom) in enumerate(zip(shape[:3], zooms, strict=False)):
+        affine[axis, axis] = zoom = -zoom if axis == 0 else zoom
+        affine[axis, 3] = -(size - 1) / 2 * zoom
+    return affine
