@@ -136,9 +136,8 @@ def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
         parts += [*(array.data for array in arrays), bytes(_align(size) - size)]
         offset += _align(size)
     line = json.dumps(records).encode() + b"\n"
-    with replace_file(path) as temporary, temporary.open("wb", buffering=0) as file:
-        data = b"".join((line.ljust(_align(len(line)), b"\0"), *parts))
-        file.write(data)
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        file.write(b"".join((line.ljust(_align(len(line)), b"\0"), *parts)))
 
 
 def read_pack(path: Path) -> dict[str, PreparedCase]:
@@ -150,10 +149,10 @@ def read_pack(path: Path) -> dict[str, PreparedCase]:
         place, body, cases, end = str(path), _align(len(line)), {}, 0
         for record in json.loads(line):
             # Cases of one size share one tuple.
-            names = ("shape", "darkest", "counts", "spacing_mm")
-            shared = {name: _SHARED.setdefault(value, value) for name in names for value in [tuple(record[name])]}
+            own = {name: tuple(record[name]) for name in ("shape", "darkest", "counts", "spacing_mm")}
+            own |= {name: _SHARED.setdefault(own[name], own[name]) for name in ("shape", "spacing_mm")}
             offset, digests = body + record["offset"], bytes.fromhex(record["digests"])
-            case = PreparedCase(place, offset, channels=record["channels"], digests=digests, **shared)
+            case = PreparedCase(place, offset, channels=record["channels"], digests=digests, **own)
             cases[record["key"]] = case
             end = offset + _align(case.size)
     except (OSError, ValueError, KeyError, TypeError):
