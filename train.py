@@ -260,7 +260,6 @@ def make_trainer(job: Job, steps: int):
     """Compiles what trains the job's network, `steps` batches an epoch."""
     import keras
 
-    from modules.convolutions import speed_up_gradients
     from modules.losses import SegmentationLoss
     from modules.metrics import Overlap
     from modules.optimizers import make_optimizer, make_schedule
@@ -275,7 +274,6 @@ def make_trainer(job: Job, steps: int):
     decoupled = config.optimizer == "adamw"
     loss = SegmentationLoss(config.loss, _weigh_classes(config, job.prepared["train"], len(job.spec.class_names)), config.batch_dice)
     deep = networks.with_deep_supervision(job.network) if config.deep_supervision else None
-    speed_up_gradients(deep or job.network)
     trainer = Trainer(
         job.network,
         loss,

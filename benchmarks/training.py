@@ -3,13 +3,17 @@
     python benchmarks/training.py --step ours --rank 2 --base-filters 32 --batch 8 --size 256x128
     python benchmarks/training.py --step torch --rank 3 --base-filters 16 --batch 2 --size 64x64x64
 
-One batch is trained on again and again, with cross-entropy and Adam; ours goes through `modules.trainer` as train.py does.
+One batch is trained on again and again, with cross-entropy and Adam; ours goes through `modules.trainer` as train.py does. With
+`--profile 1` it says instead where a step's time goes, by kind of operation (ours: on TensorFlow).
 """
 
 import argparse
 import json
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import harness
 import numpy as np
@@ -24,18 +28,18 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     devices.start_backend(42)
     import keras
 
-    from modules.convolutions import speed_up_gradients
     from modules.losses import SegmentationLoss
     from modules.metrics import Overlap
     from modules.trainer import Trainer
 
     devices.choose_precision(options.precision)
     network = networks.build(f"unet{options.rank}d", (*options.size, 1), CLASSES, base_filters=options.base_filters)
-    speed_up_gradients(network)
     trainer = Trainer(network, SegmentationLoss("ce"), Overlap([str(index) for index in range(CLASSES)]))
     trainer.compile(optimizer=keras.optimizers.Adam(1e-3))
     image, label = _make_batch(options)
     batch = {"image": image.astype(np.float16), "label": label.astype(np.uint8)}
+    if options.profile:
+        return profile_tensorflow(lambda: trainer.train_on_batch(batch))
     return _measure(lambda: trainer.train_on_batch(batch), options) | {"flops": count_flops(network)}
 
 
@@ -62,7 +66,7 @@ def measure_torch(options: argparse.Namespace) -> dict[str, float]:
         # Ours hands back the loss after each step too.
         loss.item()
 
-    return _measure(step, options)
+    return profile_torch(step) if options.profile else _measure(step, options)
 
 
 def measure_ceiling(options: argparse.Namespace) -> dict[str, float]:
@@ -94,6 +98,43 @@ def count_flops(network) -> int:
     return total
 
 
+def profile_tensorflow(step: Callable[[], object]) -> dict[str, float]:
+    """Seconds of the third step by kind of operation, the longest first; operations follow each other, so that they add up to the step."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    step()
+    step()
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            step()
+        space = xplane_pb2.XSpace.FromString(next(Path(folder).rglob("*.xplane.pb")).read_bytes())
+    seconds = Counter()
+    for plane in space.planes:
+        for line in plane.lines:
+            for event in line.events:
+                # "name:Kind", as the executor calls what it runs.
+                name = plane.event_metadata[event.metadata_id].name
+                if ":" in name and "::" not in name and " " not in name:
+                    seconds[name.rpartition(":")[2]] += event.duration_ps / 1e12
+    return _list_longest(seconds)
+
+
+def profile_torch(step: Callable[[], object]) -> dict[str, float]:
+    """The same in PyTorch."""
+    import torch
+
+    step()
+    step()
+    with torch.profiler.profile() as profile:
+        step()
+    return _list_longest(Counter({event.key: event.self_cpu_time_total / 1e6 for event in profile.key_averages()}))
+
+
+def _list_longest(seconds: Counter) -> dict[str, float]:
+    return {"sum": round(sum(seconds.values()), 3), **{name: round(time, 3) for name, time in seconds.most_common(16)}}
+
+
 def _make_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(42)
     shape = (options.batch, *options.size)
@@ -121,6 +162,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", type=int, default=0, help="1 for where a step's time goes")
     parser.add_argument("--compile", type=int, default=0, help="1 for torch.compile")
     options = parser.parse_args()
     print(json.dumps(STEPS[options.step](options)))
