@@ -312,6 +312,9 @@ def _look_up_bytes(array: np.ndarray, label_values: Mapping[int, int]) -> np.nda
     for value, index in label_values.items():
         if value < 256:
             table[value] = index
+    if array.dtype == np.uint8 and all(label_values.get(index) == index for index in range(len(label_values))):
+        # Most files hold the indices themselves.
+        return array if array.max(initial=0) < len(label_values) else None
     order = "F" if array.flags.f_contiguous else "C"
     flat = array.ravel(order)
     label = np.empty(flat.shape, np.uint8)
