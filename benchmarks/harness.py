@@ -90,11 +90,10 @@ def run(script: str, step: str, environment: dict[str, str] | None = None, **opt
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def rate(step: Callable[[], Any], seconds: float, least: int = 2) -> float:
-    """Calls of `step` a second: the first call is not counted, then the median time of as many as fit into `seconds`."""
-    step()
+def rate(step: Callable[[], Any], seconds: float) -> float:
+    """Calls of `step` a second: the median time of as many as fit into `seconds`, one at least; call it once before."""
     times, began = [], time.perf_counter()
-    while len(times) < least or time.perf_counter() - began < seconds:
+    while not times or time.perf_counter() - began < seconds:
         now = time.perf_counter()
         step()
         times.append(time.perf_counter() - now)

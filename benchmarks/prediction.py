@@ -12,6 +12,7 @@ predictor, without mirroring. The first case (of slices, the first batch) is not
 
 import argparse
 import json
+import math
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -29,16 +30,20 @@ NAMES = tuple(f"class {index}" for index in range(CLASSES))
 
 
 def draw(options: argparse.Namespace) -> dict:
-    """Makes the bundles and the volumes."""
+    """Makes the bundles and the volumes; returns the multiplications and additions that a case takes, in the convolutions."""
+    from training import count_flops
+
     from modules import devices, networks
     from modules.bundle import ModelBundle, convert_bundle
     from modules.preprocess import Preprocessing
 
     devices.start_backend(42)
     draw_pairs(options.folder / "cubes", SIZES["volumes"], 2)
+    flops = {}
     for kind, size in SIZES.items():
         window = size if kind == "slices" else WINDOW
         network = networks.build(f"unet{len(size)}d", (*window, 1), CLASSES, base_filters=FILTERS[kind])
+        flops[kind] = count_flops(network) * math.prod(2 * whole // part - 1 for whole, part in zip(size, window, strict=True))
         values = tuple(range(CLASSES))
         bundle = ModelBundle(
             model=networks.with_head(network),
@@ -51,7 +56,7 @@ def draw(options: argparse.Namespace) -> dict:
         )
         bundle.save(options.folder / f"bundle_{kind}")
         convert_bundle(bundle, options.folder / f"bundle_{kind}")
-    return {}
+    return flops
 
 
 def measure_ours(options: argparse.Namespace) -> dict[str, float]:

@@ -117,9 +117,10 @@ def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
     """Writes a file of the cache, under a temporary name first: a line of JSON that says what lies where, then the cases."""
     records, parts, offset = [], [], 0
     for key, case in cases.items():
-        image = case.image.astype(np.float16)
-        arrays = [np.ascontiguousarray(array) for array in (image, case.label.astype(np.uint8, copy=False), *case.points)]
-        darkest = [float(value) for value in image.min(axis=tuple(range(image.ndim - 1)))]
+        image = np.ascontiguousarray(case.image, np.float16)
+        arrays = [image, *map(np.ascontiguousarray, (case.label.astype(np.uint8, copy=False), *case.points))]
+        # Before it is rounded: NumPy compares numbers of 16 bits slowly.
+        darkest = [float(np.float16(value)) for value in case.image.min(axis=tuple(range(image.ndim - 1)))]
         records.append(
             {
                 "key": key,
@@ -137,7 +138,7 @@ def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
         offset += _align(size)
     line = json.dumps(records).encode() + b"\n"
     with replace_file(path) as temporary, temporary.open("wb") as file:
-        file.write(b"".join((line.ljust(_align(len(line)), b"\0"), *parts)))
+        file.writelines((line.ljust(_align(len(line)), b"\0"), *parts))
 
 
 def read_pack(path: Path) -> dict[str, PreparedCase]:

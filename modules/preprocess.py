@@ -147,7 +147,7 @@ class Preprocessing:
                 larger = shares > share
                 share[larger], chosen[larger] = shares[larger], value
             label = chosen
-        return np.ascontiguousarray(fit_shape(label[..., np.newaxis], self.shape or geometry.grid)[..., 0])
+        return _to_c_order(fit_shape(label[..., np.newaxis], self.shape or geometry.grid))[..., 0]
 
     def restore_planes(
         self,
@@ -317,7 +317,7 @@ def _resample(array: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray
     An axis that shrinks averages over the area of each new voxel, so that nothing thin is stepped over; one that grows is interpolated.
     """
     # The same numbers in another memory layout may be summed in another order.
-    array = np.ascontiguousarray(array)
+    array = _to_c_order(array)
     for axis, target in enumerate(shape):
         size = array.shape[axis]
         if target < size:
@@ -340,6 +340,34 @@ def _resample(array: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray
     for channel in range(array.shape[-1]):
         ndimage.zoom(array[..., channel], factors, result[..., channel], order, mode="nearest", grid_mode=True)
     return result
+
+
+def _to_c_order(array: np.ndarray) -> np.ndarray:
+    """`np.ascontiguousarray`, several times as fast for volumes `(X, Y, Z, 1)` whose last axis is not the fastest, as in NIfTI files."""
+    if array.ndim != 4 or array.shape[-1] != 1 or array.flags.c_contiguous or array.dtype.itemsize not in (1, 2, 4):
+        return np.ascontiguousarray(array)
+    # A copy in the order of memory, if it has gaps or runs backwards, and then its axes from the slowest to the fastest.
+    volume = np.copy(array[..., 0], order="K")
+    axes = np.argsort([-stride for stride in volume.strides], kind="stable")
+    packed = volume.transpose(axes)
+    if axes[2] == 2 or not packed.flags.c_contiguous:
+        return np.ascontiguousarray(array)
+    import cv2
+
+    # OpenCV turns planes in blocks that fit the processor's cache, and does not ask what its numbers mean.
+    packed = packed.view(f"u{array.dtype.itemsize}" if array.dtype.itemsize < 4 else np.float32)
+    last, (slow, middle, fast) = list(axes).index(2), packed.shape
+    if last == 0:
+        turned = cv2.transpose(packed.reshape(slow, -1)).reshape(middle, fast, slow)
+        order = (axes[1], axes[2])
+    else:
+        turned = np.empty((slow, fast, middle), packed.dtype)
+        for plane, result in zip(packed, turned, strict=True):
+            cv2.transpose(plane, result)
+        order = (axes[0], axes[2])
+    # Rows along the last axis are whole now.
+    turned = turned if order == (0, 1) else turned.swapaxes(0, 1)
+    return np.ascontiguousarray(turned).view(array.dtype)[..., np.newaxis]
 
 
 def _mix(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -48,6 +49,15 @@ import train
 assert train.main([*sys.argv[4:], "--name", run.name, *hosts]) == 130
 assert train.main(["--resume", str(run), *hosts]) == 0
 """
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN is for x86 here")
+def test_tensorflow_computes_with_onednn_on_every_cpu():
+    # It has no public way to ask. Of itself it says yes on CPUs with AVX-512 VNNI or AMX only.
+    from tensorflow.python.util import _pywrap_util_port as port
+
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    assert port.IsMklEnabled()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
 """Cropping, padding and intensities, and the exact way back."""
 
+import itertools
+
 import numpy as np
 import pytest
 
+from modules import preprocess
 from modules.preprocess import Preprocessing, fit_shape
 from modules.volume import Volume
 
@@ -178,3 +181,15 @@ def test_a_singular_affine_is_refused():
     image = Volume(np.ones((4, 4, 4, 1), np.float32), np.diag((1.0, 1.0, 0.0, 1.0)), (1.0,) * 3)
     with pytest.raises(ValueError, match="Expected an affine that gives each axis a direction. Received: a singular one in a.nii"):
         Preprocessing(3).check(image, ("T1",), "a.nii")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.int16, np.float32, np.float64, bool])
+def test_volumes_of_any_memory_order_come_out_in_c_order(dtype):
+    whole = (100 * np.random.default_rng(0).random((5, 7, 9))).astype(dtype)
+    parts = (slice(None), slice(None, None, -1), slice(1, 4), slice(2, 3))
+    for order, part in itertools.product(itertools.permutations(range(3)), itertools.product(parts, repeat=3)):
+        array = whole.transpose(order)[part][..., np.newaxis]
+        turned = preprocess._to_c_order(array)
+        assert turned.flags.c_contiguous
+        assert turned.dtype == dtype
+        np.testing.assert_array_equal(turned, array)
