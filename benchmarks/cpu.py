@@ -79,6 +79,8 @@ def measure_start(table: Table, folder: Path, options: argparse.Namespace) -> No
     python = [sys.executable]
     for command in ("train.py", "predict.py"):
         table.add(f"{command} --help", "s", _time([*python, str(ROOT / command), "--help"], folder), limit="aim 0.3 s")
+    if not (folder / "bundle_slices").is_dir():
+        run("prediction", "draw", folder=folder)
     image = folder / "slices" / "case_000.nii.gz"
     predict = [*python, str(ROOT / "predict.py"), str(image), "--model", str(folder / "bundle_slices"), "--output", str(folder / "out")]
     script = str(ROOT / "benchmarks" / "prediction.py")
