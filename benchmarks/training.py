@@ -75,8 +75,9 @@ def measure_ceiling(options: argparse.Namespace) -> dict[str, float]:
     """FLOP/s of a large matrix product, the most that a network could reach."""
     import torch
 
-    size = 8192 if options.device == "cuda" else 2048
     kind = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    # In half precision a CPU may take minutes for more.
+    size = 8192 if options.device == "cuda" else 2048 if kind == torch.float32 else 128
     matrix = torch.randn(size, size, device=options.device, dtype=kind)
 
     def step() -> None:
