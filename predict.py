@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dataset
 import utils
-from modules import engines, scoring
+from modules import engines, records, scoring
 from modules.bundle import ModelBundle, Predicted, predict_cases
 from modules.export import DESCRIPTION, FORMATS, export_model
 from modules.volume import NIFTI_SUFFIXES, SUFFIXES, Case, stem_of, suffix_of, write_label_like, write_probabilities_like
@@ -32,7 +32,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if options.export:
         export(options)
         return
-    runs = utils.list_runs(Path(run) for run in options.model or [utils.newest_run()])
+    runs = records.list_runs(Path(run) for run in options.model or [records.newest_run()])
     files = find_images(options.paths)
     bundles = [ModelBundle.load(run, options.engine) for run in runs]
     cases = make_cases(files, Path(options.labels) if options.labels else None, bundles[0])
@@ -58,7 +58,7 @@ def export(options: Namespace) -> None:
     Raises:
         ValueError: If there is not exactly one, and for what `modules.export.export_model` refuses.
     """
-    runs = utils.list_runs(Path(path) for path in options.paths)
+    runs = records.list_runs(Path(path) for path in options.paths)
     if len(runs) != 1:
         raise ValueError(f"Expected one run to export. Received: {', '.join(map(str, runs))}. Name one of them.")
     bundle = ModelBundle.load(runs[0], "keras")

@@ -14,7 +14,7 @@ import numpy as np
 
 import dataset
 import utils
-from modules import devices, folds, networks, proof, scoring, tracking
+from modules import devices, folds, networks, proof, records, scoring, tracking
 from modules.bundle import ModelBundle, add_provenance, convert_bundle, hash_weights, predict_cases
 from modules.cache import PreparedCase
 from modules.patches import PLANES
@@ -45,8 +45,8 @@ def _main(argv: Sequence[str] | None) -> None:
     if several and (request.verify or (request.config.folds and request.config.fold is None)):
         raise ValueError("Expected a single training for several hosts. Received: --verify, or --folds. Give --hosts 1, or one --fold.")
     if request.verify:
-        for run in utils.list_runs([request.verify]):
-            verify(RunConfig.from_mapping(utils.load_run(run)["config"], f"{run}/run.json"), run, request.devices)
+        for run in records.list_runs([request.verify]):
+            verify(RunConfig.from_mapping(records.load_run(run)["config"], f"{run}/run.json"), run, request.devices)
     elif request.config.folds and request.config.fold is None:
         train_folds(request.config, request.resume, request.devices)
     else:
@@ -64,11 +64,11 @@ def train(config: RunConfig, folder: Path | None = None, resume: bool = False, l
     environment |= {"precision": job.precision, "devices": job.devices}
     if resume:
         _check_unchanged(folder, environment, job.manifest)
-        devices.on_main(lambda: utils.sweep(folder))
+        devices.on_main(lambda: records.sweep(folder))
     else:
         case_ids = {name: [case.case_id for case in members] for name, members in job.splits.items()}
         record = {"config": config.to_json(), **environment, "splits": case_ids}
-        devices.on_main(lambda: utils.make_run_folder(folder, run=record, data=job.manifest))
+        devices.on_main(lambda: records.make_run_folder(folder, run=record, data=job.manifest))
     if devices.is_main():
         utils.start_log(folder / "log.txt")
     log.info("run: %s  (%s, %s, %s)", folder, environment["backend"], ", ".join(environment["devices"]), job.precision)
@@ -222,7 +222,7 @@ def fit(config: RunConfig, bundle: ModelBundle, job: Job, folder: Path, tracker:
 
     def write_proof(model) -> None:
         if writes:
-            utils.write_json(folder / "proof.json", {"steps": proof_steps, "weights_sha256": hash_weights(model.network)})
+            records.write_json(folder / "proof.json", {"steps": proof_steps, "weights_sha256": hash_weights(model.network)})
 
     record = Record(folder, bundle.class_names, config.batch_size, write=writes, on_row=tracker.log_row)
     keep_best = KeepBest(save_best, config.patience, config.stop_at_dice)
@@ -358,10 +358,10 @@ def score(config: RunConfig, cases: Sequence[Case], folder: Path, summary: dict,
         reports.draw_comparison(folder / "figures" / f"comparison_{name}_{case.case_id}.png", *drawn, title=title, scores=dice, **geometry)
         if item.label.ndim == 3:
             reports.draw_montage(folder / "figures" / f"montage_{name}_{case.case_id}.png", *drawn, title=title, **geometry)
-    add_provenance(folder, scores=utils.without_nan(means))
-    first_steps = utils.read_json(folder / "proof.json")
+    add_provenance(folder, scores=records.without_nan(means))
+    first_steps = records.read_json(folder / "proof.json")
     intervals = scoring.estimate_intervals(scores, scoring.map_subjects(cases))
-    utils.write_json(
+    records.write_json(
         folder / "summary.json",
         {
             **summary,
@@ -398,7 +398,7 @@ def train_folds(config: RunConfig, resume: Path | None, limit: int | None) -> No
     """Trains and scores every fold below one folder, then scores all subjects together: each was tested by a model that never saw it."""
     folder = resume or utils.name_run(config)
     if resume is None:
-        utils.make_run_folder(folder, run={"config": config.to_json()})
+        records.make_run_folder(folder, run={"config": config.to_json()})
     elif (folder / "summary.json").is_file():
         raise ValueError(f"Expected an interrupted run. Received: {folder}, which is finished. Start a new one.")
     runs = {f"fold {fold}": folder / f"fold_{fold}" for fold in range(config.folds)}
@@ -418,7 +418,7 @@ def train_folds(config: RunConfig, resume: Path | None, limit: int | None) -> No
     intervals = scoring.estimate_intervals(scores, subjects)
     for line in scoring.format_intervals(intervals):
         log.info("%s", line)
-    utils.write_json(folder / "summary.json", {"test": intervals})
+    records.write_json(folder / "summary.json", {"test": intervals})
     log.info("picture: %s\nnext: python predict.py IMAGE --model %s", folder / "figures" / "folds.png", folder)
 
 
@@ -428,7 +428,7 @@ def verify(config: RunConfig, run: Path, limit: int | None = None) -> None:
     Raises:
         ValueError: Naming what is not the same.
     """
-    record, files, expected = utils.load_run(run), *(utils.read_json(run / name) for name in ("data.json", "proof.json"))
+    record, files, expected = records.load_run(run), *(records.read_json(run / name) for name in ("data.json", "proof.json"))
     root = config.data_folder()
     # From the bytes on disk: the cache trusts sizes and times, and a proof must not.
     spec = dataset.load_spec(config.dataset, root)
@@ -445,7 +445,7 @@ def verify(config: RunConfig, run: Path, limit: int | None = None) -> None:
     proof.check_equal(f"weights after {expected['steps']} steps", expected["weights_sha256"], hash_weights(job.network), run)
     log.info("training: the first %d steps give the same weights, SHA-256 %.16s...", expected["steps"], expected["weights_sha256"])
     if (run / "summary.json").is_file():
-        summary = utils.read_json(run / "summary.json")
+        summary = records.read_json(run / "summary.json")
         model = ModelBundle.load(run, "keras").model
         proof.check_equal("weights of the bundle", summary["bundle_weights_sha256"], hash_weights(model), run)
         log.info("bundle: weights are those that were scored, SHA-256 %.16s...", summary["bundle_weights_sha256"])
@@ -467,8 +467,8 @@ def _check_unchanged(run: Path, environment: dict, manifest: proof.Manifest) -> 
     """Refuses to resume a finished run, and one whose data, split or backend are no longer what it began with."""
     if (run / "summary.json").exists():
         raise ValueError(f"Expected an interrupted run. Received: {run}, which is finished. Start a new one.")
-    begun = utils.load_run(run)
-    proof.check_data(utils.read_json(run / "data.json"), manifest, run)
+    begun = records.load_run(run)
+    proof.check_data(records.read_json(run / "data.json"), manifest, run)
     for name in ("backend", "precision"):
         proof.check_equal(name, begun[name], environment[name], run)
     for name in ("devices", "versions", "code_sha256"):

@@ -315,6 +315,8 @@ def _has_bfloat16() -> bool:
 
 def describe_environment() -> dict[str, Any]:
     """Versions, backend, device and git commit, for `run.json` and the bundle."""
+    from importlib.metadata import version
+
     import keras
 
     backend = keras.backend.backend()
@@ -330,6 +332,6 @@ def describe_environment() -> dict[str, Any]:
         "devices": [name for names in list_devices() for name in names],
         "cpu_count": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {module.__name__: module.__version__ for module in modules},
+        "versions": {module.__name__: module.__version__ for module in modules} | {"openvino": version("openvino")},
         "git_commit": git or None,
     }

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "nifti": 0, "volume": 1, "patches": 1, "devices": 1, "optimizers": 1, "augment": 1, "loss_spec": 1, "metrics": 1, "proof": 2,
     "losses": 2, "phantom": 2, "preprocess": 2, "msd": 2, "scoring": 2, "inference": 2, "networks": 2, "trainer": 2,
-    "engines": 2, "folds": 2, "bundle": 3, "cache": 3, "reports": 3,
+    "engines": 2, "records": 2, "folds": 2, "bundle": 3, "cache": 3, "reports": 3,
     "pipeline": 4, "callbacks": 4, "tracking": 4, "export": 4,
 }  # fmt: skip
 SOURCES = sorted((ROOT / "modules").rglob("*.py"))

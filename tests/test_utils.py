@@ -16,7 +16,8 @@ import utils
 from dataset import DATASETS
 from modules import augment, devices, losses, optimizers
 from modules.networks._blocks import NORMS
-from utils import PRESETS, RunConfig, StopRequest, list_runs, make_run_folder, newest_run, parse_training, run_command, sweep, write_json
+from modules.records import list_runs, make_run_folder, newest_run, sweep, write_json
+from utils import PRESETS, RunConfig, StopRequest, parse_training, run_command
 
 
 def test_precedence_defaults_preset_flags():
