@@ -65,7 +65,7 @@ def measure_prediction(table: Table, folder: Path, options: argparse.Namespace) 
     for kind, cases in (("slices", 64), ("volumes", 1)):
         settings = {"folder": folder, "kind": kind, "cases": cases}
         found = {peer: run("prediction", peer, **settings) or {} for peer in ("torch", "monai", *(["nnunet"] if kind == "volumes" else []))}
-        for engine in ("openvino", "keras"):
+        for engine in ("openvino", "keras") if options.slow else ("openvino",):
             ours = run("prediction", "ours", engine=engine, **settings) or {}
             rates = {peer: values.get("rate") for peer, values in found.items()}
             limit = "aim 1.3 x torch" + (f"; {_share(flops[kind] * ours['rate'], options)}" if ours and flops else "")
@@ -129,8 +129,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="default: all")
     parser.add_argument("--runs", type=int, default=1, help="prints the medians of so many (default 1)")
-    parser.add_argument("--seconds", type=float, default=5, help="about so long for each rate (default 5)")
-    parser.add_argument("--slow", action="store_true", help="also what takes minutes a step: 3-D training on JAX")
+    parser.add_argument("--seconds", type=float, default=3, help="about so long for each rate (default 3)")
+    parser.add_argument("--slow", action="store_true", help="also 3-D training on JAX, minutes a step, and prediction by Keras")
     options = parser.parse_args()
     began, table = time.perf_counter(), Table()
     print(harness.describe(), flush=True)

@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     trainer.compile(optimizer=keras.optimizers.Adam(1e-3))
     trainer.fit(repeated, epochs=1, steps_per_epoch=2, verbose=0)
     rates = {"real": [], "repeated": []}
-    for _ in range(5):
+    for _ in range(3):
         for name, data in (("real", real), ("repeated", repeated)):
             trainer.fit(data, epochs=1, steps_per_epoch=1, verbose=0)
             began = time.perf_counter()

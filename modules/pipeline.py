@@ -102,7 +102,7 @@ def make_pipeline(
 
     def read(samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
         # As they lie in the cache: they are widened where they are computed with, after half the way.
-        image, label = np.empty((part, *window, channels), np.float16), np.empty((part, *window), np.uint8)
+        image, label = _make_aligned((part, *window, channels), np.float16), _make_aligned((part, *window), np.uint8)
         drawn = []
         for row, (sample, position) in enumerate(zip(samples.tolist(), positions.tolist(), strict=True)):
             case, start = find(sample, position)
@@ -136,6 +136,14 @@ def make_pipeline(
     first, last = (first_step, np.iinfo(np.int64).max) if training else (0, batches)
     pipeline = tf.data.Dataset.range(first, last).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return pipeline.prefetch(tf.data.AUTOTUNE)
+
+
+def _make_aligned(shape: Sequence[int], dtype: type) -> np.ndarray:
+    """`np.empty` at a multiple of 64 bytes: TensorFlow takes such an array as it is, and copies others."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 63, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = 96**3) -> tuple[int, ...]:

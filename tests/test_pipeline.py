@@ -7,7 +7,7 @@ import pytest
 
 from modules.cache import Decoded, read_pack, write_pack
 from modules.patches import choose_points
-from modules.pipeline import PatchDraw, count_samples, derive_window, make_pipeline
+from modules.pipeline import PatchDraw, _make_aligned, count_samples, derive_window, make_pipeline
 
 SHAPES = [(6, 5, 4), (6, 7, 4), (3, 5, 8)]
 
@@ -230,3 +230,11 @@ def test_derived_windows_divide_and_keep_their_budget():
         assert np.prod(window) <= 96**3
         # Never more than the median rounded up: there would be nothing to see.
         assert all(size < median + divisor for size, median in zip(window, np.median(shapes, axis=0), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (2, 256, 128, 1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16])
+def test_batches_lie_where_tensorflow_need_not_copy_them(shape, dtype):
+    array = _make_aligned(shape, dtype)
+    assert (array.shape, array.dtype, array.ctypes.data % 64) == (shape, dtype, 0)
+    assert array.flags.c_contiguous
