@@ -11,6 +11,7 @@ compared with what is said at the top of reading.py, training.py and prediction.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,7 +72,7 @@ def measure_prediction(table: Table, folder: Path, options: argparse.Namespace) 
             limit = "aim 1.3 x torch" + (f"; {_share(flops[kind] * ours['rate'], options)}" if ours and flops else "")
             table.add(f"predict {kind}, file to file, {engine}", f"{kind}/s", ours.get("rate"), rates, limit)
             memory = {peer: values.get("memory") for peer, values in found.items()}
-            table.add(f"  its peak memory, {engine}", "GiB", ours.get("memory"), memory)
+            table.add(f"  its peak memory, {kind}, {engine}", "GiB", ours.get("memory"), memory)
 
 
 def measure_start(table: Table, folder: Path, options: argparse.Namespace) -> None:
@@ -95,6 +96,7 @@ def measure_start(table: Table, folder: Path, options: argparse.Namespace) -> No
 def _time_first_step(folder: Path, name: str) -> float:
     """Seconds until the first checkpoint, which comes right after the first step where so few minutes are asked for."""
     command = [sys.executable, str(ROOT / "train.py"), "--dataset", "hipmri", "--demo", "--name", name, "--checkpoint-minutes", "1e-6"]
+    shutil.rmtree(folder / "runs" / name, ignore_errors=True)
     checkpoint, began = folder / "runs" / name / "checkpoint" / "step_000000001.npz", time.perf_counter()
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while not checkpoint.exists() and process.poll() is None:
