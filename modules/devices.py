@@ -1,5 +1,6 @@
 """The machines a run is on: backend, hosts and devices, how exactly they repeat, and how precisely they compute."""
 
+import contextlib
 import importlib
 import logging
 import os
@@ -315,12 +316,16 @@ def _has_bfloat16() -> bool:
 
 def describe_environment() -> dict[str, Any]:
     """Versions, backend, device and git commit, for `run.json` and the bundle."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     import keras
 
     backend = keras.backend.backend()
     modules = [importlib.import_module(name) for name in dict.fromkeys(("keras", "tensorflow", "numpy", "nibabel", backend))]
+    versions = {module.__name__: module.__version__ for module in modules}
+    # Not imported for it, which takes a second; and not every platform has it.
+    with contextlib.suppress(PackageNotFoundError):
+        versions["openvino"] = version("openvino")
     try:
         git = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
@@ -332,6 +337,6 @@ def describe_environment() -> dict[str, Any]:
         "devices": [name for names in list_devices() for name in names],
         "cpu_count": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {module.__name__: module.__version__ for module in modules} | {"openvino": version("openvino")},
+        "versions": versions,
         "git_commit": git or None,
     }

@@ -1,5 +1,7 @@
 """Settings, presets and flags, and how errors reach the user."""
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -109,11 +111,18 @@ def test_a_phantom_of_another_seed_lies_in_another_folder():
     assert str(RunConfig(dataset="oasis", demo=True, seed=7).data_folder()) == "data/oasis-phantom-seed7"
 
 
-def test_environment_is_described_without_git(monkeypatch, tmp_path):
+def test_environment_is_described_without_git_and_openvino(monkeypatch, tmp_path):
+    assert ("openvino" in devices.describe_environment()["versions"]) == bool(importlib.util.find_spec("openvino"))
+
+    def find(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
     monkeypatch.setenv("PATH", str(tmp_path))
     described = devices.describe_environment()
     assert described["git_commit"] is None
     assert described["versions"]["keras"]
+    assert "openvino" not in described["versions"]
     assert described["devices"]
 
 
