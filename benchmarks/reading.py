@@ -65,16 +65,17 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     shutil.rmtree(folder, ignore_errors=True)
     preprocessing = Preprocessing(len(size), shape=size if options.kind == "slices" else ())
     settings = {"dataset": "bench", "channels": ("T1",), "label_values": {index: index for index in range(CLASSES)}, "folder": folder}
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     prepared = cache.prepare_cases(cases, preprocessing, **settings)
-    first = len(cases) / (time.perf_counter() - began)
+    first, core = len(cases) / (time.perf_counter() - began), (time.process_time() - began_cpu) / len(cases)
     batch = 32 if options.kind == "slices" else 1
     batches = iter(make_pipeline(prepared, size, 1, batch_size=batch, training=True))
     cached, copied = batch * _rate(batches, options.seconds), batch * _copy(next(batches))
     batch, window = (16, size) if options.kind == "slices" else (2, (96, 96, 96))
     batches = _augment(prepared, window, batch)
     augmented = batch * _rate(batches, options.seconds)
-    return {"decoded": decoded, "inflated": inflated, "first": first, "cached": cached, "copied": copied, "augmented": augmented}
+    rates = {"decoded": decoded, "inflated": inflated, "first": first, "cached": cached, "copied": copied, "augmented": augmented}
+    return rates | {"core": core}
 
 
 def _decode(cases) -> float:
