@@ -1,4 +1,4 @@
-"""The data sets, their splits by subject, and the tf.data pipelines that feed a training.
+"""The data sets: where their files lie, and what they mean.
 
 To add a data set, write its finder and its entry in `DATASETS` below; the flags, the help and the checks find it by themselves.
 `python dataset.py show --dataset NAME` draws some of its cases, and with `--augment` what each effect of an augmentation does to one.
@@ -7,71 +7,21 @@ To add a data set, write its finder and its entry in `DATASETS` below; the flags
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from modules import cache, msd
-from modules.cache import PreparedCase
-from modules.patches import PLANES, choose_points, cut, draw_start
-from modules.pipeline import derive_window
-from modules.preprocess import Preprocessing
-from modules.volume import Case, Volume, read_label, read_label_of, read_volume, stem_of, suffix_of
-
-SPLITS = ("train", "validate", "test")
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """What the application knows of a data set.
-
-    Attributes:
-        name: What `--dataset` takes.
-        title: For people.
-        url: Where to get it.
-        licence: Its licence, as its publisher names it.
-        terms: What a user must do or know before using it.
-        channels: Names of the image channels.
-        class_names: The background first.
-        label_values: `{value in the file: class index}`.
-        preprocessing: What the networks get to see.
-        find: From the folder to all its cases; raises FileNotFoundError or ValueError naming what is missing.
-        label_name: From an image's file name to its label's.
-        write_phantom: Draws a stand-in in the same layout: `write_phantom(root, seed=...)`.
-        mirrored_labels: Pairs of classes that change places when left and right are flipped.
-        defaults: Settings that suit this data set better than the general ones.
-        describe: For folders that describe themselves: from the folder to the fields that are not known before.
-    """
-
-    name: str
-    title: str
-    url: str
-    licence: str
-    terms: str
-    channels: tuple[str, ...]
-    class_names: tuple[str, ...]
-    label_values: Mapping[int, int]
-    preprocessing: Preprocessing
-    find: Callable[[Path], list[Case]]
-    label_name: Callable[[str], str]
-    write_phantom: Callable[..., Path]
-    mirrored_labels: tuple[tuple[str, str], ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    describe: Callable[[Path], Mapping[str, Any]] | None = None
-
-    @property
-    def spatial_dims(self) -> int:
-        """2 for slices, 3 for volumes."""
-        return self.preprocessing.spatial_dims
-
-    def mirrored_indices(self) -> tuple[tuple[int, int], ...]:
-        """`mirrored_labels` as class indices; pairs that a chosen target has merged or dropped are left out."""
-        names = self.class_names
-        return tuple((names.index(one), names.index(other)) for one, other in self.mirrored_labels if one in names and other in names)
-
+import utils
+from modules.data import msd
+from modules.data.case import Case, LabelRule, place_in_volume, read_case, rename
+from modules.data.draws import AUGMENTATIONS
+from modules.data.files import stem_of, suffix_of
+from modules.data.preprocess import Preprocessing
+from modules.data.spec import DatasetSpec, find_cases, load_spec
+from modules.data.splits import SPLITS
+from modules.run.flags import OneLineParser
+from modules.run.samples import choose_case, choose_scans, make_sample
+from modules.run.settings import Settings
 
 # ---------------------------------------------------------------------------------------------------------------- finders
 
@@ -87,18 +37,15 @@ def _draw(name: str) -> Callable[..., Path]:
     return write
 
 
-def _slice_label_name(name: str) -> str:
-    return re.sub(r"^case_", "seg_", name)
-
-
-def place_in_volume(stem: str) -> tuple[str | None, int]:
-    """Which scan a slice comes from and where it lies in it, by its file's stem: `..._slice_12` or `..._12`; (None, 0) if neither."""
-    match = re.fullmatch(r"(.+?)_(?:slice_)?(\d+)", stem)
-    return (match[1], int(match[2])) if match else (None, 0)
-
-
-def _lgg_label_name(name: str) -> str:
-    return re.sub(r"(\.tiff?)$", r"_mask\1", name, flags=re.IGNORECASE)
+Renames = tuple[tuple[str, str], ...]
+# Pairs of a pattern and its replacement: from an image's file name to its label's, see `modules.data.case.LabelRule`.
+_SLICE_RENAMES = ((r"^case_", "seg_"),)
+_LGG_RENAMES = ((r"(?i)(\.tiff?)$", r"_mask\1"),)
+_IBSR18_RENAMES = ((r"^(IBSR_\d+)(\.nii(\.gz)?)$", r"\1_seg\2"),)
+_HIPMRI3D_RENAMES = (
+    (r"^(Case_\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC_LFOV\2"),
+    (r"^(B\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC\2"),
+)
 
 
 def find_hipmri(root: Path) -> list[Case]:
@@ -120,18 +67,13 @@ def find_lgg(root: Path) -> list[Case]:
     for folder in folders:
         files = _scan_names(folder)
         images = {name for name in files if not stem_of(Path(name)).endswith("_mask")}
-        _check_pairs(folder, images, folder, files - images, _lgg_label_name)
+        _check_pairs(folder, images, folder, files - images, _LGG_RENAMES)
         subject = "_".join(folder.name.split("_")[:3])
         for name in images:
             if not re.fullmatch(rf"{re.escape(folder.name)}_\d+\.tiff?", name, re.IGNORECASE):
                 raise ValueError(f"Expected slices named {folder.name}_<number>.tif. Received: {folder / name}. Rename or remove it.")
-            cases.append(_slice_case(folder / name, folder / _lgg_label_name(name), subject))
+            cases.append(_slice_case(folder / name, folder / rename(name, _LGG_RENAMES), subject))
     return cases
-
-
-def _hipmri3d_label_name(name: str) -> str:
-    name = re.sub(r"^(Case_\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC_LFOV\2", name)
-    return re.sub(r"^(B\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC\2", name)
 
 
 def find_hipmri3d(root: Path) -> list[Case]:
@@ -160,10 +102,6 @@ def find_hipmri3d(root: Path) -> list[Case]:
     return [Case(name, f"patient_{int(pattern.fullmatch(path.name)[2]):03d}", (path,), labels[name]) for name, path in images.items()]
 
 
-def _ibsr18_label_name(name: str) -> str:
-    return re.sub(r"^(IBSR_\d+)(\.nii(\.gz)?)$", r"\1_seg\2", name)
-
-
 def find_ibsr18(root: Path) -> list[Case]:
     """Volumes `{Training,Validation,Test}_Set/IBSR_07/IBSR_07.nii.gz` with `IBSR_07_seg.nii.gz`; the test set has no labels."""
     cases = []
@@ -174,7 +112,7 @@ def find_ibsr18(root: Path) -> list[Case]:
                 found = " and ".join(image.name for image in images) or "nothing there"
                 raise ValueError(f"Expected one volume {folder / folder.name}.nii.gz. Received: {found}. Mend or remove the folder.")
             image = images[0]
-            label = image.with_name(_ibsr18_label_name(image.name))
+            label = image.with_name(rename(image.name, _IBSR18_RENAMES))
             if not label.is_file() and split != "test":
                 raise ValueError(f"Expected a label for {image}. Received: no {label}. Add it or remove the image.")
             cases.append(Case(folder.name, folder.name, (image,), label if label.is_file() else None, split))
@@ -192,12 +130,12 @@ def _find_split_folders(root: Path, prefix: str, pattern: str) -> list[Case]:
         if not labels.is_dir():
             raise FileNotFoundError(f"Expected the labels of {images} in {labels}. Received: no such folder.")
         names, label_names = _scan_names(images), _scan_names(labels)
-        _check_pairs(images, names, labels, label_names, _slice_label_name)
+        _check_pairs(images, names, labels, label_names, _SLICE_RENAMES)
         for name in names:
             match = re.fullmatch(pattern, name)
             if not match:
                 raise ValueError(f"Expected slices named like {pattern}. Received: {images / name}. Rename or remove it.")
-            cases.append(_slice_case(images / name, labels / _slice_label_name(name), match[1], split))
+            cases.append(_slice_case(images / name, labels / rename(name, _SLICE_RENAMES), match[1], split))
     if not cases:
         raise FileNotFoundError(f"Expected slices in {root / prefix}_train. Received: none. Give the data set's folder with `--data`.")
     return cases
@@ -213,8 +151,8 @@ def _slice_case(image: Path, label: Path, subject: str, split: str | None = None
     return Case(stem_of(image), subject, (image,), label, split, volume_id, index)
 
 
-def _check_pairs(folder: Path, images: set[str], label_folder: Path, labels: set[str], label_name: Callable[[str], str]) -> None:
-    expected = {label_name(name): name for name in images}
+def _check_pairs(folder: Path, images: set[str], label_folder: Path, labels: set[str], renames: Renames) -> None:
+    expected = {rename(name, renames): name for name in images}
     for name in sorted(set(expected) - labels):
         raise ValueError(f"Expected a label for {folder / expected[name]}. Received: no {label_folder / name}. Add it or remove the image.")
     for name in sorted(labels - set(expected)):
@@ -228,7 +166,8 @@ _PELVIS = ("background", "body", "bone", "bladder", "rectum", "prostate")
 
 def _describe_msd(root: Path) -> dict[str, Any]:
     description = msd.read_description(root)
-    return {name: description[name] for name in ("title", "licence", "channels", "class_names", "label_values")}
+    rule = LabelRule(description["label_values"], renames=msd.LABEL_RENAMES)
+    return {name: description[name] for name in ("title", "licence", "channels", "class_names")} | {"label_rule": rule}
 
 
 DATASETS: dict[str, DatasetSpec] = {
@@ -242,10 +181,9 @@ DATASETS: dict[str, DatasetSpec] = {
             terms="Register with the CSIRO Data Access Portal and cite Dowling et al.; the slices are the course's cut of it.",
             channels=("T2",),
             class_names=_PELVIS,
-            label_values={value: value for value in range(len(_PELVIS))},
+            label_rule=LabelRule({value: value for value in range(len(_PELVIS))}, renames=_SLICE_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 128), intensity="min_max"),
             find=find_hipmri,
-            label_name=_slice_label_name,
             write_phantom=_draw("hipmri"),
         ),
         DatasetSpec(
@@ -256,10 +194,9 @@ DATASETS: dict[str, DatasetSpec] = {
             terms="Accept the data use agreement, acknowledge OASIS-1 (Marcus et al., 2007), and do not try to identify a subject.",
             channels=("T1",),
             class_names=("background", "CSF", "grey matter", "white matter"),
-            label_values={0: 0, 85: 1, 170: 2, 255: 3},
+            label_rule=LabelRule({0: 0, 85: 1, 170: 2, 255: 3}, renames=_SLICE_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0, mean=0.1317, std=0.1864),
             find=find_oasis,
-            label_name=_slice_label_name,
             write_phantom=_draw("oasis"),
         ),
         DatasetSpec(
@@ -270,10 +207,9 @@ DATASETS: dict[str, DatasetSpec] = {
             terms="Not for commercial use; cite Buda et al., 2019, and The Cancer Imaging Archive.",
             channels=("pre-contrast", "FLAIR", "post-contrast"),
             class_names=("background", "tumour"),
-            label_values={0: 0, 255: 1},
+            label_rule=LabelRule({0: 0, 255: 1}, renames=_LGG_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0),
             find=find_lgg,
-            label_name=_lgg_label_name,
             write_phantom=_draw("lgg"),
         ),
         DatasetSpec(
@@ -284,10 +220,9 @@ DATASETS: dict[str, DatasetSpec] = {
             terms="Register with the CSIRO Data Access Portal and cite Dowling et al.",
             channels=("T2",),
             class_names=_PELVIS,
-            label_values={value: value for value in range(len(_PELVIS))},
+            label_rule=LabelRule({value: value for value in range(len(_PELVIS))}, renames=_HIPMRI3D_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore"),
             find=find_hipmri3d,
-            label_name=_hipmri3d_label_name,
             write_phantom=_draw("hipmri3d"),
             defaults={"mode": "volume", "plane": "axial"},
         ),
@@ -299,10 +234,9 @@ DATASETS: dict[str, DatasetSpec] = {
             terms="Acknowledge the Center for Morphometric Analysis at Massachusetts General Hospital as the source.",
             channels=("T1",),
             class_names=("background", "CSF", "grey matter", "white matter"),
-            label_values={value: value for value in range(4)},
+            label_rule=LabelRule({value: value for value in range(4)}, renames=_IBSR18_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore", foreground_crop=True),
             find=find_ibsr18,
-            label_name=_ibsr18_label_name,
             write_phantom=_draw("ibsr18"),
             # Slices are 1.5 mm thick along the second axis and finer within: coronal.
             defaults={"plane": "coronal"},
@@ -315,147 +249,14 @@ DATASETS: dict[str, DatasetSpec] = {
             terms="Those of the data; the Decathlon's are CC BY-SA 4.0.",
             channels=(),
             class_names=(),
-            label_values={},
+            label_rule=LabelRule({}, renames=msd.LABEL_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore"),
             find=msd.find_msd,
-            label_name=msd.name_label,
             write_phantom=_draw("msd"),
             describe=_describe_msd,
         ),
     )
 }
-
-
-def load_spec(name: str, root: Path) -> DatasetSpec:
-    """A data set with all that only its folder knows.
-
-    Raises:
-        FileNotFoundError: If the folder is not there.
-        ValueError: If its description is wrong.
-    """
-    spec = DATASETS[name]
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"Expected the data set '{name}' in the folder {root}. Received: no such folder. Give it with `--data`, "
-            f"or try `--demo`. Source: {spec.url}"
-        )
-    return replace(spec, **spec.describe(root)) if spec.describe else spec
-
-
-def choose_target(spec: DatasetSpec, target: Sequence[str]) -> tuple[DatasetSpec, tuple[int, ...]]:
-    """Reduces a data set to the chosen classes against the rest.
-
-    Args:
-        spec: The whole data set.
-        target: Class names; none keeps every class, several are one foreground together.
-
-    Returns:
-        The spec with the binary `class_names` and `label_values`, and the value each class is written with in a file. The
-        foreground is written with the first-named class's own value.
-
-    Raises:
-        ValueError: For a class that the data set does not have.
-    """
-    values = {index: value for value, index in reversed(spec.label_values.items())}
-    if not target:
-        return spec, tuple(values[index] for index in range(len(spec.class_names)))
-    for name in target:
-        if name not in spec.class_names[1:]:
-            raise ValueError(f"Expected `target` in {spec.class_names[1:]} for '{spec.name}'. Received: {name!r}.")
-    chosen = {spec.class_names.index(name) for name in target}
-    binary = {value: int(index in chosen) for value, index in spec.label_values.items()}
-    names = (spec.class_names[0], "+".join(target))
-    return replace(spec, class_names=names, label_values=binary), (values[0], values[spec.class_names.index(target[0])])
-
-
-# ----------------------------------------------------------------------------------------------------------------- splits
-
-
-def find_cases(spec: DatasetSpec, root: Path) -> list[Case]:
-    """Finds all cases of a data set, ordered by volume and slice.
-
-    Raises:
-        FileNotFoundError: If the folder holds none.
-        ValueError: If a pair is incomplete.
-    """
-    return sorted(spec.find(root), key=lambda case: (case.volume_id or case.case_id, case.slice_index, case.case_id))
-
-
-def split_cases(
-    cases: Sequence[Case], fractions: tuple[float, float] = (0.1, 0.1), seed: int = 42
-) -> tuple[dict[str, list[Case]], list[str]]:
-    """Divides cases into train, validate and test so that no subject is in two of them.
-
-    Cases without a label are left out. An official split wins. Where it lacks a validation or a test set, subjects of its training
-    set are held out; where it has a subject in two sets, that subject's cases stay in the later one (test before validate before
-    train) and the others are left out.
-
-    Args:
-        cases: All cases.
-        fractions: Of all subjects, for validation and for test; each set that is drawn gets at least one subject.
-        seed: Which subjects.
-
-    Returns:
-        `{"train": [...], "validate": [...], "test": [...]}`, and what there is to tell about it, in sentences.
-
-    Raises:
-        ValueError: If too few subjects are left for training.
-    """
-    remarks = []
-    splits: dict[str, list[Case]] = {name: [] for name in SPLITS}
-    unlabelled = sum(case.label_path is None for case in cases)
-    if unlabelled:
-        remarks.append(f"{unlabelled} case(s) without a label are left out.")
-        cases = [case for case in cases if case.label_path is not None]
-    for case in cases:
-        splits[case.split or "train"].append(case)
-    for later, earlier in (("test", "validate"), ("test", "train"), ("validate", "train")):
-        shared = _subjects(splits[later]) & _subjects(splits[earlier])
-        if shared:
-            left_out = sum(case.subject_id in shared for case in splits[earlier])
-            remarks.append(f"{len(shared)} subject(s) of {earlier} are also in {later}: their {left_out} cases in {earlier} are left out.")
-            splits[earlier] = [case for case in splits[earlier] if case.subject_id not in shared]
-    everyone = len(_subjects(cases))
-    for name, fraction in zip(("test", "validate"), reversed(fractions), strict=True):
-        if splits[name]:
-            continue
-        candidates = sorted(_subjects(splits["train"]))
-        wanted = max(1, round(fraction * everyone))
-        if wanted >= len(candidates):
-            raise ValueError(
-                f"Expected more than {wanted} subject(s) to hold {wanted} out for {name}. Received: {len(candidates)} for training."
-            )
-        held_out = set(np.random.default_rng(seed).permutation(candidates)[:wanted].tolist())
-        splits[name] = [case for case in splits["train"] if case.subject_id in held_out]
-        splits["train"] = [case for case in splits["train"] if case.subject_id not in held_out]
-        remarks.append(f"{wanted} of {len(candidates)} training subjects held out for {name}, drawn with seed {seed}.")
-    if not splits["train"]:
-        raise ValueError("Expected cases to train on. Received: none that are not of a validation or test subject. Add a training set.")
-    return splits, remarks
-
-
-def describe_splits(splits: Mapping[str, Sequence[Case]]) -> list[str]:
-    """One line a split: its name, and how many subjects, scans and, for slices, files it has."""
-    lines = []
-    for name, cases in splits.items():
-        scans = len({case.volume_id or case.case_id for case in cases})
-        slices = f" {len(cases):>7} slices" if len(cases) > scans else ""
-        lines.append(f"{name:<9}{len(_subjects(cases)):>5} subjects {scans:>5} scans{slices}")
-    return lines
-
-
-def _subjects(cases: Sequence[Case]) -> set[str]:
-    return {case.subject_id for case in cases}
-
-
-# ------------------------------------------------------------------------------------------------------------------ cache
-
-
-def prepare_cases(cases: Sequence[Case], spec: DatasetSpec, preprocessing: Preprocessing, folder: Path) -> list[PreparedCase]:
-    """Decodes and preprocesses cases of a data set once, see `modules.cache.prepare_cases`."""
-    return cache.prepare_cases(
-        cases, preprocessing, dataset=spec.name, channels=spec.channels, label_values=spec.label_values, folder=folder
-    )
 
 
 # --------------------------------------------------------------------------------------------------------------- commands
@@ -465,53 +266,44 @@ _SHOWN = 6  # scans on a sheet
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python dataset.py show ...`; returns its exit status."""
-    import utils
-
     return utils.run_command("dataset.py", lambda: _show(_parse(argv)))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    import utils
-
-    parser = utils.OneLineParser(prog="dataset.py", description="Looks at a data set.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=utils.OneLineParser)
+    parser = OneLineParser(prog="dataset.py", description="Looks at a data set.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=OneLineParser)
     show = commands.add_parser("show", help="draw some cases with their labels, or what an augmentation does to one")
     show.add_argument("--dataset", required=True, choices=tuple(DATASETS), help="data set to show")
     show.add_argument("--data", default="", metavar="FOLDER", help="its folder; without it $MRI_DATA/<dataset> or data/<dataset>")
     show.add_argument("--demo", action="store_true", help="draw a phantom in the data set's layout and show that")
-    show.add_argument(
-        "--augment", nargs="?", const="strong", default="none", choices=utils.AUGMENTS, help="show its effects on one case (default strong)"
-    )
+    names = tuple(AUGMENTATIONS)
+    show.add_argument("--augment", nargs="?", const="strong", default="none", choices=names, help="show its effects (default strong)")
     show.add_argument("--seed", type=int, default=42, help="of the choice of cases and of every draw (default %(default)s)")
     show.add_argument("--output", metavar="FILE.png", help="picture to write; without it show_<dataset>[_<augment>].png")
     return parser.parse_args(argv)
 
 
 def _show(options: argparse.Namespace) -> None:
-    import utils
     from modules import reports
 
     utils.start_log()
     output = Path(options.output or f"show_{options.dataset}{'' if options.augment == 'none' else '_' + options.augment}.png")
     if output.suffix.lower() != ".png":
         raise ValueError(f"Expected `--output` ending in .png. Received: {output}.")
-    config = utils.RunConfig(options.dataset, data=options.data, demo=options.demo, seed=options.seed)
-    root = config.data_folder()
+    root = Settings(options.dataset, data=options.data, demo=options.demo, seed=options.seed).data_folder()
     if options.demo:
         DATASETS[options.dataset].write_phantom(root, seed=options.seed)
-    spec = load_spec(options.dataset, root)
+    spec = load_spec(DATASETS[options.dataset], root)
     scans = choose_scans(find_cases(spec, root), _SHOWN if options.augment == "none" else 1, options.seed)
     cases = [choose_case(scan, spec) for scan in scans]
     plane = spec.defaults.get("plane", "axial")
     if options.augment == "none":
-        drawn = {case.case_id: _read_checked(case, spec) for case in cases}
+        drawn = {case.case_id: read_case(case, spec) for case in cases}
         reports.draw_cases(output, drawn, spec.class_names, title=f"{spec.name}: {spec.title}", plane=plane)
     else:
         from modules.devices import import_keras
 
         import_keras()
-        from modules.augment import AUGMENTATIONS
-
         image, label = make_sample(cases[0], spec, options.seed)
         size = "x".join(map(str, label.shape))
         title = f"{spec.name}, {cases[0].case_id}, {size}: the augmentation '{options.augment}', each effect alone and all together"
@@ -522,65 +314,5 @@ def _show(options: argparse.Namespace) -> None:
     utils.log.info("picture: %s", output)
 
 
-def choose_scans(cases: Sequence[Case], number: int, seed: int) -> list[list[Case]]:
-    """Draws one labelled scan, with all its slices, of each of at most `number` subjects.
-
-    Raises:
-        ValueError: If no case has a label.
-    """
-    by_subject: dict[str, dict[str, list[Case]]] = {}
-    for case in cases:
-        if case.label_path is not None:
-            by_subject.setdefault(case.subject_id, {}).setdefault(case.volume_id or case.case_id, []).append(case)
-    if not by_subject:
-        raise ValueError(f"Expected cases with labels to show. Received: {len(cases)} without. Add a label.")
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(sorted(by_subject))[:number].tolist()
-    return [list(by_subject[subject].values())[rng.integers(len(by_subject[subject]))] for subject in chosen]
-
-
-def choose_case(scan: Sequence[Case], spec: DatasetSpec) -> Case:
-    """The slice of a scan that shows its structures best, or the scan if it is a volume."""
-    from modules.reports.views import choose_slice
-
-    if len(scan) == 1:
-        return scan[0]
-    labels = (read_label(case.label_path, spec.label_values, spec.name) for case in scan)
-    return scan[choose_slice(np.array([np.bincount(label.ravel(), minlength=len(spec.class_names)) for label in labels]))]
-
-
-def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.ndarray]:
-    """What a training with the data set's own settings would see of a labelled case: a slice, a whole volume at the size that follows
-    from it, or a patch about its structures.
-    """
-    image, label = _read_checked(case, spec)
-    preprocessing = spec.preprocessing
-    array, geometry = preprocessing.apply(image)
-    window = array.shape[:-1]
-    if spec.spatial_dims == 3:
-        window = derive_window([window], spec.defaults.get("mode", "patch"), PLANES["axial"], divisor=16)
-        if spec.defaults.get("mode") == "volume":
-            preprocessing = replace(preprocessing, shape=window, resize=True)
-            array, geometry = preprocessing.apply(image)
-    label = preprocessing.apply_label(label, geometry)
-    if label.shape != window:
-        rng = np.random.default_rng(seed)
-        points = choose_points(label, len(spec.class_names), rng)
-        start = draw_start(rng, label.shape, window, points=points, sampling="foreground")
-        array, label = cut(array, start, window, array.min(axis=(0, 1, 2))), cut(label, start, window)
-    spacing = geometry.measure_spacing(image.spacing_mm)
-    # Volumes are in canonical orientation by now.
-    return Volume(array, np.diag([*spacing, 1.0]) if label.ndim == 3 else image.affine, spacing), label
-
-
-def _read_checked(case: Case, spec: DatasetSpec) -> tuple[Volume, np.ndarray]:
-    image = read_volume(case.image_paths)
-    spec.preprocessing.check(image, spec.channels, str(case.image_paths[0]))
-    return image, read_label_of(case, image, spec.label_values, spec.name)
-
-
 if __name__ == "__main__":
-    # The other modules import this file under its name; the command is run there, so that there is one of everything.
-    import dataset
-
-    sys.exit(dataset.main())
+    sys.exit(main())

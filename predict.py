@@ -4,21 +4,26 @@ The model knows its preprocessing and classes; without `--model` the run that fi
 for other programs instead.
 """
 
-import glob
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import dataset
 import utils
-from modules import engines, records, scoring
-from modules.bundle import ModelBundle, Predicted, predict_cases
-from modules.export import DESCRIPTION, FORMATS, export_model
-from modules.volume import NIFTI_SUFFIXES, SUFFIXES, Case, stem_of, suffix_of, write_label_like, write_probabilities_like
+from dataset import DATASETS
+from modules import score_tables, scoring
+from modules.data.case import Predicted
+from modules.data.files import NIFTI_SUFFIXES, SUFFIXES, suffix_of
+from modules.data.formats import write_label_like, write_probabilities_like
+from modules.predict import engines
+from modules.predict.bundle import ModelBundle
+from modules.predict.cases import predict_cases
+from modules.predict.export import DESCRIPTION, FORMATS, export_model
+from modules.predict.inputs import find_images, make_cases
+from modules.predict.progress import PredictionProgress
+from modules.run.flags import OneLineParser
+from modules.run.folder import RunFolder, find_newest_run, list_runs
 from utils import log
-
-OUTPUTS = ("_prediction", "_overlay", "_probabilities")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,22 +37,22 @@ def _main(argv: Sequence[str] | None) -> None:
     if options.export:
         export(options)
         return
-    runs = records.list_runs(Path(run) for run in options.model or [records.newest_run()])
-    files = find_images(options.paths)
+    runs = list_runs(Path(run) for run in options.model or [find_newest_run()])
+    files = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()])
     bundles = [ModelBundle.load(run, options.engine) for run in runs]
     cases = make_cases(files, Path(options.labels) if options.labels else None, bundles[0])
     names = [f"{run} ({bundle.engine})" for run, bundle in zip(runs, bundles, strict=True)]
     log.info("%d case(s), model %s: %s", len(cases), ", ".join(names), ", ".join(bundles[0].class_names))
 
     output = Path(options.output or "predictions")
-    with utils.PredictionProgress(len(cases), "predicting") as progress:
-        settings = progress.settings(overlap=options.overlap, mirror=options.mirror)
+    with PredictionProgress(len(cases), "predicting") as progress:
+        settings = progress.options(overlap=options.overlap, mirror=options.mirror)
         predicted = progress.count(predict_cases(bundles, cases, settings, keep_probabilities=options.probabilities))
         written = write_predictions(predicted, bundles[0], output)
-        scores = list(scoring.score_predictions((item[:4] for item in written), bundles[0].class_names))
+        scores = list(scoring.score_predictions(written, bundles[0].class_names))
     if options.labels:
-        scoring.write_scores(output / "scores.csv", scores)
-        for line in scoring.format_summary(scoring.summarise(scores)):
+        score_tables.write_scores(output / "scores.csv", scores)
+        for line in score_tables.format_summary(score_tables.summarise(scores)):
             log.info("%s", line)
     log.info("label maps and pictures: %s", output)
 
@@ -56,102 +61,14 @@ def export(options: Namespace) -> None:
     """Writes the model of the one run in `options.paths` for other programs.
 
     Raises:
-        ValueError: If there is not exactly one, and for what `modules.export.export_model` refuses.
+        ValueError: If there is not exactly one, and for what `modules.predict.export.export_model` refuses.
     """
-    runs = records.list_runs(Path(path) for path in options.paths)
+    runs = list_runs(Path(path) for path in options.paths)
     if len(runs) != 1:
         raise ValueError(f"Expected one run to export. Received: {', '.join(map(str, runs))}. Name one of them.")
     bundle = ModelBundle.load(runs[0], "keras")
-    path = export_model(bundle, options.export, Path(options.output or runs[0] / "export"))
+    path = export_model(bundle, options.export, Path(options.output or RunFolder(runs[0]).export))
     log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))
-
-
-def find_images(paths: Sequence[str]) -> list[Path]:
-    """Resolves files, folders (with all that is below them) and globs to images; leaves out their labels and earlier output.
-
-    Raises:
-        FileNotFoundError: If a path matches nothing.
-        ValueError: If a file is of a kind that is not read here, or two would be written under one name.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if Path(path).is_file():
-            found = [Path(path)]
-        else:
-            below = Path(path).rglob("*") if Path(path).is_dir() else (Path(name) for name in glob.glob(path, recursive=True))
-            found = sorted(file for file in below if file.is_file() and suffix_of(file) and not file.name.startswith("."))
-            found = [file for file in found if not stem_of(file).endswith(OUTPUTS)]
-        if not found:
-            raise FileNotFoundError(f"Expected images ({', '.join(SUFFIXES)}) at {path}. Received: none there. Check the path.")
-        files += found
-    rules = [spec.label_name for spec in dataset.DATASETS.values()]
-    # By name alone: data sets keep labels beside the images or in a folder of their own.
-    labels = {rule(file.name) for file in files for rule in rules if rule(file.name) != file.name}
-    images: dict[str, Path] = {}
-    for file in files:
-        if file.name in labels:
-            continue
-        if not suffix_of(file):
-            raise ValueError(f"Expected an image ({', '.join(SUFFIXES)}). Received: {file}.")
-        if images.setdefault(stem_of(file), file) != file:
-            raise ValueError(
-                f"Expected images of different names. Received: {images[stem_of(file)]} and {file}. Predict them in two calls."
-            )
-    return list(images.values())
-
-
-def make_cases(files: Sequence[Path], labels: Path | None, bundle: ModelBundle) -> list[Case]:
-    """Makes a case of each image, with the label that the model's data set would have for it in the folder `labels` or below it.
-
-    Files `<name>_0000`, `<name>_0001`, ... (nnU-Net's way) are the channels of one case.
-
-    Raises:
-        FileNotFoundError: If `labels` is given and holds none for an image.
-        ValueError: If it holds several.
-    """
-    spec = dataset.DATASETS.get(bundle.provenance.get("dataset", ""))
-    candidates: dict[str, list[Path]] = {}
-    for path in labels.rglob("*") if labels is not None else ():
-        candidates.setdefault(path.name, []).append(path)
-    cases = []
-    for paths in group_channels(files, len(bundle.channels)):
-        file, name = paths[0], stem_of(paths[0])
-        volume_id, index = dataset.place_in_volume(name) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
-        if len(paths) > 1:
-            name = name.removesuffix("_0000")
-        label = None
-        if labels is not None:
-            names = dict.fromkeys([spec.label_name(file.name), file.name] if spec else [file.name])
-            found = next(filter(None, ([path for path in candidates.get(other, ()) if path != file] for other in names)), [])
-            if not found:
-                raise FileNotFoundError(f"Expected a label for {file}. Received: no {' or '.join(names)} in {labels}.")
-            if len(found) > 1:
-                raise ValueError(f"Expected one label for {file}. Received: {found[0]} and {found[1]}. Name a folder with one of them.")
-            label = found[0]
-        cases.append(Case(name, volume_id or name, paths, label, None, volume_id, index))
-    return sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index))
-
-
-def group_channels(files: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:
-    """Puts files `<name>_0000`, `<name>_0001`, ... of one case together, for a model of several channels; others stay alone.
-
-    Raises:
-        FileNotFoundError: If a channel's file is not among `files`.
-    """
-    if channels == 1:
-        return [(file,) for file in files]
-    given = set(files)
-    groups, grouped = [], set()
-    for first in files:
-        if stem_of(first).endswith("_0000"):
-            stem = stem_of(first).removesuffix("_0000")
-            group = tuple(first.with_name(f"{stem}_{channel:04d}{suffix_of(first)}") for channel in range(channels))
-            for file in group:
-                if file not in given:
-                    raise FileNotFoundError(f"Expected {channels} channels of {first}. Received: no {file.name}. Give all its files.")
-            groups.append(group)
-            grouped |= set(group)
-    return groups + [(file,) for file in files if file not in grouped]
 
 
 def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, output: Path) -> Iterator[Predicted]:
@@ -160,7 +77,7 @@ def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, outpu
 
     for item in predicted:
         case, image, source = item.case, item.image, item.case.image_paths[0]
-        write_label_like(output / f"{case.case_id}_prediction{suffix_of(source)}", bundle.to_file_values(item.prediction), source)
+        write_label_like(output / f"{case.case_id}_prediction{suffix_of(source)}", bundle.label_rule.to_file_values(item.prediction), source)
         drawn = (image.array, item.prediction, bundle.class_names)
         geometry = {"spacing_mm": image.spacing_mm, "affine": image.affine}
         reports.draw_overlay(output / f"{case.case_id}_overlay.png", *drawn, title=case.case_id, **geometry)
@@ -171,7 +88,7 @@ def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, outpu
 
 
 def _parse(argv: Sequence[str] | None) -> Namespace:
-    parser = utils.OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
+    parser = OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
     parser.add_argument("paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)}; for --export the run")
     parser.add_argument(
         "--model",

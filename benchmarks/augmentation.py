@@ -65,7 +65,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     """Draws and applies "strong"."""
     import numpy as np
 
-    from modules.augment import AUGMENTATIONS
+    from modules.data.draws import AUGMENTATIONS
 
     shape, batch = SAMPLES[options.rank]
     apply, spent = _compile(shape, batch), [0.0]
@@ -86,7 +86,7 @@ def measure_effects(options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds a sample of each effect alone, at its strongest, without the draw; "all" for "strong"."""
     import numpy as np
 
-    from modules.augment import AUGMENTATIONS, list_effects
+    from modules.data.draws import AUGMENTATIONS, list_effects
 
     shape, batch = SAMPLES[options.rank]
     apply, milliseconds = _compile(shape, batch), {}
@@ -212,7 +212,7 @@ def _draw(augmentation, shape: tuple[int, ...], generators: list) -> dict:
     """The parameters of a batch."""
     import numpy as np
 
-    from modules.augment import draw_parameters
+    from modules.data.draws import draw_parameters
 
     spacing, left_right = (1.0,) * len(shape), 0 if len(shape) == 3 else None
     drawn = [draw_parameters(rng, augmentation, shape, 1, spacing_mm=spacing, left_right=left_right) for rng in generators]
@@ -228,7 +228,7 @@ def _compile(shape: tuple[int, ...], batch: int) -> Callable[[dict], None]:
     import numpy as np
     from keras import ops
 
-    from modules.augment import apply
+    from modules.model.augment import apply
 
     image, label = _make_sample(shape)
     image = ops.convert_to_tensor(np.stack([image[..., None]] * batch))

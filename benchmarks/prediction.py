@@ -34,8 +34,9 @@ def draw(options: argparse.Namespace) -> dict:
     from training import count_flops
 
     from modules import devices, networks
-    from modules.bundle import ModelBundle, convert_bundle
-    from modules.preprocess import Preprocessing
+    from modules.data.preprocess import Preprocessing
+    from modules.predict.bundle import ModelBundle
+    from modules.predict.convert import convert_bundle
 
     devices.start_backend(42)
     draw_pairs(options.folder / "cubes", SIZES["volumes"], 2)
@@ -61,8 +62,10 @@ def draw(options: argparse.Namespace) -> dict:
 
 def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     """As predict.py does it, without the overlay."""
-    from modules.bundle import ModelBundle, Settings, predict_cases
-    from modules.volume import Case, write_label_like
+    from modules.data.case import Case
+    from modules.data.formats import write_label_like
+    from modules.predict.bundle import ModelBundle
+    from modules.predict.cases import Settings, predict_cases
 
     bundle = ModelBundle.load(options.folder / f"bundle_{options.kind}", engine=options.engine)
 

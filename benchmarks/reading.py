@@ -51,11 +51,11 @@ def draw_pairs(folder: Path, size: tuple[int, ...], number: int) -> None:
 
 def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     """`prepare_cases`, then `make_pipeline`, as train.py uses them."""
-    from modules import cache
+    from modules.data import cache
+    from modules.data.case import Case
+    from modules.data.pipeline import make_pipeline
+    from modules.data.preprocess import Preprocessing
     from modules.devices import start_backend
-    from modules.pipeline import make_pipeline
-    from modules.preprocess import Preprocessing
-    from modules.volume import Case
 
     start_backend(42)
     size, pairs = SIZES[options.kind], list_pairs(options)
@@ -80,7 +80,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
 
 def _decode(cases) -> float:
     """Pairs read and checked a second, in threads as `prepare_cases` has them."""
-    from modules.volume import read_label_of, read_volume
+    from modules.data.case import read_label_of, read_volume
 
     def read(case) -> None:
         read_label_of(case, read_volume(case.image_paths), {index: index for index in range(CLASSES)})
@@ -129,8 +129,9 @@ def _augment(prepared, window: tuple[int, ...], batch: int) -> Iterator:
     """Batches after the augmentation, which is compiled as it is in a step."""
     import tensorflow as tf
 
-    from modules.augment import AUGMENTATIONS, apply, draw_parameters
-    from modules.pipeline import PatchDraw, make_pipeline
+    from modules.data.draws import AUGMENTATIONS, draw_parameters
+    from modules.data.pipeline import PatchDraw, make_pipeline
+    from modules.model.augment import apply
 
     draw = PatchDraw("uniform") if len(window) == 3 else None
 

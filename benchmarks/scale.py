@@ -64,7 +64,8 @@ def measure_training(options: argparse.Namespace) -> dict[str, float]:
 def measure_prediction(options: argparse.Namespace) -> dict[str, float]:
     """Finds and predicts all slices, and drops the label maps."""
     import predict
-    from modules.bundle import ModelBundle, predict_cases
+    from modules.predict.bundle import ModelBundle
+    from modules.predict.cases import predict_cases
 
     began = time.perf_counter()
     bundle = ModelBundle.load(options.folder / "bundle", engine="keras")

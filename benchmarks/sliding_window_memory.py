@@ -80,10 +80,12 @@ def predict(options: argparse.Namespace) -> None:
     import keras
 
     from modules import devices
-    from modules.bundle import ModelBundle, Settings, predict_cases
+    from modules.data.case import Case
+    from modules.data.formats import write_label_like
+    from modules.data.preprocess import Preprocessing
     from modules.networks import with_head
-    from modules.preprocess import Preprocessing
-    from modules.volume import Case, write_label_like
+    from modules.predict.bundle import ModelBundle
+    from modules.predict.cases import Settings, predict_cases
 
     devices.import_keras()
     inputs = keras.Input((*options.window, 1))
@@ -118,7 +120,7 @@ def predict_with_monai(options: argparse.Namespace) -> None:
     from monai import transforms
     from monai.inferers import SlidingWindowInferer
 
-    from modules.inference import choose_batch_size
+    from modules.predict.windows import choose_batch_size
 
     torch.manual_seed(1)
     network = torch.nn.Sequential(torch.nn.Conv3d(1, options.classes, 1), torch.nn.Softmax(dim=1)).eval()

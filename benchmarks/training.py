@@ -28,9 +28,9 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     devices.start_backend(42)
     import keras
 
-    from modules.losses import SegmentationLoss
-    from modules.metrics import Overlap
-    from modules.trainer import Trainer
+    from modules.model.losses import SegmentationLoss
+    from modules.model.metrics import Overlap
+    from modules.model.trainer import Trainer
 
     devices.choose_precision(options.precision)
     network = networks.build(f"unet{options.rank}d", (*options.size, 1), CLASSES, base_filters=options.base_filters)

@@ -18,19 +18,20 @@ from reading import CLASSES, SIZES, list_pairs
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """The share, and samples a second on real data."""
-    from modules import cache, devices, networks
-    from modules.augment import AUGMENTATIONS, draw_parameters
-    from modules.pipeline import make_pipeline
-    from modules.preprocess import Preprocessing
-    from modules.volume import Case
+    from modules import devices, networks
+    from modules.data import cache
+    from modules.data.case import Case
+    from modules.data.draws import AUGMENTATIONS, draw_parameters
+    from modules.data.pipeline import make_pipeline
+    from modules.data.preprocess import Preprocessing
 
     devices.start_backend(42)
     import keras
     import tensorflow as tf
 
-    from modules.losses import SegmentationLoss
-    from modules.metrics import Overlap
-    from modules.trainer import Trainer
+    from modules.model.losses import SegmentationLoss
+    from modules.model.metrics import Overlap
+    from modules.model.trainer import Trainer
 
     devices.choose_precision(options.precision)
     size = SIZES["slices"]

@@ -1,1 +1,3 @@
-"""The parts that train.py and predict.py are made of; nothing here imports the files at the root."""
+"""MRI segmentation: reading scans, networks, training, prediction, scores and pictures."""
+
+__version__ = "0.2.0"

@@ -21,8 +21,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Several hosts ask one another whether to stop once in so many steps: asking at each would make every step wait for the slowest.
 AGREE_STEPS = 20
-# Which host this is, and of how many. To ask JAX would make it look for devices, too early for `--deterministic`.
-_share = (0, 1)
+# (host index, number of hosts). We do not ask JAX: asking initialises its devices before `--deterministic` can act.
+_host = (0, 1)
 
 log = logging.getLogger("mri")
 
@@ -102,7 +102,7 @@ def start_hosts(coordinator: str | None = None, hosts: int | None = None, host: 
     Raises:
         ValueError: If the arguments are incomplete or wrong, or the backend is not JAX.
     """
-    global _share
+    global _host
     given = (coordinator, hosts, host)
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if hosts == 1 or (given == (None,) * 3 and tasks == 1):
@@ -128,22 +128,22 @@ def start_hosts(coordinator: str | None = None, hosts: int | None = None, host: 
     if not jax.distributed.is_initialized():
         # Once one host has failed, the others are ended after this time.
         jax.distributed.initialize(coordinator, hosts, host, shutdown_timeout_seconds=60)
-    _share = host, hosts
+    _host = host, hosts
 
 
-def find_share() -> tuple[int, int]:
+def find_host() -> tuple[int, int]:
     """Which host this is, and of how many: (0, 1) if it is alone."""
-    return _share
+    return _host
 
 
 def is_main() -> bool:
     """Whether this host is the one that writes."""
-    return find_share()[0] == 0
+    return find_host()[0] == 0
 
 
 def any_host(flag: bool) -> bool:
     """Whether the flag is set on any host; all have to ask."""
-    if find_share()[1] == 1:
+    if find_host()[1] == 1:
         return flag
     from jax.experimental.multihost_utils import process_allgather
 
@@ -172,7 +172,7 @@ def on_main(action: Callable[[], object]) -> None:
 
 def agree(flag: Callable[[], bool]) -> Callable[[], bool]:
     """Turns a flag of each host into one that all see set at the same call, at most `AGREE_STEPS` calls after it was set on one."""
-    if find_share()[1] == 1:
+    if find_host()[1] == 1:
         return flag
     calls, agreed = 0, False
 

@@ -1,15 +1,13 @@
-"""Exact scores of one case, in NumPy, their means, and how sure these are: what ends up in `scores.csv` and in the README."""
+"""Exact scores of one case, in NumPy: the overlaps, surface distances and volumes that `scores.csv` holds."""
 
-import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 
-from modules.volume import Case, Volume, replace_file
+from modules.data.case import Predicted
 
 LEVELS = ("slice", "volume")
 OVERLAPS = ("dice", "iou")
@@ -17,10 +15,6 @@ DISTANCES = ("hd95_mm", "hd_mm", "assd_mm")
 
 # Voxels that are counted at a time: few enough that the wide integers they are counted in need no memory to speak of.
 CHUNK = 2**20
-
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
-
 
 @dataclass(frozen=True)
 class Score:
@@ -104,25 +98,22 @@ def score_case(
     return _make_scores(pairs, class_names, level, case, distances, voxel_ml)
 
 
-def score_predictions(
-    predicted: Iterable[tuple[Case, Volume, np.ndarray | None, np.ndarray]], class_names: Sequence[str]
-) -> Iterator[Score]:
+def score_predictions(predicted: Iterable[Predicted], class_names: Sequence[str]) -> Iterator[Score]:
     """Scores predictions as they come, and each scan that slices make up as one volume, since that is what a 3-D model is scored on.
 
     Such a volume has overlaps only: how far its slices are apart is not in their files.
 
     Args:
-        predicted: Case, image, label `(*S)` or None, and prediction `(*S)`, both integers; slices of one scan (one `volume_id`) must
-            follow one another. Cases without a label are passed over.
+        predicted: Slices of one scan (one `volume_id`) must follow one another. Cases without a label are passed over.
         class_names: Of all `K` classes, the background first.
 
     Yields:
         The scores of each case, and behind the last slice of a scan those of the scan.
     """
-    labelled = (item for item in predicted if item[2] is not None)
-    for volume_id, members in groupby(labelled, key=lambda item: item[0].volume_id):
+    labelled = (item for item in predicted if item.label is not None)
+    for volume_id, members in groupby(labelled, key=lambda item: item.case.volume_id):
         pairs = np.zeros((len(class_names), len(class_names)), np.intp)
-        for case, image, label, prediction in members:
+        for case, image, label, prediction, _ in members:
             # A picture's spacing of ones is no size in mm.
             spacing_mm = image.spacing_mm if image.affine is not None else None
             yield from score_case(label, prediction, class_names, level=LEVELS[label.ndim - 2], case=case.case_id, spacing_mm=spacing_mm)
@@ -131,196 +122,6 @@ def score_predictions(
                 pairs += _count_pairs(label, prediction, len(class_names), case.case_id)
         if volume_id is not None:
             yield from _make_scores(pairs, class_names, "volume", volume_id)
-
-
-def summarise(scores: Iterable[Score]) -> dict[str, dict[str, dict[str, float]]]:
-    """Means over cases: `{level: {class: {dice, iou, hd95_mm, hd_mm, assd_mm, cases, absent}}}`, with a class "mean" over the classes.
-
-    `cases` is how many entered the mean, `absent` how many were left out because the class was in neither label nor prediction. A mean
-    is over the values that are known, and NaN where none is.
-    """
-    scores = list(scores)
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    for level in LEVELS:
-        of_level = [score for score in scores if score.level == level]
-        classes: dict[str, dict[str, float]] = {}
-        for name in dict.fromkeys(score.class_name for score in of_level):
-            of_class = [score for score in of_level if score.class_name == name]
-            absent = sum(math.isnan(score.dice) for score in of_class)
-            classes[name] = {
-                **{key: _mean(getattr(score, key) for score in of_class) for key in OVERLAPS + DISTANCES},
-                "cases": len(of_class) - absent,
-                "absent": absent,
-            }
-        if classes:
-            classes["mean"] = {key: _mean(value[key] for value in classes.values()) for key in OVERLAPS + DISTANCES}
-            result[level] = classes
-    return result
-
-
-def format_summary(means: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """The means as the lines of a table for the console: a block a level, a line a class; mm only where there are any."""
-    lines = []
-    for level, classes in means.items():
-        columns = {"dice": f"{'Dice':>7}", "iou": f"{'IoU':>8}", "hd95_mm": f"{'HD95 mm':>9}", "assd_mm": f"{'ASSD mm':>9}"}
-        if all(math.isnan(value[key]) for value in classes.values() for key in DISTANCES):
-            del columns["hd95_mm"], columns["assd_mm"]
-        lines.append(f"{'mean over ' + level + 's':<22}{''.join(columns.values())}{'scored':>8}{'absent':>8}")
-        for name, value in classes.items():
-            cells = "".join(f"{value[key]:>{len(title)}.{2 if key in DISTANCES else 4}f}" for key, title in columns.items())
-            counts = f"{value['cases']:>8}{value['absent']:>8}" if "cases" in value else ""
-            lines.append(f"  {name:<20}{cells}{counts}")
-    return lines
-
-
-def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """Writes one row a case and class."""
-    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_name_columns())
-        writer.writerows(astuple(score) for score in scores)
-
-
-def read_scores(path: Path) -> list[Score]:
-    """Reads what `write_scores` wrote, to the last digit.
-
-    Raises:
-        FileNotFoundError: If the file is not there.
-        ValueError: If it has other columns, or a value that is none of its column's.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected scores in {path}. Received: no such file. Give a run that has finished.")
-    with path.open(newline="") as file:
-        reader = csv.reader(file)
-        columns, header = _name_columns(), next(reader, [])
-        if header != columns:
-            raise ValueError(f"Expected the columns {','.join(columns)} in {path}. Received: {','.join(header) or 'none'}. Score again.")
-        scores = []
-        for row in reader:
-            try:
-                score = Score(*(field.type(text) for field, text in zip(fields(Score), row, strict=True)))
-                LEVELS.index(score.level)
-            except ValueError as error:
-                received = f"{','.join(row) or 'nothing'} in line {reader.line_num} of {path}"
-                raise ValueError(
-                    f"Expected a level, a case, a class and {len(columns) - 3} numbers. Received: {received}. Score again."
-                ) from error
-            scores.append(score)
-    return scores
-
-
-def pool_scores(runs: Mapping[str, Sequence[Score]]) -> list[Score]:
-    """Puts the scores of several runs together, as the folds of a cross-validation are, each of which tested other cases.
-
-    Args:
-        runs: The scores of each run by its name.
-
-    Returns:
-        All scores, run after run.
-
-    Raises:
-        ValueError: If a case is in two runs, or the runs do not have the same classes.
-    """
-    origins: dict[tuple[str, str], str] = {}
-    expected = {score.class_name for scores in runs.values() for score in scores}
-    for name, scores in runs.items():
-        classes = {score.class_name for score in scores}
-        if classes != expected:
-            received = f"{', '.join(sorted(classes)) or 'none'} in {name}"
-            raise ValueError(f"Expected the classes {', '.join(sorted(expected))} in every run. Received: {received}. Leave it out.")
-        for score in scores:
-            origin = origins.setdefault((score.level, score.case), name)
-            if origin != name:
-                raise ValueError(f"Expected each case in one run only. Received: {score.case} in {origin} and in {name}. Leave one out.")
-    return [score for scores in runs.values() for score in scores]
-
-
-def map_subjects(cases: Iterable[Case]) -> dict[str, str]:
-    """Who each case, and each scan that slices were cut from, shows: `{case or volume identifier: subject}`."""
-    subjects = {}
-    for case in cases:
-        subjects[case.case_id] = case.subject_id
-        if case.volume_id is not None:
-            subjects[case.volume_id] = case.subject_id
-    return subjects
-
-
-def score_subjects(scores: Iterable[Score], subjects: Mapping[str, str], key: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Means over the cases of each subject: `{level: {class: {subject: mean}}}`.
-
-    Args:
-        scores: Of any number of cases.
-        subjects: `{case or volume identifier: subject}`, see `map_subjects`.
-        key: Which score: one of `OVERLAPS` or `DISTANCES`.
-
-    Returns:
-        In each class of a level the same subjects, sorted, so that the order of `scores` does not matter. A mean is over the values
-        that are known, and NaN where none is.
-
-    Raises:
-        ValueError: If a case is not in `subjects`.
-    """
-    values: dict[str, dict[str, dict[str, list[float]]]] = {level: {} for level in LEVELS}
-    for score in scores:
-        if score.case not in subjects:
-            raise ValueError(f"Expected the subject of every case. Received: none for {score.case}. Give the cases that were scored.")
-        values[score.level].setdefault(score.class_name, {}).setdefault(subjects[score.case], []).append(getattr(score, key))
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    for level, classes in values.items():
-        names = sorted({subject for of_class in classes.values() for subject in of_class})
-        if classes:
-            result[level] = {name: {subject: _mean(of_class.get(subject, ())) for subject in names} for name, of_class in classes.items()}
-    return result
-
-
-def estimate_intervals(
-    scores: Iterable[Score], subjects: Mapping[str, str], seed: int = 42
-) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Means over subjects with their 95 % intervals: `{level: {class: {key: {mean, low, high, subjects}}}}`, keys as in `summarise`.
-
-    Cases of one subject are alike, so subjects are what is resampled: each brings the mean over its cases, and a subject without the
-    class is left out. `subjects` is how many there were; of fewer than two there is no interval, only NaN. The class "mean" is the mean
-    over the classes: for it a subject is drawn with all its classes together, and a class that no drawn subject has is left out.
-
-    The interval is the percentile bootstrap of 10,000 resamples (Efron, Annals of Statistics 7:1, 1979). It says how far the mean
-    would move with other subjects, not with another training. Of few subjects it is too narrow: of five normally distributed ones it
-    holds the true mean in about 83 of 100 studies, of ten in 90, of thirty in 93.
-
-    Args:
-        scores: Of any number of cases.
-        subjects: `{case or volume identifier: subject}`, see `map_subjects`.
-        seed: Which resamples: the same scores and seed give the same interval.
-
-    Raises:
-        ValueError: If a case is not in `subjects`.
-    """
-    scores = list(scores)
-    result: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for key in OVERLAPS + DISTANCES:
-        for level, classes in score_subjects(scores, subjects, key).items():
-            columns = {name: np.array(list(of_class.values())) for name, of_class in classes.items()}
-            for name, column in columns.items():
-                result.setdefault(level, {}).setdefault(name, {})[key] = _estimate_interval([column], seed)
-            result[level].setdefault("mean", {})[key] = _estimate_interval(list(columns.values()), seed)
-    return result
-
-
-def format_intervals(intervals: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[str]:
-    """What `estimate_intervals` returned as the lines of a table: a block a level, a line a class; mm only where there are any."""
-    titles = {"dice": ("Dice", 22, 3), "hd95_mm": ("HD95 mm", 24, 2), "assd_mm": ("ASSD mm", 24, 2)}
-    lines = []
-    for level, classes in intervals.items():
-        shown = {key: title for key, title in titles.items() if key == "dice" or any(value[key]["subjects"] for value in classes.values())}
-        heads = "".join(f"{f'{title} [95 %]':>{width}}" for title, width, _ in shown.values())
-        lines.append(f"{'subjects, by ' + level + 's':<22}{heads}{'subjects':>10}")
-        for name, value in classes.items():
-            cells = ""
-            for key, (_, width, digits) in shown.items():
-                mean, low, high = (f"{value[key][part]:.{digits}f}" for part in ("mean", "low", "high"))
-                cells += f"{f'{mean} [{low}, {high}]':>{width}}"
-            lines.append(f"  {name:<20}{cells}{value['dice']['subjects']:>10}")
-    return lines
 
 
 def _count_pairs(label: np.ndarray, prediction: np.ndarray, num_classes: int, case: str) -> np.ndarray:
@@ -416,43 +217,3 @@ def _measure_to_nearest(surface: np.ndarray, other: np.ndarray, spacing_mm: Sequ
     return distances
 
 
-def _name_columns() -> list[str]:
-    # `class` is no name for a field in Python, but it is what the column holds.
-    return [field.name.replace("class_name", "class") for field in fields(Score)]
-
-
-def _estimate_interval(columns: Sequence[np.ndarray], seed: int) -> dict[str, float]:
-    """Mean over the columns `(N,)` of their means over subjects, and its interval; NaN is what a subject does not have."""
-    # Imported here since it takes a second, which `--help` need not wait for.
-    from scipy import stats
-
-    table = np.stack(columns)
-    table = table[:, ~np.isnan(table).all(axis=0)]
-    count = table.shape[1]
-    mean = float(_mean_columns(*table, axis=-1)) if count else math.nan
-    low = high = math.nan
-    if count > 1:
-        # Paired: the same subjects are drawn of every column. Batches keep the memory at a thousand times the table's.
-        low, high = stats.bootstrap(
-            tuple(table), _mean_columns, paired=True, vectorized=True, method="percentile", confidence_level=CONFIDENCE,
-            n_resamples=RESAMPLES, batch=1000, rng=np.random.default_rng(seed),
-        ).confidence_interval  # fmt: skip
-    return {"mean": mean, "low": float(low), "high": float(high), "subjects": count}
-
-
-def _mean_columns(*columns: np.ndarray, axis: int) -> np.ndarray:
-    """The mean over the columns of their means along the axis, NaN left out."""
-    means = np.stack([_mean_known(column, axis) for column in columns])
-    return _mean_known(means, 0)
-
-
-def _mean_known(values: np.ndarray, axis: int) -> np.ndarray:
-    """`numpy.nanmean` without its warning where nothing is known."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis) / known.sum(axis)
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = [value for value in values if not math.isnan(value)]
-    return sum(values) / len(values) if values else math.nan

@@ -9,7 +9,8 @@ import pytest
 from keras import ops
 from scipy import ndimage
 
-from modules.augment import AUGMENTATIONS, BIAS_POINTS, ELASTIC_POINTS, NEUTRAL, Augmentation, Effect, apply, draw_parameters, list_effects
+from modules.data.draws import AUGMENTATIONS, BIAS_POINTS, ELASTIC_POINTS, NEUTRAL, Augmentation, Effect, draw_parameters, list_effects
+from modules.model.augment import apply
 
 SHAPES = {2: (16, 24), 3: (10, 12, 8)}
 EVERYTHING = dataclasses.replace(

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from modules.bundle import ModelBundle, Settings, hash_weights, predict_cases
+from modules.data.case import Case, Volume
+from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
-from modules.preprocess import Preprocessing
-from modules.volume import Case, Volume
+from modules.predict.bundle import ModelBundle, hash_weights
+from modules.predict.cases import Settings, predict_cases
 
 
 def make_bundle(num_classes=3, channels=("T1",)):

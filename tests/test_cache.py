@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modules import cache
-from modules.cache import Decoded, prepare_cases, read_pack, write_pack
-from modules.patches import choose_points
-from modules.preprocess import Preprocessing
-from modules.volume import Case, hash_file, read_volume
+from modules.data import cache
+from modules.data.cache import Decoded, prepare_cases, read_pack, write_pack
+from modules.data.case import Case, read_volume
+from modules.data.files import hash_file
+from modules.data.patches import choose_points
+from modules.data.preprocess import Preprocessing
 
 VALUES = {0: 0, 85: 1, 170: 2}
 

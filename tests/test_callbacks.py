@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from modules.callbacks import Checkpoint, FirstSteps, KeepBest, Record, StepCallbacks
+from modules.run.callbacks import Checkpoint, FirstSteps, KeepBest, Record, StepCallbacks
 
 
 class _Model:

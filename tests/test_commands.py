@@ -12,11 +12,12 @@ import pytest
 import predict
 import train
 from dataset import DATASETS, choose_target, find_cases
-from modules.bundle import ModelBundle
-from modules.callbacks import Checkpoint
+from modules.data.case import Case
+from modules.data.files import suffix_of
 from modules.networks import NETWORKS, find_divisor
+from modules.predict.bundle import ModelBundle
+from modules.run.callbacks import Checkpoint
 from modules.scoring import Score
-from modules.volume import Case, suffix_of
 from utils import LOSSES, PRESETS, parse_training
 
 SLICES = ("hipmri", "oasis", "lgg")

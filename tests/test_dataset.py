@@ -19,9 +19,9 @@ from dataset import (
     prepare_cases,
     split_cases,
 )
-from modules.cache import Decoded, read_pack, write_pack
-from modules.pipeline import make_pipeline
-from modules.volume import Case, read_volume
+from modules.data.cache import Decoded, read_pack, write_pack
+from modules.data.case import Case, read_volume
+from modules.data.pipeline import make_pipeline
 
 SLICES = ("hipmri", "lgg", "oasis")
 

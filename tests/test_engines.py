@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import predict
-from modules import engines
-from modules.bundle import ModelBundle, convert_bundle
+from modules.data.files import hash_file
+from modules.data.preprocess import Preprocessing
 from modules.networks import NETWORKS, build, find_divisor, find_ranks, with_head
-from modules.preprocess import Preprocessing
-from modules.volume import hash_file
+from modules.predict import engines
+from modules.predict.bundle import ModelBundle
+from modules.predict.convert import convert_bundle
 
 ROOT = Path(__file__).parents[1]
 TRANSFORMER = {"hidden_size": 8, "mlp_size": 8, "num_layers": 4, "num_heads": 2, "base_filters": 2}
@@ -434,7 +435,7 @@ def test_what_cannot_be_exported_is_one_line(run, tmp_path, capsys, monkeypatch)
 
 
 def test_a_description_has_the_numbers_of_every_kind_of_preprocessing():
-    from modules.export import describe
+    from modules.predict.export import describe
 
     fields = {"class_names": ("background", "a"), "channels": ("T1", "T2"), "label_values": {0: 0, 1: 1}, "output_values": (0, 7)}
     volumes = Preprocessing(3, spacing_mm=(1.5, 1.0, 2.0), interpolation="cubic", foreground_crop=True, intensity="zscore")

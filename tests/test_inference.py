@@ -9,11 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from modules.bundle import ModelBundle, Settings, predict_cases
-from modules.inference import Plan, average_planes, choose_batch_size, merge_windows, mirror, predict_windows
-from modules.patches import cut, make_gaussian, make_grid
-from modules.preprocess import Geometry, Preprocessing
-from modules.volume import Case, Volume
+from modules.data.case import Case, Volume
+from modules.data.patches import cut, make_gaussian, make_grid
+from modules.data.preprocess import Geometry, Preprocessing
+from modules.predict.bundle import ModelBundle
+from modules.predict.cases import Settings, predict_cases
+from modules.predict.windows import Plan, average_planes, choose_batch_size, merge_windows, mirror, predict_windows
 
 GRIDS = [
     ((7, 9, 11), (4, 4, 4), 0.5),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from modules import losses
-from modules.loss_spec import parse_loss
-from modules.losses import LOSSES, SegmentationLoss
+from modules.model import losses
+from modules.model.loss_spec import parse_loss
+from modules.model.losses import LOSSES, SegmentationLoss
 
 ROOT = Path(__file__).parents[1]
 LOG3 = math.log(3)

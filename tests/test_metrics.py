@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from modules.metrics import Overlap, classify
+from modules.model.metrics import Overlap, classify
 from modules.scoring import score_case
 
 

@@ -11,9 +11,9 @@ import pytest
 import dataset
 import predict
 from modules import phantom
-from modules.msd import find_msd, name_label, read_description
-from modules.preprocess import Preprocessing
-from modules.volume import Case, read_label_of, read_volume
+from modules.data.case import Case, read_label_of, read_volume
+from modules.data.msd import find_msd, name_label, read_description
+from modules.data.preprocess import Preprocessing
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["decathlon", "nnunet"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from modules.losses import SegmentationLoss
+from modules.model.losses import SegmentationLoss
 from modules.networks import NETWORKS, build, describe, find_divisor, find_ranks, with_head
 from modules.networks._blocks import NORMS
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from modules.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from modules.model.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
 
 
 def _rates(schedule, steps):

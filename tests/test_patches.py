@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from modules.patches import PLANES, choose_points, cut, draw_start, list_starts, make_gaussian, make_grid
-from modules.preprocess import fit_shape
+from modules.data.patches import PLANES, choose_points, cut, draw_start, list_starts, make_gaussian, make_grid
+from modules.data.resample import fit_shape
 
 OVERLAPS = (0.0, 0.1, 0.25, 0.3, 0.5, 0.6, 0.75, 0.9)
 

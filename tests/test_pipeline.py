@@ -5,9 +5,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from modules.cache import Decoded, read_pack, write_pack
-from modules.patches import choose_points
-from modules.pipeline import PatchDraw, _make_aligned, count_samples, derive_window, make_pipeline
+from modules.data.cache import Decoded, read_pack, write_pack
+from modules.data.patches import choose_points
+from modules.data.pipeline import PatchDraw, _make_aligned, count_samples, derive_window, make_pipeline
 
 SHAPES = [(6, 5, 4), (6, 7, 4), (3, 5, 8)]
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from modules import preprocess
-from modules.preprocess import Preprocessing, fit_shape
-from modules.volume import Volume
+from modules.data.case import Volume
+from modules.data.preprocess import Preprocessing
+from modules.data.resample import fit_shape
 
 
 def _volume(array):

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from modules.proof import check_data, check_equal, hash_code, hash_manifest, make_manifest
-from modules.volume import Case
+from modules.data.case import Case
+from modules.run.proof import check_data, check_equal, hash_code, hash_manifest, make_manifest
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from modules.data.case import Case, Volume
 from modules.scoring import (
     DISTANCES,
     Score,
@@ -23,7 +24,6 @@ from modules.scoring import (
     summarise,
     write_scores,
 )
-from modules.volume import Case, Volume
 
 NAMES = ("background", "a", "b")
 

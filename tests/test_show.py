@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 
 import dataset
 from modules import phantom, reports
-from modules.augment import AUGMENTATIONS, Augmentation, Effect
+from modules.data.case import Case, Volume
+from modules.data.draws import AUGMENTATIONS, Augmentation, Effect
 from modules.reports import sheet
-from modules.volume import Case, Volume
 
 CLASSES = ("background", "bladder", "rectum", "prostate")
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import utils
-from modules import tracking
-from modules.tracking import Tracker, check_tracker, open_tracker
+from modules.run import tracking
+from modules.run.tracking import Tracker, check_tracker, open_tracker
 
 PARAMETERS = {"dataset": "oasis", "shape": (64, 32), "learning_rate": 1e-3, "norm": None, "demo": False, "target": (), "loss": "x" * 700}
 TAGS = {"backend": "tensorflow", "versions": {"keras": "3.15.1", "numpy": "2.4.6"}, "git_commit": "0123abc", "devices": ["cpu:0", "cpu:1"]}

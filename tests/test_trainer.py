@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from modules.augment import AUGMENTATIONS, draw_parameters
+from modules.data.draws import AUGMENTATIONS, draw_parameters
 from modules.devices import choose_precision
-from modules.losses import SegmentationLoss
-from modules.metrics import Overlap
+from modules.model.losses import SegmentationLoss
+from modules.model.metrics import Overlap
+from modules.model.trainer import Trainer, reduce_label, weigh_levels
 from modules.networks import build, with_deep_supervision
-from modules.trainer import Trainer, reduce_label, weigh_levels
 
 CLASSES = ("background", "left", "right")
 

@@ -16,9 +16,10 @@ import pytest
 
 import utils
 from dataset import DATASETS
-from modules import augment, devices, losses, optimizers
+from modules import augment, devices
+from modules.model import losses, optimizers
 from modules.networks._blocks import NORMS
-from modules.records import list_runs, make_run_folder, newest_run, sweep, write_json
+from modules.run.folder import list_runs, make_run_folder, newest_run, sweep, write_json
 from utils import PRESETS, RunConfig, StopRequest, parse_training, run_command
 
 

@@ -14,19 +14,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from modules import nifti
 from modules import volume as volume_module
-from modules.volume import (
-    fingerprint_files,
-    hash_file,
-    read_label,
-    read_volume,
-    replace_file,
-    stem_of,
-    suffix_of,
-    write_label_like,
-    write_probabilities_like,
-)
+from modules.data import nifti
+from modules.data.case import read_label, read_volume
+from modules.data.files import fingerprint_files, hash_file, replace_file, stem_of, suffix_of
+from modules.data.formats import write_label_like, write_probabilities_like
 
 
 def test_suffix_and_stem_of_every_layout(tmp_path):

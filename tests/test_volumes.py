@@ -12,10 +12,12 @@ import pytest
 import predict
 import train
 from dataset import DATASETS
-from modules.bundle import ModelBundle, Settings, predict_cases
+from modules.data.case import Case, Volume
+from modules.data.formats import write_label_like
+from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
-from modules.preprocess import Preprocessing
-from modules.volume import Case, Volume, write_label_like
+from modules.predict.bundle import ModelBundle
+from modules.predict.cases import Settings, predict_cases
 
 TINY = ["--epochs", "2", "--base-filters", "2", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"]
 

@@ -3,15 +3,20 @@
 `modules/networks/<name>.py` defines `build(input_shape, num_logits, *, ...options) -> keras.Model`, a functional model from
 `(B, *P, C)` to logits `(B, *P, num_logits)`; a docstring whose first line is the help text; and two literals: `DIVISOR`, what
 every spatial size must be a multiple of, and `RANKS`, the numbers of spatial sizes it takes. Files whose name begins with an
-underscore hold what several networks share.
+underscore hold what several networks share. The keyword-only arguments of `build` are the network's options: their types, defaults and
+lines in the docstring make the flags of train.py.
 """
 
 import ast
+import functools
 import importlib
-import inspect
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 NETWORKS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py")))
 
 
@@ -28,6 +33,63 @@ def find_divisor(name: str) -> int:
 def find_ranks(name: str) -> tuple[int, ...]:
     """Returns the numbers of spatial sizes it takes, without importing Keras; raises ValueError for an unknown name."""
     return _find_constant(name, "RANKS")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a network, as the signature and the docstring of its `build` give it.
+
+    Attributes:
+        name: The argument's name.
+        kind: `int`, `float`, `bool` or `str`.
+        default: The argument's default.
+        help: The argument's line in the docstring.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+
+
+@functools.cache
+def list_options(name: str) -> tuple[Option, ...]:
+    """Lists a network's options, without importing Keras: the keyword-only arguments of its `build`.
+
+    Raises:
+        ValueError: For an unknown network, and for an option whose kind, default or help is missing.
+    """
+    build_node = next((node for node in _parse(name).body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
+    if build_node is None:
+        raise ValueError(f"Expected a function `build` in modules/networks/{name}.py. Received: none. Add it there.")
+    lines = _read_arguments(ast.get_docstring(build_node) or "")
+    options = []
+    for argument, default in zip(build_node.args.kwonlyargs, build_node.args.kw_defaults, strict=True):
+        kind = _KINDS.get(argument.annotation.id if isinstance(argument.annotation, ast.Name) else "")
+        if kind is None or default is None or argument.arg not in lines:
+            raise ValueError(
+                f"Expected a type in {tuple(_KINDS)}, a default and a line under `Args:` for `{argument.arg}` of `build` in "
+                f"modules/networks/{name}.py. Received: one of them is missing. Add it there."
+            )
+        options.append(Option(argument.arg, kind, ast.literal_eval(default), lines[argument.arg]))
+    return tuple(options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Checks options of a network before Keras is imported; None stands for the default.
+
+    Raises:
+        ValueError: For an option that the network does not have, listing those it has, and for a number below its least.
+    """
+    known = {option.name: option.kind for option in list_options(name)}
+    for key, value in options.items():
+        if value is None:
+            continue
+        if key not in known:
+            raise ValueError(f"Expected options of network '{name}' in {tuple(known)}. Received: {key!r}.")
+        if (known[key] is int and value < 1) or (known[key] is float and value < 0):
+            least = "1" if known[key] is int else "0"
+            raise ValueError(f"Expected `{key}` of {least} or more. Received: {value}.")
 
 
 def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: Any):
@@ -47,12 +109,9 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: 
             that do; and for a shape that does not divide, naming the nearest that does.
     """
     divisor, ranks = find_divisor(name), find_ranks(name)
-    module = importlib.import_module(f"{__name__}.{name}")
     options = {key: value for key, value in options.items() if value is not None}
-    known = list(inspect.signature(module.build).parameters)[2:]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"Expected options of network '{name}' in {tuple(known)}. Received: {unknown[0]!r}.")
+    check_options(name, options)
+    module = importlib.import_module(f"{__name__}.{name}")
     spatial = tuple(input_shape[:-1])
     if len(spatial) not in ranks:
         fitting = tuple(other for other in NETWORKS if len(spatial) in find_ranks(other))
@@ -106,6 +165,19 @@ def with_deep_supervision(network):
     return keras.Model(network.input, [logits, *lower], name=network.name)
 
 
+def _read_arguments(docstring: str) -> dict[str, str]:
+    """Reads the section `Args:` of a docstring: `{argument: its text on one line}`."""
+    lines: dict[str, str] = {}
+    section = docstring.partition("\nArgs:\n")[2].partition("\n\n")[0]
+    name = ""
+    for line in textwrap.dedent(section).splitlines():
+        if not line.startswith(" "):
+            name, _, line = line.partition(":")
+        lines[name] = f"{lines.get(name, '')} {line.strip()}".strip()
+    return lines
+
+
+@functools.cache
 def _parse(name: str) -> ast.Module:
     if name not in NETWORKS:
         raise ValueError(f"Expected `network` in {NETWORKS}. Received: {name!r}.")

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from modules.reports.painting import list_colours
 from modules.reports.panels import DPI, INK, TEXT_POINTS, TITLE_POINTS, save_figure
-from modules.scoring import Score, estimate_intervals, score_subjects
+from modules.score_tables import estimate_intervals, score_subjects
+from modules.scoring import Score
 
 # Colours repeat after seven folds and shapes after ten, so that no two of seventy folds have both alike.
 _MARKERS = "osD^vPX<>*"

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import IdentityTransform
 
-from modules.volume import replace_file
+from modules.data.files import replace_file
 
 DPI = 110
 INK = "#222222"

@@ -10,16 +10,16 @@ import cv2
 import numpy as np
 from matplotlib.colors import to_rgb
 
+from modules.data.case import Volume
 from modules.reports.checks import check_classes, check_image, check_spacing
 from modules.reports.painting import Window, find_windows, list_colours, window_image
 from modules.reports.panels import Panel, write_panels
 from modules.reports.views import choose_slice
 from modules.reports.volumes import prepare_scan, widest_slot
-from modules.volume import Volume
 
 if TYPE_CHECKING:
     # It imports Keras, which no other picture needs.
-    from modules.augment import Augmentation
+    from modules.data.draws import Augmentation
 
 _CASE_COLUMNS, _EFFECT_COLUMNS = 4, 6
 _TALLEST_CASE, _TALLEST_EFFECT = 420, 400  # pixels
@@ -127,7 +127,7 @@ def draw_augmentation(
     Raises:
         ValueError: There is no effect, or the arguments do not fit one another.
     """
-    from modules.augment import list_effects
+    from modules.data.draws import list_effects
 
     effects = list_effects(augmentation)
     if not effects:
@@ -217,7 +217,7 @@ def _cut_best(image: Volume, label: np.ndarray, class_names: Sequence[str], plan
 
 def _describe(name: str, strongest: "Augmentation", augmentation: "Augmentation"):
     """The effect alone, certain, within its range; the axes it may flip; and captions of the strongest and of that."""
-    from modules.augment import Augmentation, Effect
+    from modules.data.draws import Augmentation, Effect
 
     if name == "flip":
         return strongest, (0,), ("along all axes", "along the first axis")
@@ -233,7 +233,8 @@ def _apply(
     """The sample changed by each (augmentation, flips), in one batch, as `modules.trainer.Trainer` does it."""
     from keras import ops
 
-    from modules.augment import apply, draw_parameters
+    from modules.data.draws import draw_parameters
+    from modules.model.augment import apply
 
     shape, rank = label.shape, label.ndim
     settings = {"spacing_mm": image.spacing_mm, "left_right": 0 if rank == 3 else None}

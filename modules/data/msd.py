@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from modules.volume import Case, stem_of
+from modules.data.case import Case
+from modules.data.files import stem_of
 
 _DECATHLON, _NNUNET = "modality", "channel_names"
 
@@ -76,9 +77,8 @@ def find_msd(root: Path) -> list[Case]:
     return cases
 
 
-def name_label(name: str) -> str:
-    """From an image's file name to its label's: the same, without nnU-Net's number of the channel."""
-    return re.sub(r"_\d{4}(\.nii(\.gz)?)$", r"\1", name)
+# From an image's file name to its label's: the same, without nnU-Net's number of the channel.
+LABEL_RENAMES = ((r"_\d{4}(\.nii(\.gz)?)$", r"\1"),)
 
 
 def _find_decathlon(root: Path) -> list[Case]:

@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from modules.volume import Case, hash_file
+from modules.data.case import Case
+from modules.data.files import hash_file
 
 # {file, relative to the data set's folder: [its split, SHA-256 of its bytes]}
 Manifest = dict[str, list[str]]
@@ -61,3 +62,16 @@ def check_equal(what: str, begun: object, now: object, run: Path) -> None:
 
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def hash_weights(model) -> str:
+    """Returns the SHA-256 over the names, shapes and bytes of all weights, in order: equal only for bit-identical weights."""
+    from keras import ops
+
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        array = ops.convert_to_numpy(weight)
+        # Keras numbers layers by how many were made before in the process; only the last part of the path is the weight's own.
+        digest.update(f"{weight.path.rpartition('/')[2]} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

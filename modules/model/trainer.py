@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from modules.augment import apply
+from modules.model.augment import apply
 
 # Of this many steps the average of the weights forgets the first ones faster, so that it does not remember the random start.
 _AVERAGE_START = 10

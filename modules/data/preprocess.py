@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modules.volume import Volume
+from modules.data.case import Volume
+from modules.data.resample import centre, fit_planes, fit_shape, resample, resample_planes, to_c_order
 
 INTENSITIES = ("min_max", "percentile", "zscore", "fixed")
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
@@ -126,9 +127,9 @@ class Preprocessing:
         """
         if image.array.ndim - 1 != self.spatial_dims:
             raise ValueError(f"Expected an image of {self.spatial_dims} dimensions. Received: shape {image.array.shape[:-1]}.")
-        geometry = self._measure(image)
+        geometry = self.measure(image)
         array = geometry.turn(image.array)[tuple(slice(*side) for side in geometry.box)]
-        array = _resample(self._normalise(array), geometry.grid, INTERPOLATIONS[self.interpolation])
+        array = resample(self._normalise(array), geometry.grid, INTERPOLATIONS[self.interpolation])
         if self.shape and array.shape[:-1] != self.shape:
             array = fit_shape(array, self.shape, fill=array.min(axis=tuple(range(array.ndim - 1))))
         return array, geometry
@@ -143,11 +144,11 @@ class Preprocessing:
         if label.shape != geometry.grid:
             share, chosen = np.full(geometry.grid, -1.0, np.float32), np.zeros(geometry.grid, label.dtype)
             for value in np.unique(label):
-                shares = _resample((label == value).astype(np.float32)[..., np.newaxis], geometry.grid, 1)[..., 0]
+                shares = resample((label == value).astype(np.float32)[..., np.newaxis], geometry.grid, 1)[..., 0]
                 larger = shares > share
                 share[larger], chosen[larger] = shares[larger], value
             label = chosen
-        return _to_c_order(fit_shape(label[..., np.newaxis], self.shape or geometry.grid))[..., 0]
+        return to_c_order(fit_shape(label[..., np.newaxis], self.shape or geometry.grid))[..., 0]
 
     def restore_planes(
         self,
@@ -172,10 +173,10 @@ class Preprocessing:
         sizes = (deep + tuple(sizes) for sizes in (self.shape or geometry.grid, geometry.grid, geometry.boxed, geometry.shape))
         shape, grid, boxed, whole = (tuple(size[axis] for axis in order) for size in sizes)
         box = ((0, 1),) * len(deep) + geometry.box
-        planes = _fit_planes(planes, shape, grid, _centre(shape, grid), fill)
+        planes = fit_planes(planes, shape, grid, centre(shape, grid), fill)
         if grid != boxed:
-            planes = _resample_planes(planes, grid, boxed)
-        yield from _fit_planes(planes, boxed, whole, tuple(box[axis][0] for axis in order), fill)
+            planes = resample_planes(planes, grid, boxed)
+        yield from fit_planes(planes, boxed, whole, tuple(box[axis][0] for axis in order), fill)
 
     def restore(self, array: np.ndarray, geometry: Geometry, fill: Sequence[float] | float = 0.0) -> np.ndarray:
         """Puts `(*P, K)` back on the input's grid and orientation, `(*S, K)`; see `restore_planes`."""
@@ -187,7 +188,8 @@ class Preprocessing:
         seen = math.prod(min(size, target) for size, target in zip(geometry.grid, self.shape or geometry.grid, strict=True))
         return math.prod(geometry.grid) - seen
 
-    def _measure(self, image: Volume) -> Geometry:
+    def measure(self, image: Volume) -> Geometry:
+        """Finds where the voxels of an image will lie, without changing it."""
         spatial = image.array.shape[:-1]
         axes, flipped = find_orientation(image)
         shape = tuple(spatial[axis] for axis in axes)
@@ -251,157 +253,8 @@ def _orient(affine: np.ndarray) -> np.ndarray:
     return io_orientation(affine)
 
 
-def fit_shape(array: np.ndarray, shape: Sequence[int], fill: Sequence[float] | float = 0.0) -> np.ndarray:
-    """Crops or pads each spatial axis of `(*S, C)` about the centre to `shape`.
-
-    Cropping drops `(size - target) // 2` at the start of an axis and padding adds `(target - size) // 2` there, so that the
-    one undoes the other exactly: `fit_shape(fit_shape(a, larger), a.shape)` is `a`.
-    """
-    return _place(array, shape, _centre(array.shape[:-1], shape), fill)
-
-
 def _find_foreground(array: np.ndarray) -> np.ndarray:
     """Boolean `(*S, C)`: brighter than the channel's darkest voxel."""
     return array > array.min(axis=tuple(range(array.ndim - 1)))
 
 
-def _centre(shape: Sequence[int], target: Sequence[int]) -> tuple[int, ...]:
-    """Where the first voxel of `shape` comes to lie in `target` when their centres meet; below 0 where it is cut off."""
-    return tuple((new - old) // 2 if new >= old else -((old - new) // 2) for old, new in zip(shape, target, strict=True))
-
-
-def _place(array: np.ndarray, shape: Sequence[int], start: Sequence[int], fill: Sequence[float] | float) -> np.ndarray:
-    """Puts `(*S, C)` into an array of `shape` full of `fill` so that its first voxel comes to lie at `start`."""
-    if array.shape[:-1] == tuple(shape):
-        return array
-    result = np.empty((*shape, array.shape[-1]), array.dtype)
-    result[...] = fill
-    source, target = [], []
-    for size, wanted, first in zip(array.shape[:-1], shape, start, strict=True):
-        low, high = max(first, 0), min(first + size, wanted)
-        source.append(slice(low - first, high - first))
-        target.append(slice(low, high))
-    result[tuple(target)] = array[tuple(source)]
-    return result
-
-
-def _fit_planes(planes: Iterable[np.ndarray], shape, target, start, fill) -> Iterator[np.ndarray]:
-    """`_place` for a volume that comes plane by plane."""
-    if tuple(shape) == tuple(target):
-        yield from planes
-        return
-    given = 0
-    plane = None
-    for index, plane in enumerate(planes):
-        if not 0 <= start[0] + index < target[0]:
-            continue
-        while given < start[0] + index:
-            yield _empty_plane(plane, target, fill)
-            given += 1
-        yield _place(plane, target[1:], start[1:], fill)
-        given += 1
-    while given < target[0]:
-        yield _empty_plane(plane, target, fill)
-        given += 1
-
-
-def _empty_plane(like: np.ndarray, target, fill) -> np.ndarray:
-    plane = np.empty((*target[1:], like.shape[-1]), like.dtype)
-    plane[...] = fill
-    return plane
-
-
-def _resample(array: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:
-    """Resamples `(*S, C)` to `shape` over the same field of view; voxels are areas, not points, so borders stay borders.
-
-    An axis that shrinks averages over the area of each new voxel, so that nothing thin is stepped over; one that grows is interpolated.
-    """
-    # The same numbers in another memory layout may be summed in another order.
-    array = _to_c_order(array)
-    for axis, target in enumerate(shape):
-        size = array.shape[axis]
-        if target < size:
-            edges = np.arange(target + 1) * (size / target)
-            cells = np.arange(size)
-            overlap = np.minimum.outer(edges[1:], cells + 1) - np.maximum.outer(edges[:-1], cells)
-            array = _mix(array, np.clip(overlap, 0, None) * (target / size), axis)
-        elif target > size and order == 1:
-            low, high, share = _weigh(size, target)
-            weights = np.zeros((target, size))
-            np.add.at(weights, (np.arange(target), low), 1 - share)
-            np.add.at(weights, (np.arange(target), high), share)
-            array = _mix(array, weights, axis)
-    if array.shape[:-1] == tuple(shape):
-        return array
-    from scipy import ndimage
-
-    factors = [new / old for new, old in zip(shape, array.shape, strict=False)]
-    result = np.empty((*shape, array.shape[-1]), np.float32)
-    for channel in range(array.shape[-1]):
-        ndimage.zoom(array[..., channel], factors, result[..., channel], order, mode="nearest", grid_mode=True)
-    return result
-
-
-def _to_c_order(array: np.ndarray) -> np.ndarray:
-    """`np.ascontiguousarray`, several times as fast for volumes `(X, Y, Z, 1)` whose last axis is not the fastest, as in NIfTI files."""
-    if array.ndim != 4 or array.shape[-1] != 1 or array.flags.c_contiguous or array.dtype.itemsize not in (1, 2, 4):
-        return np.ascontiguousarray(array)
-    # A copy in the order of memory, if it has gaps or runs backwards, and then its axes from the slowest to the fastest.
-    volume = np.copy(array[..., 0], order="K")
-    axes = np.argsort([-stride for stride in volume.strides], kind="stable")
-    packed = volume.transpose(axes)
-    if axes[2] == 2 or not packed.flags.c_contiguous:
-        return np.ascontiguousarray(array)
-    import cv2
-
-    # OpenCV turns planes in blocks that fit the processor's cache, and does not ask what its numbers mean.
-    packed = packed.view(f"u{array.dtype.itemsize}" if array.dtype.itemsize < 4 else np.float32)
-    last, (slow, middle, fast) = list(axes).index(2), packed.shape
-    if last == 0:
-        turned = cv2.transpose(packed.reshape(slow, -1)).reshape(middle, fast, slow)
-        order = (axes[1], axes[2])
-    else:
-        turned = np.empty((slow, fast, middle), packed.dtype)
-        for plane, result in zip(packed, turned, strict=True):
-            cv2.transpose(plane, result)
-        order = (axes[0], axes[2])
-    # Rows along the last axis are whole now.
-    turned = turned if order == (0, 1) else turned.swapaxes(0, 1)
-    return np.ascontiguousarray(turned).view(array.dtype)[..., np.newaxis]
-
-
-def _mix(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-    """Replaces the voxels along an axis by weighted sums of them: `weights (target, size)`."""
-    mixed = np.tensordot(weights.astype(np.float32), array, axes=(1, axis))
-    return np.ascontiguousarray(np.moveaxis(mixed, 0, axis))
-
-
-def _weigh(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Linear interpolation along one axis: lower and upper neighbour of each target voxel, and the upper one's share."""
-    place = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
-    low = np.minimum(place.astype(int), max(size - 2, 0))
-    return low, np.minimum(low + 1, size - 1), (place - low).astype(np.float32)
-
-
-def _resample_planes(planes: Iterable[np.ndarray], shape, target) -> Iterator[np.ndarray]:
-    """Linear `_resample` for a volume that comes plane by plane; no more than two planes are held."""
-    low, high, share = _weigh(shape[0], target[0])
-    planes = enumerate(planes)
-    held: dict[int, np.ndarray] = {}
-    for first, second, part in zip(low, high, share, strict=True):
-        while second not in held:
-            index, plane = next(planes)
-            held[index] = _resample_plane(plane, target[1:])
-        held = {index: plane for index, plane in held.items() if index >= first}
-        yield held[first] * (1 - part) + held[second] * part if part else held[first]
-    for _ in planes:
-        pass
-
-
-def _resample_plane(plane: np.ndarray, target) -> np.ndarray:
-    for axis, wanted in enumerate(target):
-        if plane.shape[axis] != wanted:
-            low, high, share = _weigh(plane.shape[axis], wanted)
-            share = share.reshape(-1, *(1,) * (plane.ndim - 1 - axis))
-            plane = plane.take(low, axis) * (1 - share) + plane.take(high, axis) * share
-    return plane

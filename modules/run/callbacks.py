@@ -17,12 +17,13 @@ from keras import ops
 from tqdm import tqdm
 
 from modules import reports
-from modules.volume import replace_file
+from modules.data.files import replace_file
+from modules.run.folder import RunFolder
 
 log = logging.getLogger("mri")
 
 
-class Record(keras.callbacks.Callback):
+class HistoryWriter(keras.callbacks.Callback):
     """Keeps a row an epoch, and writes `history.csv` and the curves anew after each.
 
     A row holds `epoch` (from 1), `seconds`, `images_per_s` of training alone, `learning_rate`, and the loss and every metric of
@@ -31,7 +32,7 @@ class Record(keras.callbacks.Callback):
 
     def __init__(
         self,
-        folder: Path,
+        run: RunFolder,
         class_names: Sequence[str],
         images_per_step: int,
         *,
@@ -41,7 +42,7 @@ class Record(keras.callbacks.Callback):
         """Starts with no rows.
 
         Args:
-            folder: The run's.
+            run: Whose `history.csv` and curves are written.
             class_names: The background first.
             images_per_step: What one step trains on.
             write: Whether to write files; of several hosts only one does.
@@ -49,7 +50,7 @@ class Record(keras.callbacks.Callback):
         """
         super().__init__()
         self.rows: list[dict[str, float]] = []
-        self._folder = folder
+        self._run = run
         # Keras hands its logs over sorted by the alphabet.
         names = ["loss", "accuracy", "mean_dice", *(f"{score}_{name}" for score in ("dice", "iou") for name in class_names[1:])]
         self._columns = [*names, *(f"val_{name}" for name in names)]
@@ -97,11 +98,11 @@ class Record(keras.callbacks.Callback):
 
     def write(self) -> None:
         """Writes the table and the curves."""
-        with replace_file(self._folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
+        with replace_file(self._run.history) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-        reports.plot_history(self.rows, self._folder / "figures")
+        reports.plot_history(self.rows, self._run.figures)
 
     def state(self) -> Any:
         """What a checkpoint must hold."""

@@ -1,10 +1,5 @@
-"""What computes a saved model: Keras, or on a CPU OpenVINO, which is faster there and starts without TensorFlow.
+"""Converts a saved Keras model for OpenVINO, once, after the training; and makes it plain for any other runtime."""
 
-OpenVINO reads a copy of the model that was converted once, after the training. Nothing here imports Keras or OpenVINO before it is
-needed: that a prediction does not wait for TensorFlow is half of what is won.
-"""
-
-import importlib.util
 import logging
 import math
 import os
@@ -17,9 +12,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from modules import devices
+from modules.data.files import hash_file
+from modules.predict import engines
+from modules.predict.bundle import ModelBundle, find_bundle, read_record, write_record
+from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino, sees_gpu
 
-ENGINES = ("auto", "keras", "openvino")
-OPENVINO_FILES = ("openvino.xml", "openvino.bin")
 # How far probabilities of the converted model may be from Keras's. On a GPU Keras may multiply in TF32, which alone makes 1e-3; a wrong
 # conversion is off by far more.
 TOLERANCE, TOLERANCE_ON_GPU = 1e-4, 1e-2
@@ -27,82 +24,29 @@ TOLERANCE, TOLERANCE_ON_GPU = 1e-4, 1e-2
 log = logging.getLogger("mri")
 
 
-# ---------------------------------------------------------------------------------------------------------------- choice
-
-
-def sees_gpu() -> bool:
-    """Whether this process may use an NVIDIA GPU, found out without TensorFlow."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
-
-
-def has_openvino() -> bool:
-    """Whether the package is installed."""
-    return importlib.util.find_spec("openvino") is not None
-
-
-def choose_engine(engine: str, folder: Path, converted: bool) -> str:
-    """Chooses what computes the model of a bundle: "keras" or "openvino".
+def convert_bundle(bundle: ModelBundle, folder: Path) -> None:
+    """Adds to a saved bundle what OpenVINO computes it from, where it is installed; the log says it where the model cannot be converted.
 
     Args:
-        engine: One of `ENGINES`. "auto" is OpenVINO where it can be and no NVIDIA GPU is there, else Keras, and the log says why.
-        folder: The bundle's, for what is said.
-        converted: Whether the files for OpenVINO are there.
-
-    Raises:
-        ValueError: For an unknown engine, and for "openvino" where it cannot be.
+        bundle: As loaded from `folder`, with its Keras model.
+        folder: The bundle, or the run that contains it.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"Expected `engine` in {ENGINES}. Received: {engine!r}.")
-    if engine == "keras":
-        return engine
-    lack = ""
-    if not has_openvino():
-        lack, remedy = "the package openvino is not installed", "pip install openvino"
-    elif not converted:
-        lack, remedy = f"no {' and '.join(OPENVINO_FILES)} in {folder}", "train.py writes them where openvino is installed"
-    if lack and engine == "openvino":
-        raise ValueError(f"Expected what engine 'openvino' needs. Received: {lack}. Give --engine keras, or: {remedy}.")
-    if engine == "auto" and sees_gpu():
-        log.info("engine keras: an NVIDIA GPU is here; --engine openvino uses the CPU")
-        return "keras"
-    if lack:
-        log.info("engine keras, not openvino: %s; %s", lack, remedy)
-        return "keras"
-    return "openvino"
-
-
-# -------------------------------------------------------------------------------------------------------------- OpenVINO
-
-
-class OpenVinoModel:
-    """A converted model, computed in float32 on all cores, with what a bundle needs of a `keras.Model`.
-
-    Attributes:
-        input_shape: `(None, *P, C)`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Reads and compiles `OPENVINO_FILES` in `folder`.
-
-        Raises:
-            ValueError: If OpenVINO is not installed, or cannot read or compile them.
-        """
-        path = Path(folder) / OPENVINO_FILES[0]
+    folder = find_bundle(folder)
+    record = read_record(folder)
+    if set(OPENVINO_FILES) <= set(record["files_sha256"]) or not engines.has_openvino():
+        return
+    with TemporaryDirectory(dir=folder, prefix=".") as temporary:
         try:
-            openvino = _import_openvino()
-            # Without the hint some CPUs would compute in bfloat16.
-            settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-            self._compiled = openvino.Core().compile_model(path, "CPU", settings)
-            sizes = self._compiled.input(0).get_partial_shape()
-            self.input_shape = tuple(None if size.is_dynamic else size.get_length() for size in sizes)
-        except (ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"Expected OpenVINO to compile {path}. Received: {reason}. Give --engine keras.") from error
-
-    def predict_on_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """From images `(B, *P, C)` float32, for any `B`, to probabilities `(B, *P, K)` float32."""
-        return self._compiled(np.ascontiguousarray(inputs, np.float32))[0]
+            write_openvino(bundle.model, Path(temporary))
+        except ValueError as error:
+            # The model is as good without them.
+            log.warning("the bundle has no files for OpenVINO, Keras predicts: %s", error)
+            return
+        for name in OPENVINO_FILES:
+            os.replace(Path(temporary) / name, folder / name)
+    # Until this is written, the new files are nobody's: a run that is killed here converts again.
+    hashes = {name: hash_file(folder / name) for name in OPENVINO_FILES}
+    write_record(folder, record | {"files_sha256": record["files_sha256"] | hashes})
 
 
 def write_openvino(model, folder: Path) -> None:
@@ -120,7 +64,7 @@ def write_openvino(model, folder: Path) -> None:
     # OpenVINO cannot read what JAX makes, and one way for both others is enough to test.
     convert = _convert if keras.backend.backend() == "tensorflow" else _convert_elsewhere
     try:
-        _import_openvino()
+        import_openvino()
         convert(model, Path(folder))
     except Exception as error:  # Each of the converter's layers fails in a way of its own.
         lines = str(error).strip().splitlines() or [repr(error)]
@@ -137,7 +81,7 @@ def write_openvino(model, folder: Path) -> None:
 def _convert(model, folder: Path) -> None:
     import tensorflow as tf
 
-    openvino, plain = _import_openvino(), plain_to_export(model)
+    openvino, plain = import_openvino(), plain_to_export(model)
     images = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
     # Keras's own export does the same, but goes through the network three times.
     graph = tf.function(lambda image: plain(image, training=False), autograph=False).get_concrete_function(images)
@@ -149,10 +93,10 @@ def _convert_elsewhere(model, folder: Path) -> None:
     with TemporaryDirectory() as name:
         path = Path(name) / "model.keras"
         model.save(path)
-        command = "import sys; from modules import engines; engines._convert_file(*sys.argv[1:])"
+        command = "import sys; from modules.predict import convert; convert._convert_file(*sys.argv[1:])"
         result = subprocess.run(
             [sys.executable, "-c", command, path, name],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env=os.environ | {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"},
             capture_output=True,
             text=True,
@@ -169,19 +113,8 @@ def _convert_file(path: str, folder: str) -> None:
     devices.import_keras()
     import keras
 
-    _import_openvino()
+    import_openvino()
     _convert(keras.models.load_model(path, compile=False, safe_mode=True), Path(folder))
-
-
-def _import_openvino():
-    # It would report each import and each conversion to Google Analytics; without that package it does not, and imports faster.
-    sys.modules.setdefault("openvino_telemetry", None)
-    import openvino
-
-    return openvino
-
-
-# ------------------------------------------------------------------------------------------------------------- for export
 
 
 def plain_to_export(model):

@@ -11,12 +11,12 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from modules.patches import make_gaussian
+from modules.data.patches import make_gaussian
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What predicting one case takes.
+class Tiling:
+    """The windows of one case.
 
     Attributes:
         shape: `P`, of the case as the network sees it.
@@ -110,24 +110,24 @@ def mirror(
     return predict_mirrored
 
 
-def merge_windows(outputs: Iterable[np.ndarray], plan: Plan) -> Iterator[np.ndarray]:
+def merge_windows(outputs: Iterable[np.ndarray], tiling: Tiling) -> Iterator[np.ndarray]:
     """Merges the windows of one case, nearer to their middle counting more (Gaussian weights, Isensee et al., 2021).
 
     Along an axis with a single window nothing is weighted, so a case of one window comes out as the network gave it.
 
     Args:
-        outputs: `(*window, K)` in the order of `plan.starts`; no more than those of this case are drawn.
-        plan: The case's.
+        outputs: `(*window, K)` in the order of `tiling.starts`; no more than those of this case are drawn.
+        tiling: The case's.
 
     Yields:
         Planes `(*P[1:], K)` float32, in order.
     """
     outputs = iter(outputs)
-    profiles, totals = _weigh_axes(plan)
-    depth = min(plan.window[0], plan.shape[0])
-    slab = np.zeros((depth, *plan.shape[1:], plan.num_classes), np.float32)
+    profiles, totals = _weigh_axes(tiling)
+    depth = min(tiling.window[0], tiling.shape[0])
+    slab = np.zeros((depth, *tiling.shape[1:], tiling.num_classes), np.float32)
     first = 0
-    for start in plan.starts:
+    for start in tiling.starts:
         # Windows are ordered by their start, so planes before this one are complete.
         if done := start[0] - first if start[0] > first else 0:
             for index in range(done):
@@ -136,7 +136,7 @@ def merge_windows(outputs: Iterable[np.ndarray], plan: Plan) -> Iterator[np.ndar
             for index in range(depth):
                 slab[index] = slab[index + done] if index + done < depth else 0
             first += done
-        ranges = [(max(begin, 0), min(begin + length, size)) for begin, length, size in zip(start, plan.window, plan.shape, strict=True)]
+        ranges = [(max(begin, 0), min(begin + length, size)) for begin, length, size in zip(start, tiling.window, tiling.shape, strict=True)]
         inside = tuple(slice(low - begin, high - begin) for (low, high), begin in zip(ranges, start, strict=True))
         place = tuple(slice(low, high) for low, high in ranges)
         weighted = next(outputs)[inside] * _outer([profile[part] for profile, part in zip(profiles, inside, strict=True)])
@@ -146,14 +146,14 @@ def merge_windows(outputs: Iterable[np.ndarray], plan: Plan) -> Iterator[np.ndar
         first += 1
 
 
-def _weigh_axes(plan: Plan) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _weigh_axes(tiling: Tiling) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The window's weights along each axis, and their sum over all windows at each voxel.
 
     Windows lie on a full grid and the weights are a product over axes, so their sum is one too and needs no array of the volume's size.
     """
     profiles, totals = [], []
-    for axis, (size, length) in enumerate(zip(plan.shape, plan.window, strict=True)):
-        starts = sorted({start[axis] for start in plan.starts})
+    for axis, (size, length) in enumerate(zip(tiling.shape, tiling.window, strict=True)):
+        starts = sorted({start[axis] for start in tiling.starts})
         profile = np.ones(length, np.float32) if len(starts) == 1 else make_gaussian(length)
         total = np.zeros(size, np.float32)
         for start in starts:

@@ -6,6 +6,7 @@ Everything random here is a pure function of the generator that is passed in.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -13,6 +14,45 @@ import numpy as np
 SAMPLINGS = ("uniform", "foreground", "weighted")
 # The axes of a volume in RAS+ orientation, by the plane that lies across them.
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a preprocessed case that a network sees at once.
+
+    Attributes:
+        sizes: Voxels along each axis of the case. A 2-D network on volumes has a 1 along the axis that its slices lie across.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) not in (2, 3) or min(self.sizes) < 1:
+            raise ValueError(f"Expected a window of 2 or 3 sizes of 1 or more. Received: {self.sizes}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`P`, the spatial shape of a sample: the sizes without those of one."""
+        return tuple(size for size in self.sizes if size > 1)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes of the case that a sample keeps."""
+        return tuple(axis for axis, size in enumerate(self.sizes) if size > 1)
+
+    @property
+    def deep(self) -> tuple[int, int, int]:
+        """The sizes as those of a volume: a slice is a volume of depth one."""
+        first, *rest = self.sizes if len(self.sizes) == 3 else (1, *self.sizes)
+        return (first, rest[0], rest[1])
+
+    @property
+    def across(self) -> int | None:
+        """The axis of `deep` that slices lie across; None for a 3-D network."""
+        return self.deep.index(1) if 1 in self.deep else None
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self.shape))
 
 
 def list_starts(size: int, window: int, overlap: float = 0.0) -> list[int]:

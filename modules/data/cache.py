@@ -6,15 +6,17 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from modules.patches import choose_points, cut_into
-from modules.preprocess import Preprocessing
-from modules.volume import Case, fingerprint_files, read_label_of, read_volume, replace_file
+from modules.data.patches import choose_points, cut_into
+from modules.data.preprocess import Preprocessing
+from modules.data.spec import DatasetSpec
+from modules.data.case import Case, read_case
+from modules.data.files import fingerprint_files, replace_file
 
 FORMAT = 5
 SUFFIX = ".pack"
@@ -170,11 +172,8 @@ def _align(size: int) -> int:
 
 def prepare_cases(
     cases: Sequence[Case],
+    spec: DatasetSpec,
     preprocessing: Preprocessing,
-    *,
-    dataset: str,
-    channels: Sequence[str],
-    label_values: Mapping[int, int],
     folder: Path,
 ) -> list[PreparedCase]:
     """Decodes and preprocesses each case once and keeps the result in `folder`.
@@ -186,10 +185,8 @@ def prepare_cases(
 
     Args:
         cases: Labelled cases.
+        spec: Their data set, which says what they are checked against.
         preprocessing: What the network expects.
-        dataset: The data set's name.
-        channels: Names of the channels each image must have.
-        label_values: `{value in the file: class index}`.
         folder: The cache.
 
     Returns:
@@ -198,9 +195,10 @@ def prepare_cases(
     Raises:
         FileNotFoundError, ValueError: From reading, naming the file.
     """
-    settings = json.dumps([FORMAT, asdict(preprocessing), len(channels), sorted(label_values.items())])
-    folder = folder / f"{dataset}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
-    num_classes = max(label_values.values()) + 1
+    settings = json.dumps([FORMAT, asdict(preprocessing), len(spec.channels), sorted(spec.label_rule.values.items())])
+    folder = folder / f"{spec.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+    rules = replace(spec, preprocessing=preprocessing)
 
     def decode(case: Case) -> Decoded:
         digests: list[bytes] = []
@@ -208,14 +206,12 @@ def prepare_cases(
         def note(data: bytes) -> None:
             digests.append(hashlib.sha256(data).digest())
 
-        image = read_volume(case.image_paths, note)
-        preprocessing.check(image, channels, str(case.image_paths[0]))
-        label = read_label_of(case, image, label_values, dataset, note)
+        image, label = read_case(case, rules, note)
         array, geometry = preprocessing.apply(image)
         label = preprocessing.apply_label(label, geometry)
         # By the case's name, so that the same data in another place are drawn from alike.
         rng = np.random.default_rng(list(case.case_id.encode()))
-        points = choose_points(label, num_classes, rng) if label.ndim == 3 else ()
+        points = choose_points(label, spec.num_classes, rng) if label.ndim == 3 else ()
         return Decoded(array, label, points, geometry.measure_spacing(image.spacing_mm), b"".join(digests))
 
     def prepare(missing: Sequence[tuple[str, Case]]) -> dict[str, PreparedCase]:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modules import engines
-from modules.bundle import INTENDED_USE, ModelBundle
-from modules.preprocess import Preprocessing
-from modules.volume import hash_file, replace_file
+from modules.data.files import hash_file, replace_file
+from modules.data.preprocess import Preprocessing
+from modules.predict.bundle import INTENDED_USE, ModelBundle
+from modules.predict.convert import plain_to_export
 
 FORMATS = ("onnx", "savedmodel")
 DESCRIPTION = "preprocessing.json"
@@ -59,7 +59,7 @@ def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as parent:
         temporary = Path(parent) / path.name
         handlers = list(logging.root.handlers)
-        model, name = (engines.plain_to_export(bundle.model), kind) if kind == "onnx" else (bundle.model, "tf_saved_model")
+        model, name = (plain_to_export(bundle.model), kind) if kind == "onnx" else (bundle.model, "tf_saved_model")
         try:
             with warnings.catch_warnings():
                 # About NumPy's future, within Keras.
@@ -92,9 +92,9 @@ def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
         bundle: Any.
         overlap: Of windows, that `predict.py` has unless it is told another.
     """
-    shape = [size for size in bundle.window if size > 1]
+    shape = list(bundle.window.shape)
     volumes = bundle.preprocessing.spatial_dims == 3
-    axes = [name for name, size in zip(_name_axes(volumes), bundle.window, strict=True) if size > 1]
+    axes = [name for name, size in zip(_name_axes(volumes), bundle.window.sizes, strict=True) if size > 1]
     binary = len(bundle.class_names) == 2
     return {
         "about": "How to use the models in this folder without the program that made them. Do the steps in order, each with the result of "
@@ -108,7 +108,7 @@ def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
         },
         "steps": _describe_steps(bundle.preprocessing),
         "windows": {
-            "shape": list(bundle.window),
+            "shape": list(bundle.window.sizes),
             "overlap": overlap,
             "starts": "round(i * (size - n) / (m - 1)) for i from 0 to m - 1, m = ceil((size - n) / max(1, floor(n * (1 - overlap)))) + 1, "
             "along an axis of more than the window's n voxels; else one, at -floor((n - size) / 2)",
@@ -130,7 +130,7 @@ def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
         },
         "classes": [
             {"index": index, "name": name, "value_in_file": value}
-            for index, (name, value) in enumerate(zip(bundle.class_names, bundle.output_values, strict=True))
+            for index, (name, value) in enumerate(zip(bundle.class_names, bundle.label_rule.output_values, strict=True))
         ],
         "mirrored_labels": {
             "pairs": [list(pair) for pair in bundle.mirrored_labels],

@@ -25,7 +25,7 @@ from functools import cached_property
 import keras
 from keras import ops
 
-from modules.loss_spec import parse_loss
+from modules.model.loss_spec import parse_loss
 
 # In voxels, added to both sides of the overlap ratios: a class that is absent and not predicted costs nothing, and one that is
 # absent but predicted still has a gradient that makes it smaller.

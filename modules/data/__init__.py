@@ -1,0 +1,1 @@
+"""From files to batches: cases, their formats, splits, preprocessing, cache and pipelines."""

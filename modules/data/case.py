@@ -1,0 +1,276 @@
+"""Cases: their records, and the one way to read them.
+
+`read_case` reads an image with its label, checks both and turns label values into class indices. Training, scoring, pictures and
+prediction all take its result. It returns data that can be trusted (finite, of the promised values, one shape within a pair) or
+raises an error that names the file. It repairs nothing.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from modules.data.formats import read_file, to_float32
+
+_UNKNOWN = 255
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing to predict, and where it lies.
+
+    Attributes:
+        case_id: Unique within the data set; also the name used in tables and pictures.
+        subject_id: Who was scanned. Splits are made by subject, never by case.
+        image_paths: One file, or one a channel.
+        label_path: The reference segmentation, or None where there is none.
+        split: "train", "validate" or "test" where the data set has an official split, else None.
+        volume_id: For a slice, the scan it was cut from: slices of one scan are also scored as one volume.
+        slice_index: For a slice, its place within that scan.
+    """
+
+    case_id: str
+    subject_id: str
+    image_paths: tuple[Path, ...]
+    label_path: Path | None = None
+    split: str | None = None
+    volume_id: str | None = None
+    slice_index: int = 0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels and where they are in the world; the spatial rank is 2 for a slice and 3 for a scan.
+
+    Attributes:
+        array: An image `(*S, C)` float32, or a label map `(*S)` of integers. Axes of length one in the file are dropped.
+        affine: `(4, 4)`, voxel indices of the file to millimetres (RAS+); None for pictures, which have no geometry.
+        spacing_mm: The voxel's size along each axis of `S`; ones for pictures.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray | None
+    spacing_mm: tuple[float, ...]
+
+
+class Predicted(NamedTuple):
+    """A case with its prediction.
+
+    Attributes:
+        case: The case.
+        image: The image as it was read.
+        label: `(*S)` uint8 class indices, or None where the case has no label.
+        prediction: `(*S)` uint8 class indices.
+        probabilities: `(*S, K)` float32 if they were asked for, else None.
+    """
+
+    case: Case
+    image: Volume
+    label: np.ndarray | None
+    prediction: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How a data set stores its labels: a model takes this rule along, so that it can be scored without the data set.
+
+    Attributes:
+        values: `{value in a file: class index}`; several values may mean one class.
+        output_values: The value each class is written with, by class index.
+        renames: Pairs of a regular expression and its replacement, applied to an image's file name in order: the label's file name.
+        source: The data set's name, for error texts.
+    """
+
+    values: Mapping[int, int]
+    output_values: tuple[int, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.values and min(self.values) < 0:
+            raise ValueError(f"Expected `values` of 0 or more in a label rule. Received: {min(self.values)}.")
+        if not self.output_values:
+            first = {index: value for value, index in reversed(self.values.items())}
+            object.__setattr__(self, "output_values", tuple(first[index] for index in sorted(first)))
+
+    def name_label(self, name: str) -> str:
+        """Returns the file name of the label that belongs to an image of file name `name`."""
+        return rename(name, self.renames)
+
+    def to_file_values(self, label: np.ndarray) -> np.ndarray:
+        """Turns class indices `(*S)` into the values of a label file."""
+        return np.asarray(self.output_values, np.min_scalar_type(max(self.output_values)))[label]
+
+
+def rename(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    """Applies pairs of a regular expression and its replacement to a file name, in order."""
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def place_in_volume(stem: str) -> tuple[str | None, int]:
+    """Finds which scan a slice comes from and where it lies in it, by its file's stem: `..._slice_12` or `..._12`; (None, 0) if neither."""
+    match = re.fullmatch(r"(.+?)_(?:slice_)?(\d+)", stem)
+    return (match[1], int(match[2])) if match else (None, 0)
+
+
+class CaseRules(Protocol):
+    """What `read_case` must know: a data set and a trained model both do."""
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """How label files store the classes."""
+        ...
+
+    def check_image(self, image: Volume, name: str) -> None:
+        """Raises ValueError, naming the file `name`, for an image of another kind than expected."""
+        ...
+
+
+def read_case(
+    case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] | None = None
+) -> tuple[Volume, np.ndarray | None]:
+    """Reads a case, checks it, and turns the values of its label into class indices.
+
+    Args:
+        case: What to read.
+        rules: A data set or a model.
+        on_bytes: Called with the bytes of each file of the image, then of the label.
+
+    Returns:
+        The image `(*S, C)` float32, and the label `(*S)` uint8 of class indices; None where the case has no label.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a file cannot be read, is not of the expected kind, or does not fit the other; the file is named.
+    """
+    image = read_volume(case.image_paths, on_bytes)
+    rules.check_image(image, str(case.image_paths[0]))
+    if case.label_path is None:
+        return image, None
+    label = read_label(case.label_path, rules.label_rule, on_bytes)
+    if label.shape != image.array.shape[:-1]:
+        raise ValueError(
+            f"Expected image and label of one shape. Received: image {image.array.shape[:-1]} in {case.image_paths[0]}, "
+            f"label {label.shape} in {case.label_path}. Remove the pair or correct it."
+        )
+    return image, label
+
+
+def read_volume(paths: Iterable[Path], on_bytes: Callable[[bytes], object] | None = None) -> Volume:
+    """Reads an image, given as one file or as one file a channel.
+
+    Args:
+        paths: NIfTI, PNG or TIFF files of one shape.
+        on_bytes: Called with the bytes of each file as they lie on disk, in the order of `paths`: to hash what was read
+            without reading it again.
+
+    Returns:
+        A `Volume` whose array is `(*S, C)` float32 in the file's own intensities.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a file is empty, cut short, of another format than its name says, holds NaN or infinite values, or if
+            the channels differ in shape.
+    """
+    volumes = []
+    for path in paths:
+        volume = read_file(Path(path), on_bytes)
+        _check_finite(volume.array, path)
+        volumes.append(Volume(to_float32(volume.array), volume.affine, volume.spacing_mm))
+    first = volumes[0]
+    if len(volumes) == 1:
+        return first
+    for path, volume in zip(paths, volumes, strict=True):
+        if volume.array.shape != first.array.shape:
+            raise ValueError(f"Expected channels of one shape, {first.array.shape[:-1]}. Received: {volume.array.shape[:-1]} in {path}.")
+    return Volume(np.concatenate([volume.array for volume in volumes], axis=-1), first.affine, first.spacing_mm)
+
+
+def read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] | None = None) -> np.ndarray:
+    """Reads a segmentation and turns the file's values into class indices.
+
+    Args:
+        path: A NIfTI, PNG or TIFF file of one channel.
+        rule: How the file stores the classes.
+        on_bytes: Called with the file's bytes as they lie on disk.
+
+    Returns:
+        `(*S)` uint8 class indices.
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If the file cannot be read, has several channels, or holds a value that is not in `rule.values`.
+    """
+    array = read_file(Path(path), on_bytes).array
+    if array.shape[-1] != 1:
+        raise ValueError(f"Expected a label of one channel. Received: {array.shape[-1]} channels in {path}.")
+    array = array[..., 0]
+    label = _look_up_bytes(array, rule.values)
+    if label is not None:
+        return label
+    _check_finite(array, path)
+    label = _look_up(array, rule.values)
+    strange = array[label == _UNKNOWN]
+    if strange.size:
+        raise ValueError(
+            f"Expected `label` values in {tuple(sorted(rule.values))}. Received: {strange.flat[0]:g} in {path} "
+            f"({strange.size} pixels). Correct the file, or add the value to the label rule of '{rule.source}' in dataset.py."
+        )
+    return label
+
+
+def _check_finite(array: np.ndarray, path: Path) -> None:
+    # The greatest and the least value are infinite if any is, and NaN if any is.
+    if array.dtype.kind == "f" and not (math.isfinite(array.max()) and math.isfinite(array.min())):
+        count = int((~np.isfinite(array)).sum())
+        raise ValueError(f"Expected finite values. Received: {count} NaN or infinite in {path}. Mend or leave out the file.")
+
+
+def _look_up_bytes(array: np.ndarray, values: Mapping[int, int]) -> np.ndarray | None:
+    """`_look_up` at ten times its speed; None where not every value is a whole number up to 255 that means a class."""
+    table = bytearray([_UNKNOWN]) * 256
+    for value, index in values.items():
+        if value < 256:
+            table[value] = index
+    if array.dtype == np.uint8 and all(values.get(index) == index for index in range(len(values))):
+        # Most files hold the indices themselves.
+        return array if array.max(initial=0) < len(values) else None
+    order = "F" if array.flags.f_contiguous else "C"
+    flat = array.ravel(order)
+    label = np.empty(flat.shape, np.uint8)
+    # In pieces that stay in the processor's cache: fresh memory for each step over a whole volume costs more than the steps.
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE]
+        if piece.dtype.kind == "f":
+            with np.errstate(invalid="ignore"):
+                small = piece.astype(np.uint8)
+            if not (small == piece).all():
+                return None
+        elif piece.dtype == np.uint8 or (piece.min() >= 0 and piece.max() <= 255):
+            small = piece.astype(np.uint8, copy=False)
+        else:
+            return None
+        classes = bytearray(small).translate(table)
+        if _UNKNOWN in classes:
+            return None
+        label[start : start + _PIECE] = classes
+    return label.reshape(array.shape, order=order)
+
+
+def _look_up(array: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
+    """The class index of each value, uint8, and `_UNKNOWN` for values outside the table, fractions included."""
+    lookup = np.full(max(values) + 2, _UNKNOWN, np.uint8)
+    for value, index in values.items():
+        lookup[value] = index
+    # Exact for all integers that can be in the table. Its last entry stays unknown.
+    array = array.astype(np.float64)
+    inside = (array >= 0) & (array < len(lookup) - 1) & (array == np.rint(array))
+    return lookup[np.where(inside, array, len(lookup) - 1).astype(np.int32)]

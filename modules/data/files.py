@@ -1,0 +1,80 @@
+"""Names of image files, hashes of what they hold, and writing that leaves no half a file behind."""
+
+import functools
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+
+PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
+
+
+SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
+
+
+# It can only be read by changing it, and that is not safe once there are threads.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of `path` in lower case, `.nii.gz` being one; "" for a kind of file that is not read here."""
+    name = path.name.lower()
+    return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without its suffix: `case_1.nii.gz` and `case_1.nii.png` are both `case_1`."""
+    name = path.name[: len(path.name) - len(suffix_of(path))]
+    # OASIS slices are called `*.nii.png` although they are plain PNG files.
+    return name.removesuffix(".nii")
+
+
+def fingerprint_files(paths: Iterable[Path]) -> str:
+    """A hash that changes when a file is replaced: of each absolute path, size and time of last change (not the content)."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = os.lstat(path)
+        if stat.S_ISREG(status.st_mode):
+            folder, name = os.path.split(path)
+            where = os.stat(folder or ".")
+            place = os.path.join(_resolve_folder(os.path.join(os.getcwd(), folder), where.st_dev, where.st_ino), name)
+        else:
+            status, place = os.stat(path), os.path.realpath(path)
+        digest.update(f"{place}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolve_folder(folder: str, device: int, inode: int) -> str:
+    """The folder's path without symbolic links; device and inode are there so that a link turned elsewhere is followed anew."""
+    return os.path.realpath(folder)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; renames it to `path` on success, so no reader ever sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: libraries choose the format by it.
+    handle, name = tempfile.mkstemp(prefix=f".{stem_of(path)}-", suffix=suffix_of(path) or path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_UMASK)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,216 @@
+"""The file formats: what lies on disk as an array with its geometry, and a label map back in a scan's own format.
+
+NIfTI-1 files of the ordinary kind are decoded by `modules.data.nifti`; nibabel reads all other NIfTI files. nibabel and OpenCV are
+imported where they are needed: a command that only prints its help reads no file.
+"""
+
+import functools
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, replace_file, suffix_of
+from modules.data.nifti import decode_nifti
+
+
+class StoredImage(NamedTuple):
+    """One file as it was read, not checked yet.
+
+    Attributes:
+        array: `(*S, C)` in the file's own integers, or float32 where it holds or means real numbers. Axes of length one are dropped.
+        affine: `(4, 4)`, voxel indices of the file to millimetres (RAS+); None for pictures.
+        spacing_mm: The voxel's size along each axis of `S`; ones for pictures.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray | None
+    spacing_mm: tuple[float, ...]
+
+
+def write_label_like(path: Path, label: np.ndarray, reference: Path) -> None:
+    """Writes a label map as a file of the reference's own format, shape, affine, spacing and dtype family.
+
+    A floating-point NIfTI gets a float32 label map, an integer one the smallest of uint8, int16 and int32 that holds the
+    values, and pictures get one 8- or 16-bit channel.
+
+    Args:
+        path: Where to write; its suffix must be that of `reference`.
+        label: `(*S)` non-negative integers, in the file's values (not class indices).
+        reference: The image that was predicted.
+    """
+    largest = int(label.max(initial=0))
+    with replace_file(path) as temporary:
+        if suffix_of(reference) in PICTURE_SUFFIXES:
+            _write_picture(temporary, label.astype(np.uint8 if largest <= 255 else np.uint16))
+            return
+        source = _import_nibabel().load(reference)
+        if np.issubdtype(source.get_data_dtype(), np.floating):
+            dtype = np.float32
+        else:
+            dtype = next(kind for kind in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
+        shape = source.shape if np.prod(source.shape) == label.size else source.shape[:3]
+        _write_nifti(temporary, label.astype(dtype).reshape(shape), source)
+
+
+def write_probabilities_like(path: Path, probabilities: np.ndarray, reference: Path) -> None:
+    """Writes `(*S, K)` float32 probabilities: a NIfTI with a last axis of K on the reference's grid, or `.npz` for pictures."""
+    with replace_file(path) as temporary:
+        if suffix_of(reference) in PICTURE_SUFFIXES:
+            np.savez_compressed(temporary, probabilities=probabilities)
+            return
+        source = _import_nibabel().load(reference)
+        # NIfTI keeps its first three axes for space: a slice gets a third axis of one before the classes.
+        spatial = (*source.shape, 1)[:3]
+        _write_nifti(temporary, probabilities.astype(np.float32).reshape(*spatial, probabilities.shape[-1]), source)
+
+
+def read_file(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> StoredImage:
+    """Reads one file; its values are not checked.
+
+    Args:
+        path: A file of one of `SUFFIXES`.
+        on_bytes: Called with the file's bytes as they lie on disk.
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If the file is empty, cut short, or of another format than its name says.
+    """
+    suffix = suffix_of(path)
+    try:
+        data = _read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check the path.") from error
+    except OSError as error:
+        raise ValueError(f"Expected a file that can be read in {path}. Received: {error.strerror}. Check its permissions.") from error
+    if not data:
+        raise ValueError(f"Expected an image in {path}. Received: an empty file. Copy or download it again.")
+    if suffix in NIFTI_SUFFIXES:
+        stored = _read_nifti(path, data)
+    elif suffix in PICTURE_SUFFIXES:
+        stored = _read_picture(path, data)
+    else:
+        raise ValueError(f"Expected a file ending in {', '.join(SUFFIXES)}. Received: {path}.")
+    if on_bytes is not None:
+        on_bytes(data)
+    return stored
+
+
+def _read_bytes(path: Path) -> bytes:
+    # Each call to the system hands Python's lock to another thread, which for small files costs more than the call: a file
+    # object makes twice as many as these.
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        size = os.fstat(file).st_size
+        data = os.read(file, size)
+        while len(data) < size and (more := os.read(file, size - len(data))):  # one call reads no more than 2 GiB
+            data += more
+        return data
+    finally:
+        os.close(file)
+
+
+def to_float32(array: np.ndarray) -> np.ndarray:
+    """`array` itself where it is float32 already, else in float32, rounded as nibabel does it: 64-bit numbers twice."""
+    if array.dtype == np.float32:
+        return array
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        array = array.astype(np.float64)
+    return array.astype(np.float32)
+
+
+def _read_nifti(path: Path, data: bytes) -> StoredImage:
+    try:
+        shape, zooms, affine, array = decode_nifti(data, path.name.lower().endswith(".gz")) or _load_nifti(path)
+    except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.") from error
+    # The first three axes are space, what comes behind them are channels; axes of length one are neither.
+    kept = [axis for axis, size in enumerate(shape[:3]) if size > 1]
+    channels = [size for size in shape[3:] if size > 1] or [1]
+    if len(kept) < 2 or len(channels) > 1:
+        raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {shape}.")
+    spacing = [zoom if zoom > 0 else 1.0 for zoom in zooms]
+    array = array.reshape([*(shape[axis] for axis in kept), channels[0]])
+    return StoredImage(array, affine, tuple(spacing[axis] for axis in kept))
+
+
+def _load_nifti(path: Path) -> tuple[tuple[int, ...], list[float], np.ndarray, np.ndarray]:
+    """Shape, zooms, affine and float32 array of whatever nibabel can read."""
+    source = _import_nibabel().load(path)
+    if source.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"values of type {source.get_data_dtype()}, which are no intensities")
+    if 0 in source.shape:
+        raise ValueError(f"an array of shape {source.shape}")
+    array = source.get_fdata(dtype=np.float32, caching="unchanged")
+    return source.shape, [float(zoom) for zoom in source.header.get_zooms()], np.asarray(source.affine), array
+
+
+def _read_picture(path: Path, data: bytes) -> StoredImage:
+    # Bytes and not the file's name, because OpenCV mangles some names and only warns when it fails.
+    if suffix_of(path) == ".png" and not _is_whole_png(data):
+        raise ValueError(f"Expected a whole PNG picture in {path}. Received: a file cut or damaged. Copy or download it again.")
+    cv2 = _import_cv2()
+    try:
+        _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError(f"Expected a picture in {path}. Received: {error.err}. Copy or download it again.") from error
+    if len(pages) != 1:
+        raise ValueError(f"Expected a whole PNG or TIFF of one picture in {path}. Received: {len(pages)} pictures. Split or copy it again.")
+    array = pages[0]
+    if array.ndim == 2:
+        array = array[..., np.newaxis]
+    elif array.shape[-1] == 3:
+        array = array[..., ::-1]
+    elif array.shape[-1] == 4:
+        array = array[..., [2, 1, 0, 3]]
+    # Pictures of real numbers, which TIFF allows, are as NIfTI files of them.
+    return StoredImage(to_float32(array) if array.dtype.kind == "f" else array, None, (1.0, 1.0))
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Follows the chunks of a PNG and their check sums to the last, before libpng can print a line of its own about them."""
+    place, kind = 8, b""
+    while kind != b"IEND":
+        size = int.from_bytes(data[place : place + 4], "big")
+        body, check = data[place + 4 : place + 8 + size], data[place + 8 + size : place + 12 + size]
+        if len(check) < 4 or zlib.crc32(body) != int.from_bytes(check, "big"):
+            return False
+        place, kind = place + 12 + size, body[:4]
+    return data.startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def _write_nifti(path: Path, array: np.ndarray, source) -> None:
+    header = source.header.copy()
+    header.set_data_dtype(array.dtype)
+    header["cal_min"] = header["cal_max"] = 0
+    _import_nibabel().save(type(source)(array, source.affine, header), path)
+
+
+def _write_picture(path: Path, array: np.ndarray) -> None:
+    encoded, data = _import_cv2().imencode(suffix_of(path), array)
+    if not encoded:
+        raise ValueError(f"Expected a picture that OpenCV can write as {path.suffix}. Received: {array.dtype} {array.shape}.")
+    data.tofile(path)
+
+
+# What is wrong with a file is said once, by our own error; these two libraries would write their own lines beside it.
+@functools.cache
+def _import_nibabel() -> ModuleType:
+    import nibabel
+
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    return nibabel
+
+
+@functools.cache
+def _import_cv2() -> ModuleType:
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2

@@ -1,0 +1,118 @@
+"""What the application knows of a data set, before and after its folder was looked at."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from modules.data.case import Case, LabelRule, Volume
+from modules.data.preprocess import Preprocessing
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set.
+
+    Attributes:
+        name: The value of `--dataset`.
+        title: A title for people.
+        url: The address to get it from.
+        licence: The licence, as its publisher names it.
+        terms: Terms that a user must accept or know before using it.
+        channels: Names of the image channels.
+        class_names: Names of the classes, the background first.
+        label_rule: How its files store the classes.
+        preprocessing: What the networks get to see.
+        find: From the folder to all its cases; raises FileNotFoundError or ValueError naming what is missing.
+        write_phantom: Draws a stand-in in the same layout: `write_phantom(root, seed=...)`.
+        mirrored_labels: Pairs of classes that change places when left and right are flipped.
+        defaults: Settings that suit this data set better than the general ones.
+        describe: For folders that describe themselves: from the folder to the fields that are not known before.
+    """
+
+    name: str
+    title: str
+    url: str
+    licence: str
+    terms: str
+    channels: tuple[str, ...]
+    class_names: tuple[str, ...]
+    label_rule: LabelRule
+    preprocessing: Preprocessing
+    find: Callable[[Path], list[Case]]
+    write_phantom: Callable[..., Path]
+    mirrored_labels: tuple[tuple[str, str], ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    describe: Callable[[Path], Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label_rule", replace(self.label_rule, source=self.name))
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for slices, 3 for volumes."""
+        return self.preprocessing.spatial_dims
+
+    @property
+    def num_classes(self) -> int:
+        """`K`, the background included."""
+        return len(self.class_names)
+
+    def check_image(self, image: Volume, name: str) -> None:
+        """Raises ValueError, naming the file `name`, for an image that is not of this data set's kind."""
+        self.preprocessing.check(image, self.channels, name)
+
+    def mirrored_indices(self) -> tuple[tuple[int, int], ...]:
+        """Returns `mirrored_labels` as class indices, without the pairs that a chosen target has merged or dropped."""
+        names = self.class_names
+        return tuple((names.index(one), names.index(other)) for one, other in self.mirrored_labels if one in names and other in names)
+
+
+def load_spec(spec: DatasetSpec, root: Path) -> DatasetSpec:
+    """Completes a data set by what only its folder knows.
+
+    Raises:
+        FileNotFoundError: If the folder is not there.
+        ValueError: If its description is wrong.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"Expected the data set '{spec.name}' in the folder {root}. Received: no such folder. Give it with `--data`, "
+            f"or try `--demo`. Source: {spec.url}"
+        )
+    return replace(spec, **spec.describe(root)) if spec.describe else spec
+
+
+def find_cases(spec: DatasetSpec, root: Path) -> list[Case]:
+    """Finds all cases of a data set, ordered by volume and slice.
+
+    Raises:
+        FileNotFoundError: If the folder holds none.
+        ValueError: If a pair is incomplete.
+    """
+    return sorted(spec.find(root), key=lambda case: (case.volume_id or case.case_id, case.slice_index, case.case_id))
+
+
+def choose_target(spec: DatasetSpec, target: Sequence[str]) -> DatasetSpec:
+    """Reduces a data set to the chosen classes against the rest.
+
+    Args:
+        spec: The whole data set.
+        target: Class names; none keeps every class, several are one foreground together.
+
+    Returns:
+        The data set with binary class names and label rule. Files store the foreground as the first-named class's own value.
+
+    Raises:
+        ValueError: For a class that the data set does not have.
+    """
+    if not target:
+        return spec
+    for name in target:
+        if name not in spec.class_names[1:]:
+            raise ValueError(f"Expected `target` in {spec.class_names[1:]} for '{spec.name}'. Received: {name!r}.")
+    chosen = [spec.class_names.index(name) for name in target]
+    values = {value: int(index in chosen) for value, index in spec.label_rule.values.items()}
+    written = spec.label_rule.output_values
+    rule = replace(spec.label_rule, values=values, output_values=(written[0], written[chosen[0]]))
+    return replace(spec, class_names=(spec.class_names[0], "+".join(target)), label_rule=rule)

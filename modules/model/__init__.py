@@ -1,0 +1,1 @@
+"""What a training adds to a network: losses, metrics, optimisers, augmentation and the compiled step."""

@@ -1,0 +1,1 @@
+"""From a trained model and scans to label maps: the bundle, windows, engines and exports."""

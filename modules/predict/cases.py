@@ -1,0 +1,233 @@
+"""Predicts cases: reads them, lays windows, computes and merges them, and puts the result on each scan's own grid."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from modules.data.case import Case, Predicted, Volume, read_case
+from modules.data.patches import cut, make_grid
+from modules.data.preprocess import Geometry, find_orientation
+from modules.predict import windows
+from modules.predict.bundle import ModelBundle
+
+Order = tuple[int, int, int]
+CANONICAL: Order = (0, 1, 2)
+
+
+def _ignore(_: object) -> None:
+    """Does nothing about progress."""
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """How a prediction is made.
+
+    Attributes:
+        overlap: Share in [0, 1) that neighbouring windows have in common along each axis.
+        batch_size: Windows predicted together; 0 chooses by their size.
+        mirror: Whether to average over flips as well.
+        on_tiling: Is told of each image's windows before the first of them is predicted.
+        on_batch: Is told after each batch how many windows it held.
+    """
+
+    overlap: float = 0.5
+    batch_size: int = 0
+    mirror: bool = False
+    on_tiling: Callable[[windows.Tiling], None] = _ignore
+    on_batch: Callable[[int], None] = _ignore
+
+
+class _TiledImage(NamedTuple):
+    """An image as one model sees it, and the windows that are laid over it; see `predict_images`."""
+
+    array: np.ndarray
+    geometry: Geometry
+    tiling: windows.Tiling
+
+
+def predict_cases(
+    bundles: Sequence[ModelBundle],
+    cases: Iterable[Case],
+    options: PredictionOptions = PredictionOptions(),
+    *,
+    keep_probabilities: bool = False,
+) -> Iterator[Predicted]:
+    """Reads and predicts cases with one model, or with the mean of several.
+
+    Cases are taken in chunks, each with as many windows as make a batch: slices share batches, and a large volume is alone. Memory
+    holds one chunk.
+
+    Args:
+        bundles: Models of the same channels and classes; they may differ in rank, window and preprocessing.
+        cases: Where `label_path` is None, no label is read.
+        options: How windows are laid and merged.
+        keep_probabilities: Whether to keep the probabilities of all classes, which are dropped plane by plane otherwise.
+
+    Raises:
+        FileNotFoundError, ValueError: From reading, where an image does not fit a model (the file is named), and where the models
+            do not fit one another.
+    """
+    first = bundles[0]
+    for bundle in bundles[1:]:
+        for name, one, other in (
+            ("class_names", first.class_names, bundle.class_names),
+            ("channels", first.channels, bundle.channels),
+            ("output_values", first.label_rule.output_values, bundle.label_rule.output_values),
+        ):
+            if one != other:
+                raise ValueError(f"Expected models of the same {name} for an ensemble, {one}. Received: {other}.")
+    # Planes lie across the axis along which the windows are thinnest, because as many planes are held as a window is deep.
+    order = _put_first(int(np.argmin(np.sum([bundle.window.deep for bundle in bundles], axis=0))))
+    cases, failure = iter(cases), None
+    while failure is None:
+        chunk, failure = _read_chunk(bundles, cases, options, order)
+        if not chunk:
+            break
+        # Each model goes through the chunk at the pace of the others, a plane at a time.
+        streams = [
+            _predict_tiled(bundle, [tiled[number] for _, _, _, tiled in chunk], options, order) for number, bundle in enumerate(bundles)
+        ]
+        for (case, image, label, _), planes in zip(chunk, zip(*streams, strict=True), strict=True):
+            merged = windows.average_planes(planes)
+            prediction, probabilities = _assemble(merged, image, len(first.class_names), order, keep_probabilities)
+            yield Predicted(case, image, label, prediction, probabilities)
+    if failure is not None:
+        raise failure
+
+
+def predict_images(
+    bundle: ModelBundle, images: Iterable[Volume], options: PredictionOptions = PredictionOptions(), order: Order = CANONICAL
+) -> Iterator[Iterator[np.ndarray]]:
+    """Predicts images one after the other, each on its own grid.
+
+    Args:
+        bundle: The model.
+        images: Volumes `(*S, C)`; they may differ in shape.
+        options: How windows are laid and merged.
+        order: Of a volume's canonical axes. Planes lie across the first.
+
+    Yields:
+        For each image its probabilities, plane by plane: `(*S[1:], K)` float32 of the volume in canonical orientation and with
+        its axes in that order, or the one plane `(*S, K)` of a slice. They sum to 1 over the classes; voxels outside the
+        network's crop are background.
+    """
+    yield from _predict_tiled(bundle, [_tile(bundle, image, options, order) for image in images], options, order)
+
+
+def _read_chunk(
+    bundles: Sequence[ModelBundle], cases: Iterator[Case], options: PredictionOptions, order: Order
+) -> tuple[list[tuple[Case, Volume, np.ndarray | None, list[_TiledImage]]], Exception | None]:
+    """Reads cases until they have a batch of windows for each model, or until one cannot be read; that error is returned, not raised.
+
+    What was read before is still predicted, so that one bad file costs no work. An empty chunk means that no case is left.
+    """
+    chunk, lacking = [], [1] * len(bundles)
+    while max(lacking) > 0:
+        case = next(cases, None)
+        if case is None:
+            return chunk, None
+        try:
+            image, label = read_case(case, bundles[0])
+            for bundle in bundles[1:]:
+                bundle.check_image(image, str(case.image_paths[0]))
+            tiled = [_tile(bundle, image, options, order) for bundle in bundles]
+        except (ValueError, OSError) as error:
+            return chunk, error
+        chunk.append((case, image, label, tiled))
+        lacking = [
+            one.tiling.batch_size - sum(len(member[3][number].tiling.starts) for member in chunk) for number, one in enumerate(tiled)
+        ]
+    return chunk, None
+
+
+def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order: Order) -> _TiledImage:
+    """Preprocesses an image for a model and lays windows over it; its axes are those of a volume in `order`."""
+    array, geometry = bundle.preprocessing.apply(image)
+    array = array.transpose(*order, 3) if array.ndim == 4 else array[np.newaxis]
+    window = tuple(bundle.window.deep[axis] for axis in order)
+    starts = tuple(make_grid(array.shape[:-1], window, options.overlap))
+    batch_size = options.batch_size or windows.choose_batch_size(window)
+    unseen = bundle.preprocessing.unseen(geometry)
+    tiling = windows.Tiling(array.shape[:-1], window, starts, len(bundle.class_names), batch_size, unseen)
+    options.on_tiling(tiling)
+    return _TiledImage(array, geometry, tiling)
+
+
+def _predict_tiled(
+    bundle: ModelBundle, images: Sequence[_TiledImage], options: PredictionOptions, order: Order
+) -> Iterator[Iterator[np.ndarray]]:
+    """Predicts images that share batches; see `predict_images`."""
+    if not images:
+        return
+    background = np.eye(len(bundle.class_names), dtype=np.float32)[0]
+
+    def cut_windows() -> Iterator[np.ndarray]:
+        for array, _, tiling in images:
+            darkest = array.min(axis=(0, 1, 2))
+            for start in tiling.starts:
+                yield cut(array, start, tiling.window, fill=darkest)
+
+    predict = _make_predictor(bundle, options.mirror, order)
+    outputs = windows.predict_windows(predict, cut_windows(), images[0].tiling.batch_size, options.on_batch)
+    for _, geometry, tiling in images:
+        merged = windows.merge_windows(islice(outputs, len(tiling.starts)), tiling)
+        planes = bundle.preprocessing.restore_planes(merged, geometry, background, order)
+        yield planes
+        # The next image's windows come behind this one's, wanted or not.
+        for _ in planes:
+            pass
+
+
+def _make_predictor(bundle: ModelBundle, mirror: bool, order: Order) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes a function from windows `(B, *window, C)` with their axes in `order` to probabilities, for any rank and head of a model."""
+    across = None if bundle.window.across is None else bundle.window.across + 1
+
+    def predict(inputs: np.ndarray) -> np.ndarray:
+        outputs = np.asarray(bundle.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
+        if outputs.shape[-1] == 1:
+            outputs = np.concatenate([1 - outputs, outputs], axis=-1)
+        return outputs if across is None else np.expand_dims(outputs, across)
+
+    if mirror:
+        # Which axis runs from left to right is known for volumes in canonical orientation only: it is the first one there.
+        left_right = 1 if bundle.preprocessing.spatial_dims == 3 else None
+        if left_right is None and bundle.mirrored_labels:
+            raise ValueError("Expected volumes for `mirror` with classes on the left and the right. Received: a model of 2-D files.")
+        flipped = [axis + 1 for axis, size in enumerate(bundle.window.deep) if size > 1]
+        predict = windows.mirror(predict, flipped, left_right, bundle.mirrored_labels)
+    if order == CANONICAL:
+        return predict
+    there, back = (tuple(int(axis) + 1 for axis in axes) for axes in (order, np.argsort(order)))
+    return lambda inputs: predict(np.ascontiguousarray(inputs.transpose(0, *back, 4))).transpose(0, *there, 4)
+
+
+def _put_first(axis: int) -> Order:
+    """Returns the order of three axes with `axis` in front."""
+    first, second = (other for other in range(3) if other != axis)
+    return axis, first, second
+
+
+def _assemble(
+    planes: Iterable[np.ndarray], image: Volume, num_classes: int, order: Order, keep: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Makes the label map `(*S)` on the image's grid, and the probabilities `(*S, K)` if they are kept, from canonical planes."""
+    spatial = image.array.shape[:-1]
+    axes, flipped = find_orientation(image)
+    geometry = Geometry(axes, flipped, spatial, (), ())
+    prediction = np.empty(spatial, np.uint8)
+    probabilities = np.empty((*spatial, num_classes), np.float32) if keep else None
+    # Views that are filled in canonical order.
+    turned = geometry.turn(prediction)
+    turned_probabilities = None if probabilities is None else geometry.turn(probabilities)
+    if len(spatial) == 3:
+        turned = turned.transpose(order)
+        turned_probabilities = None if turned_probabilities is None else turned_probabilities.transpose(*order, 3)
+    for index, plane in enumerate(planes):
+        place = index if len(spatial) == 3 else ...
+        turned[place] = plane.argmax(axis=-1)
+        if turned_probabilities is not None:
+            turned_probabilities[place] = plane
+    return prediction, probabilities

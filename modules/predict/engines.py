@@ -1,0 +1,128 @@
+"""What computes a saved model: Keras, or on a CPU OpenVINO, which is faster there and starts without TensorFlow.
+
+OpenVINO reads a copy of the model that was converted once, after the training. Nothing here imports Keras or OpenVINO before it is
+needed: that a prediction does not wait for TensorFlow is half of what is won.
+"""
+
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from modules import devices
+
+ENGINES = ("auto", "keras", "openvino")
+OPENVINO_FILES = ("openvino.xml", "openvino.bin")
+
+log = logging.getLogger("mri")
+
+
+# ---------------------------------------------------------------------------------------------------------------- choice
+
+
+def sees_gpu() -> bool:
+    """Whether this process may use an NVIDIA GPU, found out without TensorFlow."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def has_openvino() -> bool:
+    """Whether the package is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def choose_engine(engine: str, folder: Path, converted: bool) -> str:
+    """Chooses what computes the model of a bundle: "keras" or "openvino".
+
+    Args:
+        engine: One of `ENGINES`. "auto" is OpenVINO where it can be and no NVIDIA GPU is there, else Keras, and the log says why.
+        folder: The bundle's, for what is said.
+        converted: Whether the files for OpenVINO are there.
+
+    Raises:
+        ValueError: For an unknown engine, and for "openvino" where it cannot be.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"Expected `engine` in {ENGINES}. Received: {engine!r}.")
+    if engine == "keras":
+        return engine
+    lack = ""
+    if not has_openvino():
+        lack, remedy = "the package openvino is not installed", "pip install openvino"
+    elif not converted:
+        lack, remedy = f"no {' and '.join(OPENVINO_FILES)} in {folder}", "train.py writes them where openvino is installed"
+    if lack and engine == "openvino":
+        raise ValueError(f"Expected what engine 'openvino' needs. Received: {lack}. Give --engine keras, or: {remedy}.")
+    if engine == "auto" and sees_gpu():
+        log.info("engine keras: an NVIDIA GPU is here; --engine openvino uses the CPU")
+        return "keras"
+    if lack:
+        log.info("engine keras, not openvino: %s; %s", lack, remedy)
+        return "keras"
+    return "openvino"
+
+
+# -------------------------------------------------------------------------------------------------------------- OpenVINO
+
+
+class OpenVinoModel:
+    """A converted model, computed in float32 on all cores, with what a bundle needs of a `keras.Model`.
+
+    Attributes:
+        input_shape: `(None, *P, C)`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Reads and compiles `OPENVINO_FILES` in `folder`.
+
+        Raises:
+            ValueError: If OpenVINO is not installed, or cannot read or compile them.
+        """
+        path = Path(folder) / OPENVINO_FILES[0]
+        try:
+            openvino = import_openvino()
+            # Without the hint some CPUs would compute in bfloat16.
+            settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+            self._compiled = openvino.Core().compile_model(path, "CPU", settings)
+            sizes = self._compiled.input(0).get_partial_shape()
+            self.input_shape = tuple(None if size.is_dynamic else size.get_length() for size in sizes)
+        except (ImportError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"Expected OpenVINO to compile {path}. Received: {reason}. Give --engine keras.") from error
+
+    def predict_on_batch(self, inputs: np.ndarray) -> np.ndarray:
+        """From images `(B, *P, C)` float32, for any `B`, to probabilities `(B, *P, K)` float32."""
+        return self._compiled(np.ascontiguousarray(inputs, np.float32))[0]
+
+
+def load_model(engine: str, folder: Path, name: str):
+    """Loads the model of a bundle: a `keras.Model` from the file `name`, or an `OpenVinoModel`; no code from a file is run."""
+    if engine == "openvino":
+        return OpenVinoModel(folder)
+    devices.import_keras()
+    import keras
+
+    model = keras.models.load_model(folder / name, compile=False, safe_mode=True)
+    _compute_in_full(model)
+    return model
+
+
+def _compute_in_full(model) -> None:
+    """Lets layers that were trained in half precision compute in the precision of their weights: a CPU has no faster one, and no better."""
+    for layer in model.layers:
+        if layer.compute_dtype != layer.variable_dtype:
+            layer.dtype_policy = layer.variable_dtype
+        if hasattr(layer, "layers"):
+            _compute_in_full(layer)
+
+
+def import_openvino():
+    """Imports OpenVINO without its telemetry."""
+    # It would report each import and each conversion to Google Analytics; without that package it does not, and imports faster.
+    sys.modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    return openvino

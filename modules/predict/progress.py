@@ -1,0 +1,62 @@
+"""Shows how far predictions are."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from modules.predict.cases import PredictionOptions
+from modules.predict.windows import Tiling
+
+log = logging.getLogger("mri")
+T = TypeVar("T")
+
+
+class PredictionProgress:
+    """Shows how far predictions are: a bar over cases, or over windows where a case takes many; says each such plan first."""
+
+    def __init__(self, cases: int, what: str) -> None:
+        """Args: cases: how many; what: the bar's name."""
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=cases, desc=what, unit="case", leave=False, disable=None)
+        self._windows: tqdm | None = None
+        self._cropped: list[Tiling] = []
+
+    def options(self, **values: Any) -> PredictionOptions:
+        """Makes options of a prediction that report here."""
+        return PredictionOptions(**values, on_tiling=self._begin, on_batch=self._advance)
+
+    def count(self, items: Iterable[T]) -> Iterator[T]:
+        """Passes predicted cases on."""
+        for item in items:
+            self._bar.update()
+            yield item
+
+    def _begin(self, tiling: Tiling) -> None:
+        if tiling.unseen:
+            self._cropped.append(tiling)
+        if len(tiling.starts) == 1:
+            return
+        from tqdm import tqdm
+
+        log.info("%s", tiling)
+        self._windows = self._windows or tqdm(total=0, unit="window", leave=False, disable=None)
+        self._windows.total += len(tiling.starts)
+
+    def _advance(self, number: int) -> None:
+        if self._windows is not None:
+            self._windows.update(number)
+
+    def __enter__(self) -> "PredictionProgress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._cropped:
+            log.info(
+                "%d image(s) are larger than what the model sees: what lies outside is called background, and missed. The first: "
+                "%s voxels seen, %d not",
+                len(self._cropped), "x".join(map(str, self._cropped[0].shape)), self._cropped[0].unseen,
+            )  # fmt: skip
+        for bar in (self._bar, self._windows):
+            if bar is not None:
+                bar.close()

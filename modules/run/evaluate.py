@@ -1,0 +1,90 @@
+"""Scores the saved bundle of a run on its test cases, and draws three of them."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modules import score_tables, scoring
+from modules.data.case import Case
+from modules.predict.bundle import ModelBundle, add_provenance
+from modules.predict.cases import predict_cases
+from modules.predict.convert import convert_bundle
+from modules.predict.progress import PredictionProgress
+from modules.run.folder import RunFolder, read_json, without_nan, write_json
+from modules.run.proof import hash_weights
+from modules.run.tracking import Tracker
+
+log = logging.getLogger("mri")
+
+
+def evaluate(cases: Sequence[Case], run: RunFolder, summary: Mapping[str, Any], tracker: Tracker) -> None:
+    """Scores the saved bundle on the test cases as they lie on disk, slices also as whole scans, and writes scores and summary.
+
+    Args:
+        cases: The test cases.
+        run: Whose bundle is scored.
+        summary: What `summary.json` begins with.
+        tracker: Is told the means.
+    """
+    # What predict.py will compute with is what is scored.
+    saved = ModelBundle.load(run.path, "keras")
+    convert_bundle(saved, run.path)
+    bundle = ModelBundle.load(run.path)
+    log.info("scored by engine %s", bundle.engine)
+    with PredictionProgress(len(cases), "scoring") as progress:
+        predicted = progress.count(predict_cases([bundle], cases, progress.options()))
+        scores = list(scoring.score_predictions(predicted, bundle.class_names))
+    score_tables.write_scores(run.scores, scores)
+    means = score_tables.summarise(scores)
+    for line in score_tables.format_summary(means):
+        log.info("%s", line)
+    _draw_examples(bundle, scores, cases, run)
+    add_provenance(run.path, scores=without_nan(means))
+    write_json(
+        run.summary,
+        {
+            **summary,
+            "first_steps": read_json(run.proof),
+            "bundle_weights_sha256": hash_weights(saved.model),
+            "engine": bundle.engine,
+            "test": means,
+            "intervals": score_tables.estimate_intervals(scores, score_tables.map_subjects(cases)),
+        },
+    )
+    tracker.log_summary(means)
+    log.info("pictures: %s\nnext: python predict.py IMAGE --model %s", run.figures, run.path)
+
+
+def _draw_examples(bundle: ModelBundle, scores: Sequence[scoring.Score], cases: Sequence[Case], run: RunFolder) -> None:
+    from modules import reports
+
+    examples = choose_examples(scores, cases)
+    for name, item in zip(examples, predict_cases([bundle], examples.values()), strict=True):
+        if item.label is None:
+            continue
+        case_id, geometry = item.case.case_id, {"spacing_mm": item.image.spacing_mm, "affine": item.image.affine}
+        dice = {score.class_name: score.dice for score in scores if score.case == case_id}
+        drawn = (item.image.array, item.label, item.prediction, bundle.class_names)
+        title = f"{case_id} ({name} test case)"
+        reports.draw_comparison(run.figures / f"comparison_{name}_{case_id}.png", *drawn, title=title, scores=dice, **geometry)
+        if item.label.ndim == 3:
+            reports.draw_montage(run.figures / f"montage_{name}_{case_id}.png", *drawn, title=title, **geometry)
+
+
+def choose_examples(scores: Sequence[scoring.Score], cases: Sequence[Case]) -> dict[str, Case]:
+    """Chooses the best, median and worst case by mean Dice among those whose label holds any foreground (else among all)."""
+    by_id = {case.case_id: case for case in cases}
+    dice: dict[str, list[float]] = {}
+    occupied = set()
+    for item in scores:
+        # Slices are also scored as the scans they make up, which are no cases.
+        if item.case in by_id:
+            # A class that is in neither label nor prediction says nothing about a case.
+            dice.setdefault(item.case, []).extend([] if math.isnan(item.dice) else [item.dice])
+            if item.reference_voxels:
+                occupied.add(item.case)
+    ranked = sorted((sum(values) / max(len(values), 1), case) for case, values in dice.items() if case in occupied or not occupied)
+    # Of one or two test cases there are not three to show: the better name wins.
+    names = {0: "worst"} | {len(ranked) // 2: "median"} | {len(ranked) - 1: "best"}
+    return {name: by_id[ranked[place][1]] for place, name in reversed(names.items())}

@@ -1,0 +1,169 @@
+"""Fits the network of a prepared run: the trainer, its data, and what happens after steps and epochs."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from modules import devices, networks
+from modules.data.draws import AUGMENTATIONS, draw_parameters
+from modules.data.pipeline import DrawAugmentation, make_pipeline
+from modules.predict.bundle import ModelBundle
+from modules.run.folder import RunFolder, write_json
+from modules.run.prepared import PreparedRun
+from modules.run.proof import hash_weights
+from modules.run.signals import StopRequest
+from modules.run.tracking import Tracker
+
+# `--verify` trains as many steps again.
+PROOF_STEPS = 10
+
+log = logging.getLogger("mri")
+
+
+def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tracker) -> int:
+    """Trains the network from the run's last checkpoint, or from the start, and saves the best bundle.
+
+    Args:
+        prepared: What is trained.
+        bundle: Whose model shares its weights with the network.
+        run: Where bundle, history, checkpoints and the proof are written.
+        tracker: Is told of each epoch.
+
+    Returns:
+        The epoch of the best bundle, from 1.
+    """
+    from modules.model.trainer import UseAverages
+    from modules.run.callbacks import Checkpoint, FirstSteps, HistoryWriter, KeepBest, Progress, StepCallbacks
+
+    settings, plan = prepared.settings, prepared.plan
+    steps, writes = plan.steps_per_epoch, devices.is_main()
+    trainer = make_trainer(prepared)
+
+    def save_best() -> None:
+        # All hosts put the averages in, one saves them.
+        with trainer.averaged():
+            if writes:
+                bundle.save(run.bundle)
+
+    def write_proof(model) -> None:
+        if writes:
+            write_json(run.proof, {"steps": proof_steps, "weights_sha256": hash_weights(model.network)})
+
+    history = HistoryWriter(run, bundle.class_names, plan.batch_size, write=writes, on_row=tracker.log_row)
+    keep_best = KeepBest(save_best, settings.patience, settings.stop_at_dice)
+    proof_steps = min(PROOF_STEPS, steps)
+    with StopRequest() as stop:
+        stops = devices.agree(lambda: stop.made)
+        checkpoint = Checkpoint(
+            run.checkpoint, [history, keep_best], steps, minutes=settings.checkpoint_minutes, stop=stops, write=writes
+        )
+        done = checkpoint.restore(trainer)
+        first = f"epoch {done // steps + 1}" + (f", step {done % steps + 1}" if done % steps else "")
+        log.info("%s: %s weights, %d steps an epoch, begins at %s", plan.network, f"{prepared.network.count_params():,}", steps, first)
+        proof = FirstSteps(proof_steps, done, write_proof)
+        # The checkpoint comes after all that it stands for: what is written before it is written again after a resume.
+        callbacks = [UseAverages(trainer), history, keep_best, proof, checkpoint]
+        callbacks += [Progress(settings.epochs * steps, checkpoint)] if writes else []
+        # An epoch that was interrupted is finished first: Keras knows no epochs of different lengths within one fit.
+        epoch, inside = divmod(done, steps)
+        for begin, end in ((epoch, epoch + 1), (epoch + 1, settings.epochs)) if inside else ((epoch, settings.epochs),):
+            if begin >= end or keep_best.finished:
+                break
+            trainer.fit(
+                make_training_data(prepared, checkpoint.step),
+                validation_data=make_pipeline(prepared.prepared["validate"], training=False, **_pipeline_settings(prepared)),
+                initial_epoch=begin,
+                epochs=end,
+                steps_per_epoch=steps - checkpoint.step % steps,
+                callbacks=StepCallbacks(callbacks, trainer),
+                shuffle=False,
+                verbose=0,
+            )
+    return keep_best.best_epoch
+
+
+def make_trainer(prepared: PreparedRun):
+    """Makes and compiles the `modules.model.trainer.Trainer` of a run's network."""
+    import keras
+
+    from modules.model.losses import SegmentationLoss
+    from modules.model.metrics import Overlap
+    from modules.model.optimizers import make_optimizer, make_schedule
+    from modules.model.trainer import Trainer
+
+    settings, spec = prepared.settings, prepared.spec
+    updates = prepared.plan.steps_per_epoch / settings.accumulate
+    warmup = math.ceil(settings.warmup_epochs * updates)
+    rate = make_schedule(
+        settings.schedule, settings.learning_rate, math.ceil(settings.epochs * updates), warmup_steps=warmup, cycles=settings.cycles
+    )
+    decoupled = settings.optimizer == "adamw"
+    loss = SegmentationLoss(settings.loss, _weigh_classes(prepared), settings.batch_dice)
+    trainer = Trainer(
+        prepared.network,
+        loss,
+        Overlap(spec.class_names),
+        spec.mirrored_indices(),
+        deep=networks.with_deep_supervision(prepared.network) if settings.deep_supervision else None,
+        l2=0.0 if decoupled else settings.weight_decay / devices.count_replicas(),
+        average=settings.ema,
+    )
+    optimizer = make_optimizer(
+        settings.optimizer, rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, accumulate=settings.accumulate
+    )
+    if prepared.precision == "float16":
+        # Small gradients would vanish in it.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    trainer.compile(optimizer=optimizer)
+    return trainer
+
+
+def make_training_data(prepared: PreparedRun, first_step: int):
+    """Makes the endless training pipeline from a step on, see `modules.data.pipeline.make_pipeline`."""
+    return make_pipeline(
+        prepared.prepared["train"],
+        training=True,
+        sampler=prepared.plan.sampler,
+        draw_augmentation=_make_draw(prepared),
+        first_step=first_step,
+        **_pipeline_settings(prepared),
+    )
+
+
+def _pipeline_settings(prepared: PreparedRun) -> dict[str, Any]:
+    return {
+        "window": prepared.plan.window,
+        "channels": len(prepared.spec.channels),
+        "batch_size": prepared.plan.batch_size,
+        "seed": prepared.settings.seed,
+        "host_slice": devices.find_host(),
+    }
+
+
+def _weigh_classes(prepared: PreparedRun) -> tuple[float, ...] | None:
+    """Weighs the classes in the loss: inverse to how often they occur, with a mean of 1; None for equal ones."""
+    if prepared.settings.class_weights == "none":
+        return None
+    counts = np.sum([case.count_classes(prepared.spec.num_classes) for case in prepared.prepared["train"]], axis=0)
+    weights = 1 / np.maximum(counts, 1)
+    weights = weights / weights.mean()
+    log.info("weights of the classes in the loss: %s", ", ".join(f"{weight:.4g}" for weight in weights))
+    return tuple(float(weight) for weight in weights)
+
+
+def _make_draw(prepared: PreparedRun) -> DrawAugmentation | None:
+    """Makes the function that draws the augmentation of one sample; None where nothing is augmented."""
+    augmentation = AUGMENTATIONS[prepared.settings.augment]
+    if augmentation is None:
+        return None
+    window, channels = prepared.plan.window, len(prepared.spec.channels)
+    # Volumes are in canonical orientation, whose first axis runs from left to right; of 2-D files nobody knows.
+    left_right = 0 if prepared.spec.spatial_dims == 3 and window.sizes[0] > 1 else None
+
+    def draw(rng: np.random.Generator, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
+        return draw_parameters(rng, augmentation, window.shape, channels, spacing_mm=spacing_mm, left_right=left_right)
+
+    return draw

@@ -1,0 +1,152 @@
+"""The flags of train.py: generated from the settings, the presets and the networks' options."""
+
+import argparse
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import modules
+from modules import networks
+from modules.data.spec import DatasetSpec
+from modules.run.folder import RunFolder
+from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are ordinary ValueErrors, so that `run_command` reports them like any other."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Takes what `argparse.ArgumentParser` takes."""
+        super().__init__(*arguments, **options)
+        self.add_argument("--version", action="version", version=f"%(prog)s {modules.__version__}")
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Raises ValueError instead of printing the usage."""
+        raise ValueError(f"{message}. See --help.")
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What train.py was asked for.
+
+    Attributes:
+        settings: The settings; None where only a list is wanted.
+        resume: The run to go on with.
+        verify: The run to repeat the beginning of.
+        devices: How many of each host share a batch; None for as many as can.
+        joined: Coordinator, number of hosts, and which this is, see `modules.devices.start_hosts`.
+    """
+
+    settings: Settings | None
+    resume: Path | None = None
+    verify: Path | None = None
+    devices: int | None = None
+    joined: tuple[str | None, int | None, int | None] = (None, None, None)
+
+
+def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
+    """Reads the flags of train.py.
+
+    Precedence: defaults < the data set's own < `--preset` < flags.
+
+    Args:
+        argv: The command line; None for that of the process.
+        datasets: The catalogue.
+
+    Raises:
+        ValueError: For an unknown flag, value, preset or data set, and for settings that are not those of the run to resume.
+    """
+    given = vars(_make_parser(datasets).parse_args(argv))
+    start = {"devices": given.pop("devices"), "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host"))}
+    preset, listed = given.pop("preset"), given.pop("list")
+    resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
+    if resume and verify:
+        raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
+    if listed or not (given or preset or resume or verify):
+        return TrainingRequest(None)
+    chosen = (read_preset(preset) if preset else {}) | given
+    if run := resume or verify:
+        settings = RunFolder(run).read_settings()
+        _check_same(chosen, settings, run)
+        # Where a run is told about changes nothing in it.
+        settings = replace(settings, track=chosen.get("track", settings.track))
+        return TrainingRequest(settings, resume, verify, **start)
+    if given.get("demo") and not preset:
+        volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
+        chosen = read_preset("demo3d" if volumes else "demo") | chosen
+    if "dataset" not in chosen:
+        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: none.")
+    own = dict(datasets[chosen["dataset"]].defaults)
+    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), **start)
+
+
+def describe_choices(datasets: Mapping[str, DatasetSpec]) -> list[str]:
+    """Returns the lines that say which data sets, networks, losses and presets there are, and what to type next."""
+    lines = ["Data sets (python train.py --dataset NAME [--data FOLDER]):"]
+    for spec in datasets.values():
+        folder = default_data_folder(spec.name)
+        place = f"found in {folder}" if folder.is_dir() else f"not in {folder}; {spec.url}"
+        lines += [f"  {spec.name:<9} {spec.title}", f"            {place}", f"            {spec.licence}: {spec.terms}"]
+    lines.append("Networks (--network NAME):")
+    lines += [f"  {name:<17} {summary}" for name, summary in networks.describe().items()]
+    lines += [f"Losses (--loss NAME): {', '.join(LOSSES)}", f"Presets (--preset NAME): {', '.join(PRESETS)}"]
+    found = next((name for name in datasets if default_data_folder(name).is_dir()), None)
+    return [*lines, f"Next: python train.py --dataset {found or 'hipmri --demo   (a drawn pelvis, a few minutes)'}"]
+
+
+def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
+    parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
+    parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
+    parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; a setting given beside it must be the run's own")
+    parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
+    parser.add_argument("--devices", type=int, metavar="INT", help="GPUs of each host that share a batch (default: as many as can)")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0, to train on several hosts (JAX; Slurm needs none of these)")
+    parser.add_argument("--hosts", type=int, metavar="INT", help="how many hosts train together")
+    parser.add_argument("--host", type=int, metavar="INT", help="which of the hosts this is, from 0")
+    for item in fields(Settings):
+        if item.name != "network_options":
+            choices = tuple(datasets) if item.name == "dataset" else item.metadata["choices"]
+            text = item.metadata["help"]
+            if item.default not in (MISSING, None, "", (), False):
+                text += f" (default {item.default})"
+            _add_flag(parser, item.name, text, choices)
+    group = parser.add_argument_group("options of the network, which the chosen one has or not")
+    for name, forms in NETWORK_OPTIONS.items():
+        # Networks that say the same of it share a line.
+        texts: dict[str, list[str]] = {}
+        for network, option in forms.items():
+            texts.setdefault(option.help, []).append(f"{network} ({option.default})")
+        _add_flag(group, name, " ".join(f"{', '.join(networks)}: {text}" for text, networks in texts.items()), None)
+    return parser
+
+
+def _check_same(chosen: dict[str, Any], settings: Settings, run: Path) -> None:
+    """Refuses settings that are not those of a run, naming the first that differs."""
+    begun = settings.to_json()
+    for name, value in Settings.from_json({"dataset": settings.dataset, **chosen}, "the flags").to_json().items():
+        if name in chosen and name != "track" and value != begun.get(name):
+            raise ValueError(
+                f"Expected `{name}` {begun.get(name)!r}, as {run} has it. Received: {value!r}. "
+                "A run keeps its settings: leave it out, or start a new run."
+            )
+
+
+def _add_flag(parser: Any, name: str, text: str, choices: Sequence[str] | None) -> None:
+    kind, many, _ = find_kind(name)
+    flag, text = "--" + name.replace("_", "-"), text.replace("%", "%%")
+    if kind is bool:
+        action = argparse.BooleanOptionalAction if name in NETWORK_OPTIONS else "store_true"
+        parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
+        return
+    parser.add_argument(
+        flag,
+        type=kind,
+        nargs="+" if many else None,
+        choices=choices,
+        default=argparse.SUPPRESS,
+        metavar=None if choices else kind.__name__.upper(),
+        help=text,
+    )

@@ -1,0 +1,283 @@
+"""The folder of a run: which files it has, how each is written whole, and who may write there."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import modules
+from modules.data.files import replace_file
+from modules.run.plan import Plan
+from modules.run.settings import Settings
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there nothing keeps two trainings out of one folder.
+    fcntl = None  # ty: ignore[invalid-assignment]
+
+log = logging.getLogger("mri")
+
+
+class RunFolder:
+    """A run's folder, whose files are known by name here and nowhere else.
+
+    It is a context: inside, messages go to its `log.txt` as well, and whoever created or claimed it alone may train there. The
+    operating system ends that claim with the process, however it ends.
+
+    Attributes:
+        path: Where it lies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Args: path: where the folder lies; it need not exist yet."""
+        self.path = Path(path)
+        self._lock: int | None = None
+        self._handler: logging.Handler | None = None
+
+    @classmethod
+    def name(cls, settings: Settings, network: str = "") -> "RunFolder":
+        """Names a new run below `--runs`: by `--name`, or by data set, network and time."""
+        parts = (settings.dataset, network or settings.network, f"{datetime.now():%Y%m%d-%H%M%S}")
+        return cls(Path(settings.runs) / (settings.name or "-".join(filter(None, parts))))
+
+    # The files.
+
+    @property
+    def record(self) -> Path:
+        """Settings, environment and the case ids of each split."""
+        return self.path / "run.json"
+
+    @property
+    def plan(self) -> Path:
+        """The plan, see `modules.run.plan`."""
+        return self.path / "plan.json"
+
+    @property
+    def data(self) -> Path:
+        """The data files with their splits and hashes."""
+        return self.path / "data.json"
+
+    @property
+    def proof(self) -> Path:
+        """The hash of the weights after the first steps."""
+        return self.path / "proof.json"
+
+    @property
+    def history(self) -> Path:
+        """A row an epoch."""
+        return self.path / "history.csv"
+
+    @property
+    def scores(self) -> Path:
+        """A row a test case and class."""
+        return self.path / "scores.csv"
+
+    @property
+    def summary(self) -> Path:
+        """Test means with their intervals, written last: a run that has it is finished."""
+        return self.path / "summary.json"
+
+    @property
+    def tracking(self) -> Path:
+        """Which run of a tracking server this is."""
+        return self.path / "tracking.json"
+
+    @property
+    def log(self) -> Path:
+        """What was printed, with the time."""
+        return self.path / "log.txt"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the pictures."""
+        return self.path / "figures"
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the best model."""
+        return self.path / "bundle"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoint"
+
+    @property
+    def events(self) -> Path:
+        """The folder of TensorBoard's files."""
+        return self.path / "tensorboard"
+
+    @property
+    def export(self) -> Path:
+        """The folder of the model for other programs."""
+        return self.path / "export"
+
+    def list_folds(self, number: int) -> list["RunFolder"]:
+        """Returns the folders of the folds of a cross-validation, which exist or not."""
+        return [RunFolder(self.path / f"fold_{fold}") for fold in range(number)]
+
+    # Making and claiming it.
+
+    def create(self, settings: Settings, plan: Plan | None = None, data: Any = None, **record: Any) -> None:
+        """Makes the folder with all that a resume needs, at once or not at all, and claims it.
+
+        Args:
+            settings: Of the run.
+            plan: Of the run; a cross-validation has none of its own.
+            data: The data files, see `modules.run.proof`.
+            **record: What else belongs into `run.json`.
+
+        Raises:
+            ValueError: If a run of that name exists.
+        """
+        exists = ValueError(
+            f"Expected a new name for the run. Received: {self.path}, which exists. Choose `--name`, or `--resume {self.path}`."
+        )
+        if self.path.exists():
+            raise exists
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = RunFolder(Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent)))
+        try:
+            # `mkdtemp` lets nobody else read it.
+            draft.path.chmod(0o755)
+            draft.figures.mkdir()
+            write_json(draft.record, {"config": settings.to_json(), "version": modules.__version__, **record})
+            if plan is not None:
+                write_json(draft.plan, plan.to_json())
+            if data is not None:
+                write_json(draft.data, data)
+            draft.claim()
+            try:
+                # Onto an empty folder this succeeds; ours is not empty, so of two runs that begin at once one fails here.
+                draft.path.rename(self.path)
+            except OSError:
+                if self.path.exists():
+                    raise exists from None
+                raise
+            self._lock, draft._lock = draft._lock, None
+        finally:
+            draft.release()
+            shutil.rmtree(draft.path, ignore_errors=True)
+
+    def claim(self) -> None:
+        """Claims the folder for this process.
+
+        Raises:
+            ValueError: If another process trains there.
+        """
+        if fcntl is None:
+            return
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise ValueError(f"Expected a run that nobody trains. Received: {self.path}, which another process trains. Wait for it.") from error
+        except OSError as error:
+            # Some network file systems know no locks.
+            log.debug("no lock on %s: %s", self.path, error)
+        self._lock = lock
+
+    def release(self) -> None:
+        """Ends the claim."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def sweep(self) -> None:
+        """Removes what a killed run left half written under temporary names; a bundle that it had just moved aside is kept."""
+        for path in list(self.path.rglob(".*")):
+            if path.name not in (".bundle.old", ".lock"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def __enter__(self) -> "RunFolder":
+        if self._lock is not None or fcntl is None:
+            self._handler = logging.FileHandler(self.log, encoding="utf-8")
+            self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            log.addHandler(self._handler)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._handler is not None:
+            if kind is not None and issubclass(kind, Exception):
+                # The console has one line of it.
+                log.debug("stopped by an error", exc_info=error)
+            log.removeHandler(self._handler)
+            self._handler.close()
+            self._handler = None
+        self.release()
+
+    # Reading it.
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was scored."""
+        return self.summary.is_file()
+
+    def read_record(self) -> dict[str, Any]:
+        """Reads `run.json`.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            ValueError: If it is not what a run wrote.
+        """
+        if not self.record.is_file():
+            raise FileNotFoundError(f"Expected a run in {self.path}. Received: no {self.record.name} there. Give a folder under runs/.")
+        record = read_json(self.record)
+        if not isinstance(record, dict) or "config" not in record:
+            raise ValueError(f"Expected what a run wrote in {self.record}. Received: no settings. Start the run anew.")
+        return record
+
+    def read_settings(self) -> Settings:
+        """Reads the settings of the run; raises as `read_record`."""
+        return Settings.from_json(self.read_record()["config"], str(self.record))
+
+    def read_plan(self) -> Plan:
+        """Reads the plan of the run; raises ValueError if it is not what a run wrote."""
+        return Plan.from_json(read_json(self.plan), str(self.plan))
+
+
+def list_runs(runs: Iterable[Path]) -> list[Path]:
+    """Lists the runs themselves, or their folds where they are cross-validations."""
+    return [part for run in runs for part in sorted(run.glob("fold_*"), key=lambda path: int(path.name[5:])) or [run]]
+
+
+def find_newest_run(runs: Path = Path("runs")) -> Path:
+    """Finds the run that finished last.
+
+    Raises:
+        FileNotFoundError: If none has finished.
+    """
+    finished = [run for run in map(RunFolder, sorted(runs.glob("*"))) if run.finished]
+    if not finished:
+        raise FileNotFoundError(f"Expected a finished run in {runs}/. Received: none. Train one, or name one with `--model`.")
+    return max(finished, key=lambda run: run.summary.stat().st_mtime).path
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON that a run wrote; raises ValueError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Expected what a run wrote in {path}. Received: {error!r}. Start the run anew.") from error
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Writes JSON by way of a temporary name; NaN becomes null."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(without_nan(record), indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def without_nan(record: Any) -> Any:
+    """Replaces NaN by None, at any depth of dicts and lists: JSON has no NaN."""
+    if isinstance(record, dict):
+        return {key: without_nan(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [without_nan(value) for value in record]
+    return None if isinstance(record, float) and record != record else record

@@ -1,0 +1,227 @@
+"""The plan: everything that follows from the settings, the data set and its scans is decided here, once, and written down.
+
+`make_plan` is pure. The pipeline, the trainer, the evaluation and the bundle are told what it decided and decide nothing themselves.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from modules.data.patches import PLANES, Window
+from modules.data.pipeline import PatchSampler, count_samples
+from modules.data.preprocess import Preprocessing
+from modules.data.spec import DatasetSpec
+from modules.networks import NETWORKS, check_options, find_divisor, find_ranks
+from modules.run.settings import Settings
+
+# The most voxels of a patch or volume whose size follows from the scans.
+MOST_VOXELS = 96**3
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the training cases measure.
+
+    Attributes:
+        cases: How many there are.
+        shapes: The shape of each, in canonical orientation, after foreground crop and resampling; empty where no size follows
+            from the scans.
+    """
+
+    cases: int
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions about size and shape that training and prediction share.
+
+    Attributes:
+        mode: What a sample is: "slice", "volume" or "patch".
+        plane: The plane of slices of volumes.
+        network: The network's name.
+        divisor: Every size of the window is a multiple of it: the network halves the resolution as often as 2 divides it.
+        preprocessing: What is done to each case before the network.
+        window: What the network sees at once.
+        fit: How cases meet the window: "crop" (or pad) about the centre, "resample" to it, or "tile" them with windows.
+        batch_size: Samples a step, over all devices.
+        sampler: Draws training patches; None where samples are the windows of a grid.
+        steps_per_epoch: Batches an epoch.
+        reasons: Why, by the name of the decision.
+    """
+
+    mode: str
+    plane: str
+    network: str
+    divisor: int
+    preprocessing: Preprocessing
+    window: Window
+    fit: str
+    batch_size: int
+    sampler: PatchSampler | None
+    steps_per_epoch: int
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the plan as plain values for `plan.json`."""
+        return asdict(self) | {"window": list(self.window.sizes)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str) -> "Plan":
+        """Reads what `to_json` gave; raises ValueError naming `source` for anything else."""
+        try:
+            sampler = values["sampler"]
+            return cls(
+                **dict(values)
+                | {
+                    "preprocessing": Preprocessing(**_to_tuples(values["preprocessing"])),
+                    "window": Window(tuple(values["window"])),
+                    "sampler": None if sampler is None else PatchSampler(**_to_tuples(sampler)),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"Expected a plan in {source}. Received: {error!r}. Start the run anew.") from error
+
+    def describe(self) -> list[str]:
+        """Returns a line a decision, with its reason."""
+        decisions = {
+            "mode": self.mode,
+            "network": self.network,
+            "spacing": "x".join(f"{size:g}" for size in self.preprocessing.spacing_mm) + " mm" if self.preprocessing.spacing_mm else "own",
+            "window": f"{self.window}, {self.fit}",
+            "batch": str(self.batch_size),
+            "steps": f"{self.steps_per_epoch} an epoch",
+        }
+        return [f"plan  {name:<9}{value:<22}{self.reasons.get(name, '')}".rstrip() for name, value in decisions.items()]
+
+
+class Draft(NamedTuple):
+    """The decisions that need no scan, see `Plan`; `sizes` of the window is empty where it follows from the scans."""
+
+    mode: str
+    plane: str
+    network: str
+    preprocessing: Preprocessing
+    sizes: tuple[int, ...]
+    needs_shapes: bool
+    reasons: dict[str, str]
+
+
+def draft_plan(settings: Settings, spec: DatasetSpec) -> Draft:
+    """Decides what needs no scan: a wrong setting shows before the first file is read.
+
+    Raises:
+        ValueError: If mode, network, its options or sizes do not fit the data set or one another.
+    """
+    volumes = spec.spatial_dims == 3
+    mode = settings.mode or ("patch" if volumes else "slice")
+    if not volumes and mode != "slice":
+        raise ValueError(f"Expected `mode` 'slice' for '{spec.name}', which is a set of slices. Received: {mode!r}.")
+    rank = 2 if mode == "slice" else 3
+    network = settings.network or f"unet{rank}d"
+    if rank not in find_ranks(network):
+        fitting = tuple(name for name in NETWORKS if rank in find_ranks(name))
+        raise ValueError(f"Expected a {rank}-D `network` for mode '{mode}', one of {fitting}. Received: {network!r}.")
+    check_options(network, settings.network_options)
+    for name, length in (("shape", rank), ("spacing", spec.spatial_dims), ("class_probabilities", spec.num_classes)):
+        value = getattr(settings, name)
+        if value and len(value) != length:
+            raise ValueError(f"Expected `{name}` of {length} numbers for '{spec.name}' in mode '{mode}'. Received: {value}.")
+    plane = settings.plane or "axial"
+    sizes = settings.shape or spec.preprocessing.shape
+    if sizes and volumes and mode == "slice":
+        sizes = (*sizes[: PLANES[plane]], 1, *sizes[PLANES[plane] :])
+    preprocessing = replace(
+        spec.preprocessing,
+        spacing_mm=settings.spacing or spec.preprocessing.spacing_mm,
+        interpolation=settings.interpolation,
+        intensity=settings.intensity or spec.preprocessing.intensity,
+        foreground_crop=settings.crop == "foreground" if settings.crop else spec.preprocessing.foreground_crop,
+    )
+    reasons = {
+        "mode": "set" if settings.mode else f"a set of {'volumes' if volumes else 'slices'}",
+        "network": "set" if settings.network else f"for samples of {rank} dimensions",
+        "spacing": "set" if settings.spacing else "no resampling",
+        "window": "set" if settings.shape else "the data set's own",
+        "batch": "set" if settings.batch_size else f"for {rank}-D",
+    }
+    return Draft(mode, plane, network, preprocessing, sizes, volumes and (not sizes or mode == "slice"), reasons)
+
+
+def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -> Plan:
+    """Makes the plan of a training; a pure function of its arguments.
+
+    Args:
+        settings: What the user set.
+        spec: The data set, reduced to the chosen classes.
+        fingerprint: From `modules.run.fingerprint.measure`.
+
+    Raises:
+        ValueError: If settings do not fit the data set or one another.
+    """
+    draft = draft_plan(settings, spec)
+    divisor = find_divisor(draft.network)
+    sizes, reasons = draft.sizes, dict(draft.reasons)
+    if not sizes:
+        sizes = derive_window(fingerprint.shapes, draft.mode, PLANES[draft.plane], divisor)
+        reasons["window"] = f"from the shapes of {fingerprint.cases} training cases"
+    window = Window(tuple(sizes))
+    # Slices are cropped or padded, as the references do; whole volumes are resampled.
+    fit = "crop" if spec.spatial_dims == 2 else "resample" if draft.mode == "volume" else "tile"
+    preprocessing = draft.preprocessing if fit == "tile" else replace(draft.preprocessing, shape=window.sizes, resize=fit == "resample")
+    sampler = None
+    if draft.mode == "patch":
+        sampler = PatchSampler(settings.sampling, settings.patches_per_case, settings.class_probabilities)
+    batch_size = settings.batch_size or (16 if draft.mode == "slice" else 2)
+    shapes = fingerprint.shapes if fit == "tile" and sampler is None else (window.sizes,) * fingerprint.cases
+    samples = count_samples(shapes, window, sampler)
+    reasons["steps"] = f"{samples} samples"
+    return Plan(
+        mode=draft.mode,
+        plane=draft.plane,
+        network=draft.network,
+        divisor=divisor,
+        preprocessing=preprocessing,
+        window=window,
+        fit=fit,
+        batch_size=batch_size,
+        sampler=sampler,
+        steps_per_epoch=math.ceil(samples / batch_size),
+        reasons=reasons,
+    )
+
+
+def derive_window(
+    shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = MOST_VOXELS
+) -> tuple[int, ...]:
+    """Chooses what the network sees at once, from the shapes of the prepared cases.
+
+    Args:
+        shapes: `S` of each case, canonical.
+        mode: "slice" takes the largest extents across `plane`, so that nothing is cut off; "patch" the median shape, shrunk in
+            proportion to at most `voxels`; "volume" the same.
+        plane: The axis that slices lie across.
+        divisor: Each size is a multiple of it.
+        voxels: The most of a patch or volume.
+
+    Returns:
+        Sizes in the rank of the shapes, with a 1 along `plane` for slices.
+    """
+    if mode == "slice":
+        largest = np.max(shapes, axis=0)
+        return tuple(1 if axis == plane else -(-int(size) // divisor) * divisor for axis, size in enumerate(largest))
+    window = np.median(shapes, axis=0)
+    window = window * min(1.0, (voxels / window.prod()) ** (1 / len(window)))
+    # Padding a little costs less than cutting off a little, as long as the budget holds.
+    sizes = [max(divisor, -(-round(size) // divisor) * divisor) for size in window]
+    while math.prod(sizes) > voxels and max(sizes) > divisor:
+        sizes[sizes.index(max(sizes))] -= divisor
+    return tuple(sizes)
+
+
+def _to_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns the lists of JSON into tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

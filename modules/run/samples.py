@@ -1,0 +1,68 @@
+"""Single cases of a data set to look at: which are shown, and one as a training sees it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from modules.data.case import Case, Volume, read_case, read_label
+from modules.data.patches import choose_points, cut, draw_start
+from modules.data.spec import DatasetSpec
+from modules.run.plan import Fingerprint, draft_plan, make_plan
+from modules.run.settings import Settings
+
+
+def choose_scans(cases: Sequence[Case], number: int, seed: int) -> list[list[Case]]:
+    """Draws one labelled scan, with all its slices, of each of at most `number` subjects.
+
+    Raises:
+        ValueError: If no case has a label.
+    """
+    by_subject: dict[str, dict[str, list[Case]]] = {}
+    for case in cases:
+        if case.label_path is not None:
+            by_subject.setdefault(case.subject_id, {}).setdefault(case.volume_id or case.case_id, []).append(case)
+    if not by_subject:
+        raise ValueError(f"Expected cases with labels to show. Received: {len(cases)} without. Add a label.")
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(sorted(by_subject))[:number].tolist()
+    return [list(by_subject[subject].values())[rng.integers(len(by_subject[subject]))] for subject in chosen]
+
+
+def choose_case(scan: Sequence[Case], spec: DatasetSpec) -> Case:
+    """The slice of a scan that shows its structures best, or the scan if it is a volume."""
+    # matplotlib comes with it, which `--help` need not wait for.
+    from modules.reports.views import choose_slice
+
+    if len(scan) == 1:
+        return scan[0]
+    labels = (read_label(case.label_path, spec.label_rule) for case in scan)
+    return scan[choose_slice(np.array([np.bincount(label.ravel(), minlength=spec.num_classes) for label in labels]))]
+
+
+def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.ndarray]:
+    """Makes what a training with the data set's own settings would see of a labelled case.
+
+    That is a slice, a whole volume at the size that follows from it, or a patch about its structures.
+
+    Args:
+        case: A labelled case.
+        spec: Its data set.
+        seed: Of the patch.
+
+    Returns:
+        The sample's image `(*P, C)` with its geometry, and its label `(*P)` of class indices.
+    """
+    settings = Settings(spec.name, **spec.defaults)
+    image, label = read_case(case, spec)
+    grid = draft_plan(settings, spec).preprocessing.measure(image).grid
+    plan = make_plan(settings, spec, Fingerprint(1, (grid,)))
+    array, geometry = plan.preprocessing.apply(image)
+    label, window = plan.preprocessing.apply_label(label, geometry), plan.window.sizes
+    if label.shape != window:
+        rng = np.random.default_rng(seed)
+        points = choose_points(label, spec.num_classes, rng)
+        start = draw_start(rng, label.shape, window, points=points, sampling="foreground")
+        array, label = cut(array, start, window, array.min(axis=(0, 1, 2))), cut(label, start, window)
+    spacing = geometry.measure_spacing(image.spacing_mm)
+    # Volumes are in canonical orientation by now.
+    return Volume(array, np.diag([*spacing, 1.0]) if label.ndim == 3 else image.affine, spacing), label

@@ -1,0 +1,181 @@
+"""The settings of a training: one field each, with its help and its only default. Flags and presets are made from these fields."""
+
+import ast
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from modules.data.draws import AUGMENTATIONS
+from modules.data.patches import PLANES, SAMPLINGS
+from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
+from modules.devices import PRECISIONS
+from modules.model.loss_spec import parse_loss
+from modules.networks import NETWORKS, Option, list_options
+
+MODULES = Path(__file__).parents[1]
+PRESETS = {path.stem: path for path in sorted((MODULES / "presets").glob("*.toml"))}
+# Read from the source: importing the module would import Keras, and `--help` must not wait for that.
+LOSSES = tuple(
+    node.name
+    for node in ast.parse((MODULES / "model" / "losses.py").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+)
+# These would import Keras too: a test compares them with the modules' own.
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine", "cosine_restarts", "polynomial")
+MODES = ("slice", "volume", "patch")
+CLASS_WEIGHTS = ("none", "balanced")
+TRACKERS = ("none", "mlflow", "tensorboard")
+
+# {option: {network: its own form of it}}
+NETWORK_OPTIONS: dict[str, dict[str, Option]] = {}
+for _network in NETWORKS:
+    for _option in list_options(_network):
+        NETWORK_OPTIONS.setdefault(_option.name, {})[_network] = _option
+
+
+def _setting(default: Any = MISSING, help: str = "", choices: Sequence[str] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a training. An empty or missing value leaves the choice to `modules.run.plan.make_plan`."""
+
+    dataset: str = _setting(help="data set to train on")
+    data: str = _setting("", help="folder of the data set; without it $MRI_DATA/<dataset> or data/<dataset>")
+    demo: bool = _setting(False, help="draw a phantom in the data set's layout and train on that")
+    target: tuple[str, ...] = _setting((), help="classes to find against all the rest; without it every class")
+    validate_fraction: float = _setting(0.1, help="subjects held out for validation where the data set has no such split")
+    test_fraction: float = _setting(0.1, help="subjects held out for test where the data set has no such split")
+    mode: str = _setting("", help="what a sample is: a slice, a whole volume at a fixed size, or a patch of a volume", choices=MODES)
+    shape: tuple[int, ...] = _setting((), help="size of a sample; without it the data set's own, or one that fits its scans")
+    plane: str = _setting("", help="which slices of volumes: without it the data set's own, or axial", choices=tuple(PLANES))
+    spacing: tuple[float, ...] = _setting((), help="mm to resample volumes to, along right, anterior, superior; without it their own")
+    interpolation: str = _setting("linear", help="of images, where they are resampled", choices=tuple(INTERPOLATIONS))
+    intensity: str = _setting("", help="normalisation of intensities; without it the data set's own", choices=INTENSITIES)
+    crop: str = _setting("", help="whether dark margins are cut off; without it the data set's own", choices=("foreground", "none"))
+    sampling: str = _setting("foreground", help="where patches lie", choices=SAMPLINGS)
+    patches_per_case: int = _setting(8, help="patches drawn of each volume an epoch")
+    class_probabilities: tuple[float, ...] = _setting((), help="of each class, the background first, for weighted sampling (default equal)")
+    network: str = _setting("", help="architecture; without it unet2d or unet3d", choices=NETWORKS)
+    loss: str = _setting("dice_ce", help=f"{', '.join(LOSSES)}, or a weighted sum such as dice:1+focal:0.5")
+    class_weights: str = _setting("none", help="of the loss; balanced: the rarer a class, the heavier", choices=CLASS_WEIGHTS)
+    batch_dice: bool = _setting(False, help="pool the overlaps of a whole batch, instead of a Dice for each sample")
+    augment: str = _setting("none", help="random changes of the training samples, within the step", choices=tuple(AUGMENTATIONS))
+    epochs: int = _setting(50, help="most epochs to train")
+    batch_size: int | None = _setting(None, help="samples a step; without it 16 slices, or 2 volumes or patches")
+    deep_supervision: bool = _setting(False, help="judge the decoder's lower resolutions too, with weights 1, 1/2, 1/4, ... (U-Nets)")
+    optimizer: str = _setting("adam", help="adamw: decoupled weight decay; sgd: Nesterov momentum 0.99", choices=OPTIMIZERS)
+    learning_rate: float = _setting(1e-3, help="the highest of the schedule")
+    schedule: str = _setting("cosine", help="of the learning rate, down to 0 at the last epoch unless constant", choices=SCHEDULES)
+    warmup_epochs: int = _setting(0, help="epochs in which the learning rate rises first")
+    cycles: int = _setting(3, help="of the schedule cosine_restarts")
+    weight_decay: float = _setting(0.0, help="decoupled for adamw, else a penalty on the squared weights (L2)")
+    clip_norm: float = _setting(0.0, help="largest norm of the gradient; 0 for no limit")
+    accumulate: int = _setting(1, help="batches whose gradients make one update")
+    ema: float = _setting(0.0, help="momentum of an average of the weights, which is validated and kept in their place; 0 for none")
+    precision: str = _setting("auto", help="of the network's layers; auto: bfloat16 on a GPU that has it", choices=PRECISIONS)
+    deterministic: bool = _setting(False, help="repeat bit for bit on a GPU too, where that is slower")
+    patience: int = _setting(15, help="epochs without a better validation Dice before stopping; 0 never stops early")
+    stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
+    folds: int = _setting(0, help="cross-validate: train and score so many times, each subject being tested once")
+    fold: int | None = _setting(None, help="train and score only this one of the folds, from 0")
+    seed: int = _setting(42, help="of weights, split, order and every draw")
+    checkpoint_minutes: float = _setting(10.0, help="most minutes between two checkpoints; there is one after each epoch besides")
+    track: str = _setting("none", help="where to log the run besides its folder", choices=TRACKERS)
+    name: str = _setting("", help="name of the run; without it data set, network and time")
+    runs: str = _setting("runs", help="folder of the runs")
+    cache: str = _setting("cache", help="folder of decoded cases")
+    network_options: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "options of the network by name"})
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "patches_per_case", "cycles", "accumulate", "checkpoint_minutes"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"Expected `{name}` above 0. Received: {getattr(self, name)}.")
+        for name in ("weight_decay", "patience", "seed", "warmup_epochs", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Expected `{name}` of 0 or more. Received: {getattr(self, name)}.")
+        for name in ("validate_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
+        parse_loss(self.loss, LOSSES)
+        if not 0 <= self.stop_at_dice <= 1:
+            raise ValueError(f"Expected `stop_at_dice` from 0 to 1. Received: {self.stop_at_dice}.")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"Expected `ema` from 0 to below 1. Received: {self.ema}.")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"Expected `warmup_epochs` below the {self.epochs} epochs. Received: {self.warmup_epochs}.")
+        if self.folds == 1 or self.folds < 0:
+            raise ValueError(f"Expected `folds` of 2 or more, or 0 for none. Received: {self.folds}.")
+        if self.fold is not None and not 0 <= self.fold < self.folds:
+            raise ValueError(f"Expected `fold` from 0 to below `folds`, {self.folds}. Received: {self.fold}.")
+        if self.class_probabilities and (min(self.class_probabilities) < 0 or not sum(self.class_probabilities) > 0):
+            raise ValueError(f"Expected `class_probabilities` of 0 or more, not all 0. Received: {self.class_probabilities}.")
+        if self.demo and self.data:
+            raise ValueError(f"Expected either `demo` or `data`. Received: both, data {self.data!r}. Leave one out.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the settings as plain values for `run.json`, the network's options beside the others."""
+        values = asdict(self)
+        return values | values.pop("network_options")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str) -> "Settings":
+        """Makes settings from a preset, flags or a `run.json`.
+
+        Raises:
+            ValueError: For unknown keys and wrong types, naming `source`.
+        """
+        known = {item.name for item in fields(cls)} - {"network_options"}
+        own, options = {}, {}
+        for key, value in values.items():
+            if key not in known and key not in NETWORK_OPTIONS:
+                names = (*(item.name for item in fields(cls) if item.name in known), *NETWORK_OPTIONS)
+                raise ValueError(f"Expected settings in {names}. Received: {key!r} in {source}.")
+            kind, many, optional = find_kind(key)
+            items = list(value) if many and isinstance(value, list | tuple) else [value]
+            for item in items:
+                whole_as_float = kind is float and type(item) is int
+                if not (type(item) is kind or whole_as_float or (optional and item is None)):
+                    raise ValueError(f"Expected `{key}` of type {kind.__name__}. Received: {value!r} in {source}.")
+            (own if key in known else options)[key] = tuple(items) if many else value
+        return cls(**own, network_options=options)
+
+    def data_folder(self) -> Path:
+        """Returns where the data set lies: the phantom's folder, `--data`, `$MRI_DATA/<dataset>` or `data/<dataset>`."""
+        if self.demo:
+            other = "" if self.seed == Settings.seed else f"-seed{self.seed}"
+            return Path("data") / f"{self.dataset}-phantom{other}"
+        return Path(self.data) if self.data else default_data_folder(self.dataset)
+
+
+def default_data_folder(dataset: str) -> Path:
+    """Returns `$MRI_DATA/<dataset>`, or `data/<dataset>` where that variable is not set."""
+    return Path(os.environ.get("MRI_DATA", "data")) / dataset
+
+
+def find_kind(name: str) -> tuple[type, bool, bool]:
+    """Returns a setting's plain type, whether it takes several values, and whether it may be None."""
+    if name in NETWORK_OPTIONS:
+        return next(iter(NETWORK_OPTIONS[name].values())).kind, False, True
+    hint = typing.get_type_hints(Settings)[name]
+    if isinstance(hint, types.UnionType):
+        return typing.get_args(hint)[0], False, True
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True, False
+    return hint, False, False
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Reads the settings of a preset by name; raises ValueError for an unknown name or a wrong setting."""
+    if name not in PRESETS:
+        raise ValueError(f"Expected --preset in {tuple(PRESETS)}. Received: {name!r}.")
+    values = tomllib.loads(PRESETS[name].read_text(encoding="utf-8"))
+    Settings.from_json({"dataset": "", **values}, PRESETS[name].name)
+    return values

@@ -1,0 +1,179 @@
+"""Tells MLflow or TensorBoard how a run goes, beside what is written in its folder."""
+
+import csv
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from modules.run import mlflow_sink
+from modules.run.folder import RunFolder
+from modules.run.mlflow_sink import MlflowSink
+from modules.run.settings import TRACKERS
+from modules.run.tensorboard_sink import TensorBoardSink
+
+# Older servers refuse longer names of metrics.
+_NAME_LENGTH = 250
+
+log = logging.getLogger("mri")
+
+
+class Tracker:
+    """Where a run is logged besides its folder; without a sink it does nothing.
+
+    It is a context: left as usual it says FINISHED, by Ctrl-C KILLED, by any other error FAILED. Once it is open it never stops a
+    training: the first failure is one warning, and what was missed is sent when the training has ended, if that is possible then.
+    """
+
+    def __init__(self, run: RunFolder, sink: "MlflowSink | TensorBoardSink | None" = None) -> None:
+        """Args: run: the folder of the run; sink: where to log."""
+        self._run = run
+        self._sink = sink
+        self._last_epoch = 0
+        self._behind = self._warned = False
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close("FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    def catch_up(self) -> None:
+        """Logs the rows of the folder's `history.csv` that are not logged yet; raises whatever the sink does."""
+        if self._sink is None:
+            return
+        self._last_epoch = self._sink.find_last_epoch()
+        if self._run.history.is_file():
+            with self._run.history.open(newline="") as file:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            for row in rows:
+                self._send(row)
+
+    def log_row(self, row: Mapping[str, float]) -> None:
+        """Logs an epoch, unless that was done before the run was resumed.
+
+        Args:
+            row: Of `history.csv`: its "epoch", from 1, and the metrics by name. NaN and infinite ones are left out.
+        """
+        if self._sink is not None and not self._behind:
+            self._attempt(self._send, row)
+
+    def log_summary(self, means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        """Logs the test scores as `test_<level>/<score>_<class>`, and the files that are in the folder by now.
+
+        Args:
+            means: As `scoring.summarise` gives them. NaN are left out.
+        """
+        if self._sink is not None:
+            self._attempt(self._finish, means)
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Ends it; afterwards it does nothing.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+        """
+        if self._sink is not None:
+            self._attempt(self._sink.close, status)
+            self._sink = None
+
+    def _send(self, row: Mapping[str, float]) -> None:
+        epoch = int(row["epoch"])
+        if epoch > self._last_epoch:
+            self._sink.log_epoch(_keep_finite(row), epoch)
+            self._last_epoch = epoch
+
+    def _finish(self, means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        if self._behind:
+            self.catch_up()
+            self._behind = False
+        values = {
+            f"test_{level}/{_clean(f'{score}_{name}')}": value
+            for level, classes in means.items()
+            for name, scores in classes.items()
+            for score, value in scores.items()
+        }
+        self._sink.log_summary({name: value for name, value in values.items() if math.isfinite(value)}, self._last_epoch)
+
+    def _attempt(self, call: Callable[[Any], None], value: Any) -> None:
+        try:
+            call(value)
+        except Exception as error:  # Whatever a server or a disk does, the training matters more.
+            self._behind = True
+            if not self._warned:
+                log.warning("tracking failed: %s; the training goes on without it", mlflow_sink.describe(error))
+            self._warned = True
+
+
+def check_tracker(kind: str, run: RunFolder | None = None) -> None:
+    """Finds out whether a tracker could be opened, before a run's folder is made and its data are read.
+
+    Args:
+        kind: One of `TRACKERS`.
+        run: The run that is resumed, if it is.
+
+    Raises:
+        ValueError: As `open_tracker`.
+    """
+    if kind not in TRACKERS:
+        raise ValueError(f"Expected `track` in {TRACKERS}. Received: {kind!r}.")
+    if kind == "mlflow":
+        uri = mlflow_sink.find_uri(run)
+        with mlflow_sink.explain_start(uri), mlflow_sink.limit_waits(retries=1, seconds=10):
+            mlflow_sink.connect(uri).search_experiments(max_results=1)
+
+
+def open_tracker(kind: str, run: RunFolder, *, experiment: str, parameters: Mapping[str, Any], tags: Mapping[str, Any]) -> Tracker:
+    """Begins to log a run, or goes on with it where its `tracking.json` names the one to go on with.
+
+    MLflow logs to `MLFLOW_TRACKING_URI`, and without that to `mlflow.db` in the current folder, as MLflow itself does; user and
+    password are MLflow's own environment variables too. TensorBoard's files go to `<folder>/tensorboard`: `train`, `validate`, `test`.
+
+    Args:
+        kind: One of `TRACKERS`.
+        run: The folder, whose name is the run's name in MLflow, behind that of the whole for a fold.
+        experiment: What the run is listed under, the name of the data set.
+        parameters: All settings by name.
+        tags: What else describes the run; mappings in it become `<name>.<key>`.
+
+    Returns:
+        The tracker, for a `with` statement; for "none" one that does nothing.
+
+    Raises:
+        ValueError: For an unknown kind, a missing package, a server that does not answer or refuses, and a run to go on with that is
+            not there.
+    """
+    check_tracker(kind, run)
+    if kind == "none":
+        return Tracker(run)
+    if kind == "tensorboard":
+        tracker = Tracker(run, TensorBoardSink(run, _flatten(parameters)))
+        tracker.catch_up()
+        return tracker
+    uri = mlflow_sink.find_uri(run)
+    with mlflow_sink.explain_start(uri), mlflow_sink.limit_waits(retries=1, seconds=10):
+        tracker = Tracker(run, MlflowSink(run, uri, experiment, _flatten(parameters), _flatten(tags)))
+        tracker.catch_up()
+    return tracker
+
+
+def _keep_finite(row: Mapping[str, float]) -> dict[str, float]:
+    return {_clean(name): float(value) for name, value in row.items() if math.isfinite(value)}
+
+
+def _clean(name: str) -> str:
+    """A class may be called anything, a metric may not."""
+    return re.sub(r"[^\w.\- ]", "_", name)[:_NAME_LENGTH]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Plain texts by name, those of inner mappings as `outer.inner`."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            many = isinstance(value, Sequence) and not isinstance(value, str)
+            flat[prefix + name] = ", ".join(map(str, value)) if many else str(value)
+    return flat

@@ -1,0 +1,77 @@
+"""Checks a run against its data, its program and itself: before it goes on, and whenever a proof is wanted."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from modules import devices
+from modules.predict.bundle import ModelBundle
+from modules.run import proof
+from modules.run.fit import make_trainer, make_training_data
+from modules.run.folder import RunFolder, read_json
+from modules.run.prepared import PreparedRun
+
+log = logging.getLogger("mri")
+
+
+def describe_run(prepared: PreparedRun, root: Path) -> dict[str, Any]:
+    """Describes what a run is made of and with: versions, devices, precision, and the hashes of its data and program.
+
+    Args:
+        prepared: The run.
+        root: The program's folder.
+    """
+    return {
+        **devices.describe_environment(),
+        "data_sha256": proof.hash_manifest(prepared.manifest),
+        "code_sha256": proof.hash_code(root),
+        "precision": prepared.precision,
+        "devices": list(prepared.devices),
+    }
+
+
+def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: proof.Manifest) -> None:
+    """Refuses to resume a run whose data, split or backend are no longer what it began with; says what else differs.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    begun = run.read_record()
+    proof.check_data(read_json(run.data), manifest, run.path)
+    for name in ("backend", "precision"):
+        proof.check_equal(name, begun[name], environment[name], run.path)
+    for name in ("devices", "versions", "code_sha256"):
+        if begun[name] != environment[name]:
+            log.warning("%s differs from what %s began with: the weights may not be those of an uninterrupted run", name, run.path)
+
+
+def verify(run: RunFolder, manifest: proof.Manifest, prepare: Callable[[], PreparedRun], root: Path) -> None:
+    """Checks that a run's data, program and model are those it was made of and with, and that its first steps give the same weights.
+
+    Args:
+        run: The run.
+        manifest: Its data as they lie on disk now, hashed from their bytes: the cache trusts sizes and times, and a proof must not.
+        prepare: Prepares the run anew.
+        root: The program's folder.
+
+    Raises:
+        ValueError: Naming what is not the same.
+    """
+    record, expected = run.read_record(), read_json(run.proof)
+    proof.check_data(read_json(run.data), manifest, run.path)
+    log.info("data: %d files are those of %s, SHA-256 %.16s...", len(manifest), run.path, record["data_sha256"])
+    prepared = prepare()
+    now = describe_run(prepared, root)
+    for name in ("backend", "devices", "python", "versions", "code_sha256"):
+        if now[name] != record[name]:
+            log.warning("%s differs: %s had %s, here it is %s", name, run.path, record[name], now[name])
+    trainer = make_trainer(prepared)
+    trainer.fit(make_training_data(prepared, 0), epochs=1, steps_per_epoch=expected["steps"], shuffle=False, verbose=0)
+    weights = proof.hash_weights(prepared.network)
+    proof.check_equal(f"weights after {expected['steps']} steps", expected["weights_sha256"], weights, run.path)
+    log.info("training: the first %d steps give the same weights, SHA-256 %.16s...", expected["steps"], weights)
+    if run.finished:
+        weights = proof.hash_weights(ModelBundle.load(run.path, "keras").model)
+        proof.check_equal("weights of the bundle", read_json(run.summary)["bundle_weights_sha256"], weights, run.path)
+        log.info("bundle: weights are those that were scored, SHA-256 %.16s...", weights)
