@@ -48,10 +48,10 @@ def draw(options: argparse.Namespace) -> dict:
 def measure_training(options: argparse.Namespace) -> dict[str, float]:
     """Prepares all cases and trains a few steps, with the functions of train.py."""
     import train
-    from utils import RunConfig
+    from utils import Settings
 
     began = time.perf_counter()
-    config = RunConfig("hipmri", data=str(options.folder), shape=SIZE, base_filters=4, cache=str(options.folder / "cache"), epochs=1)
+    config = Settings("hipmri", data=str(options.folder), shape=SIZE, base_filters=4, cache=str(options.folder / "cache"), epochs=1)
     job = train.prepare(config)
     prepared = time.perf_counter() - began
     trainer = train.make_trainer(job, job.count_steps())

@@ -13,17 +13,8 @@ import pytest
 from scipy import ndimage
 
 from modules.data.case import Case, Volume
-from modules.scoring import (
-    DISTANCES,
-    Score,
-    format_summary,
-    pool_scores,
-    read_scores,
-    score_case,
-    score_predictions,
-    summarise,
-    write_scores,
-)
+from modules.score_tables import format_summary, pool_scores, read_scores, summarise, write_scores
+from modules.scoring import DISTANCES, Score, score_case, score_predictions
 
 NAMES = ("background", "a", "b")
 

@@ -20,12 +20,12 @@ from modules import augment, devices
 from modules.model import losses, optimizers
 from modules.networks._blocks import NORMS
 from modules.run.folder import list_runs, make_run_folder, newest_run, sweep, write_json
-from utils import PRESETS, RunConfig, StopRequest, parse_training, run_command
+from utils import PRESETS, Settings, StopRequest, parse_training, run_command
 
 
 def test_precedence_defaults_preset_flags():
     config = parse_training(["--dataset", "oasis"]).config
-    assert config == RunConfig(dataset="oasis", **DATASETS["oasis"].defaults)
+    assert config == Settings(dataset="oasis", **DATASETS["oasis"].defaults)
     config = parse_training(["--preset", "oasis_unet2d"]).config
     assert (config.dataset, config.batch_size, config.epochs, config.learning_rate, config.weight_decay) == ("oasis", 64, 15, 1e-4, 5e-4)
     config = parse_training(["--preset", "oasis_unet2d", "--epochs", "3"]).config
@@ -41,7 +41,7 @@ def test_no_flag_gives_no_config():
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_is_valid_and_short(name):
     values = utils._read_preset(name)
-    assert set(values) <= {item.name for item in fields(RunConfig)}
+    assert set(values) <= {item.name for item in fields(Settings)}
     assert len(PRESETS[name].read_text().splitlines()) < 20
 
 
@@ -50,7 +50,7 @@ def test_every_setting_has_a_flag_with_help(capsys):
         parse_training(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for item in fields(RunConfig):
+    for item in fields(Settings):
         assert "--" + item.name.replace("_", "-") in text
         assert item.metadata["help"]
     words = set(re.findall(r"\w+", text))
@@ -89,27 +89,27 @@ def test_names_known_without_keras_are_those_of_the_modules():
 
 def test_unknown_and_ill_typed_settings_name_their_source():
     with pytest.raises(ValueError, match=r"Expected settings in \('dataset', .*Received: 'speed' in a.toml"):
-        RunConfig.from_mapping({"dataset": "oasis", "speed": 1}, "a.toml")
+        Settings.from_json({"dataset": "oasis", "speed": 1}, "a.toml")
     with pytest.raises(ValueError, match="Expected `epochs` of type int. Received: '9' in a.toml"):
-        RunConfig.from_mapping({"dataset": "oasis", "epochs": "9"}, "a.toml")
+        Settings.from_json({"dataset": "oasis", "epochs": "9"}, "a.toml")
 
 
 def test_config_survives_json():
-    config = RunConfig(dataset="hipmri", target=("bone",), shape=(64, 64), dropout=0.1)
-    assert RunConfig.from_mapping(json.loads(json.dumps(config.to_json())), "run.json") == config
+    config = Settings(dataset="hipmri", target=("bone",), shape=(64, 64), dropout=0.1)
+    assert Settings.from_json(json.loads(json.dumps(config.to_json())), "run.json") == config
 
 
 def test_data_folder(monkeypatch):
-    assert str(RunConfig(dataset="oasis", data="x").data_folder()) == "x"
-    assert str(RunConfig(dataset="oasis", demo=True).data_folder()) == "data/oasis-phantom"
+    assert str(Settings(dataset="oasis", data="x").data_folder()) == "x"
+    assert str(Settings(dataset="oasis", demo=True).data_folder()) == "data/oasis-phantom"
     monkeypatch.setenv("MRI_DATA", "scans")
-    assert str(RunConfig(dataset="oasis").data_folder()) == "scans/oasis"
+    assert str(Settings(dataset="oasis").data_folder()) == "scans/oasis"
     monkeypatch.delenv("MRI_DATA")
-    assert str(RunConfig(dataset="oasis").data_folder()) == "data/oasis"
+    assert str(Settings(dataset="oasis").data_folder()) == "data/oasis"
 
 
 def test_a_phantom_of_another_seed_lies_in_another_folder():
-    assert str(RunConfig(dataset="oasis", demo=True, seed=7).data_folder()) == "data/oasis-phantom-seed7"
+    assert str(Settings(dataset="oasis", demo=True, seed=7).data_folder()) == "data/oasis-phantom-seed7"
 
 
 def test_environment_is_described_without_git_and_openvino(monkeypatch, tmp_path):
@@ -128,7 +128,7 @@ def test_environment_is_described_without_git_and_openvino(monkeypatch, tmp_path
 
 
 def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
-    write_json(tmp_path / "run.json", {"config": RunConfig(dataset="oasis", epochs=3).to_json()})
+    write_json(tmp_path / "run.json", {"config": Settings(dataset="oasis", epochs=3).to_json()})
     for flags in ([], ["--epochs", "3"], ["--dataset", "oasis"]):
         request = parse_training(["--resume", str(tmp_path), *flags])
         assert (request.config.epochs, request.resume) == (3, tmp_path)

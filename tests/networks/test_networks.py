@@ -14,7 +14,7 @@ from modules.model.losses import SegmentationLoss
 from modules.networks import NETWORKS, build, describe, find_divisor, find_ranks, with_head
 from modules.networks._blocks import NORMS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPES = {2: (32, 64), 3: (32, 32, 16)}
 SMALL = {"base_filters": 4}
 SMALL_UNETR = {"hidden_size": 24, "mlp_size": 48, "num_layers": 4, "num_heads": 2}

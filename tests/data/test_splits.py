@@ -16,7 +16,8 @@ from modules.data.case import Case
 from modules.data.splits import split_folds
 from modules.reports.folds import draw_folds
 from modules.reports.painting import PALETTE
-from modules.scoring import DISTANCES, OVERLAPS, Score, estimate_intervals, format_intervals, map_subjects, score_subjects
+from modules.score_tables import estimate_intervals, format_intervals, map_subjects, score_subjects
+from modules.scoring import DISTANCES, OVERLAPS, Score
 
 NAN = math.nan
 BASE = Score("volume", "x", "a", 1.0, 1.0, 1.0, 2.0, 0.5, NAN, NAN, 1, 1)

@@ -19,7 +19,7 @@ from modules.predict import engines
 from modules.predict.bundle import ModelBundle
 from modules.predict.convert import convert_bundle
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRANSFORMER = {"hidden_size": 8, "mlp_size": 8, "num_layers": 4, "num_heads": 2, "base_filters": 2}
 CASES = [
     *((name, rank, TRANSFORMER if name == "unetr" else {"base_filters": 4}) for name in NETWORKS for rank in find_ranks(name)),

@@ -14,7 +14,7 @@ from modules.model import losses
 from modules.model.loss_spec import parse_loss
 from modules.model.losses import LOSSES, SegmentationLoss
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LOG3 = math.log(3)
 BINARY_LABEL = np.array([[[1, 0], [0, 0]]])
 # Sigmoid of log 3 is 3/4, of -log 3 is 1/4. So foreground predicted: 3/4 + 3/4 = 6/4, labelled: 1, both: 3/4.

@@ -14,9 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from modules import volume as volume_module
-from modules.data import nifti
-from modules.data.case import read_label, read_volume
+from modules.data import files, formats, nifti
+from modules.data.case import LabelRule, read_label, read_volume
 from modules.data.files import fingerprint_files, hash_file, replace_file, stem_of, suffix_of
 from modules.data.formats import write_label_like, write_probabilities_like
 
@@ -68,7 +67,7 @@ def test_channels_in_several_files_are_stacked(write_nifti):
 
 def test_label_values_become_classes(write_picture):
     path = write_picture("seg.png", np.array([[0, 85], [170, 255]], np.uint8))
-    np.testing.assert_array_equal(read_label(path, {0: 0, 85: 1, 170: 2, 255: 3}), [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(read_label(path, LabelRule({0: 0, 85: 1, 170: 2, 255: 3})), [[0, 1], [2, 3]])
 
 
 @pytest.mark.parametrize("value", [7, -2, 1.5])
@@ -76,12 +75,12 @@ def test_unexpected_label_value_names_file_and_value(write_nifti, value):
     array = np.zeros((4, 4), np.float32)
     array[1, 1] = value
     with pytest.raises(ValueError, match=rf"in \(0, 1, 3\). Received: {value} in .*seg.nii .*'ibsr18'"):
-        read_label(write_nifti("seg.nii", array), {0: 0, 1: 1, 3: 2}, "ibsr18")
+        read_label(write_nifti("seg.nii", array), LabelRule({0: 0, 1: 1, 3: 2}, source="ibsr18"))
 
 
 def test_negative_label_values_are_refused(write_nifti):
-    with pytest.raises(ValueError, match="Expected `label_values` of 0 or more. Received: -1"):
-        read_label(write_nifti("seg.nii", np.zeros((4, 4), np.int16)), {-1: 0, 1: 1})
+    with pytest.raises(ValueError, match="Expected `values` of 0 or more in a label rule. Received: -1"):
+        read_label(write_nifti("seg.nii", np.zeros((4, 4), np.int16)), LabelRule({-1: 0, 1: 1}))
 
 
 def test_broken_files_are_named(tmp_path, write_nifti, write_picture):
@@ -226,13 +225,13 @@ def test_bytes_that_were_read_can_be_hashed_without_reading_again(write_nifti, w
     paths = [write_nifti("a.nii.gz", np.ones((3, 4), np.float32)), write_picture("b.png", np.ones((3, 4), np.uint8))]
     hashes = []
     read_volume(paths, lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
-    read_label(paths[1], {1: 1}, on_bytes=lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
+    read_label(paths[1], LabelRule({1: 1}), on_bytes=lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
     assert hashes == [hash_file(path) for path in (*paths, paths[1])]
 
 
 def test_importing_the_module_imports_neither_nibabel_nor_opencv():
-    code = "import sys, modules.volume; print({'nibabel', 'cv2'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    code = "import sys, modules.data.case; print({'nibabel', 'cv2'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
     assert result.stdout.strip() == "set()"
 
 
@@ -419,7 +418,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path, dtype, slope):
         array = np.ones((4, 5), dtype)
         array.flat[: len(values)] = values
         path = _write(tmp_path / "a.nii", _make_nifti(array, scl_slope=slope))
-        for read in (lambda path: read_volume([path]), lambda path: read_label(path, {1: 1})):
+        for read in (lambda path: read_volume([path]), lambda path: read_label(path, LabelRule({1: 1}))):
             with pytest.raises(ValueError, match=f"Expected finite values. Received: {len(values)} NaN or infinite in .*a.nii"):
                 read(path)
     array = np.full((64, 64), np.finfo(np.float32).max, dtype)  # the sum of which is not
@@ -432,16 +431,16 @@ def test_labels_of_every_dtype_become_classes(tmp_path, without_nibabel, dtype, 
     array = np.random.default_rng(0).choice([0, 3, 100], (6, 5, 4)).astype(dtype)
     expected = np.searchsorted([0, 3, 100], array)
     path = _write(tmp_path / "seg.nii.gz", _make_nifti(array, order))
-    label = read_label(path, {0: 0, 3: 1, 100: 2})
+    label = read_label(path, LabelRule({0: 0, 3: 1, 100: 2}))
     assert (label.dtype, label.flags.f_contiguous, label.flags.writeable) == (np.uint8, True, True)
     np.testing.assert_array_equal(label, expected)
-    np.testing.assert_array_equal(read_label(path, {0: 0, 3: 1, 100: 2, 1000: 4}), expected)
+    np.testing.assert_array_equal(read_label(path, LabelRule({0: 0, 3: 1, 100: 2, 1000: 4})), expected)
     array[0, 0, :2] = 101
     path = _write(tmp_path / "seg.nii.gz", _make_nifti(array, order))
     with pytest.raises(ValueError, match=r"in \(0, 3, 100\). Received: 101 in .*seg.nii.gz \(2 pixels\)"):
-        read_label(path, {0: 0, 3: 1, 100: 2})
+        read_label(path, LabelRule({0: 0, 3: 1, 100: 2}))
     path = _write(tmp_path / "seg.nii.gz", _make_nifti(np.minimum(array, 100), order, scl_slope=2, scl_inter=1))
-    np.testing.assert_array_equal(read_label(path, {1: 0, 7: 1, 201: 2}), np.searchsorted([0, 3, 100], np.minimum(array, 100)))
+    np.testing.assert_array_equal(read_label(path, LabelRule({1: 0, 7: 1, 201: 2})), np.searchsorted([0, 3, 100], np.minimum(array, 100)))
 
 
 @pytest.mark.parametrize(
@@ -461,26 +460,26 @@ def test_a_value_that_wraps_round_to_a_known_one_is_not_taken_for_it(tmp_path, d
     path = _write(tmp_path / "seg.nii", _make_nifti(array))
     for values in ({0: 0, 1: 1, 255: 2}, {0: 0, 1: 1, 255: 2, 300: 3}):
         with pytest.raises(ValueError, match=rf"Received: {text}.* in .*seg.nii \(1 pixels\)"):
-            read_label(path, values)
+            read_label(path, LabelRule(values))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
 def test_a_label_of_many_pieces_is_looked_up_to_its_end(tmp_path, dtype):
     array = np.random.default_rng(0).integers(0, 3, (50, 60, 70)).astype(dtype)
     path = _write(tmp_path / "seg.nii", _make_nifti(array))
-    np.testing.assert_array_equal(read_label(path, {0: 2, 1: 0, 2: 1}), (array + 2) % 3)
+    np.testing.assert_array_equal(read_label(path, LabelRule({0: 2, 1: 0, 2: 1})), (array + 2) % 3)
     array[-1, -1, -1] = 9
     with pytest.raises(ValueError, match=r"Received: 9 in .*seg.nii \(1 pixels\)"):
-        read_label(_write(path, _make_nifti(array)), {0: 2, 1: 0, 2: 1})
+        read_label(_write(path, _make_nifti(array)), LabelRule({0: 2, 1: 0, 2: 1}))
 
 
 def test_label_values_beyond_a_byte_are_read(tmp_path):
     array = np.array([[0, 1007], [2**24, 0]], np.int32)
     path = _write(tmp_path / "seg.nii", _make_nifti(array))
-    np.testing.assert_array_equal(read_label(path, {0: 0, 1007: 1, 2**24: 2}), [[0, 1], [2, 0]])
+    np.testing.assert_array_equal(read_label(path, LabelRule({0: 0, 1007: 1, 2**24: 2})), [[0, 1], [2, 0]])
     path = _write(tmp_path / "seg.nii", _make_nifti(array + 1))
     with pytest.raises(ValueError, match="4 pixels"):
-        read_label(path, {0: 0, 1007: 1, 2**24: 2})
+        read_label(path, LabelRule({0: 0, 1007: 1, 2**24: 2}))
 
 
 def test_what_is_no_file_is_not_there(tmp_path):
@@ -501,4 +500,4 @@ def test_real_scans_are_read_as_nibabel_reads_them(real_data, without_nibabel, f
         _check_as_nibabel(path)
         if path.name.startswith("seg_") or "SEMANTIC" in path.name or "labels" in path.parent.name:
             array = np.asarray(nib.load(path).dataobj).squeeze()
-            np.testing.assert_array_equal(read_label(path, {value: value for value in range(6)}), array)
+            np.testing.assert_array_equal(read_label(path, LabelRule({value: value for value in range(6)})), array)
