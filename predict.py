@@ -77,7 +77,9 @@ def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, outpu
 
     for item in predicted:
         case, image, source = item.case, item.image, item.case.image_paths[0]
-        write_label_like(output / f"{case.case_id}_prediction{suffix_of(source)}", bundle.label_rule.to_file_values(item.prediction), source)
+        write_label_like(
+            output / f"{case.case_id}_prediction{suffix_of(source)}", bundle.label_rule.to_file_values(item.prediction), source
+        )
         drawn = (image.array, item.prediction, bundle.class_names)
         geometry = {"spacing_mm": image.spacing_mm, "affine": image.affine}
         reports.draw_overlay(output / f"{case.case_id}_overlay.png", *drawn, title=case.case_id, **geometry)

@@ -16,6 +16,7 @@ DISTANCES = ("hd95_mm", "hd_mm", "assd_mm")
 # Voxels that are counted at a time: few enough that the wide integers they are counted in need no memory to speak of.
 CHUNK = 2**20
 
+
 @dataclass(frozen=True)
 class Score:
     """How well one class of one case was found.
@@ -215,5 +216,3 @@ def _measure_to_nearest(surface: np.ndarray, other: np.ndarray, spacing_mm: Sequ
     tree = KDTree(np.argwhere(other) * np.asarray(spacing_mm, float), leafsize=32, balanced_tree=False, compact_nodes=False)
     distances[: len(points)] = tree.query(points, workers=-1)[0]
     return distances
-
-

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = ("tests/test_networks.py", "tests/test_losses.py", "tests/test_metrics.py", "tests/test_augment.py", "tests/test_trainer.py")
+FILES = ("tests/networks", "tests/model")
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])

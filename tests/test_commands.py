@@ -11,14 +11,19 @@ import pytest
 
 import predict
 import train
-from dataset import DATASETS, choose_target, find_cases
+from dataset import DATASETS
 from modules.data.case import Case
 from modules.data.files import suffix_of
+from modules.data.spec import choose_target, find_cases
 from modules.networks import NETWORKS, find_divisor
 from modules.predict.bundle import ModelBundle
 from modules.run.callbacks import Checkpoint
+from modules.run.evaluate import choose_examples
+from modules.run.flags import parse_training
+from modules.run.plan import Fingerprint, make_plan
+from modules.run.prepared import build_network
+from modules.run.settings import LOSSES, PRESETS
 from modules.scoring import Score
-from utils import LOSSES, PRESETS, parse_training
 
 SLICES = ("hipmri", "oasis", "lgg")
 TINY = ["--epochs", "3", "--base-filters", "2", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
@@ -239,7 +244,7 @@ def test_folds_test_every_subject_once_resume_and_predict_together(phantoms, tmp
     flags = ["--folds", "2", "--epochs", "1", "--track", "tensorboard"]
     with monkeypatch.context() as patch:
         fit = train.fit
-        patch.setattr(train, "fit", lambda config, *rest: _interrupt(None, None) if config.fold == 1 else fit(config, *rest))
+        patch.setattr(train, "fit", lambda run, *rest: _interrupt(None, None) if run.settings.fold == 1 else fit(run, *rest))
         places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "cv"]
         assert train.main(["--dataset", "oasis", "--data", str(phantoms / "oasis"), *TINY, *places, *flags]) == 130
     run = tmp_path / "runs" / "cv"
@@ -276,14 +281,14 @@ def test_folds_test_every_subject_once_resume_and_predict_together(phantoms, tmp
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"demo", "demo3d"}))
 def test_every_preset_builds_its_network(name):
-    config = parse_training(["--preset", name]).config
-    spec, _ = choose_target(DATASETS[config.dataset], config.target)
-    config = config.complete(spec)
+    settings = parse_training(["--preset", name], DATASETS).settings
+    spec = choose_target(DATASETS[settings.dataset], settings.target)
     # Where the size follows from the scans, any that divides will do.
-    window = train.find_window(config, spec) or (2 * find_divisor(config.network),) * (2 if config.mode == "slice" else 3)
-    network = train._build_network(config, spec, window)
-    assert network.input.shape == (None, *(size for size in window if size > 1), len(spec.channels))
-    assert network.output.shape[-1] == (1 if len(spec.class_names) == 2 else len(spec.class_names))
+    plan = make_plan(settings, spec, Fingerprint(1, ((64, 64, 64),)))
+    network = build_network(settings, spec, plan)
+    assert network.input.shape == (None, *plan.window.shape, len(spec.channels))
+    assert all(size % find_divisor(plan.network) == 0 for size in plan.window.shape)
+    assert network.output.shape[-1] == (1 if spec.num_classes == 2 else spec.num_classes)
 
 
 def test_demo_draws_its_own_data(tmp_path, monkeypatch):
@@ -319,12 +324,12 @@ def _scores(case, *dice):
 def test_examples_are_ranked_by_the_classes_that_are_there():
     cases = [Case(name, name, ()) for name in "abc"]
     scores = [*_scores("a", 1.0, np.nan, np.nan), *_scores("b", 0.3, 0.3, 0.3), *_scores("c", 0.9, 0.1, np.nan)]
-    assert {name: case.case_id for name, case in train.choose_examples(scores, cases).items()} == {"best": "a", "median": "c", "worst": "b"}
+    assert {name: case.case_id for name, case in choose_examples(scores, cases).items()} == {"best": "a", "median": "c", "worst": "b"}
     two = [*_scores("a", 1.0), *_scores("b", 0.3)]
-    assert {name: case.case_id for name, case in train.choose_examples(two, cases).items()} == {"best": "a", "worst": "b"}
+    assert {name: case.case_id for name, case in choose_examples(two, cases).items()} == {"best": "a", "worst": "b"}
     empty = [Score("slice", "b", "0", *[np.nan] * 7, 0, 0)]
-    assert {case.case_id for case in train.choose_examples([*_scores("a", 0.5), *empty], cases).values()} == {"a"}
-    assert {case.case_id for case in train.choose_examples(empty, cases).values()} == {"b"}
+    assert {case.case_id for case in choose_examples([*_scores("a", 0.5), *empty], cases).values()} == {"a"}
+    assert {case.case_id for case in choose_examples(empty, cases).values()} == {"b"}
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input

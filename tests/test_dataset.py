@@ -9,19 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dataset import (
-    DATASETS,
-    choose_target,
-    describe_splits,
-    find_cases,
-    load_spec,
-    place_in_volume,
-    prepare_cases,
-    split_cases,
-)
-from modules.data.cache import Decoded, read_pack, write_pack
-from modules.data.case import Case, read_volume
+from dataset import DATASETS
+from modules.data.cache import Decoded, prepare_cases, read_pack, write_pack
+from modules.data.case import Case, place_in_volume, read_volume
+from modules.data.patches import Window
 from modules.data.pipeline import make_pipeline
+from modules.data.spec import choose_target, find_cases, load_spec
+from modules.data.splits import describe_splits, split_cases
 
 SLICES = ("hipmri", "lgg", "oasis")
 
@@ -32,11 +26,11 @@ def _case(case_id, subject, split=None):
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_entry_is_complete(phantoms, name):
-    spec = load_spec(name, phantoms / name)
+    spec = load_spec(DATASETS[name], phantoms / name)
     assert spec.name == name
     assert len(spec.channels) > 0
     assert len(spec.class_names) > 1
-    assert sorted(spec.label_values.values()) == list(range(len(spec.class_names)))
+    assert sorted(spec.label_rule.values.values()) == list(range(len(spec.class_names)))
     assert len(spec.preprocessing.shape) == (2 if name in SLICES else 0)
     for text in (spec.title, spec.url, spec.licence, spec.terms):
         assert text
@@ -105,9 +99,9 @@ def test_incomplete_pairs_are_named(phantoms, tmp_path, name, folder):
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_missing_and_empty_folders_say_what_to_give(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=f"Expected the data set '{name}' in the folder .*Give it with `--data`"):
-        load_spec(name, tmp_path / "nowhere")
+        load_spec(DATASETS[name], tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="Received: no"):
-        find_cases(load_spec(name, tmp_path), tmp_path)
+        find_cases(load_spec(DATASETS[name], tmp_path), tmp_path)
 
 
 def test_split_by_subject_repeats_and_follows_the_seed():
@@ -158,13 +152,15 @@ def test_split_is_described_with_subjects_scans_and_slices():
 
 
 def test_targets():
-    spec, values = choose_target(DATASETS["oasis"], ())
-    assert (spec, values) == (DATASETS["oasis"], (0, 85, 170, 255))
-    spec, values = choose_target(DATASETS["oasis"], ("grey matter",))
-    assert (spec.class_names, dict(spec.label_values), values) == (("background", "grey matter"), {0: 0, 85: 0, 170: 1, 255: 0}, (0, 170))
-    spec, values = choose_target(DATASETS["hipmri"], ("rectum", "bladder"))
-    assert (spec.class_names, values) == (("background", "rectum+bladder"), (0, 4))
-    assert [value for value, index in spec.label_values.items() if index] == [3, 4]
+    assert choose_target(DATASETS["oasis"], ()) == DATASETS["oasis"]
+    assert DATASETS["oasis"].label_rule.output_values == (0, 85, 170, 255)
+    spec = choose_target(DATASETS["oasis"], ("grey matter",))
+    assert (spec.class_names, spec.label_rule.output_values) == (("background", "grey matter"), (0, 170))
+    assert dict(spec.label_rule.values) == {0: 0, 85: 0, 170: 1, 255: 0}
+    spec = choose_target(DATASETS["hipmri"], ("rectum", "bladder"))
+    assert (spec.class_names, spec.label_rule.output_values) == (("background", "rectum+bladder"), (0, 4))
+    assert [value for value, index in spec.label_rule.values.items() if index] == [3, 4]
+    assert spec.label_rule.name_label("case_1.nii.gz") == "seg_1.nii.gz"
     with pytest.raises(ValueError, match=r"Expected `target` in \('body', 'bone'.*Received: 'heart'"):
         choose_target(DATASETS["hipmri"], ("heart",))
 
@@ -207,7 +203,7 @@ def test_cache_decodes_once_and_notices_changes(phantoms, tmp_path):
 
 def test_pipeline_gives_what_is_on_disk(oasis_files):
     cases, files = oasis_files
-    batches = list(make_pipeline(files, (256, 256), 1, batch_size=6, training=False).as_numpy_iterator())
+    batches = list(make_pipeline(files, Window((256, 256)), 1, batch_size=6, training=False).as_numpy_iterator())
     assert [batch["image"].shape for batch in batches] == [(6, 256, 256, 1)] * 3
     images, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "label"))
     assert (images.dtype, labels.dtype) == (np.float16, np.uint8)
@@ -223,7 +219,7 @@ def test_order_is_a_function_of_seed_and_step(tmp_path):
     files = list(read_pack(tmp_path / "a.pack").values())
 
     def take(seed, first_step, steps):
-        pipeline = make_pipeline(files, (2, 2), 1, batch_size=4, training=True, seed=seed, first_step=first_step).take(steps)
+        pipeline = make_pipeline(files, Window((2, 2)), 1, batch_size=4, training=True, seed=seed, first_step=first_step).take(steps)
         return [batch["label"][:, 0, 0].tolist() for batch in pipeline.as_numpy_iterator()]
 
     batches = take(42, 0, 10)

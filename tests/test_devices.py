@@ -152,7 +152,7 @@ def test_tasks_of_slurm_find_one_another(tmp_path):
     program = """
 from modules import devices
 devices.start_hosts()
-host, hosts = devices.find_share()
+host, hosts = devices.find_host()
 print("asked", host, hosts, devices.any_host(False), devices.any_host(host == 1))
 devices.on_main(lambda: print("once"))
 """
@@ -182,7 +182,7 @@ def test_hosts_need_jax(monkeypatch):
     with pytest.raises(ValueError, match="Expected KERAS_BACKEND=jax for several hosts"):
         devices.start_hosts()
     devices.start_hosts(hosts=1)
-    assert devices.find_share() == (0, 1)
+    assert devices.find_host() == (0, 1)
     assert devices.is_main()
 
 
@@ -223,7 +223,7 @@ def test_torch_uses_one_device(monkeypatch):
 
 def test_hosts_agree_once_in_so_many_calls(monkeypatch):
     asked = []
-    monkeypatch.setattr(devices, "find_share", lambda: (0, 2))
+    monkeypatch.setattr(devices, "find_host", lambda: (0, 2))
     monkeypatch.setattr(devices, "any_host", lambda flag: asked.append(flag) or len(asked) == 2)
     ask = devices.agree(lambda: False)
     answers = [ask() for _ in range(3 * devices.AGREE_STEPS)]
@@ -238,7 +238,7 @@ def test_a_failure_of_the_main_host_ends_the_others(monkeypatch):
 
     with pytest.raises(FileNotFoundError, match="gone"):
         devices.on_main(fail)
-    monkeypatch.setattr(devices, "find_share", lambda: (1, 2))
+    monkeypatch.setattr(devices, "find_host", lambda: (1, 2))
     monkeypatch.setattr(devices, "any_host", lambda flag: True)
     with pytest.raises(ValueError, match="Expected host 0 to go on. Received: an error there"):
         devices.on_main(fail)

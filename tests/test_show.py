@@ -13,9 +13,11 @@ from matplotlib.colors import to_rgb
 
 import dataset
 from modules import phantom, reports
-from modules.data.case import Case, Volume
+from modules.data.case import Case, Volume, read_case
 from modules.data.draws import AUGMENTATIONS, Augmentation, Effect
+from modules.data.spec import find_cases, load_spec
 from modules.reports import sheet
+from modules.run.samples import choose_case, choose_scans, make_sample
 
 CLASSES = ("background", "bladder", "rectum", "prostate")
 
@@ -151,33 +153,33 @@ def test_scans_are_of_different_subjects_and_labelled(tmp_path):
         label = None if subject == "s0" else tmp_path / "label"
         for volume, index in itertools.product((f"{subject}_1", f"{subject}_2"), range(3)):
             cases.append(Case(f"{volume}_{index}", subject, (tmp_path / "image",), label, None, volume, index))
-    scans = dataset.choose_scans(cases, 6, seed=1)
+    scans = choose_scans(cases, 6, seed=1)
     assert sorted(scan[0].subject_id for scan in scans) == ["s1", "s2", "s3"]
     assert all(len(scan) == 3 and len({case.volume_id for case in scan}) == 1 for scan in scans)
-    assert dataset.choose_scans(cases, 2, seed=1) == dataset.choose_scans(cases, 2, seed=1)
-    assert len({tuple(scan[0].case_id for scan in dataset.choose_scans(cases, 1, seed=seed)) for seed in range(20)}) > 1
+    assert choose_scans(cases, 2, seed=1) == choose_scans(cases, 2, seed=1)
+    assert len({tuple(scan[0].case_id for scan in choose_scans(cases, 1, seed=seed)) for seed in range(20)}) > 1
     with pytest.raises(ValueError, match="Expected cases with labels to show. Received: 6 without. Add a label."):
-        dataset.choose_scans(cases[:6], 6, seed=1)
+        choose_scans(cases[:6], 6, seed=1)
 
 
 def test_the_slice_shown_holds_the_structures(phantoms):
-    spec = dataset.load_spec("lgg", phantoms / "lgg")
-    [scan] = dataset.choose_scans(dataset.find_cases(spec, phantoms / "lgg"), 1, seed=0)
-    _, label = dataset._read_checked(dataset.choose_case(scan, spec), spec)
+    spec = load_spec(dataset.DATASETS["lgg"], phantoms / "lgg")
+    [scan] = choose_scans(find_cases(spec, phantoms / "lgg"), 1, seed=0)
+    _, label = read_case(choose_case(scan, spec), spec)
     assert len(scan) == 4
     assert label.any()
 
 
 @pytest.mark.parametrize("name", ["hipmri", "hipmri3d", "msd", "ibsr18"])
 def test_samples_are_what_a_training_sees(phantoms, name):
-    spec = dataset.load_spec(name, phantoms / name)
-    [scan] = dataset.choose_scans(dataset.find_cases(spec, phantoms / name), 1, seed=0)
-    image, label = dataset.make_sample(dataset.choose_case(scan, spec), spec, seed=0)
+    spec = load_spec(dataset.DATASETS[name], phantoms / name)
+    [scan] = choose_scans(find_cases(spec, phantoms / name), 1, seed=0)
+    image, label = make_sample(choose_case(scan, spec), spec, seed=0)
     assert image.array.shape == (*label.shape, len(spec.channels))
     assert image.array.dtype == np.float32
     assert label.any()
-    assert label.shape == (256, 128) if label.ndim == 2 else all(size % 16 == 0 for size in label.shape)
-    again = dataset.make_sample(dataset.choose_case(scan, spec), spec, seed=0)
+    assert label.shape == (256, 128) if label.ndim == 2 else all(size % 8 == 0 for size in label.shape)
+    again = make_sample(choose_case(scan, spec), spec, seed=0)
     np.testing.assert_array_equal(image.array, again[0].array)
 
 

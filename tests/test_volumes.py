@@ -12,12 +12,13 @@ import pytest
 import predict
 import train
 from dataset import DATASETS
-from modules.data.case import Case, Volume
+from modules.data.case import Case, LabelRule, Volume
 from modules.data.formats import write_label_like
+from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
 from modules.predict.bundle import ModelBundle
-from modules.predict.cases import Settings, predict_cases
+from modules.predict.cases import PredictionOptions, predict_cases, predict_images
 
 TINY = ["--epochs", "2", "--base-filters", "2", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"]
 
@@ -59,7 +60,7 @@ def test_a_run_on_volumes_leaves_scores_in_millimetres_and_pictures(runs, phanto
     assert all(float(row["reference_ml"]) > 0 and float(row["hd_mm"]) >= float(row["hd95_mm"]) > 0 for row in rows)
     pictures = {path.name.split("_")[0] for path in (run / "figures").iterdir()}
     assert pictures == {"accuracy.png", "comparison", "dice.png", "loss.png", "montage"}
-    assert (len(bundle.window), len(bundle.model.input_shape)) == (3, 4 if "al" in name.split("-")[1] else 5)
+    assert (len(bundle.window.sizes), len(bundle.model.input_shape)) == (3, 4 if "al" in name.split("-")[1] else 5)
 
 
 def test_balanced_weights_are_those_of_the_training_labels(runs, phantoms):
@@ -71,12 +72,12 @@ def test_balanced_weights_are_those_of_the_training_labels(runs, phantoms):
 
 
 def test_modes_make_the_windows_they_promise(runs):
-    windows = {name: ModelBundle.load(run).window for name, run in runs.items()}
+    windows = {name: ModelBundle.load(run).window.sizes for name, run in runs.items()}
     assert windows["msd-patch"] == (16, 16, 16)
     assert windows["ibsr18-sagittal"] == (1, 32, 32)
     assert windows["ibsr18-coronal"][1] == windows["ibsr18-axial"][2] == 1
     volume = ModelBundle.load(runs["hipmri3d-volume"])
-    assert (volume.window, volume.preprocessing.shape, volume.preprocessing.resize) == ((16, 16, 8), (16, 16, 8), True)
+    assert (volume.window.sizes, volume.preprocessing.shape, volume.preprocessing.resize) == ((16, 16, 8), (16, 16, 8), True)
 
 
 @pytest.mark.parametrize("name", ["msd-patch", "hipmri3d-volume", "ibsr18-patch", "ibsr18-coronal"])
@@ -214,15 +215,14 @@ def _oblique_affine():
 
 def _bundle(preprocessing, window, network="unet3d", **fields):
     keras.utils.set_random_seed(3)
-    shape = tuple(size for size in window if size > 1)
+    window = Window(window)
     return ModelBundle(
-        model=with_head(build(network, (*shape, 1), 3, base_filters=2, norm="instance")),
+        model=with_head(build(network, (*window.shape, 1), 3, base_filters=2, norm="instance")),
         preprocessing=preprocessing,
         window=window,
         class_names=("background", "left", "right"),
         channels=("T1",),
-        label_values={0: 0, 1: 1, 2: 2},
-        output_values=(0, 1, 2),
+        label_rule=LabelRule({0: 0, 1: 1, 2: 2}),
         **fields,
     )
 
@@ -250,7 +250,7 @@ def test_the_prediction_is_the_same_in_world_space_in_all_48_orientations(tmp_pa
         nib.save(nib.Nifti1Image(stored, stored_affine), path)
         cases.append(Case(str(number), str(number), (path,)))
     expected = None
-    for item in predict_cases([bundle], cases, Settings(batch_size=4)):
+    for item in predict_cases([bundle], cases, PredictionOptions(batch_size=4)):
         source = item.case.image_paths[0]
         written = tmp_path / f"{item.case.case_id}_prediction.nii"
         write_label_like(written, item.prediction, source)
@@ -272,11 +272,10 @@ def test_a_known_label_comes_back_where_it_was(tmp_path):
     bundle = ModelBundle(
         model=keras.Model(inputs, bright),
         preprocessing=Preprocessing(3),
-        window=(8, 8, 8),
+        window=Window((8, 8, 8)),
         class_names=("background", "bright"),
         channels=("T1",),
-        label_values={0: 0, 1: 1},
-        output_values=(0, 1),
+        label_rule=LabelRule({0: 0, 1: 1}),
     )
     rng = np.random.default_rng(1)
     image = rng.random((13, 9, 17)).astype(np.float32)
@@ -293,16 +292,14 @@ def test_mirroring_swaps_left_and_right(tmp_path):
     """A "network" that calls everything bright "left" is as wrong as it is right: its mirror image says "right"."""
     inputs = keras.Input((8, 8, 8, 1))
     model = keras.Model(inputs, keras.ops.concatenate([1 - inputs, inputs, 0 * inputs], axis=-1))
-    fields = {"class_names": ("background", "left", "right"), "channels": ("T1",), "label_values": {0: 0, 1: 1, 2: 2}}
+    fields = {"class_names": ("background", "left", "right"), "channels": ("T1",), "label_rule": LabelRule({0: 0, 1: 1, 2: 2})}
     image = np.random.default_rng(0).random((9, 8, 10)).astype(np.float32)
     nib.save(nib.Nifti1Image(image, np.diag([-1.0, 1, 1, 1])), tmp_path / "image.nii")
     cases = [Case("a", "a", (tmp_path / "image.nii",))]
     results = []
     for swaps in ((), ((1, 2),)):
-        bundle = ModelBundle(
-            model=model, preprocessing=Preprocessing(3), window=(8, 8, 8), output_values=(0, 1, 2), mirrored_labels=swaps, **fields
-        )
-        (item,) = predict_cases([bundle], cases, Settings(mirror=True), keep_probabilities=True)
+        bundle = ModelBundle(model=model, preprocessing=Preprocessing(3), window=Window((8, 8, 8)), mirrored_labels=swaps, **fields)
+        (item,) = predict_cases([bundle], cases, PredictionOptions(mirror=True), keep_probabilities=True)
         results.append(item.probabilities)
     plain, swapped = results
     np.testing.assert_allclose(plain[..., 2], 0, atol=1e-6)
@@ -319,7 +316,7 @@ def test_the_order_in_which_planes_are_made_changes_nothing(kind):
     image = Volume(array, np.diag((0.8, 1.1, 2.5, 1)), (0.8, 1.1, 2.5))
     results = []
     for order in permutations(range(3)):
-        (planes,) = ([*planes] for planes in bundle.predict([image], Settings(mirror=True), order))
+        (planes,) = ([*planes] for planes in predict_images(bundle, [image], PredictionOptions(mirror=True), order))
         results.append(np.stack(planes).transpose(*np.argsort(order), 3))
     for result in results:
         np.testing.assert_allclose(result, results[0], atol=1e-5)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from modules.data.case import Case, read_case
+from modules.data.files import fingerprint_files, replace_file
 from modules.data.patches import choose_points, cut_into
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
-from modules.data.case import Case, read_case
-from modules.data.files import fingerprint_files, replace_file
 
 FORMAT = 5
 SUFFIX = ".pack"

@@ -134,9 +134,7 @@ class CaseRules(Protocol):
         ...
 
 
-def read_case(
-    case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] | None = None
-) -> tuple[Volume, np.ndarray | None]:
+def read_case(case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] | None = None) -> tuple[Volume, np.ndarray | None]:
     """Reads a case, checks it, and turns the values of its label into class indices.
 
     Args:

@@ -256,5 +256,3 @@ def _orient(affine: np.ndarray) -> np.ndarray:
 def _find_foreground(array: np.ndarray) -> np.ndarray:
     """Boolean `(*S, C)`: brighter than the channel's darkest voxel."""
     return array > array.min(axis=tuple(range(array.ndim - 1)))
-
-

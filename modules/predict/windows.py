@@ -136,7 +136,9 @@ def merge_windows(outputs: Iterable[np.ndarray], tiling: Tiling) -> Iterator[np.
             for index in range(depth):
                 slab[index] = slab[index + done] if index + done < depth else 0
             first += done
-        ranges = [(max(begin, 0), min(begin + length, size)) for begin, length, size in zip(start, tiling.window, tiling.shape, strict=True)]
+        ranges = [
+            (max(begin, 0), min(begin + length, size)) for begin, length, size in zip(start, tiling.window, tiling.shape, strict=True)
+        ]
         inside = tuple(slice(low - begin, high - begin) for (low, high), begin in zip(ranges, start, strict=True))
         place = tuple(slice(low, high) for low, high in ranges)
         weighted = next(outputs)[inside] * _outer([profile[part] for profile, part in zip(profiles, inside, strict=True)])

@@ -23,9 +23,7 @@ def pool_folds(run: RunFolder, settings: Settings, subjects: Mapping[str, str]) 
     """
     from modules import reports
 
-    tested = {
-        f"fold {number}": score_tables.read_scores(fold.scores) for number, fold in enumerate(run.list_folds(settings.folds))
-    }
+    tested = {f"fold {number}": score_tables.read_scores(fold.scores) for number, fold in enumerate(run.list_folds(settings.folds))}
     scores = score_tables.pool_scores(tested)
     score_tables.write_scores(run.scores, scores)
     title = f"{settings.dataset}: each subject tested once in {settings.folds} folds"

@@ -178,7 +178,9 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(lock)
-            raise ValueError(f"Expected a run that nobody trains. Received: {self.path}, which another process trains. Wait for it.") from error
+            raise ValueError(
+                f"Expected a run that nobody trains. Received: {self.path}, which another process trains. Wait for it."
+            ) from error
         except OSError as error:
             # Some network file systems know no locks.
             log.debug("no lock on %s: %s", self.path, error)

@@ -194,9 +194,7 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
     )
 
 
-def derive_window(
-    shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = MOST_VOXELS
-) -> tuple[int, ...]:
+def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = MOST_VOXELS) -> tuple[int, ...]:
     """Chooses what the network sees at once, from the shapes of the prepared cases.
 
     Args:

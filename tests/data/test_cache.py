@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import make_spec
 
 from modules.data import cache
 from modules.data.cache import Decoded, prepare_cases, read_pack, write_pack
-from modules.data.case import Case, read_volume
+from modules.data.case import Case, read_case
 from modules.data.files import hash_file
 from modules.data.patches import choose_points
 from modules.data.preprocess import Preprocessing
@@ -109,13 +110,13 @@ def case(write_nifti):
 
 def _prepare(case, folder, preprocessing=None, values=None, channels=("T1",)):
     preprocessing = preprocessing or Preprocessing(3, intensity="zscore")
-    return prepare_cases([case], preprocessing, dataset="d", channels=channels, label_values=values or VALUES, folder=folder)[0]
+    return prepare_cases([case], make_spec(preprocessing, values or VALUES, channels), preprocessing, folder)[0]
 
 
 def test_cases_are_prepared_in_order_with_classes_and_points(case, write_nifti, tmp_path):
     other = Case("b", "s", (write_nifti("b.nii", np.arange(60.0).reshape(3, 4, 5)),), write_nifti("b_seg.nii", np.full((3, 4, 5), 170.0)))
     for cases in ([case, other], [other, case]):
-        prepared = prepare_cases(cases, Preprocessing(3), dataset="d", channels=("T1",), label_values=VALUES, folder=tmp_path / "cache")
+        prepared = prepare_cases(cases, make_spec(Preprocessing(3), VALUES), Preprocessing(3), tmp_path / "cache")
         assert [item.shape for item in prepared] == [(10, 12, 14) if one.case_id == "a" else (3, 4, 5) for one in cases]
     image, label = _prepare(other, tmp_path / "cache").read((0, 0, 0), (3, 4, 5))
     assert (label == 2).all()
@@ -130,7 +131,7 @@ def test_cases_are_prepared_in_order_with_classes_and_points(case, write_nifti, 
 
 def test_what_is_there_is_not_decoded_again(case, tmp_path, monkeypatch):
     first = _prepare(case, tmp_path / "cache")
-    monkeypatch.setattr(cache, "read_volume", None)
+    monkeypatch.setattr(cache, "read_case", None)
     assert _prepare(case, tmp_path / "cache").path == first.path
 
 
@@ -232,8 +233,7 @@ def test_slices_lie_many_to_a_file_and_only_what_changed_is_decoded_anew(write_n
         cases.append(Case(str(number), "s", (paths[0],), paths[1]))
 
     def prepare():
-        settings = {"dataset": "d", "channels": ("T1",), "label_values": VALUES, "folder": tmp_path / "cache"}
-        return prepare_cases(cases, Preprocessing(2), **settings)
+        return prepare_cases(cases, make_spec(Preprocessing(2), VALUES), Preprocessing(2), tmp_path / "cache")
 
     first = prepare()
     assert len({case.path for case in first}) == 2
@@ -246,7 +246,7 @@ def test_slices_lie_many_to_a_file_and_only_what_changed_is_decoded_anew(write_n
             assert digest == hash_file(path)
     os.utime(cases[2].label_path, ns=(1, 1))
     read = []
-    monkeypatch.setattr(cache, "read_volume", lambda paths, note: (read.append(paths), read_volume(paths, note))[1])
+    monkeypatch.setattr(cache, "read_case", lambda case, *rest: (read.append(case.image_paths), read_case(case, *rest))[1])
     second = prepare()
     assert read == [cases[2].image_paths]
     assert [one == other for one, other in zip(first, second, strict=True)] == [number != 2 for number in range(7)]

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from modules.data import files, formats, nifti
+from modules.data import formats, nifti
 from modules.data.case import LabelRule, read_label, read_volume
 from modules.data.files import fingerprint_files, hash_file, replace_file, stem_of, suffix_of
 from modules.data.formats import write_label_like, write_probabilities_like
@@ -247,7 +247,7 @@ def without_nibabel(monkeypatch):
     def fail(path):
         raise AssertionError(f"{path} was left to nibabel")
 
-    monkeypatch.setattr(volume_module, "_load_nifti", fail)
+    monkeypatch.setattr(formats, "_load_nifti", fail)
 
 
 @pytest.fixture(params=["isal", "zlib"])
@@ -348,8 +348,8 @@ def test_any_usual_header_is_read_as_nibabel_reads_it(tmp_path, without_nibabel,
     ids=lambda fields: next(iter(fields)),
 )
 def test_an_unusual_header_is_left_to_nibabel(tmp_path, monkeypatch, fields):
-    load, asked = volume_module._load_nifti, []
-    monkeypatch.setattr(volume_module, "_load_nifti", lambda path: asked.append(path) or load(path))
+    load, asked = formats._load_nifti, []
+    monkeypatch.setattr(formats, "_load_nifti", lambda path: asked.append(path) or load(path))
     path = _write(tmp_path / "a.nii.gz", _make_nifti(np.arange(60, dtype=np.int16).reshape(3, 4, 5), **fields))
     _check_as_nibabel(path)
     assert asked == [path]

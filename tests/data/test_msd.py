@@ -8,12 +8,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import dataset
-import predict
+from dataset import DATASETS, find_hipmri3d, find_ibsr18
 from modules import phantom
-from modules.data.case import Case, read_label_of, read_volume
-from modules.data.msd import find_msd, name_label, read_description
+from modules.data.cache import prepare_cases
+from modules.data.case import Case, read_case, read_volume, rename
+from modules.data.msd import LABEL_RENAMES, find_msd, read_description
 from modules.data.preprocess import Preprocessing
+from modules.data.spec import choose_target, find_cases, load_spec
+from modules.data.splits import SPLITS, split_cases
+from modules.predict.inputs import find_images
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["decathlon", "nnunet"])
@@ -66,8 +69,8 @@ def test_both_layouts_describe_themselves_alike(whole):
 
 
 def test_labelled_cases_are_found_and_can_be_read(whole):
-    spec = dataset.load_spec("msd", whole)
-    cases = dataset.find_cases(spec, whole)
+    spec = load_spec(DATASETS["msd"], whole)
+    cases = find_cases(spec, whole)
     stem = "case" if _is_nnunet(whole) else "hippocampus"
     # Two and five are for testing and have no label.
     assert [case.case_id for case in cases] == [f"{stem}_{number:03d}" for number in (1, 3, 4, 6)]
@@ -76,8 +79,8 @@ def test_labelled_cases_are_found_and_can_be_read(whole):
     for case in cases:
         image = read_volume(case.image_paths)
         spec.preprocessing.check(image, spec.channels, case.case_id)
-        assert set(np.unique(read_label_of(case, image, spec.label_values))) == {0, 1, 2}
-        assert name_label(case.image_paths[0].name) == case.label_path.name
+        assert set(np.unique(read_case(case, spec)[1])) == {0, 1, 2}
+        assert spec.label_rule.name_label(case.image_paths[0].name) == case.label_path.name
 
 
 def test_channels_come_in_their_order(whole):
@@ -93,15 +96,16 @@ def test_channels_come_in_their_order(whole):
 def test_labels_with_gaps_become_classes_without(tmp_path, nnunet):
     labels = {"background": 0, "oedema": 1, "core": 3} if nnunet else {"0": "background", "1": "oedema", "3": "core"}
     root = _make_tiny(tmp_path / "gaps", labels, nnunet)
-    spec = dataset.load_spec("msd", root)
+    spec = load_spec(DATASETS["msd"], root)
     assert spec.class_names == ("background", "oedema", "core")
-    assert spec.label_values == {0: 0, 1: 1, 3: 2}
-    assert dataset.choose_target(spec, ()) == (spec, (0, 1, 3))
+    assert spec.label_rule.values == {0: 0, 1: 1, 3: 2}
+    assert choose_target(spec, ()) == spec
+    assert spec.label_rule.output_values == (0, 1, 3)
     label = np.zeros((4, 5, 6), np.uint8)
     label[0, 0, :2] = 1, 3
     nib.save(nib.Nifti1Image(label, np.eye(4)), root / "labelsTr" / "a.nii.gz")
     case = find_msd(root)[0]
-    np.testing.assert_array_equal(read_label_of(case, read_volume(case.image_paths), spec.label_values)[0, 0, :3], [1, 2, 0])
+    np.testing.assert_array_equal(read_case(case, spec)[1][0, 0, :3], [1, 2, 0])
 
 
 def test_labels_are_sorted_by_value_not_by_name(tmp_path):
@@ -139,7 +143,7 @@ def test_what_a_desktop_leaves_behind_is_passed_over(root):
     ],
 )
 def test_names_of_labels(name, expected):
-    assert name_label(name) == expected
+    assert rename(name, LABEL_RENAMES) == expected
 
 
 # --------------------------------------------------------------------------------------- what is said of broken ones
@@ -281,9 +285,9 @@ def test_a_list_of_cases_of_other_types(tmp_path, training):
 
 def test_channels_of_another_number_are_named(tmp_path):
     root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, modality={"0": "T1", "1": "T2"})
-    spec = dataset.load_spec("msd", root)
+    spec = load_spec(DATASETS["msd"], root)
     with pytest.raises(ValueError, match=r"Expected 2 channel\(s\) \(T1, T2\) for this model. Received: 1 in .*a.nii.gz"):
-        dataset.prepare_cases(find_msd(root), spec, Preprocessing(3), tmp_path / "cache")
+        prepare_cases(find_msd(root), spec, Preprocessing(3), tmp_path / "cache")
 
 
 # ----------------------------------------------------------------------------------------------------- HipMRI 3-D
@@ -300,8 +304,8 @@ def pelves_copy(pelves, tmp_path):
 
 
 def test_hipmri3d_with_its_quirks(pelves):
-    spec = dataset.load_spec("hipmri3d", pelves)
-    cases = {case.case_id: case for case in dataset.find_cases(spec, pelves)}
+    spec = load_spec(DATASETS["hipmri3d"], pelves)
+    cases = {case.case_id: case for case in find_cases(spec, pelves)}
     assert list(cases) == [
         "B006_Week0", "Case_005_Week1", "Case_005_Week2", "Case_007_Week1", "Case_008_Week1", "Case_009_Week1", "Case_009_Week2",
         "Case_010_Week1", "Case_011_Week1", "Case_012_Week0",
@@ -315,13 +319,13 @@ def test_hipmri3d_with_its_quirks(pelves):
     for case in cases.values():
         image = read_volume(case.image_paths)
         assert image.array.shape == ((36, 32, 14, 1) if case.subject_id == "patient_007" else (32, 32, 16, 1))
-        read_label_of(case, image, spec.label_values, "hipmri3d")
+        read_case(case, spec)[1]
 
 
 def test_hipmri3d_keeps_the_weeks_of_a_patient_together(pelves):
-    cases = dataset.find_cases(dataset.DATASETS["hipmri3d"], pelves)
+    cases = find_cases(DATASETS["hipmri3d"], pelves)
     for seed in range(20):
-        splits, _ = dataset.split_cases(cases, (0.2, 0.2), seed)
+        splits, _ = split_cases(cases, (0.2, 0.2), seed)
         subjects = [{case.subject_id for case in members} for members in splits.values()]
         assert sum(map(len, subjects)) == len(set.union(*subjects)) == 8
         assert sum(map(len, splits.values())) == len(cases)
@@ -331,7 +335,7 @@ def test_hipmri3d_counts_one_patient_of_both_releases_once(pelves_copy):
     for name, twin in (("semantic_MRs_anon/{}_LFOV", "Case_006_Week1"), ("semantic_labels_anon/{}_SEMANTIC_LFOV", "Case_006_Week1")):
         source = pelves_copy / (name.format("Case_005_Week1") + ".nii.gz")
         shutil.copy(source, pelves_copy / (name.format(twin) + ".nii.gz"))
-    cases = {case.case_id: case.subject_id for case in dataset.find_hipmri3d(pelves_copy)}
+    cases = {case.case_id: case.subject_id for case in find_hipmri3d(pelves_copy)}
     assert cases["B006_Week0"] == cases["Case_006_Week1"]
 
 
@@ -340,31 +344,31 @@ def test_hipmri3d_finds_its_folders_under_other_names_and_passes_over_litter(pel
         (pelves_copy / f"semantic_{name}_anon").rename(pelves_copy / f"semantic_{name}")
     (pelves_copy / "semantic_MRs" / "._Case_005_Week1_LFOV.nii.gz").write_bytes(b"\0")
     (pelves_copy / "semantic_MRs" / "readme.txt").write_text("")
-    assert len(dataset.find_hipmri3d(pelves_copy)) == 10
+    assert len(find_hipmri3d(pelves_copy)) == 10
 
 
 def test_hipmri3d_says_what_is_wrong(pelves_copy, tmp_path):
     images, labels = pelves_copy / "semantic_MRs_anon", pelves_copy / "semantic_labels_anon"
     (labels / "Case_008_Week1_SEMANTIC_LFOV.nii.gz").rename(tmp_path / "aside.nii.gz")
     with pytest.raises(ValueError, match=r"Expected a label for .*Case_008_Week1_LFOV.nii.gz. Received: none under"):
-        dataset.find_hipmri3d(pelves_copy)
+        find_hipmri3d(pelves_copy)
     (tmp_path / "aside.nii.gz").rename(labels / "Case_008_Week1_SEMANTIC_LFOV.nii.gz")
     (images / "Case_008_Week1_LFOV.nii.gz").rename(tmp_path / "aside.nii.gz")
     with pytest.raises(ValueError, match=r"Expected an image for .*Case_008_Week1_SEMANTIC_LFOV.nii.gz. Received: none under"):
-        dataset.find_hipmri3d(pelves_copy)
+        find_hipmri3d(pelves_copy)
     for name in ("patient 8.nii.gz", "Case_008_Week1_SEMANTIC_LFOV.nii.gz"):
         (tmp_path / "aside.nii.gz").rename(images / name)
         with pytest.raises(ValueError, match=rf"Expected volumes named Case_<n>_Week<n>_.*Received: .*{name}. Rename or remove it"):
-            dataset.find_hipmri3d(pelves_copy)
+            find_hipmri3d(pelves_copy)
         (images / name).rename(tmp_path / "aside.nii.gz")
     shutil.copy(tmp_path / "aside.nii.gz", images / "Case_008_Week1_LFOV.nii.gz")
     (images / "again").mkdir()
     (tmp_path / "aside.nii.gz").rename(images / "again" / "Case_008_Week1_LFOV.nii.gz")
     with pytest.raises(ValueError, match=r"Expected one file for Case_008_Week1. Received: .* and .*. Remove one"):
-        dataset.find_hipmri3d(pelves_copy)
+        find_hipmri3d(pelves_copy)
 
 
-@pytest.mark.parametrize("find", [dataset.find_hipmri3d, dataset.find_ibsr18])
+@pytest.mark.parametrize("find", [find_hipmri3d, find_ibsr18])
 def test_an_empty_folder_says_what_to_give(tmp_path, find):
     with pytest.raises(FileNotFoundError, match="Expected volumes in .*Received: none. Give the data set's folder with `--data`"):
         find(tmp_path)
@@ -378,12 +382,12 @@ def test_an_empty_folder_says_what_to_give(tmp_path, find):
 @pytest.mark.parametrize("release", ["Case_005_Week1", "B006_Week0", "Case_012_Week0"])
 def test_hipmri3d_names_its_labels_as_its_finder_finds_them(pelves, release):
     """B006_Week0_LFOV.nii.gz has its label in B006_Week0_SEMANTIC.nii.gz, without LFOV."""
-    case = next(case for case in dataset.find_hipmri3d(pelves) if case.case_id == release)
-    assert dataset.DATASETS["hipmri3d"].label_name(case.image_paths[0].name) == case.label_path.name
+    case = next(case for case in find_hipmri3d(pelves) if case.case_id == release)
+    assert DATASETS["hipmri3d"].label_rule.name_label(case.image_paths[0].name) == case.label_path.name
 
 
 def test_hipmri3d_labels_are_not_predicted(pelves):
-    assert len(predict.find_images([str(pelves)])) == 10
+    assert len(find_images([str(pelves)], [spec.label_rule for spec in DATASETS.values()])) == 10
 
 
 # ----------------------------------------------------------------------------------------------------------- IBSR18
@@ -400,9 +404,9 @@ def brains_copy(brains, tmp_path):
 
 
 def test_ibsr18_with_its_quirks(brains):
-    spec = dataset.load_spec("ibsr18", brains)
-    cases = dataset.find_cases(spec, brains)
-    assert [(case.split, case.label_path is None) for case in sorted(cases, key=lambda case: dataset.SPLITS.index(case.split))] == [
+    spec = load_spec(DATASETS["ibsr18"], brains)
+    cases = find_cases(spec, brains)
+    assert [(case.split, case.label_path is None) for case in sorted(cases, key=lambda case: SPLITS.index(case.split))] == [
         *[("train", False)] * 3, *[("validate", False)] * 2, *[("test", True)] * 2,
     ]  # fmt: skip
     for case in cases:
@@ -412,13 +416,13 @@ def test_ibsr18_with_its_quirks(brains):
         assert len(image.spacing_mm) == 3
         assert min(image.spacing_mm) > 0
         if case.label_path:
-            assert set(np.unique(read_label_of(case, image, spec.label_values))) <= {0, 1, 2, 3}
-            assert spec.label_name(case.image_paths[0].name) == case.label_path.name
+            assert set(np.unique(read_case(case, spec)[1])) <= {0, 1, 2, 3}
+            assert spec.label_rule.name_label(case.image_paths[0].name) == case.label_path.name
 
 
 def test_ibsr18_holds_out_a_test_set_for_the_one_without_labels(brains):
-    cases = dataset.find_cases(dataset.DATASETS["ibsr18"], brains)
-    splits, remarks = dataset.split_cases(cases)
+    cases = find_cases(DATASETS["ibsr18"], brains)
+    splits, remarks = split_cases(cases)
     assert {name: len(members) for name, members in splits.items()} == {"train": 2, "validate": 2, "test": 1}
     assert remarks[0] == "2 case(s) without a label are left out."
     assert all(case.label_path for members in splits.values() for case in members)
@@ -433,7 +437,7 @@ def test_ibsr18_as_it_is_often_copied(brains_copy):
     for path in list(folder.iterdir()):
         nib.save(nib.load(path), folder / path.name.removesuffix(".gz"))
         path.unlink()
-    cases = dataset.find_ibsr18(brains_copy)
+    cases = find_ibsr18(brains_copy)
     assert [(case.split, case.label_path is None) for case in cases] == [("train", False)] * 3 + [("test", False)] * 2
     assert cases[0] == Case("IBSR_07", "IBSR_07", (folder / "IBSR_07.nii",), folder / "IBSR_07_seg.nii", "train")
 
@@ -442,17 +446,17 @@ def test_ibsr18_says_what_is_wrong(brains_copy):
     folder = brains_copy / "Training_Set" / "IBSR_07"
     (folder / "IBSR_07_seg.nii.gz").rename(folder / "seg.nii.gz")
     with pytest.raises(ValueError, match=r"Expected a label for .*IBSR_07.nii.gz. Received: no .*IBSR_07_seg.nii.gz. Add it or remove"):
-        dataset.find_ibsr18(brains_copy)
+        find_ibsr18(brains_copy)
     (folder / "IBSR_07.nii.gz").unlink()
     with pytest.raises(ValueError, match=r"Expected .*IBSR_07.nii.gz. Received: nothing there. Mend or remove the folder"):
-        dataset.find_ibsr18(brains_copy)
+        find_ibsr18(brains_copy)
 
 
 def test_ibsr18_of_a_volume_in_two_files(brains_copy):
     for path in list((brains_copy / "Training_Set" / "IBSR_07").iterdir()):
         nib.save(nib.load(path), path.with_suffix(""))
     with pytest.raises(ValueError, match="IBSR_07"):
-        dataset.find_ibsr18(brains_copy)
+        find_ibsr18(brains_copy)
 
 
 @pytest.mark.data
@@ -460,8 +464,8 @@ def test_ibsr18_of_a_volume_in_two_files(brains_copy):
     ("name", "folder", "number"), [("hipmri3d", "hipmri3d", 12), ("ibsr18", "ibsr18", 13), ("msd", "Task04_Hippocampus", 208)]
 )
 def test_real_folders_are_found(real_data, name, folder, number):
-    spec = dataset.load_spec(name, real_data / folder)
-    cases = dataset.find_cases(spec, real_data / folder)
+    spec = load_spec(DATASETS[name], real_data / folder)
+    cases = find_cases(spec, real_data / folder)
     assert len(cases) == number
     image = read_volume(cases[0].image_paths)
     spec.preprocessing.check(image, spec.channels, cases[0].case_id)

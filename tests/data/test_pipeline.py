@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from modules.data.cache import Decoded, read_pack, write_pack
-from modules.data.patches import choose_points
-from modules.data.pipeline import PatchDraw, _make_aligned, count_samples, derive_window, make_pipeline
+from modules.data.patches import Window, choose_points
+from modules.data.pipeline import PatchSampler, _make_aligned, count_samples, make_pipeline
 
 SHAPES = [(6, 5, 4), (6, 7, 4), (3, 5, 8)]
 
@@ -56,8 +56,9 @@ def _same(one, other):
 
 @pytest.mark.parametrize("plane", [0, 1, 2])
 def test_a_grid_of_slices_gives_each_slice_of_each_volume_once(cases, plane):
-    window = derive_window(SHAPES, "slice", plane, 8)
-    batches = _read(make_pipeline(cases, window, 4, batch_size=4, training=False))
+    # As large as the largest extents, to the next multiple of eight.
+    window = tuple(1 if axis == plane else 8 for axis in range(3))
+    batches = _read(make_pipeline(cases, Window(window), 4, batch_size=4, training=False))
     rest = tuple(size for axis, size in enumerate(window) if axis != plane)
     found = []
     for images, labels in batches:
@@ -80,7 +81,7 @@ def test_a_grid_of_slices_gives_each_slice_of_each_volume_once(cases, plane):
     expected = [(number + 1, place) for number, shape in enumerate(SHAPES) for place in range(shape[plane])]
     # The last batch is filled from the beginning.
     assert found == expected + expected[: -len(expected) % 4]
-    assert len(expected) == count_samples(cases, window, None)
+    assert len(expected) == count_samples([case.shape for case in cases], Window(window), None)
     assert [len(images) for images, _ in batches[:-1]] == [4] * (len(batches) - 1)
 
 
@@ -93,7 +94,7 @@ def test_slices_of_2d_cases_come_whole(tmp_path):
     filled = [(np.full((*shape, 1), number, np.float32), np.full(shape, number, np.uint8)) for number, shape in enumerate(shapes)]
     write_pack(tmp_path / "a.pack", {str(number): Decoded(*arrays, (), (1, 1)) for number, arrays in enumerate(filled)})
     cases = list(read_pack(tmp_path / "a.pack").values())
-    pipeline = make_pipeline(cases, (4, 6), 1, batch_size=2, training=False)
+    pipeline = make_pipeline(cases, Window((4, 6)), 1, batch_size=2, training=False)
     batches = _read(pipeline)
     assert [images.shape for images, _ in batches] == [(2, 4, 6, 1), (2, 4, 6, 1)]
     assert [int(label[0, 0]) for _, labels in batches for label in labels][:3] == [0, 1, 2]
@@ -106,23 +107,23 @@ def test_slices_of_2d_cases_come_whole(tmp_path):
 @pytest.mark.parametrize("training", [True, False])
 def test_hosts_share_each_batch(cases, training):
     def read(**options):
-        pipeline = make_pipeline(cases, (1, 5, 4), 4, batch_size=6, training=training, first_step=2 if training else 0, **options)
+        pipeline = make_pipeline(cases, Window((1, 5, 4)), 4, batch_size=6, training=training, first_step=2 if training else 0, **options)
         return _read(pipeline, 3)
 
     whole = read()
-    parts = [read(share=(host, 3)) for host in range(3)]
+    parts = [read(host_slice=(host, 3)) for host in range(3)]
     for step, (images, labels) in enumerate(whole):
         np.testing.assert_array_equal(np.concatenate([part[step][0] for part in parts]), images)
         np.testing.assert_array_equal(np.concatenate([part[step][1] for part in parts]), labels)
     with pytest.raises(ValueError, match="Expected a `batch_size` that 4 hosts can share equally. Received: 6"):
-        read(share=(0, 4))
+        read(host_slice=(0, 4))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 15, 17])
 def test_an_epoch_of_training_is_a_permutation_and_the_next_another(tmp_path, number):
     cases = _write_cases(tmp_path, [(number, 3, 3)])
     window = (1, 3, 3)
-    stream = _first_voxels(_read(make_pipeline(cases, window, 4, batch_size=1, training=True, seed=1), 6 * number))
+    stream = _first_voxels(_read(make_pipeline(cases, Window(window), 4, batch_size=1, training=True, seed=1), 6 * number))
     epochs = [[place for _, place, _, _ in stream[number * epoch : number * (epoch + 1)]] for epoch in range(6)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(number))
@@ -130,10 +131,12 @@ def test_an_epoch_of_training_is_a_permutation_and_the_next_another(tmp_path, nu
         assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-@pytest.mark.parametrize("draw", [None, PatchDraw("uniform", 3), PatchDraw("foreground", 3), PatchDraw("weighted", 3, (1.0, 1.0, 2.0))])
+@pytest.mark.parametrize(
+    "draw", [None, PatchSampler("uniform", 3), PatchSampler("foreground", 3), PatchSampler("weighted", 3, (1.0, 1.0, 2.0))]
+)
 def test_training_is_a_function_of_seed_and_step(cases, draw):
     def take(batches, **options):
-        return _read(make_pipeline(cases, (1, 5, 4), 4, batch_size=3, training=True, draw=draw, **options), batches)
+        return _read(make_pipeline(cases, Window((1, 5, 4)), 4, batch_size=3, training=True, sampler=draw, **options), batches)
 
     stream = take(12, seed=7)
     assert all(images.shape == (3, 5, 4, 4) for images, _ in stream)
@@ -145,14 +148,14 @@ def test_training_is_a_function_of_seed_and_step(cases, draw):
 
 def test_seeds_may_be_large(cases):
     for seed in (0, 2**31, 2**40):
-        assert len(_read(make_pipeline(cases, (1, 5, 4), 4, batch_size=3, training=True, seed=seed), 2)) == 2
+        assert len(_read(make_pipeline(cases, Window((1, 5, 4)), 4, batch_size=3, training=True, seed=seed), 2)) == 2
 
 
 def test_patches_are_drawn_anew_each_epoch_and_for_each_case_as_often_as_asked(centred):
-    draw = PatchDraw("foreground", 4)
-    number = count_samples(centred, (8, 8, 8), draw)
+    draw = PatchSampler("foreground", 4)
+    number = count_samples([case.shape for case in centred], Window((8, 8, 8)), draw)
     assert number == 12
-    stream = _first_voxels(_read(make_pipeline(centred, (8, 8, 8), 4, batch_size=6, training=True, draw=draw), 6))
+    stream = _first_voxels(_read(make_pipeline(centred, Window((8, 8, 8)), 4, batch_size=6, training=True, sampler=draw), 6))
     epochs = [stream[number * epoch : number * (epoch + 1)] for epoch in range(3)]
     for epoch in epochs:
         assert np.bincount([case for case, *_ in epoch]).tolist() == [0, 4, 4, 4]
@@ -162,10 +165,10 @@ def test_patches_are_drawn_anew_each_epoch_and_for_each_case_as_often_as_asked(c
 
 @pytest.mark.parametrize("per_case", [1, 2, 3, 4, 8])
 def test_a_third_of_the_patches_are_centred_on_foreground(centred, per_case):
-    draw = PatchDraw("foreground", per_case)
+    draw = PatchSampler("foreground", per_case)
     epochs = 4
-    samples = epochs * count_samples(centred, (8, 8, 8), draw)
-    batches = _read(make_pipeline(centred, (8, 8, 8), 4, batch_size=1, training=True, draw=draw), samples)
+    samples = epochs * count_samples([case.shape for case in centred], Window((8, 8, 8)), draw)
+    batches = _read(make_pipeline(centred, Window((8, 8, 8)), 4, batch_size=1, training=True, sampler=draw), samples)
     for case in (1, 2, 3):
         labels = [label[0] for image, label in batches if image[0, 0, 0, 0, 0] == case]
         assert len(labels) == epochs * per_case
@@ -174,15 +177,15 @@ def test_a_third_of_the_patches_are_centred_on_foreground(centred, per_case):
 
 def test_weighted_patches_give_a_rare_class_its_share(tmp_path):
     cases = _write_cases(tmp_path, [(20, 20, 20)], np.s_[9:11, 9:11, 10])
-    draw = PatchDraw("weighted", 10, (0.5, 0.5, 0.0))
-    batches = _read(make_pipeline(cases, (8, 8, 8), 4, batch_size=10, training=True, draw=draw), 20)
+    draw = PatchSampler("weighted", 10, (0.5, 0.5, 0.0))
+    batches = _read(make_pipeline(cases, Window((8, 8, 8)), 4, batch_size=10, training=True, sampler=draw), 20)
     centres = np.concatenate([label[:, 4, 4, 4] for _, label in batches])
     np.testing.assert_allclose((centres == 1).mean(), 0.5, atol=0.1)
 
 
 def test_patches_larger_than_a_case_are_filled_up(cases):
-    draw = PatchDraw("foreground", 2)
-    for images, labels in _read(make_pipeline(cases, (8, 8, 8), 4, batch_size=2, training=True, draw=draw), 6):
+    draw = PatchSampler("foreground", 2)
+    for images, labels in _read(make_pipeline(cases, Window((8, 8, 8)), 4, batch_size=2, training=True, sampler=draw), 6):
         for image, label in zip(images, labels, strict=True):
             shape = SHAPES[int(image[0, 0, 0, 0]) - 1]
             inside = tuple(slice((8 - size) // 2, (8 - size) // 2 + size) for size in shape)
@@ -191,45 +194,11 @@ def test_patches_larger_than_a_case_are_filled_up(cases):
 
 
 def test_counts_by_hand(cases):
-    assert count_samples(cases, (1, 8, 8), None) == 6 + 6 + 3
-    assert count_samples(cases, (8, 8, 8), None) == 3
+    assert count_samples([case.shape for case in cases], Window((1, 8, 8)), None) == 6 + 6 + 3
+    assert count_samples([case.shape for case in cases], Window((8, 8, 8)), None) == 3
     # Windows of 4, 4, 4 over (6, 5, 4), (6, 7, 4) and (3, 5, 8).
-    assert count_samples(cases, (4, 4, 4), None) == 2 * 2 * 1 + 2 * 2 * 1 + 1 * 2 * 2
-    assert count_samples(cases, (4, 4, 4), PatchDraw(per_case=5)) == 15
-
-
-@pytest.mark.parametrize(
-    ("shapes", "mode", "plane", "divisor", "expected"),
-    [
-        # The largest extents across the plane, up to the next multiple.
-        ([(256, 256, 128), (288, 250, 112)], "slice", 2, 16, (288, 256, 1)),
-        ([(256, 256, 128), (288, 250, 112)], "slice", 0, 16, (1, 256, 128)),
-        ([(17, 3, 9)], "slice", 1, 8, (24, 1, 16)),
-        # Small enough as it is: the median, padded.
-        ([(35, 50, 36), (31, 40, 24), (43, 59, 47)], "patch", 2, 8, (40, 56, 40)),
-        # 256 x 256 x 128 x s**3 = 96**3: 121, 121, 60; up to 128, 128, 64, which is too much, so the largest shrink.
-        ([(256, 256, 128)], "patch", 2, 8, (112, 120, 64)),
-        ([(256, 256, 128)], "volume", 2, 8, (112, 120, 64)),
-        ([(512, 512, 16)], "patch", 2, 16, (224, 240, 16)),
-        ([(96, 96, 96)], "patch", 2, 32, (96, 96, 96)),
-        # A divisor larger than a size.
-        ([(5, 100, 100)], "patch", 2, 16, (16, 112, 112)),
-    ],
-)
-def test_windows_by_hand(shapes, mode, plane, divisor, expected):
-    assert derive_window(shapes, mode, plane, divisor) == expected
-
-
-def test_derived_windows_divide_and_keep_their_budget():
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        shapes = rng.integers(1, 400, (int(rng.integers(1, 6)), 3))
-        divisor = int(rng.choice([8, 16, 32]))
-        window = derive_window(shapes, "patch", 2, divisor)
-        assert all(type(size) is int and size % divisor == 0 and size >= divisor for size in window)
-        assert np.prod(window) <= 96**3
-        # Never more than the median rounded up: there would be nothing to see.
-        assert all(size < median + divisor for size, median in zip(window, np.median(shapes, axis=0), strict=True))
+    assert count_samples([case.shape for case in cases], Window((4, 4, 4)), None) == 2 * 2 * 1 + 2 * 2 * 1 + 1 * 2 * 2
+    assert count_samples([case.shape for case in cases], Window((4, 4, 4)), PatchSampler(per_case=5)) == 15
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (2, 256, 128, 1)])

@@ -5,10 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from modules import preprocess
 from modules.data.case import Volume
 from modules.data.preprocess import Preprocessing
-from modules.data.resample import fit_shape
+from modules.data.resample import fit_shape, to_c_order
 
 
 def _volume(array):
@@ -190,7 +189,7 @@ def test_volumes_of_any_memory_order_come_out_in_c_order(dtype):
     parts = (slice(None), slice(None, None, -1), slice(1, 4), slice(2, 3))
     for order, part in itertools.product(itertools.permutations(range(3)), itertools.product(parts, repeat=3)):
         array = whole.transpose(order)[part][..., np.newaxis]
-        turned = preprocess._to_c_order(array)
+        turned = to_c_order(array)
         assert turned.flags.c_contiguous
         assert turned.dtype == dtype
         np.testing.assert_array_equal(turned, array)

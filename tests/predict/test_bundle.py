@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import pytest
 
-from modules.data.case import Case, Volume
+from modules.data.case import Case, LabelRule, Volume
+from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
-from modules.predict.bundle import ModelBundle, hash_weights
-from modules.predict.cases import Settings, predict_cases
+from modules.predict.bundle import ModelBundle
+from modules.predict.cases import PredictionOptions, predict_cases, predict_images
+from modules.run.proof import hash_weights
 
 
 def make_bundle(num_classes=3, channels=("T1",)):
@@ -21,11 +23,10 @@ def make_bundle(num_classes=3, channels=("T1",)):
     return ModelBundle(
         model=with_head(build("unet2d", (16, 32, len(channels)), num_classes, base_filters=2)),
         preprocessing=Preprocessing(2, shape=(16, 32)),
-        window=(16, 32),
+        window=Window((16, 32)),
         class_names=("background", "a", "b")[:num_classes],
         channels=channels,
-        label_values={0: 0, 85: 1, 170: 2},
-        output_values=(0, 85, 170)[:num_classes],
+        label_rule=LabelRule({0: 0, 85: 1, 170: 2}, (0, 85, 170)[:num_classes], (("^case_", "seg_"),), "oasis"),
         mirrored_labels=((1, 2),)[: num_classes - 2],
         provenance={"dataset": "oasis", "seed": 42},
     )
@@ -48,7 +49,7 @@ def test_round_trip(tmp_path):
 
 def _predict(bundle, images, batch_size):
     """The one plane of each slice."""
-    return [next(planes) for planes in bundle.predict(images, Settings(batch_size=batch_size))]
+    return [next(planes) for planes in predict_images(bundle, images, PredictionOptions(batch_size=batch_size))]
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
@@ -85,7 +86,7 @@ def test_a_save_that_was_killed_between_its_renames_loses_nothing(tmp_path):
 
 
 def test_values_of_the_file_come_back():
-    np.testing.assert_array_equal(make_bundle().to_file_values(np.array([[0, 1, 2]])), [[0, 85, 170]])
+    np.testing.assert_array_equal(make_bundle().label_rule.to_file_values(np.array([[0, 1, 2]])), [[0, 85, 170]])
 
 
 def _cut(folder: Path):

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import predict
+from modules.data.case import LabelRule
 from modules.data.files import hash_file
+from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import NETWORKS, build, find_divisor, find_ranks, with_head
-from modules.predict import engines
+from modules.predict import convert, engines
 from modules.predict.bundle import ModelBundle
 from modules.predict.convert import convert_bundle
 
@@ -67,7 +69,7 @@ def _name(value):
 def test_openvino_equals_keras_on_every_network(tmp_path, name, rank, options):
     pytest.importorskip("openvino")
     model = _build(name, rank, options)
-    engines.write_openvino(model, tmp_path)
+    convert.write_openvino(model, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(engines.OPENVINO_FILES)
     converted = engines.OpenVinoModel(tmp_path)
     for number in (1, 5, 2):
@@ -86,7 +88,7 @@ def test_openvino_equals_keras_on_every_network(tmp_path, name, rank, options):
 @pytest.mark.parametrize(("name", "rank", "options"), CASES[-4:], ids=_name)
 def test_the_model_to_export_is_the_same_without_group_normalisation(name, rank, options):
     model = _build(name, rank, options)
-    plain = engines.plain_to_export(model)
+    plain = convert.plain_to_export(model)
     assert not [layer for layer in plain.layers if isinstance(layer, keras.layers.GroupNormalization)]
     images = _images(model, 3)
     expected = keras.ops.convert_to_numpy(model(images, training=False))
@@ -102,7 +104,7 @@ def test_group_normalisation_without_scale_or_of_another_axis():
     x = keras.layers.GroupNormalization(2, axis=1)(x)
     model = _randomise(keras.Model(inputs, keras.Sequential([keras.layers.GroupNormalization(-1, epsilon=0.1)])(x)))
     images = _images(model, 2)
-    plain = engines.plain_to_export(model)
+    plain = convert.plain_to_export(model)
     expected, found = (keras.ops.convert_to_numpy(one(images)) for one in (model, plain))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -110,7 +112,7 @@ def test_group_normalisation_without_scale_or_of_another_axis():
 def test_another_backend_converts_in_a_process_of_tensorflow(tmp_path):
     pytest.importorskip("openvino")
     model = _build("unet2d", 2, {"base_filters": 2, "norm": "group"})
-    engines._convert_elsewhere(model, tmp_path)
+    convert._convert_elsewhere(model, tmp_path)
     images = _images(model, 3)
     expected = keras.ops.convert_to_numpy(model(images, training=False))
     np.testing.assert_allclose(engines.OpenVinoModel(tmp_path).predict_on_batch(images), expected, atol=1e-5)
@@ -171,11 +173,10 @@ def _save_bundle(run, dataset="hipmri", shape=(64, 64), **options):
     bundle = ModelBundle(
         model=_randomise(with_head(build("unet2d", (*shape, 1), 4, base_filters=4, **options))),
         preprocessing=Preprocessing(2, shape=shape),
-        window=shape,
+        window=Window(shape),
         class_names=("background", "a", "b", "c"),
         channels=("T2",),
-        label_values={0: 0, 3: 1, 5: 2, 9: 3},
-        output_values=(0, 3, 5, 9),
+        label_rule=LabelRule({0: 0, 3: 1, 5: 2, 9: 3}, source=dataset),
         provenance={"dataset": dataset, "seed": 2},
     )
     bundle.save(run / "bundle")
@@ -245,7 +246,7 @@ def test_a_network_that_cannot_be_converted_loses_no_run(tmp_path, on_cpu, monke
     before = (tmp_path / "bundle" / "bundle.json").read_text()
     with monkeypatch.context() as patch:
         patch.setattr(engines, "_convert", lambda model, folder: {}["no rule\nfor Operation"])
-        patch.setattr(engines, "_convert_elsewhere", engines._convert)
+        patch.setattr(convert, "_convert_elsewhere", convert._convert)
         convert_bundle(saved, tmp_path)
     with monkeypatch.context() as patch:
         predict_on_batch = engines.OpenVinoModel.predict_on_batch
@@ -437,9 +438,9 @@ def test_what_cannot_be_exported_is_one_line(run, tmp_path, capsys, monkeypatch)
 def test_a_description_has_the_numbers_of_every_kind_of_preprocessing():
     from modules.predict.export import describe
 
-    fields = {"class_names": ("background", "a"), "channels": ("T1", "T2"), "label_values": {0: 0, 1: 1}, "output_values": (0, 7)}
+    fields = {"class_names": ("background", "a"), "channels": ("T1", "T2"), "label_rule": LabelRule({0: 0, 1: 1}, (0, 7))}
     volumes = Preprocessing(3, spacing_mm=(1.5, 1.0, 2.0), interpolation="cubic", foreground_crop=True, intensity="zscore")
-    description = json.loads(json.dumps(describe(ModelBundle(None, volumes, (32, 1, 16), **fields))))
+    description = json.loads(json.dumps(describe(ModelBundle(None, volumes, Window((32, 1, 16)), **fields))))
     assert [step["step"] for step in description["steps"]] == ["read", "orientation", "foreground", "intensity", "spacing"]
     assert description["steps"][-1]["spacing_mm"] == [1.5, 1.0, 2.0]
     assert description["input"]["shape"] == [None, 32, 16, 2]
@@ -448,8 +449,8 @@ def test_a_description_has_the_numbers_of_every_kind_of_preprocessing():
     assert description["output"]["values"].startswith("probability of class 1")
     assert description["classes"][1] == {"index": 1, "name": "a", "value_in_file": 7}
     pictures = Preprocessing(2, shape=(8, 8), intensity="fixed", scale=255.0, mean=0.1, std=0.2)
-    steps = describe(ModelBundle(None, pictures, (8, 8), **fields))["steps"]
+    steps = describe(ModelBundle(None, pictures, Window((8, 8)), **fields))["steps"]
     assert {"scale": 255.0, "mean": 0.1, "std": 0.2}.items() <= steps[2].items()
     whole = Preprocessing(3, shape=(8, 8, 8), resize=True, intensity="percentile")
-    steps = describe(ModelBundle(None, whole, (8, 8, 8), **fields))["steps"]
+    steps = describe(ModelBundle(None, whole, Window((8, 8, 8)), **fields))["steps"]
     assert [step["step"] for step in steps] == ["read", "orientation", "intensity", "resize"]

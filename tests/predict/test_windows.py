@@ -9,12 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from modules.data.case import Case, Volume
-from modules.data.patches import cut, make_gaussian, make_grid
+from modules.data.case import Case, LabelRule, Volume
+from modules.data.patches import Window, cut, make_gaussian, make_grid
 from modules.data.preprocess import Geometry, Preprocessing
 from modules.predict.bundle import ModelBundle
-from modules.predict.cases import Settings, predict_cases
-from modules.predict.windows import Plan, average_planes, choose_batch_size, merge_windows, mirror, predict_windows
+from modules.predict.cases import PredictionOptions, predict_cases, predict_images
+from modules.predict.windows import Tiling, average_planes, choose_batch_size, merge_windows, mirror, predict_windows
 
 GRIDS = [
     ((7, 9, 11), (4, 4, 4), 0.5),
@@ -28,87 +28,87 @@ GRIDS = [
 ]
 
 
-def _make_plan(shape, window, overlap=0.5, num_classes=3):
-    return Plan(shape, window, tuple(make_grid(shape, window, overlap)), num_classes, batch_size=2)
+def _make_tiling(shape, window, overlap=0.5, num_classes=3):
+    return Tiling(shape, window, tuple(make_grid(shape, window, overlap)), num_classes, batch_size=2)
 
 
-def _merge_naively(outputs, plan):
+def _merge_naively(outputs, tiling):
     """Weighted sum and sum of weights over the whole array, in double precision."""
-    axes = range(len(plan.shape))
+    axes = range(len(tiling.shape))
     profiles = []
     for axis in axes:
-        single = len({start[axis] for start in plan.starts}) == 1
-        profiles.append(np.ones(plan.window[axis]) if single else make_gaussian(plan.window[axis]).astype(np.float64))
+        single = len({start[axis] for start in tiling.starts}) == 1
+        profiles.append(np.ones(tiling.window[axis]) if single else make_gaussian(tiling.window[axis]).astype(np.float64))
     weight = np.einsum("i,j,k->ijk", *profiles)
-    margin = max(plan.window)
-    total = np.zeros((*(size + 2 * margin for size in plan.shape), plan.num_classes))
+    margin = max(tiling.window)
+    total = np.zeros((*(size + 2 * margin for size in tiling.shape), tiling.num_classes))
     weights = np.zeros((*total.shape[:-1], 1))
-    for start, output in zip(plan.starts, outputs, strict=True):
-        place = tuple(slice(first + margin, first + margin + length) for first, length in zip(start, plan.window, strict=True))
+    for start, output in zip(tiling.starts, outputs, strict=True):
+        place = tuple(slice(first + margin, first + margin + length) for first, length in zip(start, tiling.window, strict=True))
         total[place] += output * weight[..., np.newaxis]
         weights[place] += weight[..., np.newaxis]
-    inside = tuple(slice(margin, margin + size) for size in plan.shape)
+    inside = tuple(slice(margin, margin + size) for size in tiling.shape)
     return total[inside] / weights[inside]
 
 
 @pytest.mark.parametrize(("shape", "window", "overlap"), GRIDS)
 def test_merging_agrees_with_the_whole_array(shape, window, overlap):
-    plan = _make_plan(shape, window, overlap)
-    outputs = np.random.default_rng(0).normal(size=(len(plan.starts), *window, 3)).astype(np.float32)
-    merged = list(merge_windows(outputs, plan))
+    tiling = _make_tiling(shape, window, overlap)
+    outputs = np.random.default_rng(0).normal(size=(len(tiling.starts), *window, 3)).astype(np.float32)
+    merged = list(merge_windows(outputs, tiling))
     assert len(merged) == shape[0]
     assert all(plane.dtype == np.float32 and plane.shape == (*shape[1:], 3) for plane in merged)
-    np.testing.assert_allclose(np.stack(merged), _merge_naively(outputs, plan), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.stack(merged), _merge_naively(outputs, tiling), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "window"), [((6, 7, 8), (6, 7, 8)), ((3, 4, 5), (8, 8, 8)), ((8, 3, 6), (8, 16, 6))])
 def test_a_single_window_comes_out_as_the_network_gave_it(shape, window):
-    plan = _make_plan(shape, window)
+    tiling = _make_tiling(shape, window)
     output = np.random.default_rng(0).random((*window, 3), np.float32)
-    expected = cut(output, [-first for first in plan.starts[0]], shape)
-    np.testing.assert_array_equal(np.stack(list(merge_windows([output], plan))), expected)
+    expected = cut(output, [-first for first in tiling.starts[0]], shape)
+    np.testing.assert_array_equal(np.stack(list(merge_windows([output], tiling))), expected)
 
 
 @pytest.mark.parametrize(("shape", "window", "overlap"), GRIDS)
 def test_a_constant_network_gives_that_constant(shape, window, overlap):
-    plan = _make_plan(shape, window, overlap)
+    tiling = _make_tiling(shape, window, overlap)
     output = np.broadcast_to(np.array([0.2, 0.7, 0.1], np.float32), (*window, 3))
-    for plane in merge_windows((output for _ in plan.starts), plan):
+    for plane in merge_windows((output for _ in tiling.starts), tiling):
         np.testing.assert_allclose(plane, np.broadcast_to(output[0, 0, 0], plane.shape), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "window", "overlap"), GRIDS)
 def test_a_network_that_copies_gives_the_image_back(shape, window, overlap):
-    plan = _make_plan(shape, window, overlap)
+    tiling = _make_tiling(shape, window, overlap)
     # The first axis is told apart by the first channel, so planes that change places are found.
     image = np.random.default_rng(0).random((*shape, 3), np.float32) + np.arange(shape[0]).reshape(-1, 1, 1, 1)
-    windows = (cut(image, start, window, fill=-99) for start in plan.starts)
-    merged = merge_windows(predict_windows(lambda batch: batch, windows, plan.batch_size), plan)
+    windows = (cut(image, start, window, fill=-99) for start in tiling.starts)
+    merged = merge_windows(predict_windows(lambda batch: batch, windows, tiling.batch_size), tiling)
     np.testing.assert_allclose(np.stack(list(merged)), image, rtol=1e-5)
 
 
 def test_a_case_draws_its_own_windows_and_leaves_the_next_ones():
-    plan = _make_plan((12, 6, 6), (4, 4, 4))
+    tiling = _make_tiling((12, 6, 6), (4, 4, 4))
     numbers = count()
-    outputs = (np.full((*plan.window, 3), next(numbers), np.float32) for _ in iter(int, 1))
+    outputs = (np.full((*tiling.window, 3), next(numbers), np.float32) for _ in iter(int, 1))
     for number in (1, 2, 3):
-        list(merge_windows(outputs, plan))
-        assert next(numbers) == number * len(plan.starts) + number - 1
+        list(merge_windows(outputs, tiling))
+        assert next(numbers) == number * len(tiling.starts) + number - 1
 
 
 def test_planes_come_as_soon_as_no_window_can_change_them():
-    plan = _make_plan((40, 6, 6), (8, 4, 4))
+    tiling = _make_tiling((40, 6, 6), (8, 4, 4))
     drawn = []
-    outputs = (drawn.append(start) or np.ones((*plan.window, 3), np.float32) for start in plan.starts)
-    for index, _ in enumerate(merge_windows(outputs, plan)):
+    outputs = (drawn.append(start) or np.ones((*tiling.window, 3), np.float32) for start in tiling.starts)
+    for index, _ in enumerate(merge_windows(outputs, tiling)):
         # No window that begins behind this plane has been asked for.
         assert max(start[0] for start in drawn) <= index
 
 
 def test_too_few_windows_are_not_passed_over():
-    plan = _make_plan((12, 6, 6), (4, 4, 4))
+    tiling = _make_tiling((12, 6, 6), (4, 4, 4))
     with pytest.raises(RuntimeError, match="StopIteration"):
-        list(merge_windows([np.ones((*plan.window, 3), np.float32)] * (len(plan.starts) - 1), plan))
+        list(merge_windows([np.ones((*tiling.window, 3), np.float32)] * (len(tiling.starts) - 1), tiling))
 
 
 def _measure_peak(planes):
@@ -123,11 +123,11 @@ def _measure_peak(planes):
 @pytest.mark.parametrize("way_back", ["none", "spacing"])
 def test_memory_does_not_grow_with_the_length_of_a_volume(way_back):
     def predict(length):
-        plan = _make_plan((length, 24, 24), (16, 16, 16), num_classes=4)
-        planes = merge_windows((np.ones((*plan.window, 4), np.float32) for _ in plan.starts), plan)
+        tiling = _make_tiling((length, 24, 24), (16, 16, 16), num_classes=4)
+        planes = merge_windows((np.ones((*tiling.window, 4), np.float32) for _ in tiling.starts), tiling)
         if way_back == "spacing":
             shape = (length * 2, 36, 30)
-            geometry = Geometry((0, 1, 2), (False,) * 3, shape, tuple((0, size) for size in shape), plan.shape)
+            geometry = Geometry((0, 1, 2), (False,) * 3, shape, tuple((0, size) for size in shape), tiling.shape)
             planes = Preprocessing(3, spacing_mm=(2, 1.5, 1.25)).restore_planes(planes, geometry)
         return _measure_peak(planes)
 
@@ -138,20 +138,20 @@ def test_memory_does_not_grow_with_the_length_of_a_volume(way_back):
 
 
 def test_weights_are_laid_over_planes_only_where_windows_meet():
-    plan = _make_plan((4, 8, 4), (4, 4, 4), overlap=0.0, num_classes=1)
+    tiling = _make_tiling((4, 8, 4), (4, 4, 4), overlap=0.0, num_classes=1)
     outputs = [np.full((4, 4, 4, 1), value, np.float32) for value in (1, 3)]
-    merged = np.stack(list(merge_windows(outputs, plan)))
+    merged = np.stack(list(merge_windows(outputs, tiling)))
     np.testing.assert_allclose(merged[:, :4], 1, rtol=1e-6)
     np.testing.assert_allclose(merged[:, 4:], 3, rtol=1e-6)
 
 
 def test_two_windows_by_hand():
     # Windows of four at 0 and 2: the weights of the voxels they share are those of places 2, 3 and 0, 1.
-    plan = Plan((6, 1, 1), (4, 1, 1), ((0, 0, 0), (2, 0, 0)), 1, 1)
+    tiling = Tiling((6, 1, 1), (4, 1, 1), ((0, 0, 0), (2, 0, 0)), 1, 1)
     outputs = [np.full((4, 1, 1, 1), value, np.float32) for value in (0, 1)]
     near, far = np.exp(-0.5 * (0.5 / 0.5) ** 2), np.exp(-0.5 * (1.5 / 0.5) ** 2)
     expected = [0, 0, far / (near + far), near / (near + far), 1, 1]
-    np.testing.assert_allclose(np.ravel(list(merge_windows(outputs, plan))), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(list(merge_windows(outputs, tiling))), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +231,10 @@ def test_batch_size_by_hand(window, expected):
 
 
 def test_a_plan_says_what_it_takes():
-    plan = _make_plan((512, 512, 400), (96, 96, 96), num_classes=6)
-    assert plan.slab_bytes == 96 * 512 * 400 * 6 * 4
-    assert str(plan) == "512x512x400 voxels, 800 windows of 96x96x96 in batches of 2, 450 MiB for the slab under work"
-    assert _make_plan((10, 4, 4), (96, 4, 4)).slab_bytes == 10 * 4 * 4 * 3 * 4
+    tiling = _make_tiling((512, 512, 400), (96, 96, 96), num_classes=6)
+    assert tiling.slab_bytes == 96 * 512 * 400 * 6 * 4
+    assert str(tiling) == "512x512x400 voxels, 800 windows of 96x96x96 in batches of 2, 450 MiB for the slab under work"
+    assert _make_tiling((10, 4, 4), (96, 4, 4)).slab_bytes == 10 * 4 * 4 * 3 * 4
 
 
 class _Copier:
@@ -250,9 +250,8 @@ class _Copier:
 
 
 def _make_bundle(window, **options):
-    values = {0: 0, 1: 1}
     preprocessing = Preprocessing(3, **options)
-    return ModelBundle(_Copier([size for size in window if size > 1]), preprocessing, window, ("background", "a"), ("T1",), values, (0, 1))
+    return ModelBundle(_Copier(Window(window).shape), preprocessing, Window(window), ("background", "a"), ("T1",), LabelRule({0: 0, 1: 1}))
 
 
 def _draw_volume(shape, seed=0):
@@ -263,7 +262,7 @@ def _draw_volume(shape, seed=0):
 def test_a_bundle_puts_each_image_back_on_its_own_grid(window):
     bundle = _make_bundle(window)
     images = [_draw_volume(shape, seed) for seed, shape in enumerate([(11, 12, 13), (20, 9, 10), (8, 8, 8)])]
-    for image, planes in zip(images, bundle.predict(images), strict=True):
+    for image, planes in zip(images, predict_images(bundle, images), strict=True):
         np.testing.assert_allclose(np.stack(list(planes))[..., 1], image.array[..., 0], atol=1e-5)
 
 
@@ -271,18 +270,18 @@ def test_an_image_that_nobody_looks_at_does_not_shift_the_next():
     bundle = _make_bundle((8, 8, 8))
     images = [_draw_volume((12, 12, 12), seed) for seed in range(3)]
     last = None
-    for planes in bundle.predict(images):
+    for planes in predict_images(bundle, images):
         last = planes if last is None else [next(planes), *planes]
     np.testing.assert_allclose(np.stack(last)[..., 1], images[-1].array[..., 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_progress_counts_windows(mirrored):
-    plans, counts = [], []
-    settings = Settings(batch_size=4, mirror=mirrored, on_plan=plans.append, on_batch=counts.append)
-    for planes in _make_bundle((8, 8, 8)).predict([_draw_volume((8, 8, 45))], settings):
+    tilings, counts = [], []
+    options = PredictionOptions(batch_size=4, mirror=mirrored, on_tiling=tilings.append, on_batch=counts.append)
+    for planes in predict_images(_make_bundle((8, 8, 8)), [_draw_volume((8, 8, 45))], options):
         deque(planes, maxlen=0)
-    assert len(plans[0].starts) == 11
+    assert len(tilings[0].starts) == 11
     assert sum(counts) == 11
 
 
@@ -293,7 +292,7 @@ def test_images_that_are_predicted_are_let_go_of(tmp_path):
         nib.save(nib.Nifti1Image(_draw_volume((8, 9, 10), number).array[..., 0], np.eye(4)), path)
         cases.append(Case(path.stem, path.stem, (path,)))
     held = []
-    for number, item in enumerate(predict_cases([_make_bundle((8, 8, 8))], cases, Settings(batch_size=1))):
+    for number, item in enumerate(predict_cases([_make_bundle((8, 8, 8))], cases, PredictionOptions(batch_size=1))):
         held.append(weakref.ref(item.image.array))
         del item
         # This case's own may still be under way.

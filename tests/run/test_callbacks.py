@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from modules.run.callbacks import Checkpoint, FirstSteps, KeepBest, Record, StepCallbacks
+from modules.run.callbacks import Checkpoint, FirstSteps, HistoryWriter, KeepBest, StepCallbacks
+from modules.run.folder import RunFolder
 
 
 class _Model:
@@ -190,7 +191,7 @@ LOGGED = ("accuracy", "dice_a", "iou_a", "loss", "mean_dice")
 
 def test_history_is_a_row_an_epoch(tmp_path):
     (tmp_path / "figures").mkdir()
-    record = Record(tmp_path, ("background", "b", "a"), images_per_step=10)
+    record = HistoryWriter(RunFolder(tmp_path), ("background", "b", "a"), images_per_step=10)
     record.set_model(_model(2))
     names = ("accuracy", "dice_a", "dice_b", "iou_a", "iou_b", "loss", "mean_dice")
     logs = {prefix + name: 0.5 for prefix in ("", "val_") for name in names}
@@ -208,7 +209,7 @@ def test_history_is_a_row_an_epoch(tmp_path):
 
 def test_an_interrupted_epoch_keeps_its_seconds_and_silent_hosts_write_nothing(tmp_path):
     rows = []
-    record = Record(tmp_path, ("background", "a"), images_per_step=4, write=False, on_row=rows.append)
+    record = HistoryWriter(RunFolder(tmp_path), ("background", "a"), images_per_step=4, write=False, on_row=rows.append)
     record.set_model(_model(2))
     record.restore([[], 100.0])
     record.on_epoch_begin(0)

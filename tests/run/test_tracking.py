@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import pytest
 
-import utils
-from modules.run import tracking
+from modules.run import mlflow_sink
+from modules.run.folder import RunFolder
 from modules.run.tracking import Tracker, check_tracker, open_tracker
 
 PARAMETERS = {"dataset": "oasis", "shape": (64, 32), "learning_rate": 1e-3, "norm": None, "demo": False, "target": (), "loss": "x" * 700}
@@ -111,7 +111,7 @@ def _write_history(folder, rows):
 
 
 def _open(kind, folder):
-    return open_tracker(kind, folder, experiment="oasis", parameters=PARAMETERS, tags=TAGS)
+    return open_tracker(kind, RunFolder(folder), experiment="oasis", parameters=PARAMETERS, tags=TAGS)
 
 
 def _connect(uri):
@@ -175,7 +175,9 @@ def test_a_resumed_run_goes_on_in_the_same_one(server, run, monkeypatch):
     assert begun.info.status == "KILLED"
     # Two epochs more are in the folder alone: the server was away.
     _write_history(run, [_row(epoch) for epoch in range(1, 6)])
-    tracker = open_tracker("mlflow", run, experiment="oasis", parameters=PARAMETERS | {"new": 1}, tags=TAGS | {"git_commit": "4567def"})
+    tracker = open_tracker(
+        "mlflow", RunFolder(run), experiment="oasis", parameters=PARAMETERS | {"new": 1}, tags=TAGS | {"git_commit": "4567def"}
+    )
     assert _find_run(server, run).info.status == "RUNNING"
     # The fifth is done again: its checkpoint was not written.
     _train(run, tracker, 5, 6)
@@ -230,10 +232,10 @@ def test_without_a_server_it_is_the_current_folders_database(run, tmp_path):
 
 def test_a_run_knows_its_database_from_any_folder(run, tmp_path, monkeypatch):
     (run / "tracking.json").write_text(json.dumps({"mlflow_run": "1", "uri": "sqlite:////elsewhere/mlflow.db"}))
-    assert tracking._find_uri(run) == "sqlite:////elsewhere/mlflow.db"
-    assert tracking._find_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert mlflow_sink.find_uri(RunFolder(run)) == "sqlite:////elsewhere/mlflow.db"
+    assert mlflow_sink.find_uri(RunFolder(tmp_path)) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
-    assert tracking._find_uri(run) == "http://server"
+    assert mlflow_sink.find_uri(RunFolder(run)) == "http://server"
 
 
 def test_a_server_that_is_not_there_is_one_line_and_no_password(run, monkeypatch):
@@ -387,7 +389,7 @@ def warnings(monkeypatch, caplog):
 
 def test_a_failure_is_one_warning_and_what_was_missed_is_sent_at_the_end(run, warnings):
     sink = _Sink()
-    with Tracker(run, sink) as tracker:
+    with Tracker(RunFolder(run), sink) as tracker:
         _train(run, tracker, 1, 2)
         sink.broken = True
         _train(run, tracker, 3, 5)
@@ -404,7 +406,7 @@ def test_a_failure_is_one_warning_and_what_was_missed_is_sent_at_the_end(run, wa
 def test_what_stays_away_stops_nothing(run, warnings):
     sink = _Sink()
     sink.broken = True
-    with Tracker(run, sink) as tracker:
+    with Tracker(RunFolder(run), sink) as tracker:
         _train(run, tracker, 1, 3)
         tracker.log_summary(MEANS)
     assert (sink.epochs, sink.summary, sink.status) == ([], None, None)
@@ -424,12 +426,8 @@ def test_an_unknown_kind_is_refused(run):
         _open("wandb", run)
 
 
-def test_the_flag_offers_what_there_is():
-    assert utils.TRACKERS == tracking.TRACKERS
-
-
 def test_names_of_classes_become_names_of_metrics():
     sink = _Sink()
-    tracker = Tracker(Path(), sink)
+    tracker = Tracker(RunFolder(Path()), sink)
     tracker.log_summary({"volume": {"necrotic/core (T1+)": {"dice": 0.5}, "mean": {"dice": NAN}}})
     assert sink.summary == ({"test_volume/dice_necrotic_core _T1__": 0.5}, 0)

@@ -1,0 +1,82 @@
+"""The flags of train.py: precedence, help, and what each wrong one says."""
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from dataset import DATASETS
+from modules.model import losses
+from modules.networks._blocks import NORMS
+from modules.run.flags import parse_training
+from modules.run.folder import write_json
+from modules.run.settings import PRESETS, Settings
+
+
+def parse(argv):
+    return parse_training(argv, DATASETS)
+
+
+def test_precedence_defaults_preset_flags():
+    config = parse(["--dataset", "oasis"]).settings
+    assert config == Settings(dataset="oasis", **DATASETS["oasis"].defaults)
+    config = parse(["--preset", "oasis_unet2d"]).settings
+    assert (config.dataset, config.batch_size, config.epochs, config.learning_rate, config.weight_decay) == ("oasis", 64, 15, 1e-4, 5e-4)
+    config = parse(["--preset", "oasis_unet2d", "--epochs", "3"]).settings
+    assert (config.batch_size, config.epochs) == (64, 3)
+    config = parse(["--dataset", "hipmri", "--demo", "--target", "bone", "bladder"]).settings
+    assert (config.network_options["base_filters"], config.target) == (16, ("bone", "bladder"))
+
+
+def test_no_flag_gives_no_config():
+    assert parse([]).settings is None
+
+
+def test_every_setting_has_a_flag_with_help(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for item in fields(Settings):
+        if item.name == "network_options":
+            continue
+        assert "--" + item.name.replace("_", "-") in text
+        assert item.metadata["help"]
+    words = set(re.findall(r"\w+", text))
+    assert {*losses.LOSSES, *NORMS, *DATASETS, *PRESETS} <= words
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dataset", "liver"], "invalid choice: 'liver'"),
+        (["--epochs", "3"], "Expected --dataset in"),
+        (["--dataset", "oasis", "--epochs", "three"], "invalid int value: 'three'"),
+        (["--dataset", "oasis", "--epochs", "0"], "Expected `epochs` above 0. Received: 0"),
+        (["--dataset", "oasis", "--test-fraction", "1"], "Expected `test_fraction` between 0 and 1"),
+        (["--dataset", "oasis", "--patience", "-1"], "Expected `patience` of 0 or more"),
+        (["--dataset", "oasis", "--lr", "1"], "unrecognized arguments: --lr"),
+        (["--preset", "best"], "Expected --preset in .*Received: 'best'"),
+        (["--resume", "x", "--verify", "x"], "Expected either --resume or --verify"),
+        (["--dataset", "oasis", "--ema", "1"], "Expected `ema` from 0 to below 1. Received: 1.0"),
+        (["--dataset", "oasis", "--epochs", "3", "--warmup-epochs", "3"], "Expected `warmup_epochs` below the 3 epochs"),
+        (["--dataset", "oasis", "--folds", "1"], "Expected `folds` of 2 or more"),
+        (["--dataset", "oasis", "--folds", "3", "--fold", "3"], "Expected `fold` from 0 to below `folds`, 3. Received: 3"),
+        (["--dataset", "oasis", "--accumulate", "0"], "Expected `accumulate` above 0"),
+    ],
+)
+def test_wrong_flags(argv, message):
+    with pytest.raises(ValueError, match=message):
+        parse(argv)
+
+
+def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
+    write_json(tmp_path / "run.json", {"config": Settings(dataset="oasis", epochs=3).to_json()})
+    for flags in ([], ["--epochs", "3"], ["--dataset", "oasis"]):
+        request = parse(["--resume", str(tmp_path), *flags])
+        assert (request.settings.epochs, request.resume) == (3, tmp_path)
+    assert parse(["--resume", str(tmp_path), "--track", "tensorboard"]).settings.track == "tensorboard"
+    with pytest.raises(ValueError, match=r"Expected `epochs` 3, as .* has it. Received: 4. A run keeps its settings"):
+        parse(["--resume", str(tmp_path), "--epochs", "4"])
+    with pytest.raises(ValueError, match=r"Expected `network` '', as .* has it. Received: 'unet2d'"):
+        parse(["--verify", str(tmp_path), "--preset", "oasis_unet2d"])
