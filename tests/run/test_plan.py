@@ -1,0 +1,163 @@
+"""The plan: one decision, one place, from settings, data set and scans alone; and its way through a file."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dataset import DATASETS
+from modules.data.patches import Window
+from modules.data.pipeline import PatchSampler
+from modules.data.spec import find_cases, load_spec
+from modules.run.fingerprint import measure
+from modules.run.folder import RunFolder
+from modules.run.plan import Fingerprint, Plan, derive_window, draft_plan, make_plan
+from modules.run.settings import Settings
+
+BRAINS = replace(DATASETS["ibsr18"], name="brains")
+SCANS = Fingerprint(3, ((40, 50, 33), (41, 48, 30), (36, 56, 35)))
+
+
+def _plan(fingerprint=SCANS, spec=BRAINS, **settings):
+    return make_plan(Settings("ibsr18", **settings), spec, fingerprint)
+
+
+def test_slices_are_cropped_to_the_data_sets_own_size():
+    plan = _plan(Fingerprint(100), DATASETS["oasis"])
+    assert (plan.mode, plan.network, plan.divisor, plan.fit) == ("slice", "unet2d", 16, "crop")
+    assert (plan.window, plan.batch_size, plan.sampler, plan.steps_per_epoch) == (Window((256, 256)), 16, None, 7)
+    assert (plan.preprocessing.shape, plan.preprocessing.resize) == ((256, 256), False)
+
+
+def test_patches_tile_volumes_and_are_drawn():
+    plan = _plan(sampling="weighted", class_probabilities=(1.0, 1.0, 2.0, 2.0), patches_per_case=5)
+    # The median of 36, 40, 41 is 40, of 48, 50, 56 it is 50, of 30, 33, 35 it is 33; each goes up to a multiple of 8.
+    assert (plan.mode, plan.network, plan.divisor, plan.fit, plan.window) == ("patch", "unet3d", 8, "tile", Window((40, 56, 40)))
+    assert plan.sampler == PatchSampler("weighted", 5, (1.0, 1.0, 2.0, 2.0))
+    assert (plan.batch_size, plan.steps_per_epoch) == (2, 8)
+    assert plan.preprocessing.shape == ()
+
+
+def test_whole_volumes_are_resampled():
+    plan = _plan(mode="volume", network="resunet3d", batch_size=1)
+    assert (plan.fit, plan.window, plan.divisor) == ("resample", Window((48, 64, 48)), 16)
+    assert (plan.preprocessing.shape, plan.preprocessing.resize, plan.steps_per_epoch) == ((48, 64, 48), True, 3)
+
+
+@pytest.mark.parametrize(
+    ("plane", "sizes", "slices"), [("sagittal", (1, 64, 48), 117), ("coronal", (48, 1, 48), 154), ("axial", (48, 64, 1), 98)]
+)
+def test_slices_of_volumes_are_counted_across_their_plane(plane, sizes, slices):
+    plan = _plan(mode="slice", plane=plane, batch_size=1)
+    assert (plan.window.sizes, plan.network, plan.fit, plan.steps_per_epoch) == (sizes, "unet2d", "tile", slices)
+
+
+@pytest.mark.parametrize("mode", ["patch", "volume"])
+def test_a_given_shape_and_spacing_are_what_is_planned(mode):
+    plan = _plan(
+        Fingerprint(3), mode=mode, shape=(32, 16, 8), spacing=(1.0, 2.0, 3.0), interpolation="cubic", intensity="min_max", crop="none"
+    )
+    assert plan.window == Window((32, 16, 8))
+    assert (plan.preprocessing.spacing_mm, plan.preprocessing.interpolation) == ((1.0, 2.0, 3.0), "cubic")
+    assert (plan.preprocessing.intensity, plan.preprocessing.foreground_crop) == ("min_max", False)
+    assert (plan.reasons["window"], plan.reasons["spacing"]) == ("set", "set")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": "unet2d"}, r"Expected a 3-D `network` for mode 'patch', one of \('resunet3d', .*Received: 'unet2d'"),
+        ({"mode": "slice", "shape": (1, 2, 3)}, r"Expected `shape` of 2 numbers for 'brains' in mode 'slice'. Received: \(1, 2, 3\)"),
+        ({"spacing": (1.0, 2.0)}, "Expected `spacing` of 3 numbers for 'brains' in mode 'patch'"),
+        ({"class_probabilities": (1.0, 2.0)}, "Expected `class_probabilities` of 4 numbers"),
+        (
+            {"network_options": {"variant": "b1"}},
+            "Expected options of network 'unet3d' in .*Received: 'variant'",
+        ),
+        ({"network_options": {"base_filters": 0}}, "Expected `base_filters` of 1 or more. Received: 0"),
+        ({"network_options": {"dropout": -0.1}}, "Expected `dropout` of 0 or more. Received: -0.1"),
+    ],
+)
+def test_settings_that_do_not_fit_show_before_a_file_is_read(settings, message):
+    with pytest.raises(ValueError, match=message):
+        measure([], BRAINS, Settings("ibsr18", **settings))
+    with pytest.raises(ValueError, match="Expected `mode` 'slice' for 'oasis', which is a set of slices. Received: 'patch'"):
+        draft_plan(Settings("oasis", mode="patch"), DATASETS["oasis"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "slice"}, {"mode": "volume", "shape": (16, 16, 16)}])
+def test_a_plan_survives_its_file(settings):
+    plan = _plan(**settings)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json())), "plan.json") == plan
+    with pytest.raises(ValueError, match=r"Expected a plan in plan.json. Received: .*Start the run anew"):
+        Plan.from_json({"mode": "patch"}, "plan.json")
+
+
+def test_a_plan_is_told_in_few_lines_with_a_reason_each():
+    lines = _plan(mode="slice", batch_size=3).describe()
+    assert len(lines) <= 15
+    assert "plan  window   64x48, tile           from the shapes of 3 training cases" in _plan(mode="slice", plane="sagittal").describe()
+    assert "plan  batch    3                     set" in lines
+
+
+def test_only_what_follows_from_the_scans_is_measured(phantoms, tmp_path):
+    spec = load_spec(DATASETS["ibsr18"], phantoms / "ibsr18")
+    cases = [case for case in find_cases(spec, phantoms / "ibsr18") if case.split == "train"]
+    cache = {"cache": str(tmp_path / "cache")}
+    assert measure(cases, spec, Settings("ibsr18", shape=(16, 16, 16), **cache)) == Fingerprint(3)
+    assert measure(cases, spec, Settings("ibsr18", mode="volume", shape=(16, 16, 16), **cache)) == Fingerprint(3)
+    whole = measure(cases, spec, Settings("ibsr18", mode="volume", **cache))
+    # What is measured for whole volumes is not prepared: they would be prepared again at their final size.
+    assert not (tmp_path / "cache").exists()
+    assert measure(cases, spec, Settings("ibsr18", **cache)) == whole
+    assert (tmp_path / "cache").exists()
+    for case, shape in zip(cases, whole.shapes, strict=True):
+        assert len(shape) == 3, case.case_id
+
+
+def test_shape_spacing_and_batch_size_reach_the_bundle_by_the_plan(phantoms, tmp_path, monkeypatch):
+    import train
+    from modules.predict.bundle import ModelBundle
+
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "a"]
+    flags = ["--shape", "16", "16", "16", "--spacing", "6", "6", "6", "--batch-size", "3", "--epochs", "1", "--base-filters", "2"]
+    assert train.main(["--dataset", "ibsr18", "--data", str(phantoms / "ibsr18"), *flags, "--patches-per-case", "1", *places]) == 0
+    run = RunFolder(tmp_path / "runs" / "a")
+    plan, bundle = run.read_plan(), ModelBundle.load(run.path)
+    assert (plan.window, plan.preprocessing.spacing_mm, plan.batch_size) == (Window((16, 16, 16)), (6.0, 6.0, 6.0), 3)
+    assert (bundle.window, bundle.preprocessing) == (plan.window, plan.preprocessing)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "mode", "plane", "divisor", "expected"),
+    [
+        # The largest extents across the plane, up to the next multiple.
+        ([(256, 256, 128), (288, 250, 112)], "slice", 2, 16, (288, 256, 1)),
+        ([(256, 256, 128), (288, 250, 112)], "slice", 0, 16, (1, 256, 128)),
+        ([(17, 3, 9)], "slice", 1, 8, (24, 1, 16)),
+        # Small enough as it is: the median, padded.
+        ([(35, 50, 36), (31, 40, 24), (43, 59, 47)], "patch", 2, 8, (40, 56, 40)),
+        # 256 x 256 x 128 x s**3 = 96**3: 121, 121, 60; up to 128, 128, 64, which is too much, so the largest shrink.
+        ([(256, 256, 128)], "patch", 2, 8, (112, 120, 64)),
+        ([(256, 256, 128)], "volume", 2, 8, (112, 120, 64)),
+        ([(512, 512, 16)], "patch", 2, 16, (224, 240, 16)),
+        ([(96, 96, 96)], "patch", 2, 32, (96, 96, 96)),
+        # A divisor larger than a size.
+        ([(5, 100, 100)], "patch", 2, 16, (16, 112, 112)),
+    ],
+)
+def test_windows_by_hand(shapes, mode, plane, divisor, expected):
+    assert derive_window(shapes, mode, plane, divisor) == expected
+
+
+def test_derived_windows_divide_and_keep_their_budget():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shapes = rng.integers(1, 400, (int(rng.integers(1, 6)), 3))
+        divisor = int(rng.choice([8, 16, 32]))
+        window = derive_window(shapes, "patch", 2, divisor)
+        assert all(type(size) is int and size % divisor == 0 and size >= divisor for size in window)
+        assert np.prod(window) <= 96**3
+        # Never more than the median rounded up: there would be nothing to see.
+        assert all(size < median + divisor for size, median in zip(window, np.median(shapes, axis=0), strict=True))
