@@ -1,13 +1,13 @@
-"""What augmentation costs: samples a second of "strong" in a compiled step, beside MONAI's and TorchIO's CPU transforms.
+"""Cost of augmentation: samples a second of "strong" in a compiled step, beside MONAI's and TorchIO's CPU transforms.
 
     python benchmarks/augmentation.py
     python benchmarks/augmentation.py --seconds 60 --threads 2 --by-effect
     python benchmarks/augmentation.py --cpu-time           # on a machine that is busy with other jobs
 
 Slices of 256x128 in batches of 16, and cubes of 96 in batches of 2, of one channel and six classes, lie in memory. A step draws the
-parameters of a batch as `modules.pipeline` does (where they are drawn in the threads that read), stacks them and applies them as
-`modules.trainer` does: with TensorFlow inside `tf.function`, with `KERAS_BACKEND=jax` inside `jax.jit`, with `torch` eagerly. The compiled
-step computes every effect for every sample, whether drawn or not.
+parameters of a batch as `modules.data.pipeline` does (where they are drawn in the threads that read), stacks them and applies them as
+`modules.model.trainer` does: with TensorFlow inside `tf.function`, with `KERAS_BACKEND=jax` inside `jax.jit`, with `torch` eagerly. The
+compiled step computes every effect for every sample, whether drawn or not.
 
 The peers go through a batch sample by sample, and leave out what is not drawn. Their transforms have the same probabilities and ranges,
 as far as they have them: TorchIO has no shear, no contrast and no brightness, and goes without. MONAI is measured twice, with its
@@ -220,7 +220,7 @@ def _draw(augmentation, shape: tuple[int, ...], generators: list) -> dict:
 
 
 def _compile(shape: tuple[int, ...], batch: int) -> Callable[[dict], None]:
-    """What applies parameters to a batch and waits for the result."""
+    """Makes a function that applies parameters to a batch and waits for the result."""
     from modules.devices import start_backend
 
     start_backend(42)

@@ -1,4 +1,4 @@
-"""How fast this application is on a CPU, beside its peers: `make bench`, or
+"""Speed of this application on a CPU, beside its peers: `make bench`, or
 
     python benchmarks/cpu.py
     python benchmarks/cpu.py --runs 3                  # medians of three runs
@@ -115,7 +115,7 @@ def _time_first_step(folder: Path) -> float | None:
 
 
 def _share(flops: float, options: argparse.Namespace) -> str:
-    """What part of the machine's arithmetic so many FLOP/s are."""
+    """Describes which part of the machine's arithmetic so many FLOP/s are."""
     return f"{flops / options.ceiling:.0%} of a matrix product's {options.ceiling / 1e9:.0f} GFLOP/s" if options.ceiling else ""
 
 

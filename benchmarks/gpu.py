@@ -1,9 +1,9 @@
-"""How fast this application is on one GPU, beside its peers.
+"""Speed of this application on one GPU, beside its peers.
 
     KERAS_BACKEND=jax python benchmarks/gpu.py
     python benchmarks/gpu.py --small                  # the same script with tiny sizes on a CPU: a proof of the path, no result
 
-Trains in bfloat16, ours through `modules.trainer` on the backend that KERAS_BACKEND names, PyTorch channels-last under autocast and
+Trains in bfloat16, ours through `modules.model.trainer` on the backend that KERAS_BACKEND names, PyTorch channels-last under autocast and
 `torch.compile`, MONAI's network the same; predicts from file to file; and says how long a training waits for its data. Each number
 comes from a process of its own. What is compared with what is said at the top of training.py, prediction.py and waiting.py.
 """

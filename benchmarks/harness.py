@@ -1,4 +1,4 @@
-"""What the benchmarks share: each number comes from a process of its own, medians over several runs, and one table at the end."""
+"""Shared parts of the benchmarks: each number from a process of its own, medians over several runs, and one table at the end."""
 
 import json
 import os
@@ -88,6 +88,37 @@ def run(script: str, step: str, environment: dict[str, str] | None = None, **opt
         print(f"  not measured: {script} {step} {options}: {reason:.300}", flush=True)
         return None
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def make_spec(preprocessing, num_classes: int):
+    """Makes the data set `bench` of drawn files: one channel, and labels that hold the class indices themselves.
+
+    Args:
+        preprocessing: A `modules.data.preprocess.Preprocessing`.
+        num_classes: `K`, the background included.
+
+    Returns:
+        A `modules.data.spec.DatasetSpec` for `read_case` and `prepare_cases`. It cannot find its cases, nor draw a phantom.
+    """
+    from modules.data.case import LabelRule
+    from modules.data.spec import DatasetSpec
+
+    def refuse(root: Path, **_: Any):
+        raise NotImplementedError(f"Expected cases made by the benchmark. Received: a search in {root}.")
+
+    return DatasetSpec(
+        name="bench",
+        title="Drawn scans",
+        url="",
+        licence="",
+        terms="",
+        channels=("T1",),
+        class_names=tuple(f"class {index}" for index in range(num_classes)),
+        label_rule=LabelRule({index: index for index in range(num_classes)}),
+        preprocessing=preprocessing,
+        find=refuse,
+        write_phantom=refuse,
+    )
 
 
 def rate(step: Callable[[], Any], seconds: float) -> float:

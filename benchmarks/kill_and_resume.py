@@ -75,7 +75,7 @@ def train(folder: Path, run: str, kill_after: float | None = None, backend: str 
 
 
 def describe(run: Path) -> dict:
-    """What a run ended with, less the times it took."""
+    """Reads what a run ended with, less the times it took."""
     summary = json.loads((run / "summary.json").read_text())
     with (run / "history.csv").open() as file:
         history = [{name: value for name, value in row.items() if name not in ("seconds", "images_per_s")} for row in csv.DictReader(file)]

@@ -34,6 +34,8 @@ def draw(options: argparse.Namespace) -> dict:
     from training import count_flops
 
     from modules import devices, networks
+    from modules.data.case import LabelRule
+    from modules.data.patches import Window
     from modules.data.preprocess import Preprocessing
     from modules.predict.bundle import ModelBundle
     from modules.predict.convert import convert_bundle
@@ -45,15 +47,13 @@ def draw(options: argparse.Namespace) -> dict:
         window = size if kind == "slices" else WINDOW
         network = networks.build(f"unet{len(size)}d", (*window, 1), CLASSES, base_filters=FILTERS[kind])
         flops[kind] = count_flops(network) * math.prod(2 * whole // part - 1 for whole, part in zip(size, window, strict=True))
-        values = tuple(range(CLASSES))
         bundle = ModelBundle(
             model=networks.with_head(network),
             preprocessing=Preprocessing(len(size), shape=size if kind == "slices" else ()),
-            window=window,
+            window=Window(window),
             class_names=NAMES,
             channels=("T1",),
-            label_values={value: value for value in values},
-            output_values=values,
+            label_rule=LabelRule({index: index for index in range(CLASSES)}),
         )
         bundle.save(options.folder / f"bundle_{kind}")
         convert_bundle(bundle, options.folder / f"bundle_{kind}")
@@ -61,19 +61,19 @@ def draw(options: argparse.Namespace) -> dict:
 
 
 def measure_ours(options: argparse.Namespace) -> dict[str, float]:
-    """As predict.py does it, without the overlay."""
+    """Predicts as predict.py does, without the overlay."""
     from modules.data.case import Case
     from modules.data.formats import write_label_like
     from modules.predict.bundle import ModelBundle
-    from modules.predict.cases import Settings, predict_cases
+    from modules.predict.cases import PredictionOptions, predict_cases
 
     bundle = ModelBundle.load(options.folder / f"bundle_{options.kind}", engine=options.engine)
 
     def predict(paths: Sequence[Path]) -> None:
         cases = [Case(path.name, path.name, (path,)) for path in paths]
-        for item in predict_cases([bundle], cases, Settings(batch_size=BATCH if options.kind == "slices" else 2)):
+        for item in predict_cases([bundle], cases, PredictionOptions(batch_size=BATCH if options.kind == "slices" else 2)):
             source = item.case.image_paths[0]
-            write_label_like(options.folder / "ours" / source.name, bundle.to_file_values(item.prediction), source)
+            write_label_like(options.folder / "ours" / source.name, bundle.label_rule.to_file_values(item.prediction), source)
 
     return _measure(predict, options)
 

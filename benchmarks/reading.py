@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import harness  # noqa: F401  (finds the modules)
+import harness
 import numpy as np
 
 SIZES = {"slices": (256, 128), "volumes": (256, 128, 256)}
@@ -53,6 +53,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     """`prepare_cases`, then `make_pipeline`, as train.py uses them."""
     from modules.data import cache
     from modules.data.case import Case
+    from modules.data.patches import Window
     from modules.data.pipeline import make_pipeline
     from modules.data.preprocess import Preprocessing
     from modules.devices import start_backend
@@ -60,16 +61,16 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     start_backend(42)
     size, pairs = SIZES[options.kind], list_pairs(options)
     cases = [Case(image.name[:-7], image.name[:-7], (image,), label) for image, label in pairs]
-    decoded, inflated = _decode(cases), _inflate(pairs)
     folder = options.folder / "cache"
     shutil.rmtree(folder, ignore_errors=True)
     preprocessing = Preprocessing(len(size), shape=size if options.kind == "slices" else ())
-    settings = {"dataset": "bench", "channels": ("T1",), "label_values": {index: index for index in range(CLASSES)}, "folder": folder}
+    spec = harness.make_spec(preprocessing, CLASSES)
+    decoded, inflated = _decode(cases, spec), _inflate(pairs)
     began, began_cpu = time.perf_counter(), time.process_time()
-    prepared = cache.prepare_cases(cases, preprocessing, **settings)
+    prepared = cache.prepare_cases(cases, spec, preprocessing, folder)
     first, core = len(cases) / (time.perf_counter() - began), (time.process_time() - began_cpu) / len(cases)
     batch = 32 if options.kind == "slices" else 1
-    batches = iter(make_pipeline(prepared, size, 1, batch_size=batch, training=True))
+    batches = iter(make_pipeline(prepared, Window(size), 1, batch_size=batch, training=True))
     cached, copied = batch * _rate(batches, options.seconds), batch * _copy(next(batches))
     batch, window = (16, size) if options.kind == "slices" else (2, (96, 96, 96))
     batches = _augment(prepared, window, batch)
@@ -78,12 +79,13 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     return rates | {"core": core}
 
 
-def _decode(cases) -> float:
+def _decode(cases, spec) -> float:
     """Pairs read and checked a second, in threads as `prepare_cases` has them."""
-    from modules.data.case import read_label_of, read_volume
+    from modules.data.case import read_case
 
     def read(case) -> None:
-        read_label_of(case, read_volume(case.image_paths), {index: index for index in range(CLASSES)})
+        # Nothing is kept: fresh memory for each volume would cost more than reading it.
+        read_case(case, spec)
 
     return _in_threads(read, cases)
 
@@ -130,12 +132,13 @@ def _augment(prepared, window: tuple[int, ...], batch: int) -> Iterator:
     import tensorflow as tf
 
     from modules.data.draws import AUGMENTATIONS, draw_parameters
-    from modules.data.pipeline import PatchDraw, make_pipeline
+    from modules.data.patches import Window
+    from modules.data.pipeline import PatchSampler, make_pipeline
     from modules.model.augment import apply
 
-    draw = PatchDraw("uniform") if len(window) == 3 else None
+    sampler = PatchSampler("uniform") if len(window) == 3 else None
 
-    def change(rng, spacing_mm):
+    def draw(rng, spacing_mm):
         return draw_parameters(rng, AUGMENTATIONS["strong"], window, 1, spacing_mm=spacing_mm)
 
     @tf.function(autograph=False)
@@ -143,7 +146,8 @@ def _augment(prepared, window: tuple[int, ...], batch: int) -> Iterator:
         parameters = {name: value for name, value in batch.items() if name not in ("image", "label")}
         return apply(tf.cast(batch["image"], tf.float32), tf.cast(batch["label"], tf.int32), parameters)
 
-    for inputs in make_pipeline(prepared, window, 1, batch_size=batch, training=True, draw=draw, change=change):
+    settings = {"batch_size": batch, "training": True, "sampler": sampler, "draw_augmentation": draw}
+    for inputs in make_pipeline(prepared, Window(window), 1, **settings):
         image, label = step(inputs)
         yield image.numpy(), label.numpy()
 

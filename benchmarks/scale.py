@@ -1,4 +1,4 @@
-"""Whether memory stays flat as a data set grows: train and predict on catalogues of a thousand and of a hundred thousand slices.
+"""Memory as a data set grows, which should stay flat: train and predict on catalogues of a thousand and of a hundred thousand slices.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --cases 1000 10000
@@ -48,28 +48,30 @@ def draw(options: argparse.Namespace) -> dict:
 def measure_training(options: argparse.Namespace) -> dict[str, float]:
     """Prepares all cases and trains a few steps, with the functions of train.py."""
     import train
-    from utils import Settings
+    from modules.run import fit
+    from modules.run.settings import Settings
 
     began = time.perf_counter()
-    config = Settings("hipmri", data=str(options.folder), shape=SIZE, base_filters=4, cache=str(options.folder / "cache"), epochs=1)
-    job = train.prepare(config)
-    prepared = time.perf_counter() - began
-    trainer = train.make_trainer(job, job.count_steps())
-    trainer.fit(train.make_training_data(job, 0), epochs=1, steps_per_epoch=20, shuffle=False, verbose=0)
-    bundle = job.make_bundle({"dataset": "hipmri"})
-    bundle.save(options.folder / "bundle")
-    return {"memory": _peak(), "seconds": prepared}
+    places = {"data": str(options.folder), "cache": str(options.folder / "cache")}
+    prepared = train.prepare(Settings("hipmri", **places, shape=SIZE, epochs=1, network_options={"base_filters": 4}))
+    seconds = time.perf_counter() - began
+    trainer = fit.make_trainer(prepared)
+    trainer.fit(fit.make_training_data(prepared, 0), epochs=1, steps_per_epoch=20, shuffle=False, verbose=0)
+    prepared.make_bundle({"dataset": "hipmri"}).save(options.folder / "bundle")
+    return {"memory": _peak(), "seconds": seconds}
 
 
 def measure_prediction(options: argparse.Namespace) -> dict[str, float]:
     """Finds and predicts all slices, and drops the label maps."""
-    import predict
+    from dataset import DATASETS
     from modules.predict.bundle import ModelBundle
     from modules.predict.cases import predict_cases
+    from modules.predict.inputs import find_images, make_cases
 
     began = time.perf_counter()
     bundle = ModelBundle.load(options.folder / "bundle", engine="keras")
-    cases = predict.make_cases(predict.find_images([str(options.folder / "keras_slices_train")]), None, bundle)
+    files = find_images([str(options.folder / "keras_slices_train")], [spec.label_rule for spec in DATASETS.values()])
+    cases = make_cases(files, None, bundle)
     for _ in predict_cases([bundle], cases):
         pass
     return {"memory": _peak(), "seconds": time.perf_counter() - began}

@@ -1,4 +1,4 @@
-"""What predicting one large volume takes: seconds and peak memory of the path that predict.py goes, beside MONAI's.
+"""Cost of predicting one large volume: seconds and peak memory of the path that predict.py goes, beside MONAI's.
 
     python benchmarks/sliding_window_memory.py
     python benchmarks/sliding_window_memory.py --shape 256 256 128 --classes 6 --window 96 96 96 --without-peer
@@ -46,7 +46,7 @@ def main() -> None:
         for spacing in ([], options.spacing) if options.spacing else ([],):
             print(f"\nresampled to {'x'.join(f'{step:g}' for step in spacing)} mm" if spacing else "\non its own grid")
             ours = _report("this application", _run("predict", options, folder, spacing))
-            print(f"    {ours['plan']}")
+            print(f"    {ours['tiling']}")
             print(f"  {'below' if ours['end'] < LIMIT_GIB else 'ABOVE'} {LIMIT_GIB:g} GiB")
             if peer:
                 theirs = _report("MONAI", _run("peer", options, folder, spacing))
@@ -80,12 +80,13 @@ def predict(options: argparse.Namespace) -> None:
     import keras
 
     from modules import devices
-    from modules.data.case import Case
+    from modules.data.case import Case, LabelRule
     from modules.data.formats import write_label_like
+    from modules.data.patches import Window
     from modules.data.preprocess import Preprocessing
     from modules.networks import with_head
     from modules.predict.bundle import ModelBundle
-    from modules.predict.cases import Settings, predict_cases
+    from modules.predict.cases import PredictionOptions, predict_cases
 
     devices.import_keras()
     inputs = keras.Input((*options.window, 1))
@@ -94,21 +95,20 @@ def predict(options: argparse.Namespace) -> None:
     bundle = ModelBundle(
         model=with_head(keras.Model(inputs, logits)),
         preprocessing=Preprocessing(3, intensity="zscore", spacing_mm=tuple(options.spacing)),
-        window=tuple(options.window),
+        window=Window(tuple(options.window)),
         class_names=names,
         channels=("T2",),
-        label_values={index: index for index in range(options.classes)},
-        output_values=tuple(range(options.classes)),
+        label_rule=LabelRule({index: index for index in range(options.classes)}),
     )
     memory["imported"] = _peak()
     image = Path(options.folder) / "image.nii.gz"
     began = time.perf_counter()
-    plans = []
-    settings = Settings(overlap=OVERLAP, on_plan=plans.append)
+    tilings = []
+    settings = PredictionOptions(overlap=OVERLAP, on_tiling=tilings.append)
     for item in predict_cases([bundle], [Case("image", "image", (image,))], settings):
         memory["predicted"] = _peak()
-        write_label_like(Path(options.folder) / "prediction.nii.gz", bundle.to_file_values(item.prediction), image)
-    print(json.dumps({"s": time.perf_counter() - began, **memory, "end": _peak(), "plan": str(plans[0])}))
+        write_label_like(Path(options.folder) / "prediction.nii.gz", bundle.label_rule.to_file_values(item.prediction), image)
+    print(json.dumps({"s": time.perf_counter() - began, **memory, "end": _peak(), "tiling": str(tilings[0])}))
 
 
 def predict_with_monai(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/training.py --step ours --rank 2 --base-filters 32 --batch 8 --size 256x128
     python benchmarks/training.py --step torch --rank 3 --base-filters 16 --batch 2 --size 64x64x64
 
-One batch is trained on again and again, with cross-entropy and Adam; ours goes through `modules.trainer` as train.py does. With
+One batch is trained on again and again, with cross-entropy and Adam; ours goes through `modules.model.trainer` as train.py does. With
 `--profile 1` it says instead where a step's time goes, by kind of operation (ours: on TensorFlow).
 """
 

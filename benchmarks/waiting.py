@@ -12,7 +12,7 @@ import statistics
 import time
 from pathlib import Path
 
-import harness  # noqa: F401  (finds the modules)
+import harness
 from reading import CLASSES, SIZES, list_pairs
 
 
@@ -22,6 +22,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from modules.data import cache
     from modules.data.case import Case
     from modules.data.draws import AUGMENTATIONS, draw_parameters
+    from modules.data.patches import Window
     from modules.data.pipeline import make_pipeline
     from modules.data.preprocess import Preprocessing
 
@@ -36,14 +37,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     devices.choose_precision(options.precision)
     size = SIZES["slices"]
     cases = [Case(image.name[:-7], image.name[:-7], (image,), label) for image, label in list_pairs(options)]
-    values = {index: index for index in range(CLASSES)}
-    settings = {"dataset": "bench", "channels": ("T1",), "label_values": values, "folder": options.folder / "cache"}
-    prepared = cache.prepare_cases(cases, Preprocessing(2, shape=size), **settings)
+    preprocessing = Preprocessing(2, shape=size)
+    prepared = cache.prepare_cases(cases, harness.make_spec(preprocessing, CLASSES), preprocessing, options.folder / "cache")
 
-    def change(rng, spacing_mm):
+    def draw(rng, spacing_mm):
         return draw_parameters(rng, AUGMENTATIONS["light"], size, 1, spacing_mm=spacing_mm)
 
-    real = make_pipeline(prepared, size, 1, batch_size=options.batch, training=True, change=change)
+    real = make_pipeline(prepared, Window(size), 1, batch_size=options.batch, training=True, draw_augmentation=draw)
     batch = next(iter(real))
     repeated = tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2)
     network = networks.build("unet2d", (*size, 1), CLASSES, base_filters=options.base_filters)
