@@ -7,14 +7,14 @@ raises an error that names the file. It repairs nothing.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from modules.data.formats import read_file, to_float32
+from modules.data.formats import read_file, read_grid, to_float32
 
 _UNKNOWN = 255
 _PIECE = 1 << 16
@@ -190,6 +190,17 @@ def read_volume(paths: Iterable[Path], on_bytes: Callable[[bytes], object] | Non
         if volume.array.shape != first.array.shape:
             raise ValueError(f"Expected channels of one shape, {first.array.shape[:-1]}. Received: {volume.array.shape[:-1]} in {path}.")
     return Volume(np.concatenate([volume.array for volume in volumes], axis=-1), first.affine, first.spacing_mm)
+
+
+def read_header(paths: Sequence[Path]) -> Volume:
+    """Reads where the voxels of a volume lie, given as one NIfTI file or as one a channel, without the voxels: all are 0.
+
+    Raises:
+        FileNotFoundError, ValueError: From reading the first file's header.
+    """
+    array, affine, spacing_mm = read_grid(paths[0])
+    channels = len(paths) if len(paths) > 1 else array.shape[-1]
+    return Volume(np.broadcast_to(np.float32(0), (*array.shape[:-1], channels)), affine, spacing_mm)
 
 
 def read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -130,14 +130,38 @@ def _read_nifti(path: Path, data: bytes) -> StoredImage:
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
         reason = " ".join(str(error).split())
         raise ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.") from error
+    layout, spacing = _find_layout(shape, zooms, path)
+    return StoredImage(array.reshape(layout), affine, spacing)
+
+
+def read_grid(path: Path) -> StoredImage:
+    """Reads where the voxels of a NIfTI file lie, without the voxels: the array has their shape and is one zero, seen from everywhere.
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If its header cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check the path.")
+    try:
+        source = _import_nibabel().load(path)
+        shape, zooms, affine = source.shape, source.header.get_zooms(), np.asarray(source.affine)
+    except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.") from error
+    layout, spacing = _find_layout(shape, zooms, path)
+    return StoredImage(np.broadcast_to(np.float32(0), layout), affine, spacing)
+
+
+def _find_layout(shape: Sequence[int], zooms: Sequence[float], path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Returns the shape `(*S, C)` that a file's array takes, and the size of a voxel along each axis of `S`."""
     # The first three axes are space, what comes behind them are channels; axes of length one are neither.
     kept = [axis for axis, size in enumerate(shape[:3]) if size > 1]
     channels = [size for size in shape[3:] if size > 1] or [1]
     if len(kept) < 2 or len(channels) > 1:
-        raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {shape}.")
-    spacing = [zoom if zoom > 0 else 1.0 for zoom in zooms]
-    array = array.reshape([*(shape[axis] for axis in kept), channels[0]])
-    return StoredImage(array, affine, tuple(spacing[axis] for axis in kept))
+        raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {tuple(shape)}.")
+    spacing = tuple(float(zooms[axis]) if zooms[axis] > 0 else 1.0 for axis in kept)
+    return (*(shape[axis] for axis in kept), channels[0]), spacing
 
 
 def _load_nifti(path: Path) -> tuple[tuple[int, ...], list[float], np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from modules.data.cache import prepare_cases
-from modules.data.case import Case, read_volume
+from modules.data.case import Case, read_header, read_volume
 from modules.data.spec import DatasetSpec
 from modules.run.plan import Fingerprint, draft_plan
 from modules.run.settings import Settings
@@ -26,7 +26,8 @@ def measure(cases: Sequence[Case], spec: DatasetSpec, settings: Settings) -> Fin
         return Fingerprint(len(cases), tuple(shapes))
 
     def measure_grid(case: Case) -> tuple[int, ...]:
-        image = read_volume(case.image_paths)
+        # Only a foreground crop needs the voxels, which are decoded again when they are prepared.
+        image = read_volume(case.image_paths) if draft.preprocessing.foreground_crop else read_header(case.image_paths)
         draft.preprocessing.check(image, spec.channels, str(case.image_paths[0]))
         return draft.preprocessing.measure(image).grid
 

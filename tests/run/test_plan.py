@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from dataset import DATASETS
+from modules.data.case import read_volume
 from modules.data.patches import Window
 from modules.data.pipeline import PatchSampler
 from modules.data.spec import find_cases, load_spec
+from modules.run import fingerprint
 from modules.run.fingerprint import measure
 from modules.run.folder import RunFolder
 from modules.run.plan import Fingerprint, Plan, derive_window, draft_plan, make_plan
@@ -112,8 +114,17 @@ def test_only_what_follows_from_the_scans_is_measured(phantoms, tmp_path):
     assert not (tmp_path / "cache").exists()
     assert measure(cases, spec, Settings("ibsr18", **cache)) == whole
     assert (tmp_path / "cache").exists()
-    for case, shape in zip(cases, whole.shapes, strict=True):
-        assert len(shape) == 3, case.case_id
+
+
+def test_whole_volumes_are_measured_by_their_headers_unless_margins_are_cut(phantoms, tmp_path, monkeypatch):
+    spec = load_spec(DATASETS["hipmri3d"], phantoms / "hipmri3d")
+    cases = find_cases(spec, phantoms / "hipmri3d")
+    settings = Settings("hipmri3d", mode="volume", spacing=(10.0, 10.0, 10.0), cache=str(tmp_path))
+    expected = tuple(draft_plan(settings, spec).preprocessing.measure(read_volume(case.image_paths)).grid for case in cases)
+    monkeypatch.setattr(fingerprint, "read_volume", None)
+    assert measure(cases, spec, settings).shapes == expected
+    with pytest.raises(TypeError):
+        measure(cases, spec, replace(settings, crop="foreground"))
 
 
 def test_shape_spacing_and_batch_size_reach_the_bundle_by_the_plan(phantoms, tmp_path, monkeypatch):
