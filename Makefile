@@ -8,13 +8,17 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 EXTRAS ?=
 # As for `make test PYTEST_FLAGS="-k resume"`.
 PYTEST_FLAGS ?=
+# Test processes: one a core, at most 8. `make test WORKERS=0` runs the tests in one process, for a debugger.
+WORKERS ?= auto
 BIN := .venv/bin
 RUN := demo
 DEMO_DATA := data/hipmri-phantom
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test coverage bench lint lock clean
 
 demo: .venv/installed
 	rm -rf runs/$(RUN)
@@ -23,29 +27,45 @@ demo: .venv/installed
 	@echo
 	@echo "Pictures of the training: runs/$(RUN)/figures/   of the predictions: predictions/*_overlay.png"
 
-test: .venv/installed
-	$(if $(strip $(EXTRAS)),$(BIN)/pip install --quiet $(EXTRAS))
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: .venv/installed-dev
+	$(if $(strip $(EXTRAS)),$(PIP) $(EXTRAS))
+	$(PYTEST) $(PYTEST_FLAGS)
+
+# The tests with a table of the lines and branches that they reach.
+coverage: .venv/installed-dev
+	$(PYTEST) --cov --cov-report term-missing $(PYTEST_FLAGS)
 
 # Beside the peers of benchmarks/requirements.txt, which are some gigabytes: make bench BENCH_FLAGS="--rows prediction"
 BENCH_FLAGS ?=
 bench: .venv/installed
-	$(BIN)/pip install --quiet -r benchmarks/requirements.txt
+	$(PIP) -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/cpu.py $(BENCH_FLAGS)
 
-lint: .venv/installed
-	$(BIN)/pip install --quiet "ruff==0.17.*"
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
+
+# Refreshes both lock files: the newest versions that the two .txt files allow. They hold for Python 3.11 to 3.13 and each system.
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+lock: .venv/installed-dev
+	$(COMPILE) requirements.txt --output-file requirements.lock
+	$(COMPILE) requirements-dev.txt --constraint requirements.lock --output-file requirements-dev.lock
 
 # Leaves runs/ and predictions/ alone: they cannot be made again in minutes.
 clean:
-	rm -rf .venv cache data/*-phantom* .pytest_cache .ruff_cache
+	rm -rf .venv cache data/*-phantom* .pytest_cache .ruff_cache .coverage .coverage.* htmlcov build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Where an NVIDIA driver answers, TensorFlow gets the CUDA libraries that it was built for.
-.venv/installed: requirements.txt
+# Where an NVIDIA driver answers, the locked TensorFlow gets the CUDA libraries that it was built for.
+.venv/installed: requirements.lock
 	@test -n "$(PYTHON)" || { echo "make: Expected Python 3.11 to 3.13 with venv. Received: none. Install one or set PYTHON=." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	@if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install --quiet "tensorflow[and-cuda]"; fi
+	$(PIP) -r requirements.lock
+	@if nvidia-smi >/dev/null 2>&1; then \
+		$(PIP) "tensorflow[and-cuda]==$$(sed -n 's/^tensorflow==\([^ ;]*\).*/\1/p' requirements.lock)"; fi
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(PIP) -r requirements-dev.lock
 	touch $@
