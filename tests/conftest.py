@@ -53,6 +53,7 @@ def write_picture(tmp_path):
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory):
     """A folder with a tiny phantom of each data set in its layout; read only."""
+    from dataset import DATASETS
     from modules import phantom
 
     root = tmp_path_factory.mktemp("phantoms")
@@ -62,6 +63,10 @@ def phantoms(tmp_path_factory):
     phantom.write_hipmri3d(root / "hipmri3d", subjects=5, shape=(32, 32, 16))
     phantom.write_ibsr18(root / "ibsr18", subjects=(3, 1, 1), shape=(32, 24, 32))
     phantom.write_msd(root / "msd", subjects=4, shape=(24, 32, 24))
+    # A data set that is added to the catalogue is tested with the rest.
+    for name, spec in DATASETS.items():
+        if not (root / name).is_dir():
+            spec.write_phantom(root / name)
     return root
 
 
