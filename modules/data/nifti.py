@@ -116,8 +116,8 @@ def _parse_header(data: bytes) -> _Header | None:
     """Reads a NIfTI-1 header as nibabel does. Returns None for a cut or unusual header, which nibabel must judge.
 
     Unusual are extensions, a header apart from its data, NIfTI-2, colours and complex numbers. So are fields that contradict each
-    other or the standard. Two harmless faults are common, and nibabel mends them, so they are accepted: zooms of 0 or below, and a
-    pixdim[0] that is neither 1 nor -1.
+    other or the standard. Two harmless faults are common, and nibabel mends them: zooms of 0 or below, and a pixdim[0] that is
+    neither 1 nor -1. They are accepted here too.
     """
     if len(data) < 352:
         return None
