@@ -15,7 +15,7 @@ from typing import Any
 
 import utils
 from modules.data import msd
-from modules.data.case import Case, LabelRule, place_in_volume, read_case, rename
+from modules.data.case import Case, LabelRule, place_in_volume, read_case, rename, require_label
 from modules.data.draws import AUGMENTATIONS
 from modules.data.files import stem_of, suffix_of
 from modules.data.preprocess import Preprocessing
@@ -87,6 +87,7 @@ def find_hipmri3d(root: Path) -> list[Case]:
     pattern = re.compile(r"((?:Case_|B)(\d+)_Week\d+)(_SEMANTIC)?(?:_LFOV)?\.nii(?:\.gz)?")
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
+    patients: dict[str, int] = {}
     for folder, found in (("semantic_MRs*", images), ("semantic_labels*", labels)):
         for path in sorted(path for place in root.glob(folder) for path in place.rglob("*.nii*") if path.is_file()):
             match = pattern.fullmatch(path.name)
@@ -94,6 +95,7 @@ def find_hipmri3d(root: Path) -> list[Case]:
                 continue
             if not match or bool(match[3]) != (found is labels):
                 raise ValueError(f"Expected volumes named Case_<n>_Week<n>_[SEMANTIC_]LFOV.nii.gz. Received: {path}. Rename or remove it.")
+            patients[match[1]] = int(match[2])
             if found.setdefault(match[1], path) != path:
                 raise ValueError(f"Expected one file for {match[1]}. Received: {found[match[1]]} and {path}. Remove one.")
     if not images:
@@ -101,7 +103,7 @@ def find_hipmri3d(root: Path) -> list[Case]:
     for one, other, lacking in ((images, labels, "a label"), (labels, images, "an image")):
         for name in sorted(set(one) - set(other)):
             raise ValueError(f"Expected {lacking} for {one[name]}. Received: none under {root}. Add it or remove the file.")
-    return [Case(name, f"patient_{int(pattern.fullmatch(path.name)[2]):03d}", (path,), labels[name]) for name, path in images.items()]
+    return [Case(name, f"patient_{patients[name]:03d}", (path,), labels[name]) for name, path in images.items()]
 
 
 def find_ibsr18(root: Path) -> list[Case]:
@@ -299,8 +301,12 @@ def _show(options: argparse.Namespace) -> None:
     scans = choose_scans(find_cases(spec, root), _SHOWN if options.augment == "none" else 1, options.seed)
     cases = [choose_case(scan, spec) for scan in scans]
     plane = spec.defaults.get("plane", "axial")
-    if options.augment == "none":
-        drawn = {case.case_id: read_case(case, spec) for case in cases}
+    augmentation = AUGMENTATIONS[options.augment]
+    if augmentation is None:
+        drawn = {}
+        for case in cases:
+            image, label = read_case(case, spec)
+            drawn[case.case_id] = (image, require_label(case, label))
         reports.draw_cases(output, drawn, spec.class_names, title=f"{spec.name}: {spec.title}", plane=plane)
     else:
         from modules.devices import import_keras
@@ -310,7 +316,7 @@ def _show(options: argparse.Namespace) -> None:
         size = "x".join(map(str, label.shape))
         title = f"{spec.name}, {cases[0].case_id}, {size}: the augmentation '{options.augment}', each effect alone and all together"
         reports.draw_augmentation(
-            output, image, label, spec.class_names, AUGMENTATIONS[options.augment],
+            output, image, label, spec.class_names, augmentation,
             title=title, seed=options.seed, plane=plane, left_right_swaps=spec.mirrored_indices(),
         )  # fmt: skip
     utils.log.info("picture: %s", output)

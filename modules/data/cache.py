@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modules.data.case import Case, read_case
+from modules.data.case import Case, read_case, require_label
 from modules.data.files import fingerprint_files, replace_file
 from modules.data.patches import choose_points, cut_into
 from modules.data.preprocess import Preprocessing
@@ -212,7 +212,7 @@ def prepare_cases(
 
         image, label = read_case(case, rules, keep_digest)
         array, geometry = preprocessing.apply(image)
-        label = preprocessing.apply_label(label, geometry)
+        label = preprocessing.apply_label(require_label(case, label), geometry)
         # The case's name is the seed, so that a copy of the data in another folder gives the same points.
         rng = np.random.default_rng(list(case.case_id.encode()))
         points = choose_points(label, spec.num_classes, rng) if label.ndim == 3 else ()
@@ -226,8 +226,7 @@ def prepare_cases(
 
     keys = []
     for case in cases:
-        _check_files(case)
-        keys.append(f"{case.case_id}-{fingerprint_files([*case.image_paths, case.label_path])[:16]}")
+        keys.append(f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}")
     known = {key: case for pack in sorted(folder.glob(f"*{SUFFIX}")) for key, case in read_pack(pack).items()}
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     # Volumes take a gigabyte each while they are prepared.
@@ -252,7 +251,10 @@ def _map_threads(function: Callable[[Sequence], dict], chunks: Sequence[Sequence
     return results
 
 
-def _check_files(case: Case) -> None:
-    for path in (*case.image_paths, case.label_path):
+def _list_files(case: Case) -> list[Path]:
+    """Lists the files of a case, images before label, and checks that they are there."""
+    paths = [*case.image_paths, *([case.label_path] if case.label_path else [])]
+    for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check case {case.case_id}.")
+    return paths

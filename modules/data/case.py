@@ -96,7 +96,7 @@ class LabelRule:
         if self.values and min(self.values) < 0:
             raise ValueError(f"Expected `values` of 0 or more in a label rule. Received: {min(self.values)}.")
         if not self.output_values:
-            first = {index: value for value, index in reversed(self.values.items())}
+            first = {index: value for value, index in reversed(list(self.values.items()))}
             object.__setattr__(self, "output_values", tuple(first[index] for index in sorted(first)))
 
     def name_label(self, name: str) -> str:
@@ -160,6 +160,13 @@ def read_case(case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] 
             f"label {label.shape} in {case.label_path}. Remove the pair or correct it."
         )
     return image, label
+
+
+def require_label(case: Case, label: np.ndarray | None) -> np.ndarray:
+    """Returns the label of a case that must have one; raises ValueError if it has none."""
+    if label is None:
+        raise ValueError(f"Expected a label for case {case.case_id}. Received: none. Add one, or leave the case out.")
+    return label
 
 
 def read_volume(paths: Iterable[Path], on_bytes: Callable[[bytes], object] | None = None) -> Volume:

@@ -7,7 +7,7 @@ field, the resolution, the noise, then the scaling for display.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -123,7 +123,7 @@ def list_effects(augmentation: Augmentation | None) -> dict[str, Augmentation]:
     for name, neutral in NEUTRAL.items():
         effect = getattr(augmentation, name)
         if effect.probability:
-            effects[name] = Augmentation(**{name: _make_strongest(effect, neutral)})
+            effects[name] = replace(Augmentation(), **{name: _make_strongest(effect, neutral)})
     return effects
 
 
@@ -175,7 +175,7 @@ def draw_parameters(
     mirrored = (rng.random(rank) < augmentation.flip) & np.isin(np.arange(rank), flips)
     matrix = _draw_matrix(rng, augmentation, np.asarray(shape), spacing)
     matrix[mirrored] *= -1
-    drawn = {"matrix": matrix, "mirrored": np.int32(left_right is not None and mirrored[left_right])}
+    drawn = {"matrix": matrix, "mirrored": np.array(left_right is not None and mirrored[left_right], np.int32)}
     most = np.minimum(_draw_values(rng, augmentation, "elastic") * finest, FOLD_LIMIT * (np.asarray(shape) - 1) / (ELASTIC_POINTS - 3))
     drawn["elastic"] = rng.uniform(-1, 1, (ELASTIC_POINTS,) * rank + (rank,)) * most
     drawn["bias"] = rng.uniform(-1, 1, (BIAS_POINTS,) * rank) * _draw_values(rng, augmentation, "bias")

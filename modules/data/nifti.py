@@ -19,8 +19,8 @@ except ImportError:
 # Fields of a NIfTI-1 header: sizeof_hdr, dim, datatype, bitpix, pixdim, vox_offset, scl_slope, scl_inter, qform_code, sform_code,
 # quatern_b to qoffset_z, srow_x to srow_z, magic.
 _HEADERS = {order: struct.Struct(f"{order}i 36x 8h 14x 2h 2x 8f 3f 132x 2h 6f 12f 16x 4s") for order in "<>"}
-_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
-_DTYPES = {(order, code): np.dtype(order + name) for order in "<>" for code, name in _DTYPES.items()}
+_DTYPE_NAMES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_DTYPES = {(order, code): np.dtype(order + name) for order in "<>" for code, name in _DTYPE_NAMES.items()}
 _PIECE = 1 << 16
 
 

@@ -41,11 +41,11 @@ class Geometry:
     def turn(self, array: np.ndarray) -> np.ndarray:
         """Returns a view of an array on the input's grid `(*S, ...)`, in canonical orientation."""
         array = array.transpose(*self.axes, *range(len(self.axes), array.ndim))
-        return np.flip(array, [axis for axis, flipped in enumerate(self.flipped) if flipped])
+        return np.flip(array, tuple(axis for axis, flipped in enumerate(self.flipped) if flipped))
 
     def turn_back(self, array: np.ndarray) -> np.ndarray:
         """Returns a view of a canonical array in the input's orientation; the inverse of `turn`."""
-        array = np.flip(array, [axis for axis, flipped in enumerate(self.flipped) if flipped])
+        array = np.flip(array, tuple(axis for axis, flipped in enumerate(self.flipped) if flipped))
         return array.transpose(*np.argsort(self.axes), *range(len(self.axes), array.ndim))
 
     def measure_spacing(self, spacing_mm: Sequence[float]) -> tuple[float, ...]:
@@ -197,8 +197,8 @@ class Preprocessing:
         shape = tuple(spatial[axis] for axis in axes)
         box = tuple((0, size) for size in shape)
         if self.foreground_crop:
-            bright = _find_foreground(image.array).any(axis=-1).transpose(axes)
-            bright = np.flip(bright, [axis for axis, is_flipped in enumerate(flipped) if is_flipped])
+            bright = np.asarray(_find_foreground(image.array).any(axis=-1)).transpose(axes)
+            bright = np.flip(bright, tuple(axis for axis, is_flipped in enumerate(flipped) if is_flipped))
             if bright.any():
                 others = [tuple(other for other in range(bright.ndim) if other != axis) for axis in range(bright.ndim)]
                 occupied = [np.flatnonzero(bright.any(axis=other)) for other in others]

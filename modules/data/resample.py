@@ -43,7 +43,7 @@ def fit_planes(planes: Iterable[np.ndarray], shape, target, start, fill) -> Iter
         yield from planes
         return
     given = 0
-    plane = None
+    plane: np.ndarray | None = None
     for index, plane in enumerate(planes):
         if not 0 <= start[0] + index < target[0]:
             continue
@@ -52,6 +52,8 @@ def fit_planes(planes: Iterable[np.ndarray], shape, target, start, fill) -> Iter
             given += 1
         yield place(plane, target[1:], start[1:], fill)
         given += 1
+    if plane is None:
+        raise ValueError("Expected at least one plane to fit. Received: none.")
     while given < target[0]:
         yield _empty_plane(plane, target, fill)
         given += 1
@@ -142,15 +144,15 @@ def _find_neighbours(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np
 def resample_planes(planes: Iterable[np.ndarray], shape, target) -> Iterator[np.ndarray]:
     """Does the work of a linear `resample` for a volume that comes plane by plane. It holds no more than two planes."""
     low, high, share = _find_neighbours(shape[0], target[0])
-    planes = enumerate(planes)
+    numbered = enumerate(planes)
     held: dict[int, np.ndarray] = {}
     for first, second, part in zip(low, high, share, strict=True):
         while second not in held:
-            index, plane = next(planes)
+            index, plane = next(numbered)
             held[index] = _resample_plane(plane, target[1:])
         held = {index: plane for index, plane in held.items() if index >= first}
         yield held[first] * (1 - part) + held[second] * part if part else held[first]
-    for _ in planes:
+    for _ in numbered:
         pass
 
 

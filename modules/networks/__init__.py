@@ -23,7 +23,7 @@ NETWORKS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*
 
 def describe() -> dict[str, str]:
     """Returns each network's name and the first line of its docstring, without importing Keras."""
-    return {name: ast.get_docstring(_parse_source(name)).partition("\n")[0] for name in NETWORKS}
+    return {name: (ast.get_docstring(_parse_source(name)) or "").partition("\n")[0] for name in NETWORKS}
 
 
 def find_divisor(name: str) -> int:

@@ -7,8 +7,8 @@ anterior to posterior. Columns run from the patient's right to the left, as radi
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+from nibabel.eulerangles import euler2mat
 
 from modules.phantom._files import SPLITS, check_count, check_counts, check_shape, list_subjects, write_nifti, write_once
 from modules.phantom.brain import draw_brain
@@ -114,9 +114,11 @@ def write_ibsr18(
         for split, index in list_subjects(subjects):
             plane_mm = _IBSR_SPACINGS_MM[index // 3 % 3]
             real_mm = (plane_mm, _IBSR_SLICE_MM, plane_mm)
-            spacing_mm = [step * real / size for step, real, size in zip(real_mm, _IBSR_SHAPE, shape, strict=True)]
+            right_mm, front_mm, up_mm = spacing_mm = [
+                step * real / size for step, real, size in zip(real_mm, _IBSR_SHAPE, shape, strict=True)
+            ]
             image, label = draw_brain(
-                np.random.default_rng([seed, index]), shape[::-1], spacing_mm=tuple(spacing_mm[::-1]), label_sulci=False
+                np.random.default_rng([seed, index]), shape[::-1], spacing_mm=(up_mm, front_mm, right_mm), label_sulci=False
             )
             image *= _IBSR_MAXIMA[index % len(_IBSR_MAXIMA)] / image.max()
             affine = _make_affine(spacing_mm, (-spacing_mm[0] * (shape[0] - 1), 0, 0))
@@ -163,10 +165,11 @@ def _describe_msd(training: list[int], nnunet: bool) -> dict:
 def _draw_msd_case(seed: int, number: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns image (*S, 2), label (*S) and affine of one case; S differs from `shape` by up to two voxels an axis."""
     rng = np.random.default_rng([seed, number])
-    image, label = draw_hippocampus(rng, tuple(size + int(more) for size, more in zip(shape, rng.integers(-2, 3, 3), strict=True)))
+    width, depth, height = (size + int(more) for size, more in zip(shape, rng.integers(-2, 3, 3), strict=True))
+    image, label = draw_hippocampus(rng, (width, depth, height))
     affine = _make_affine((1, 1, 1), (1, 1, 1))
     if number % 3 == 0:
-        affine[:3, :3] = nib.eulerangles.euler2mat(*np.radians(rng.uniform(-7, 7, 3)))
+        affine[:3, :3] = euler2mat(*np.radians(rng.uniform(-7, 7, 3)))
     if number == 1:
         return np.clip(image * 150, 0, 255).round().astype(np.uint8), label, affine
     return image * np.float32(rng.uniform(800, 2500)), label.astype(np.float32) if number == 3 else label, affine

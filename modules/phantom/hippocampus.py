@@ -90,7 +90,8 @@ def draw_hippocampus(rng: np.random.Generator, shape: tuple[int, int, int] = _NO
         (axis - anatomy[name]) / anatomy["scale"] for axis, name in ((x * anatomy["side"], "shift_x"), (y, "shift_y"), (z, "shift_z"))
     )
     bend = smooth_noise(rng, shape, (6, 8, 6))
-    folds, grain = smooth_noise(rng, shape, (7, 9, 7)), smooth_noise(rng, shape, tuple(max(2, n // 2) for n in shape))
+    width, depth, height = (max(2, n // 2) for n in shape)
+    folds, grain = smooth_noise(rng, shape, (7, 9, 7)), smooth_noise(rng, shape, (width, depth, height))
     tube = _measure_tube(x, y, z, anatomy) + 0.7 * bend
     amygdala = measure_ellipsoid(x, y, z, (-1.0, 18.0, 5.0), (7.5, 8.0, 6.5)) + 0.7 * bend
 

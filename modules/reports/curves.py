@@ -65,7 +65,9 @@ def _read_column(history: Sequence[dict[str, float]], key: str) -> np.ndarray:
     return np.where(np.isfinite(values), values, math.nan)
 
 
-def _start_curves(history: Sequence[dict[str, float]], title: str, name: str, *, height: float, right: float) -> tuple:
+def _start_curves(
+    history: Sequence[dict[str, float]], title: str, name: str, *, height: float, right: float
+) -> tuple[Figure, Axes, np.ndarray]:
     """Starts a plot; returns its figure, axes and epochs (n,). Sizes are in inches; `right` is the room for labels beside the axes."""
     width = 6.8 + right
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -124,12 +126,12 @@ def _plot_dice(history: Sequence[dict[str, float]], path: Path) -> Path:
     keys = dict.fromkeys(key.removeprefix("val_") for row in history for key in row)
     names = [key.removeprefix("dice_") for key in keys if key.startswith("dice_")]
     colours = [_darken(colour, 0.62) for colour in list_colours(len(set(names) - {"background"}) + 1)]
-    curves = [(n, f"dice_{n}", "#999999" if n == "background" else colours.pop(0), 1.5) for n in names]
+    curves: list[tuple[str, str, str, float]] = [(n, f"dice_{n}", "#999999" if n == "background" else colours.pop(0), 1.5) for n in names]
     if len(names) != 1:  # the mean of one class would only hide it
         curves.append(("mean", "mean_dice", "black", 2.2))
     # A class that validation never met is labelled with its value from training, and its name says so.
     measured = {key for _, key, *_ in curves if np.isfinite(_read_column(history, f"val_{key}")).any()}
-    curves = [(name if key in measured else f"{name} (training)", key, *style) for name, key, *style in curves]
+    curves = [(name if key in measured else f"{name} (training)", key, colour, width) for name, key, colour, width in curves]
     longest = max(len(name) for name, *_ in curves)
     figure, axes, epochs = _start_curves(
         history, "Dice by class and epoch", "Dice", height=max(4.2, 1.3 + 0.18 * len(curves)), right=0.75 + 0.085 * longest
@@ -144,18 +146,18 @@ def _plot_dice(history: Sequence[dict[str, float]], path: Path) -> Path:
         known = np.flatnonzero(np.isfinite(final))
         if known.size:
             ends.append((final[known[-1]], epochs[known[-1]], name, colour))
-    _label_ends(axes, ends)
+    _label_ends(figure, axes, ends)
     axes.plot([], [], color=INK, linestyle="-", linewidth=1.5, label="validation")
     axes.plot([], [], color=INK, linestyle="--", linewidth=0.8, label="training")
     return _finish_curves(history, figure, axes, path)
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+def _label_ends(figure: Figure, axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     """Writes name and last value to the right of each curve's end. Labels that would overlap are moved apart."""
     if not ends:
         return
     ends = sorted(ends)
-    step = 13 / 72 / (axes.get_position().height * axes.figure.get_figheight())
+    step = 13 / 72 / (axes.get_position().height * figure.get_figheight())
     # On the way up, each label keeps clear of the one below. On the way back down, the top must stay at or under 1.
     heights = [value for value, *_ in ends]
     for i in range(1, len(heights)):

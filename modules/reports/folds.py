@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,16 +53,16 @@ def draw_folds(path: Path, folds: Mapping[str, Sequence[Score]], subjects: Mappi
     entries = len(folds) + 1
     fitting = 1 + int(6 / (0.55 + _LETTER * max(map(len, folds))))
     lines = math.ceil(entries / fitting)
-    axes = _start_rows(names, title, len(folds), lines)
+    figure, axes = _start_rows(names, title, len(folds), lines)
     crowded = len({subjects[score.case] for score in scores}) > 25 * len(folds)
-    size = {"s": 14, "linewidths": 0.3} if crowded else {"s": 26, "linewidths": 0.5}
+    size: dict[str, Any] = {"s": 14, "linewidths": 0.3} if crowded else {"s": 26, "linewidths": 0.5}
     lowest = 1.0
     for index, (fold, of_fold) in enumerate(folds.items()):
         dice = _list_dice(of_fold, subjects, level)
         lane = -0.1 + 0.46 * (index + 0.5) / len(folds)
         points = [(value, row + lane) for row, name in enumerate(intervals) for value in dice.get(name, ())]
         lowest = min([lowest, *(value for value, _ in points)])
-        style = {"marker": _MARKERS[index % len(_MARKERS)], "color": list_colours(len(folds) + 1)[index], "edgecolors": INK}
+        style: dict[str, Any] = {"marker": _MARKERS[index % len(_MARKERS)], "color": list_colours(len(folds) + 1)[index], "edgecolors": INK}
         axes.scatter(*np.reshape(points, (-1, 2)).T, label=fold, alpha=0.8, zorder=3, **size, **style)
     _draw_intervals(axes, list(intervals.values()))
     # The axis shows at least a tenth, so that a narrow cloud is not blown up to look wide.
@@ -71,7 +72,7 @@ def draw_folds(path: Path, folds: Mapping[str, Sequence[Score]], subjects: Mappi
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=math.ceil(entries / lines), frameon=False, fontsize=TEXT_POINTS, borderaxespad=0.2
     )
-    return save_figure(axes.figure, path)
+    return save_figure(figure, path)
 
 
 def _list_dice(scores: Sequence[Score], subjects: Mapping[str, str], level: str) -> dict[str, list[float]]:
@@ -82,8 +83,8 @@ def _list_dice(scores: Sequence[Score], subjects: Mapping[str, str], level: str)
     return by_class | {"mean": [float(np.nanmean(row)) for row in table.T if not np.isnan(row).all()]}
 
 
-def _start_rows(names: Sequence[str], title: str, folds: int, legend_lines: int) -> Axes:
-    """Starts a figure and returns its axes: a row for each name, below room for title and legend. Sizes are in inches."""
+def _start_rows(names: Sequence[str], title: str, folds: int, legend_lines: int) -> tuple[Figure, Axes]:
+    """Starts a figure with axes that have a row for each name, below room for title and legend. Sizes are in inches."""
     left, width, right = 0.4 + _LETTER * max(map(len, names)), 5.6, 2.75
     lines = textwrap.wrap(title, int(10.5 * (left + width + right)))
     top = 0.3 + _LINE * (len(lines) + legend_lines)
@@ -92,7 +93,7 @@ def _start_rows(names: Sequence[str], title: str, folds: int, legend_lines: int)
     figure_width, height = left + width + right, bottom + rows + top
     figure = Figure(figsize=(figure_width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    style = {"fontsize": TITLE_POINTS, "weight": "bold", "color": INK, "va": "top", "parse_math": False}
+    style: dict[str, Any] = {"fontsize": TITLE_POINTS, "weight": "bold", "color": INK, "va": "top", "parse_math": False}
     figure.text(0.25 / figure_width, 1 - 0.14 / height, "\n".join(lines), **style)
     axes = figure.add_axes((left / figure_width, bottom / height, width / figure_width, rows / height))
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -102,7 +103,7 @@ def _start_rows(names: Sequence[str], title: str, folds: int, legend_lines: int)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return figure, axes
 
 
 def _draw_intervals(axes: Axes, intervals: Sequence[dict[str, float]]) -> None:

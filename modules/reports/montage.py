@@ -85,8 +85,9 @@ def _find_thickest(view: View) -> str:
 
 def _find_box(scan: Scan, counts: Sequence[np.ndarray]) -> Box:
     """Finds the box around the structures with some room on all sides, but without the empty margins."""
-    around = [find_extent(by_class[:, 1:].any(axis=1), room=0.07) for by_class in counts]
-    return tuple(slice(max(one.start, other.start), min(one.stop, other.stop)) for one, other in zip(around, scan.box, strict=True))
+    around = [find_extent(np.asarray(by_class[:, 1:].any(axis=1)), room=0.07) for by_class in counts]
+    x, y, z = (slice(max(one.start, other.start), min(one.stop, other.stop)) for one, other in zip(around, scan.box, strict=True))
+    return x, y, z
 
 
 def _find_columns(size: tuple[float, float], count: int) -> tuple[int, float]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,7 +24,7 @@ _LINE, _SWATCH = 20, 12  # pixels
 _NARROWEST_SLOT = 200  # pixels; the legend of the differences must fit below a narrow panel
 
 Entry = tuple[str | None, str]  # colour of the swatch, or None for no swatch, and text
-Legend = tuple[int, int, list[Entry]]  # the columns it lies under, first to one past the last, and its entries
+Legend = tuple[int, int, Sequence[Entry]]  # the columns it lies under, first to one past the last, and its entries
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class _Page:
     height: int
 
     def write(self, x: float, y: float, text: str, **style) -> None:
-        style = {"va": "center", "color": INK, "fontsize": TEXT_POINTS, **style}
+        style: dict[str, Any] = {"va": "center", "color": INK, "fontsize": TEXT_POINTS, **style}
         self.figure.text(x, self.height - y, text, transform=IdentityTransform(), parse_math=False, **style)
 
     def write_lines(self, y: float, lines: Sequence[str], height: int, **style) -> None:
@@ -149,7 +150,9 @@ def write_panels(
     return save_figure(figure, path)
 
 
-def list_classes(class_names: Sequence[str], colours: Sequence[str], present: Sequence[bool], scores: dict[str, float]) -> list[Entry]:
+def list_classes(
+    class_names: Sequence[str], colours: Sequence[str], present: Sequence[bool] | np.ndarray, scores: dict[str, float]
+) -> list[Entry]:
     """Lists the legend of a comparison: every class that is scored or present, with its Dice where there is one."""
     entries = []
     for value, name in enumerate(class_names[1:], start=1):
@@ -172,7 +175,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 def _measure_text(figure: Figure, text: str, **style) -> float:
     """Measures the width of a text in pixels."""
     drawn = figure.text(0, 0, text, parse_math=False, **style)
-    width = drawn.get_window_extent(figure.canvas.get_renderer()).width
+    width = drawn.get_window_extent().width
     drawn.remove()
     return width
 
@@ -187,7 +190,7 @@ def _wrap_text(figure: Figure, text: str, width: float, **style) -> list[str]:
     return lines
 
 
-def _arrange_legend(figure: Figure, entries: list[Entry], width: int) -> list[tuple[float, float, str | None, str]]:
+def _arrange_legend(figure: Figure, entries: Sequence[Entry], width: int) -> list[tuple[float, int, str | None, str]]:
     """Places entries row by row in as many equal columns as fit: (x, y, colour, text), in pixels from the top left corner."""
     texts = []
     for _, text in entries:

@@ -4,22 +4,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from matplotlib.colors import to_rgb
 
 from modules.data.case import Volume
+from modules.data.draws import Augmentation, Effect, draw_parameters, list_effects
 from modules.reports.checks import check_classes, check_image, check_spacing
 from modules.reports.painting import Window, find_windows, list_colours, window_image
 from modules.reports.panels import Panel, write_panels
 from modules.reports.views import choose_slice
 from modules.reports.volumes import prepare_scan, widest_slot
-
-if TYPE_CHECKING:
-    # It imports Keras, which no other picture needs.
-    from modules.data.draws import Augmentation
 
 _CASE_COLUMNS, _EFFECT_COLUMNS = 4, 6
 _TALLEST_CASE, _TALLEST_EFFECT = 420, 400  # pixels
@@ -84,7 +80,7 @@ def draw_cases(
         caption = "x".join(map(str, np.shape(label))) + spacing
         panels.append(Panel(_outline(grey, cut.label, colours), caption, note=cut.place))
         footers.append(cut.footer)
-    counts = sum(np.bincount(np.asarray(label).ravel().astype(np.uint16), minlength=len(class_names)) for _, label in cases.values())
+    counts = np.sum([np.bincount(np.ravel(label).astype(np.uint16), minlength=len(class_names)) for _, label in cases.values()], axis=0)
     # Someone who checks a new data set has to see which class none of the cases holds.
     names = [name if count else f"{name}: in none of these" for name, count in zip(class_names, counts, strict=True)]
     grid = [panels[first : first + _CASE_COLUMNS] for first in range(0, len(panels), _CASE_COLUMNS)]
@@ -97,7 +93,7 @@ def draw_augmentation(
     image: Volume,
     label: np.ndarray,
     class_names: Sequence[str],
-    augmentation: "Augmentation",
+    augmentation: Augmentation,
     *,
     title: str,
     seed: int = 42,
@@ -127,8 +123,6 @@ def draw_augmentation(
     Raises:
         ValueError: There is no effect, or the arguments do not fit one another.
     """
-    from modules.data.draws import list_effects
-
     effects = list_effects(augmentation)
     if not effects:
         raise ValueError("Expected an `augmentation` with effects. Received: one without. Choose 'light' or 'strong'.")
@@ -142,12 +136,12 @@ def draw_augmentation(
 
     def cut_changed(draws: Sequence[tuple], numbers: Sequence[int]) -> list[_Cut]:
         generators = [np.random.default_rng([seed, number]) for number in numbers]
-        changed = _apply_draws(image, label, draws, generators, left_right_swaps)
+        changed = _apply(image, label, draws, generators, left_right_swaps)
         return [_cut_best(replace(image, array=array), classes, class_names, plane, whole=True) for array, classes in changed]
 
     panels = []
     for number, (name, strongest) in enumerate(effects.items()):
-        drawn, flips, captions = _describe_effect(name, strongest, augmentation)
+        drawn, flips, captions = _describe(name, strongest, augmentation)
         cuts = cut_changed([(strongest, None), (drawn, flips)], [2 * number, 2 * number + 1])
         panels.append(paint(original, f"{name}: original"))
         panels += [paint(cut, caption) for cut, caption in zip(cuts, captions, strict=True)]
@@ -203,7 +197,7 @@ def _cut_best(image: Volume, label: np.ndarray, class_names: Sequence[str], plan
         raise ValueError(f"Expected `plane` in {tuple(scan.view.planes)}. Received: {plane!r}.")
     axis = scan.view.planes[plane]
     index = choose_slice(scan.counts["label"][axis])
-    box = tuple(slice(0, size) for size in scan.image.shape[:3]) if whole else scan.box
+    box = scan.whole if whole else scan.box
     return _Cut(
         scan.cut(scan.image, axis, index, box).astype(np.float32),
         scan.cut(scan.maps["label"], axis, index, box),
@@ -215,34 +209,31 @@ def _cut_best(image: Volume, label: np.ndarray, class_names: Sequence[str], plan
     )
 
 
-def _describe_effect(name: str, strongest: "Augmentation", augmentation: "Augmentation"):
+def _describe(name: str, strongest: Augmentation, augmentation: Augmentation):
     """Describes one effect of an augmentation for its panels.
 
     Returns the effect alone and certain within its range, the axes that it may flip, and captions of the strongest and of that draw.
     """
-    from modules.data.draws import Augmentation, Effect
-
     if name == "flip":
         return strongest, (0,), ("along all axes", "along the first axis")
     effect, unit = getattr(augmentation, name), _UNITS.get(name, "")
-    drawn = Augmentation(**{name: Effect(1.0, effect.low, effect.high)})
+    drawn = replace(Augmentation(), **{name: Effect(1.0, effect.low, effect.high)})
     span = f"\u00b1{effect.high:g}" if effect.low == -effect.high else f"{effect.low:g} to {effect.high:g}"
     return drawn, None, (f"strongest, {getattr(strongest, name).high:g}{unit}", f"drawn from {span}{unit}")
 
 
-def _apply_draws(
+def _apply(
     image: Volume, label: np.ndarray, draws: Sequence[tuple], generators: Sequence[np.random.Generator], swaps: Sequence[tuple[int, int]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Applies each (augmentation, flips) to the sample, in one batch, as `modules.model.trainer.Trainer` does it."""
     from keras import ops
 
-    from modules.data.draws import draw_parameters
     from modules.model.augment import apply
 
     shape, rank = label.shape, label.ndim
-    settings = {"spacing_mm": image.spacing_mm, "left_right": 0 if rank == 3 else None}
+    left_right = 0 if rank == 3 else None
     drawn = [
-        draw_parameters(rng, augmentation, shape, image.array.shape[-1], flips=flips, **settings)
+        draw_parameters(rng, augmentation, shape, image.array.shape[-1], spacing_mm=image.spacing_mm, flips=flips, left_right=left_right)
         for rng, (augmentation, flips) in zip(generators, draws, strict=True)
     ]
     parameters = {name: ops.convert_to_tensor(np.stack([one[name] for one in drawn])) for name in drawn[0]}

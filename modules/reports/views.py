@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from modules.reports.checks import check_spacing
 
@@ -90,7 +91,7 @@ def find_view(spacing_mm: Sequence[float] | None, affine: np.ndarray | None) -> 
         raise ValueError(f"Expected `affine` of shape (4, 4), finite and of full rank. Received: {affine.tolist()}.")
     orientation = nib.io_orientation(affine)
     axes = tuple(int(axis) for axis in np.argsort(orientation[:, 0]))
-    sizes = nib.affines.voxel_sizes(affine)
+    sizes = voxel_sizes(affine)
     spacing = spacing or tuple(float(size) for size in sizes)
     along = min(abs(affine[row, axis]) / sizes[axis] for row, axis in enumerate(axes))
     return View(
@@ -146,7 +147,7 @@ def spread_slices(counts: np.ndarray, number: int) -> list[int]:
         counts: Voxels (slices, K), see `count_voxels`.
         number: One or more.
     """
-    occupied = counts[:, 1:].any(axis=1)
+    occupied = np.asarray(counts[:, 1:].any(axis=1))
     extent = find_extent(occupied if occupied.any() else ~occupied)
     length = extent.stop - extent.start
     number = min(number, length)

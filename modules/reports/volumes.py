@@ -48,6 +48,12 @@ class Scan:
     windows: list[Window]
     box: Box
 
+    @property
+    def whole(self) -> Box:
+        """Box of the whole volume, its margins included."""
+        x, y, z = self.image.shape[:3]
+        return slice(0, x), slice(0, y), slice(0, z)
+
     def cut(self, array: np.ndarray, axis: int, index: int, box: Box) -> np.ndarray:
         """Cuts slice `index` out of an image or a map, as it is shown and without what lies outside the box."""
         return self.view.cut(array[tuple(slice(None) if i == axis else part for i, part in enumerate(box))], axis, index)
@@ -100,7 +106,7 @@ def prepare_scan(
         for by_axis in counts.values():
             occupied = occupied | by_axis[axis][:, 1:].any(axis=1)
         box.append(find_extent(occupied, room=0.04))
-    return Scan(view, image, maps, counts, windows, tuple(box))
+    return Scan(view, image, maps, counts, windows, (box[0], box[1], box[2]))
 
 
 def draw_volume_comparison(
@@ -167,8 +173,7 @@ def draw_volume_overlay(
 
 def describe_page(scan: Scan) -> str:
     """Describes in small print how the scan lies, and whether the pictures show all of it."""
-    whole = all(part == slice(0, size) for part, size in zip(scan.box, scan.image.shape, strict=False))
-    return scan.view.describe() + ("" if whole else " Empty margins are cut off.")
+    return scan.view.describe() + ("" if scan.box == scan.whole else " Empty margins are cut off.")
 
 
 def narrowest_slot(columns: int) -> int:
@@ -184,7 +189,8 @@ def widest_slot(columns: int) -> float:
 def list_volumes(scan: Scan, class_names: Sequence[str]) -> list[Entry]:
     """Lists the legend of the classes that are there, with the volume predicted and, if there is a label, the true one."""
     colours = list_colours(len(class_names))
-    found, true = (scan.counts[name][0].sum(axis=0) if name in scan.counts else None for name in ("prediction", "label"))
+    found = scan.counts["prediction"][0].sum(axis=0)
+    true = scan.counts["label"][0].sum(axis=0) if "label" in scan.counts else None
     entries = []
     for value in range(1, len(class_names)):
         if found[value] or (true is not None and true[value]):
@@ -210,7 +216,7 @@ def _make_panel(scan: Scan, name: str, pixels: np.ndarray, plane: str, index: in
 def _list_differences(scan: Scan) -> list[Entry]:
     """Lists the legend of the differences, with the voxels of each in the whole volume."""
     # We count a plane at a time, as `bincount` needs 64-bit integers.
-    counts = sum(np.bincount(difference_map(*planes).ravel(), minlength=4) for planes in zip(*scan.maps.values(), strict=True))
+    counts = np.sum([np.bincount(difference_map(*planes).ravel(), minlength=4) for planes in zip(*scan.maps.values(), strict=True)], axis=0)
     entries = []
     for colour, name, count in zip(DIFFERENCE_COLOURS, DIFFERENCE_NAMES, counts[1:].tolist(), strict=True):
         volume = "" if scan.view.spacing_mm is None else f" ({scan.format_volume(count)})"
