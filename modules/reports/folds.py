@@ -31,7 +31,7 @@ def draw_folds(path: Path, folds: Mapping[str, Sequence[Score]], subjects: Mappi
     Args:
         path: PNG to write; its folder is made if missing.
         folds: Scores of each fold, by the fold's name in the legend. A single run is one fold.
-        subjects: `{case or volume identifier: subject}`, see `modules.scoring.map_subjects`.
+        subjects: `{case or volume identifier: subject}`, see `modules.score_tables.map_subjects`.
         title: Text above the plot, wrapped to its width.
 
     Returns:
