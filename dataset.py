@@ -1,7 +1,9 @@
 """The data sets: where their files lie, and what they mean.
 
-To add a data set, write its finder and its entry in `DATASETS` below; the flags, the help and the checks find it by themselves.
-`python dataset.py show --dataset NAME` draws some of its cases, and with `--augment` what each effect of an augmentation does to one.
+To add a data set, write its finder and its entry in `DATASETS` below. The flags, the help and the checks find it by themselves.
+
+`python dataset.py show --dataset NAME` draws some of its cases. With `--augment` it draws what each effect of an augmentation does to
+one.
 """
 
 import argparse
@@ -13,7 +15,7 @@ from typing import Any
 
 import utils
 from modules.data import msd
-from modules.data.case import Case, LabelRule, place_in_volume, read_case, rename
+from modules.data.case import Case, LabelRule, place_in_volume, read_case, rename, require_label
 from modules.data.draws import AUGMENTATIONS
 from modules.data.files import stem_of, suffix_of
 from modules.data.preprocess import Preprocessing
@@ -26,8 +28,8 @@ from modules.run.settings import Settings
 # ---------------------------------------------------------------------------------------------------------------- finders
 
 
-def _draw(name: str) -> Callable[..., Path]:
-    """What writes the phantom of a data set; the drawing is imported when it is called."""
+def _make_writer(name: str) -> Callable[..., Path]:
+    """Returns a function that writes the phantom of a data set. It imports the drawing only when it is called."""
 
     def write(root: Path, **options: Any) -> Path:
         from modules import phantom
@@ -38,7 +40,7 @@ def _draw(name: str) -> Callable[..., Path]:
 
 
 Renames = tuple[tuple[str, str], ...]
-# Pairs of a pattern and its replacement: from an image's file name to its label's, see `modules.data.case.LabelRule`.
+# Pairs of a pattern and its replacement turn an image's file name into its label's; see `modules.data.case.LabelRule`.
 _SLICE_RENAMES = ((r"^case_", "seg_"),)
 _LGG_RENAMES = ((r"(?i)(\.tiff?)$", r"_mask\1"),)
 _IBSR18_RENAMES = ((r"^(IBSR_\d+)(\.nii(\.gz)?)$", r"\1_seg\2"),)
@@ -49,23 +51,23 @@ _HIPMRI3D_RENAMES = (
 
 
 def find_hipmri(root: Path) -> list[Case]:
-    """Slices `keras_slices_<split>/case_005_week_1_slice_0.nii.gz` with labels `keras_slices_seg_<split>/seg_...`."""
+    """Finds slices `keras_slices_<split>/case_005_week_1_slice_0.nii.gz` with labels `keras_slices_seg_<split>/seg_...`."""
     return _find_split_folders(root, "keras_slices", r"(case_[^_]+)_week_[^_]+_slice_\d+\.nii(\.gz)?")
 
 
 def find_oasis(root: Path) -> list[Case]:
-    """Slices `keras_png_slices_<split>/case_001_slice_0.nii.png` with labels `keras_png_slices_seg_<split>/seg_...`."""
+    """Finds slices `keras_png_slices_<split>/case_001_slice_0.nii.png` with labels `keras_png_slices_seg_<split>/seg_...`."""
     return _find_split_folders(root, "keras_png_slices", r"(case_[^_]+)_slice_\d+(\.nii)?\.png")
 
 
 def find_lgg(root: Path) -> list[Case]:
-    """Slices `TCGA_XX_NNNN_DATE/TCGA_XX_NNNN_DATE_<n>.tif` with labels `..._<n>_mask.tif`, a folder a patient."""
+    """Finds slices `TCGA_XX_NNNN_DATE/TCGA_XX_NNNN_DATE_<n>.tif` with labels `..._<n>_mask.tif`; each patient has a folder."""
     folders = sorted(path for path in root.glob("TCGA_*") if path.is_dir())
     if not folders:
         raise FileNotFoundError(f"Expected folders TCGA_* in {root}. Received: none. Give the folder kaggle_3m with `--data`.")
     cases = []
     for folder in folders:
-        files = _scan_names(folder)
+        files = _list_image_names(folder)
         images = {name for name in files if not stem_of(Path(name)).endswith("_mask")}
         _check_pairs(folder, images, folder, files - images, _LGG_RENAMES)
         subject = "_".join(folder.name.split("_")[:3])
@@ -77,14 +79,15 @@ def find_lgg(root: Path) -> list[Case]:
 
 
 def find_hipmri3d(root: Path) -> list[Case]:
-    """Volumes `semantic_MRs_anon/Case_005_Week1_LFOV.nii.gz` with `semantic_labels_anon/Case_005_Week1_SEMANTIC_LFOV.nii.gz`.
+    """Finds volumes `semantic_MRs_anon/Case_005_Week1_LFOV.nii.gz` and `semantic_labels_anon/Case_005_Week1_SEMANTIC_LFOV.nii.gz`.
 
-    The other release's `B006_Week0_LFOV.nii.gz` and `B006_Week0_SEMANTIC.nii.gz` are taken too, and files that lie in a folder of their
-    own name. The subject is the patient, by number in either release: one patient's weeks never part.
+    The other release's `B006_Week0_LFOV.nii.gz` and `B006_Week0_SEMANTIC.nii.gz` are taken too, and files that lie in a folder of
+    their own name. The subject is the patient, by number in either release, so that one patient's weeks never part.
     """
     pattern = re.compile(r"((?:Case_|B)(\d+)_Week\d+)(_SEMANTIC)?(?:_LFOV)?\.nii(?:\.gz)?")
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
+    patients: dict[str, int] = {}
     for folder, found in (("semantic_MRs*", images), ("semantic_labels*", labels)):
         for path in sorted(path for place in root.glob(folder) for path in place.rglob("*.nii*") if path.is_file()):
             match = pattern.fullmatch(path.name)
@@ -92,22 +95,23 @@ def find_hipmri3d(root: Path) -> list[Case]:
                 continue
             if not match or bool(match[3]) != (found is labels):
                 raise ValueError(f"Expected volumes named Case_<n>_Week<n>_[SEMANTIC_]LFOV.nii.gz. Received: {path}. Rename or remove it.")
+            patients[match[1]] = int(match[2])
             if found.setdefault(match[1], path) != path:
                 raise ValueError(f"Expected one file for {match[1]}. Received: {found[match[1]]} and {path}. Remove one.")
     if not images:
         raise FileNotFoundError(f"Expected volumes in {root}/semantic_MRs_anon. Received: none. Give the data set's folder with `--data`.")
-    for one, other, what in ((images, labels, "a label"), (labels, images, "an image")):
+    for one, other, lacking in ((images, labels, "a label"), (labels, images, "an image")):
         for name in sorted(set(one) - set(other)):
-            raise ValueError(f"Expected {what} for {one[name]}. Received: none under {root}. Add it or remove the file.")
-    return [Case(name, f"patient_{int(pattern.fullmatch(path.name)[2]):03d}", (path,), labels[name]) for name, path in images.items()]
+            raise ValueError(f"Expected {lacking} for {one[name]}. Received: none under {root}. Add it or remove the file.")
+    return [Case(name, f"patient_{patients[name]:03d}", (path,), labels[name]) for name, path in images.items()]
 
 
 def find_ibsr18(root: Path) -> list[Case]:
-    """Volumes `{Training,Validation,Test}_Set/IBSR_07/IBSR_07.nii.gz` with `IBSR_07_seg.nii.gz`; the test set has no labels."""
+    """Finds volumes `{Training,Validation,Test}_Set/IBSR_07/IBSR_07.nii.gz` with `IBSR_07_seg.nii.gz`; the test set has no labels."""
     cases = []
     for split, name in zip(SPLITS, ("Training_Set", "Validation_Set", "Test_Set"), strict=True):
         for folder in sorted(path for path in (root / name).glob("IBSR_*") if path.is_dir()):
-            images = sorted(folder / file for file in _scan_names(folder) if stem_of(Path(file)) == folder.name)
+            images = sorted(folder / file for file in _list_image_names(folder) if stem_of(Path(file)) == folder.name)
             if len(images) != 1:
                 found = " and ".join(image.name for image in images) or "nothing there"
                 raise ValueError(f"Expected one volume {folder / folder.name}.nii.gz. Received: {found}. Mend or remove the folder.")
@@ -129,7 +133,7 @@ def _find_split_folders(root: Path, prefix: str, pattern: str) -> list[Case]:
             continue
         if not labels.is_dir():
             raise FileNotFoundError(f"Expected the labels of {images} in {labels}. Received: no such folder.")
-        names, label_names = _scan_names(images), _scan_names(labels)
+        names, label_names = _list_image_names(images), _list_image_names(labels)
         _check_pairs(images, names, labels, label_names, _SLICE_RENAMES)
         for name in names:
             match = re.fullmatch(pattern, name)
@@ -141,8 +145,8 @@ def _find_split_folders(root: Path, prefix: str, pattern: str) -> list[Case]:
     return cases
 
 
-def _scan_names(folder: Path) -> set[str]:
-    """Names of the image files in a folder; what a desktop or an archive leaves beside them is no concern of ours."""
+def _list_image_names(folder: Path) -> set[str]:
+    """Returns the names of the image files in a folder, without the files that a desktop or an archive leaves beside them."""
     return {path.name for path in folder.iterdir() if suffix_of(path) and not path.name.startswith(".")}
 
 
@@ -184,7 +188,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({value: value for value in range(len(_PELVIS))}, renames=_SLICE_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 128), intensity="min_max"),
             find=find_hipmri,
-            write_phantom=_draw("hipmri"),
+            write_phantom=_make_writer("hipmri"),
         ),
         DatasetSpec(
             name="oasis",
@@ -197,7 +201,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({0: 0, 85: 1, 170: 2, 255: 3}, renames=_SLICE_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0, mean=0.1317, std=0.1864),
             find=find_oasis,
-            write_phantom=_draw("oasis"),
+            write_phantom=_make_writer("oasis"),
         ),
         DatasetSpec(
             name="lgg",
@@ -210,7 +214,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({0: 0, 255: 1}, renames=_LGG_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0),
             find=find_lgg,
-            write_phantom=_draw("lgg"),
+            write_phantom=_make_writer("lgg"),
         ),
         DatasetSpec(
             name="hipmri3d",
@@ -223,7 +227,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({value: value for value in range(len(_PELVIS))}, renames=_HIPMRI3D_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore"),
             find=find_hipmri3d,
-            write_phantom=_draw("hipmri3d"),
+            write_phantom=_make_writer("hipmri3d"),
             defaults={"mode": "volume", "plane": "axial"},
         ),
         DatasetSpec(
@@ -237,8 +241,8 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({value: value for value in range(4)}, renames=_IBSR18_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore", foreground_crop=True),
             find=find_ibsr18,
-            write_phantom=_draw("ibsr18"),
-            # Slices are 1.5 mm thick along the second axis and finer within: coronal.
+            write_phantom=_make_writer("ibsr18"),
+            # Slices are 1.5 mm thick along the second axis and finer within, so they are coronal.
             defaults={"plane": "coronal"},
         ),
         DatasetSpec(
@@ -252,7 +256,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({}, renames=msd.LABEL_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore"),
             find=msd.find_msd,
-            write_phantom=_draw("msd"),
+            write_phantom=_make_writer("msd"),
             describe=_describe_msd,
         ),
     )
@@ -297,8 +301,12 @@ def _show(options: argparse.Namespace) -> None:
     scans = choose_scans(find_cases(spec, root), _SHOWN if options.augment == "none" else 1, options.seed)
     cases = [choose_case(scan, spec) for scan in scans]
     plane = spec.defaults.get("plane", "axial")
-    if options.augment == "none":
-        drawn = {case.case_id: read_case(case, spec) for case in cases}
+    augmentation = AUGMENTATIONS[options.augment]
+    if augmentation is None:
+        drawn = {}
+        for case in cases:
+            image, label = read_case(case, spec)
+            drawn[case.case_id] = (image, require_label(case, label))
         reports.draw_cases(output, drawn, spec.class_names, title=f"{spec.name}: {spec.title}", plane=plane)
     else:
         from modules.devices import import_keras
@@ -308,7 +316,7 @@ def _show(options: argparse.Namespace) -> None:
         size = "x".join(map(str, label.shape))
         title = f"{spec.name}, {cases[0].case_id}, {size}: the augmentation '{options.augment}', each effect alone and all together"
         reports.draw_augmentation(
-            output, image, label, spec.class_names, AUGMENTATIONS[options.augment],
+            output, image, label, spec.class_names, augmentation,
             title=title, seed=options.seed, plane=plane, left_right_swaps=spec.mirrored_indices(),
         )  # fmt: skip
     utils.log.info("picture: %s", output)

@@ -1,4 +1,4 @@
-"""Cases decoded and preprocessed once, kept on disk as bare numbers that are read where they are wanted and nowhere else."""
+"""The cache on disk: each case is decoded and preprocessed once, and its bare numbers are read only where a sample needs them."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modules.data.case import Case, read_case
+from modules.data.case import Case, read_case, require_label
 from modules.data.files import fingerprint_files, replace_file
 from modules.data.patches import choose_points, cut_into
 from modules.data.preprocess import Preprocessing
@@ -25,19 +25,19 @@ _ALIGNMENT = 64
 
 
 class PreparedCase(NamedTuple):
-    """Where a case lies in the cache: the image `(*P, C)` float16, the label `(*P)` uint8 and, for volumes, `points`.
+    """A case in the cache: its image `(*P, C)` float16, its label `(*P)` uint8 and, for volumes, its `points`.
 
-    This is all that is kept in memory of it, some hundred bytes, as there may be a million of them.
+    This record is all that memory holds of a case: some hundred bytes, as there may be a million cases.
 
     Attributes:
-        path: The file, which may hold several.
-        offset: Of the image, in bytes.
+        path: The cache file, which may hold several cases.
+        offset: Place of the image in the file, in bytes.
         shape: `P`.
         channels: `C`.
         darkest: Least value of each channel.
-        counts: How many voxels of each class are listed.
+        counts: Number of listed voxels of each class.
         spacing_mm: Size of a voxel along each axis of `P`.
-        digests: SHA-256 of the bytes of each file of the image, then of the label.
+        digests: SHA-256 of the bytes of each image file, then of the label file.
     """
 
     path: str
@@ -51,22 +51,22 @@ class PreparedCase(NamedTuple):
 
     @property
     def voxels(self) -> int:
-        """How many there are."""
+        """Number of voxels of the case."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
+        """Bytes that the case takes in the file."""
         return self.voxels * (2 * self.channels + 1) + 2 * len(self.shape) * sum(self.counts)
 
     @property
     def sources_sha256(self) -> list[str]:
-        """Of the bytes of each file of the image, then of the label."""
+        """SHA-256, in hexadecimal digits, of each image file, then of the label file."""
         return [self.digests[place : place + 32].hex() for place in range(0, len(self.digests), 32)]
 
     @property
     def points(self) -> list[np.ndarray]:
-        """Some voxels `(n, r)` uint16 of each class, see `modules.patches.choose_points`, left on disk; empty for a slice."""
+        """Voxels `(n, r)` uint16 of each class from `modules.data.patches.choose_points`; empty for a slice. They stay on disk."""
         if not self.counts:
             return []
         first = self.offset + self.voxels * (2 * self.channels + 1)
@@ -74,15 +74,15 @@ class PreparedCase(NamedTuple):
         return np.split(flat.reshape(-1, len(self.shape)), np.cumsum(self.counts)[:-1])
 
     def read(self, start: Sequence[int], window: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Reads a window: image `(*window, C)` float16 and label `(*window)` uint8; beyond the case it is dark background."""
+        """Reads a window: image `(*window, C)` float16 and label `(*window)` uint8. Voxels beyond the case are dark background."""
         image, label = np.empty((*window, self.channels), np.float16), np.empty(window, np.uint8)
         self.read_into(image, label, start)
         return image, label
 
     def read_into(self, image: np.ndarray, label: np.ndarray, start: Sequence[int]) -> None:
-        """Reads the window that begins at `start` and is as large as the contiguous arrays `(*window, C)` and `(*window)`."""
+        """Reads the window that begins at `start` into two contiguous arrays, `(*window, C)` and `(*window)`."""
         if label.shape == self.shape and not any(start):
-            # The whole case lies in one piece: one call of the system puts it where it is wanted.
+            # The whole case lies in one piece, so one system call reads it straight into the arrays.
             file = os.open(self.path, os.O_RDONLY)
             try:
                 size = os.preadv(file, (image.data, label.data), self.offset)
@@ -100,7 +100,7 @@ class PreparedCase(NamedTuple):
         cut_into(label, data[middle : middle + self.voxels].reshape(self.shape), start)
 
     def count_classes(self, num_classes: int) -> np.ndarray:
-        """Voxels of each class, `(num_classes,)`."""
+        """Counts the voxels of each class, `(num_classes,)`."""
         label = np.fromfile(self.path, np.uint8, self.voxels, offset=self.offset + 2 * self.voxels * self.channels)
         return np.bincount(label, minlength=num_classes)
 
@@ -116,12 +116,15 @@ class Decoded(NamedTuple):
 
 
 def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
-    """Writes a file of the cache, under a temporary name first: a line of JSON that says what lies where, then the cases."""
+    """Writes a cache file: a line of JSON that says where each case lies, then the cases.
+
+    The file has a temporary name until it is whole.
+    """
     records, parts, offset = [], [], 0
     for key, case in cases.items():
         image = np.ascontiguousarray(case.image, np.float16)
         arrays = [image, *map(np.ascontiguousarray, (case.label.astype(np.uint8, copy=False), *case.points))]
-        # Before it is rounded: NumPy compares numbers of 16 bits slowly.
+        # The darkest value is found before rounding, because NumPy compares 16-bit numbers slowly.
         darkest = [float(np.float16(value)) for value in case.image.min(axis=tuple(range(image.ndim - 1)))]
         records.append(
             {
@@ -144,7 +147,7 @@ def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
 
 
 def read_pack(path: Path) -> dict[str, PreparedCase]:
-    """The cases in a file of the cache by their keys; none if it is not there, cut short or damaged."""
+    """Returns the cases of a cache file by their keys; none if the file is missing, cut short or damaged."""
     try:
         with path.open("rb") as file:
             line = file.readline()
@@ -178,22 +181,23 @@ def prepare_cases(
 ) -> list[PreparedCase]:
     """Decodes and preprocesses each case once and keeps the result in `folder`.
 
-    A case is found again by a hash of its files (path, size, time of change), in a folder named by the preprocessing and the label
-    values, so a changed file or setting is decoded anew and everything else is found again. Slices lie many to a file: to make a file
-    takes as long as to decode one. 9,664 slices of 256x256 take 1.8 GiB of disk; memory holds no more of them than the operating system
-    cares to keep.
+    The key of a case is a hash of its files: path, size and time of change. Its subfolder is named by the preprocessing and the label
+    values. A changed file or setting is therefore decoded anew, and everything else is found again.
+
+    Many slices share a file, because making a file takes as long as decoding a slice. 9,664 slices of 256x256 take 1.8 GiB of disk.
+    Memory holds no more of them than the operating system cares to keep.
 
     Args:
         cases: Labelled cases.
-        spec: Their data set, which says what they are checked against.
-        preprocessing: What the network expects.
+        spec: Their data set, whose rules they must meet.
+        preprocessing: Intensities and grid that the network expects.
         folder: The cache.
 
     Returns:
-        One prepared case each, in order.
+        One prepared case for each case, in order.
 
     Raises:
-        FileNotFoundError, ValueError: From reading, naming the file.
+        FileNotFoundError, ValueError: If a file is missing or wrong; the error names it.
     """
     settings = json.dumps([FORMAT, asdict(preprocessing), len(spec.channels), sorted(spec.label_rule.values.items())])
     folder = folder / f"{spec.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
@@ -203,27 +207,26 @@ def prepare_cases(
     def decode(case: Case) -> Decoded:
         digests: list[bytes] = []
 
-        def note(data: bytes) -> None:
+        def keep_digest(data: bytes) -> None:
             digests.append(hashlib.sha256(data).digest())
 
-        image, label = read_case(case, rules, note)
+        image, label = read_case(case, rules, keep_digest)
         array, geometry = preprocessing.apply(image)
-        label = preprocessing.apply_label(label, geometry)
-        # By the case's name, so that the same data in another place are drawn from alike.
+        label = preprocessing.apply_label(require_label(case, label), geometry)
+        # The case's name is the seed, so that a copy of the data in another folder gives the same points.
         rng = np.random.default_rng(list(case.case_id.encode()))
         points = choose_points(label, spec.num_classes, rng) if label.ndim == 3 else ()
         return Decoded(array, label, points, geometry.measure_spacing(image.spacing_mm), b"".join(digests))
 
     def prepare(missing: Sequence[tuple[str, Case]]) -> dict[str, PreparedCase]:
-        keys = hashlib.sha256("\n".join(key for key, _ in missing).encode()).hexdigest()
-        pack = folder / f"{keys[:24]}{SUFFIX}"
+        name = hashlib.sha256("\n".join(key for key, _ in missing).encode()).hexdigest()
+        pack = folder / f"{name[:24]}{SUFFIX}"
         write_pack(pack, {key: decode(case) for key, case in missing})
         return read_pack(pack)
 
     keys = []
     for case in cases:
-        _check_files(case)
-        keys.append(f"{case.case_id}-{fingerprint_files([*case.image_paths, case.label_path])[:16]}")
+        keys.append(f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}")
     known = {key: case for pack in sorted(folder.glob(f"*{SUFFIX}")) for key, case in read_pack(pack).items()}
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     # Volumes take a gigabyte each while they are prepared.
@@ -234,7 +237,7 @@ def prepare_cases(
 
 
 def _map_threads(function: Callable[[Sequence], dict], chunks: Sequence[Sequence], workers: int) -> dict:
-    """Joins what the function makes of each chunk. Threads are enough: inflating and decoding release Python's lock."""
+    """Joins the results of all chunks. Threads are enough, because inflating and decoding release Python's lock."""
     from tqdm import tqdm
 
     executor, results = ThreadPoolExecutor(max_workers=min(16, workers)), {}
@@ -248,7 +251,10 @@ def _map_threads(function: Callable[[Sequence], dict], chunks: Sequence[Sequence
     return results
 
 
-def _check_files(case: Case) -> None:
-    for path in (*case.image_paths, case.label_path):
+def _list_files(case: Case) -> list[Path]:
+    """Lists the files of a case, images before label, and checks that they are there."""
+    paths = [*case.image_paths, *([case.label_path] if case.label_path else [])]
+    for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check case {case.case_id}.")
+    return paths

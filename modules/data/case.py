@@ -1,7 +1,7 @@
 """Cases: their records, and the one way to read them.
 
 `read_case` reads an image with its label, checks both and turns label values into class indices. Training, scoring, pictures and
-prediction all take its result. It returns data that can be trusted (finite, of the promised values, one shape within a pair) or
+prediction all use its result. It returns data that can be trusted (finite, of the promised values, one shape within a pair) or
 raises an error that names the file. It repairs nothing.
 """
 
@@ -22,16 +22,16 @@ _PIECE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing to predict, and where it lies.
+    """One scan or slice to predict, with the places of its files.
 
     Attributes:
-        case_id: Unique within the data set; also the name used in tables and pictures.
-        subject_id: Who was scanned. Splits are made by subject, never by case.
-        image_paths: One file, or one a channel.
+        case_id: Identifier, unique within the data set. Tables and pictures name the case by it.
+        subject_id: Person who was scanned. Splits divide subjects, never cases.
+        image_paths: One file, or one file for each channel.
         label_path: The reference segmentation, or None where there is none.
         split: "train", "validate" or "test" where the data set has an official split, else None.
-        volume_id: For a slice, the scan it was cut from: slices of one scan are also scored as one volume.
-        slice_index: For a slice, its place within that scan.
+        volume_id: Scan that a slice was cut from, else None. Slices of one scan are also scored as one volume.
+        slice_index: Place of a slice within its scan.
     """
 
     case_id: str
@@ -45,7 +45,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels and where they are in the world; the spatial rank is 2 for a slice and 3 for a scan.
+    """Voxels with their place in the world. The spatial rank is 2 for a slice and 3 for a scan.
 
     Attributes:
         array: An image `(*S, C)` float32, or a label map `(*S)` of integers. Axes of length one in the file are dropped.
@@ -78,12 +78,12 @@ class Predicted(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How a data set stores its labels: a model takes this rule along, so that it can be scored without the data set.
+    """The way a data set stores its labels. A model takes this rule along, so that it can be scored without the data set.
 
     Attributes:
         values: `{value in a file: class index}`; several values may mean one class.
-        output_values: The value each class is written with, by class index.
-        renames: Pairs of a regular expression and its replacement, applied to an image's file name in order: the label's file name.
+        output_values: Value that each class is written with, by class index.
+        renames: Pairs of a regular expression and its replacement. Applied in order, they turn an image's file name into its label's.
         source: The data set's name, for error texts.
     """
 
@@ -96,7 +96,7 @@ class LabelRule:
         if self.values and min(self.values) < 0:
             raise ValueError(f"Expected `values` of 0 or more in a label rule. Received: {min(self.values)}.")
         if not self.output_values:
-            first = {index: value for value, index in reversed(self.values.items())}
+            first = {index: value for value, index in reversed(list(self.values.items()))}
             object.__setattr__(self, "output_values", tuple(first[index] for index in sorted(first)))
 
     def name_label(self, name: str) -> str:
@@ -116,17 +116,17 @@ def rename(name: str, renames: Iterable[tuple[str, str]]) -> str:
 
 
 def place_in_volume(stem: str) -> tuple[str | None, int]:
-    """Finds which scan a slice comes from and where it lies in it, by its file's stem: `..._slice_12` or `..._12`; (None, 0) if neither."""
+    """Finds a slice's scan and its place there from its file's stem, `..._slice_12` or `..._12`; (None, 0) for any other stem."""
     match = re.fullmatch(r"(.+?)_(?:slice_)?(\d+)", stem)
     return (match[1], int(match[2])) if match else (None, 0)
 
 
 class CaseRules(Protocol):
-    """What `read_case` must know: a data set and a trained model both do."""
+    """The rules that `read_case` needs. A data set and a trained model both have them."""
 
     @property
     def label_rule(self) -> LabelRule:
-        """How label files store the classes."""
+        """The way label files store the classes."""
         ...
 
     def check_image(self, image: Volume, name: str) -> None:
@@ -138,12 +138,12 @@ def read_case(case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] 
     """Reads a case, checks it, and turns the values of its label into class indices.
 
     Args:
-        case: What to read.
+        case: The case to read.
         rules: A data set or a model.
-        on_bytes: Called with the bytes of each file of the image, then of the label.
+        on_bytes: Called with the bytes of each image file, then of the label file.
 
     Returns:
-        The image `(*S, C)` float32, and the label `(*S)` uint8 of class indices; None where the case has no label.
+        The image `(*S, C)` float32 and the label `(*S)` uint8 of class indices, or None where the case has no label.
 
     Raises:
         FileNotFoundError: If a file is not there.
@@ -162,21 +162,28 @@ def read_case(case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] 
     return image, label
 
 
+def require_label(case: Case, label: np.ndarray | None) -> np.ndarray:
+    """Returns the label of a case that must have one; raises ValueError if it has none."""
+    if label is None:
+        raise ValueError(f"Expected a label for case {case.case_id}. Received: none. Add one, or leave the case out.")
+    return label
+
+
 def read_volume(paths: Iterable[Path], on_bytes: Callable[[bytes], object] | None = None) -> Volume:
-    """Reads an image, given as one file or as one file a channel.
+    """Reads an image from one file, or from one file for each channel.
 
     Args:
         paths: NIfTI, PNG or TIFF files of one shape.
-        on_bytes: Called with the bytes of each file as they lie on disk, in the order of `paths`: to hash what was read
-            without reading it again.
+        on_bytes: Called with the bytes of each file as they lie on disk, in the order of `paths`. A caller can hash them without a
+            second read.
 
     Returns:
         A `Volume` whose array is `(*S, C)` float32 in the file's own intensities.
 
     Raises:
         FileNotFoundError: If a file is not there.
-        ValueError: If a file is empty, cut short, of another format than its name says, holds NaN or infinite values, or if
-            the channels differ in shape.
+        ValueError: If a file is empty, cut short, not of the format that its name says, or holds NaN or infinite values. Also if the
+            channels differ in shape.
     """
     volumes = []
     for path in paths:
@@ -208,7 +215,7 @@ def read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] 
 
     Args:
         path: A NIfTI, PNG or TIFF file of one channel.
-        rule: How the file stores the classes.
+        rule: The way the file stores the classes.
         on_bytes: Called with the file's bytes as they lie on disk.
 
     Returns:
@@ -237,25 +244,28 @@ def read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] 
 
 
 def _check_finite(array: np.ndarray, path: Path) -> None:
-    # The greatest and the least value are infinite if any is, and NaN if any is.
+    # One infinite or NaN value makes the maximum or the minimum infinite or NaN.
     if array.dtype.kind == "f" and not (math.isfinite(array.max()) and math.isfinite(array.min())):
         count = int((~np.isfinite(array)).sum())
         raise ValueError(f"Expected finite values. Received: {count} NaN or infinite in {path}. Mend or leave out the file.")
 
 
 def _look_up_bytes(array: np.ndarray, values: Mapping[int, int]) -> np.ndarray | None:
-    """`_look_up` at ten times its speed; None where not every value is a whole number up to 255 that means a class."""
+    """Does the work of `_look_up` at ten times its speed.
+
+    Returns None where any value is not a whole number up to 255 that means a class.
+    """
     table = bytearray([_UNKNOWN]) * 256
     for value, index in values.items():
         if value < 256:
             table[value] = index
     if array.dtype == np.uint8 and all(values.get(index) == index for index in range(len(values))):
-        # Most files hold the indices themselves.
+        # Most files hold the class indices themselves.
         return array if array.max(initial=0) < len(values) else None
     order = "F" if array.flags.f_contiguous else "C"
     flat = array.ravel(order)
     label = np.empty(flat.shape, np.uint8)
-    # In pieces that stay in the processor's cache: fresh memory for each step over a whole volume costs more than the steps.
+    # Pieces stay in the processor's cache. Fresh memory for each step over a whole volume would cost more than the step.
     for start in range(0, flat.size, _PIECE):
         piece = flat[start : start + _PIECE]
         if piece.dtype.kind == "f":
@@ -275,11 +285,11 @@ def _look_up_bytes(array: np.ndarray, values: Mapping[int, int]) -> np.ndarray |
 
 
 def _look_up(array: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
-    """The class index of each value, uint8, and `_UNKNOWN` for values outside the table, fractions included."""
+    """Returns the class index of each value, uint8. Values outside the table, fractions included, become `_UNKNOWN`."""
     lookup = np.full(max(values) + 2, _UNKNOWN, np.uint8)
     for value, index in values.items():
         lookup[value] = index
-    # Exact for all integers that can be in the table. Its last entry stays unknown.
+    # Float64 holds every integer of the table exactly. The table's last entry stays unknown.
     array = array.astype(np.float64)
     inside = (array >= 0) & (array < len(lookup) - 1) & (array == np.rint(array))
     return lookup[np.where(inside, array, len(lookup) - 1).astype(np.int32)]

@@ -1,24 +1,24 @@
-"""Augmentation, first half: what is drawn for each sample, in NumPy. `modules.model.augment` applies it.
+"""Augmentation, first half: the draws for each sample, in NumPy. `modules.model.augment` applies them.
 
-`draw_parameters` is a pure function of its generator. It gives a few small arrays a sample, whose shapes do not depend on what is
-drawn: an effect that is not drawn has its neutral value. The effects on intensities follow the order of an acquisition: the coil's
-field, the resolution, the noise, and then how the image is scaled for display.
+`draw_parameters` is a pure function of its generator. It gives a few small arrays for each sample. Their shapes do not depend on the
+draw: an effect that is not drawn has its neutral value. The effects on intensities follow the order of an acquisition: the coil's
+field, the resolution, the noise, then the scaling for display.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Control points of the cubic B-splines along each axis, of which one lies beyond the sample on each side. Seven span four intervals,
-# and are TorchIO's number for elastic deformation (Perez-Garcia et al., 2021); five span two, as smooth as a coil's field.
+# Control points of the cubic B-splines along each axis; one lies beyond the sample on each side. Seven span four intervals; TorchIO
+# uses seven for elastic deformation (Perez-Garcia et al., 2021). Five span two intervals, as smooth as a coil's field.
 ELASTIC_POINTS = 7
 BIAS_POINTS = 5
-# A cubic B-spline deformation cannot fold where no control point moves further than this share of the distance between them, in 3-D;
-# 0.48 would do in 2-D (Choi and Lee, Injectivity conditions of 2D and 3D uniform cubic B-spline functions, 2000).
+# A cubic B-spline deformation in 3-D cannot fold if no control point moves further than this share of their distance. In 2-D a share
+# of 0.48 would do (Choi and Lee, Injectivity conditions of 2D and 3D uniform cubic B-spline functions, 2000).
 FOLD_LIMIT = 0.4
-# Voxels more anisotropic than this are turned within their fine plane only, as in nnU-Net: across it, there is too little to see.
+# Voxels more anisotropic than this turn only within their fine plane, as in nnU-Net: across it there is too little to see.
 ANISOTROPY = 3.0
 NEUTRAL = {
     "rotation": 0, "scaling": 1, "shear": 0, "shift": 0, "elastic": 0, "bias": 0, "blur": 0, "lowres": 1, "noise": 0, "gamma": 1,
@@ -29,10 +29,10 @@ SPATIAL = ("rotation", "scaling", "shear", "shift", "elastic")
 
 @dataclass(frozen=True)
 class Effect:
-    """How often an effect is drawn, and the range its strength is drawn from: uniformly, factors on a logarithmic scale.
+    """The probability of an effect and the range of its strength. Strengths are drawn uniformly, factors on a logarithmic scale.
 
     Attributes:
-        probability: Of being drawn, for each sample.
+        probability: Probability of the effect, for each sample.
         low: Least value.
         high: Largest value.
     """
@@ -44,26 +44,27 @@ class Effect:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which effects are drawn, how often and how strong. By default, none.
+    """The effects that may be drawn, with their probabilities and strengths; none by default.
 
-    "Voxel" means one of the finest axis; where `spacing_mm` says that voxels are anisotropic, coarser axes change as much in mm.
+    A voxel here is a voxel of the finest axis. Where `spacing_mm` says that voxels are anisotropic, coarser axes change as much in
+    mm.
 
     Attributes:
         flip: Probability of mirroring, for each axis on its own.
-        rotation: Degrees; in plane in 2-D, about each of the three axes in 3-D. See `ANISOTROPY`.
+        rotation: Degrees: in the plane in 2-D, about each of the three axes in 3-D. See `ANISOTROPY`.
         scaling: Factor of size, the same along all axes; above 1 enlarges.
         shear: Tangent of the angle, for each pair of axes.
         shift: Share of the extent, for each axis.
-        elastic: Largest displacement of a control point along an axis, in voxels, bounded by `FOLD_LIMIT`. The field itself moves
-            a voxel by a fifth to a quarter of it (standard deviation).
-        bias: Largest logarithm of the multiplicative field at a control point. The field's own logarithm
-            spans about three quarters of it.
+        elastic: Largest displacement of a control point along an axis, in voxels, bounded by `FOLD_LIMIT`. The field itself moves a
+            voxel by a fifth to a quarter of it (standard deviation).
+        bias: Largest logarithm of the multiplicative field at a control point. The field's own logarithm spans about three quarters
+            of it.
         blur: Standard deviation of a Gaussian in voxels, for each axis on its own.
-        lowres: Factor of the resolution, at most 1: the image is sampled down with it and up again.
+        lowres: Factor of the resolution, at most 1: the image is sampled down by it and up again.
         noise: Standard deviation of Gaussian noise, in standard deviations of the image.
-        gamma: Exponent, on the image's own range; mean and standard deviation are restored.
+        gamma: Exponent, on the image's own range. Mean and standard deviation are restored.
         contrast: Factor of the distance from the mean.
-        brightness: What is added, in standard deviations of the image.
+        brightness: Addend, in standard deviations of the image.
     """
 
     flip: float = 0.0
@@ -81,11 +82,11 @@ class Augmentation:
     brightness: Effect = Effect()
 
 
-# "strong" is nnU-Net's default (Isensee et al., 2021; nnUNetTrainer of version 2) for rotation in 3-D, blur, low resolution, gamma and
-# contrast. It differs in this: 2-D slices turn no further than volumes; sizes change less, as a whole slice has no margin that could
-# come in; brightness is added, not multiplied, which on normalised images would be contrast again; noise is stronger; gamma is
-# never inverted; shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "light" has no effect
-# that could hide a small structure.
+# "strong" follows nnU-Net's default (Isensee et al., 2021; nnUNetTrainer of version 2) for rotation in 3-D, blur, low resolution,
+# gamma and contrast. It differs in these points. 2-D slices turn no further than volumes. Sizes change less, because a whole slice
+# has no margin that could come in. Brightness is added: on normalised images a factor would be contrast again. Noise is stronger.
+# Gamma is never inverted. Shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "light" has
+# no effect that could hide a small structure.
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     "light": Augmentation(
@@ -115,14 +116,14 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
 
 
 def list_effects(augmentation: Augmentation | None) -> dict[str, Augmentation]:
-    """Splits an augmentation into its effects, each alone, certain, and as strong as it gets; for pictures of them."""
+    """Splits an augmentation into its effects for pictures of them: each alone, certain, and as strong as it gets."""
     if augmentation is None:
         return {}
     effects = {"flip": Augmentation(flip=1.0)} if augmentation.flip else {}
     for name, neutral in NEUTRAL.items():
         effect = getattr(augmentation, name)
         if effect.probability:
-            effects[name] = Augmentation(**{name: _strongest(effect, neutral)})
+            effects[name] = replace(Augmentation(), **{name: _make_strongest(effect, neutral)})
     return effects
 
 
@@ -136,27 +137,26 @@ def draw_parameters(
     flips: Sequence[int] | None = None,
     left_right: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Draws what `apply` does to one sample.
+    """Draws the parameters with which `modules.model.augment.apply` changes one sample.
 
-    Which arrays there are depends on `augmentation` alone: those of effects whose probability is 0 are left out, and `apply` then
-    spends no time on them. How many numbers are drawn does not depend on it, so that a generator in the same state draws the same
-    rotation whatever else is switched on.
+    `augmentation` alone decides which arrays there are. Effects of probability 0 have none, and `apply` then spends no time on them.
+    The number of draws does not depend on it: a generator in the same state draws the same rotation, whatever else is switched on.
 
     Args:
         rng: Source of every draw.
-        augmentation: What may be drawn.
+        augmentation: The effects that may be drawn.
         shape: `P` of the sample, of rank `r`, 2 or 3.
         channels: `C` of the image.
-        spacing_mm: Of the voxels; by default they are as long as wide. With it, shapes turn rigidly in mm.
-        flips: Axes that may be mirrored; by default all. Where classes have sides and it is not known which axis runs from left to
-            right, none should be.
+        spacing_mm: Size of the voxels; by default they are as long as wide. With it, shapes turn rigidly in mm.
+        flips: Axes that may be mirrored; by default all. Give none where classes have sides and it is not known which axis runs from
+            left to right.
         left_right: The axis that runs from left to right, if there is one.
 
     Returns:
-        Of float32, if not said otherwise: `matrix` `(r, r + 1)` from voxels of the result to voxels of the sample, both counted
-        from the middle; `mirrored` `()` int32, 1 where left and right changed places; `elastic` `(7, ..., 7, r)` displacements of
-        control points in voxels; `bias` `(5, ..., 5)` logarithms at control points; `blur` `(r,)` in voxels; `lowres` `(r,)`;
-        `noise`, `gamma`, `contrast` and `brightness` `(C,)`; `noise_seed` `(2,)` int32.
+        Arrays by name, float32 if not said otherwise. `matrix` is `(r, r + 1)`, from voxels of the result to voxels of the sample,
+        both counted from the middle. `mirrored` is `()` int32, 1 where left and right changed places. `elastic` is `(7, ..., 7, r)`:
+        displacements of control points in voxels. `bias` is `(5, ..., 5)`: logarithms at control points. `blur` is `(r,)` in voxels,
+        and `lowres` is `(r,)`. `noise`, `gamma`, `contrast` and `brightness` are `(C,)`. `noise_seed` is `(2,)` int32.
 
     Raises:
         ValueError: If the rank is not 2 or 3, or if an axis or the spacing does not fit it.
@@ -175,15 +175,15 @@ def draw_parameters(
     mirrored = (rng.random(rank) < augmentation.flip) & np.isin(np.arange(rank), flips)
     matrix = _draw_matrix(rng, augmentation, np.asarray(shape), spacing)
     matrix[mirrored] *= -1
-    drawn = {"matrix": matrix, "mirrored": np.int32(left_right is not None and mirrored[left_right])}
-    most = np.minimum(_draw(rng, augmentation, "elastic") * finest, FOLD_LIMIT * (np.asarray(shape) - 1) / (ELASTIC_POINTS - 3))
+    drawn = {"matrix": matrix, "mirrored": np.array(left_right is not None and mirrored[left_right], np.int32)}
+    most = np.minimum(_draw_values(rng, augmentation, "elastic") * finest, FOLD_LIMIT * (np.asarray(shape) - 1) / (ELASTIC_POINTS - 3))
     drawn["elastic"] = rng.uniform(-1, 1, (ELASTIC_POINTS,) * rank + (rank,)) * most
-    drawn["bias"] = rng.uniform(-1, 1, (BIAS_POINTS,) * rank) * _draw(rng, augmentation, "bias")
-    drawn["blur"] = _draw(rng, augmentation, "blur", rank) * finest
-    # What is sampled down is the finest axis; one that is coarser than the result already stays as it is.
-    drawn["lowres"] = np.minimum(_draw(rng, augmentation, "lowres") / finest, 1)
+    drawn["bias"] = rng.uniform(-1, 1, (BIAS_POINTS,) * rank) * _draw_values(rng, augmentation, "bias")
+    drawn["blur"] = _draw_values(rng, augmentation, "blur", rank) * finest
+    # The factor applies to the finest axis. An axis that is already coarser than the result stays as it is.
+    drawn["lowres"] = np.minimum(_draw_values(rng, augmentation, "lowres") / finest, 1)
     for name in ("noise", "gamma", "contrast", "brightness"):
-        drawn[name] = _draw(rng, augmentation, name, channels)
+        drawn[name] = _draw_values(rng, augmentation, name, channels)
     drawn["noise_seed"] = rng.integers(-(2**31), 2**31, 2).astype(np.int32)
 
     kept = {name for name in NEUTRAL if getattr(augmentation, name).probability > 0}
@@ -194,14 +194,14 @@ def draw_parameters(
     return {name: value if value.dtype == np.int32 else value.astype(np.float32) for name, value in drawn.items() if name in kept}
 
 
-def _strongest(effect: Effect, neutral: float) -> Effect:
-    """The effect, certain, at the end of its range that is farther from doing nothing."""
+def _make_strongest(effect: Effect, neutral: float) -> Effect:
+    """Returns the effect, certain, at the end of its range that is farther from doing nothing."""
     value = max(effect.high, effect.low, key=(lambda end: abs(math.log(end / neutral))) if neutral else abs)
     return Effect(1.0, value, value)
 
 
-def _draw(rng: np.random.Generator, augmentation: Augmentation, name: str, size: int | tuple[int, ...] = ()) -> np.ndarray:
-    """Values of an effect, or its neutral one; the generator moves on by as much in both cases."""
+def _draw_values(rng: np.random.Generator, augmentation: Augmentation, name: str, size: int | tuple[int, ...] = ()) -> np.ndarray:
+    """Draws values of an effect, or returns its neutral one. The generator moves on by as much in both cases."""
     effect, neutral = getattr(augmentation, name), NEUTRAL[name]
     chance, share = rng.random(), rng.random(size)
     if chance >= effect.probability:
@@ -212,17 +212,17 @@ def _draw(rng: np.random.Generator, augmentation: Augmentation, name: str, size:
 
 
 def _draw_matrix(rng: np.random.Generator, augmentation: Augmentation, shape: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """`(r, r + 1)`: rotation, shear and scaling in mm, then the shift, all in voxels from the middle."""
+    """Draws the matrix `(r, r + 1)`: rotation, shear and scaling in mm, then the shift, all in voxels from the middle."""
     rank = len(shape)
     linear = np.eye(rank)
     planes = [(0, 1)] if rank == 2 else [(1, 2), (2, 0), (0, 1)]
-    for (first, second), degrees in zip(planes, _draw(rng, augmentation, "rotation", len(planes)), strict=True):
+    for (first, second), degrees in zip(planes, _draw_values(rng, augmentation, "rotation", len(planes)), strict=True):
         if max(spacing[first] / spacing[second], spacing[second] / spacing[first]) <= ANISOTROPY:
             turn = np.eye(rank)
             cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
             turn[[first, first, second, second], [first, second, first, second]] = cosine, -sine, sine, cosine
             linear = linear @ turn
-    shear = _draw(rng, augmentation, "shear", (rank, rank))
-    linear = linear @ (np.eye(rank) + shear * (1 - np.eye(rank))) / _draw(rng, augmentation, "scaling")
-    shift = _draw(rng, augmentation, "shift", rank) * shape
+    shear = _draw_values(rng, augmentation, "shear", (rank, rank))
+    linear = linear @ (np.eye(rank) + shear * (1 - np.eye(rank))) / _draw_values(rng, augmentation, "scaling")
+    shift = _draw_values(rng, augmentation, "shift", rank) * shape
     return np.concatenate([linear * spacing / spacing[:, None], shift[:, None]], axis=1)

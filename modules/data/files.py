@@ -1,43 +1,41 @@
-"""Names of image files, hashes of what they hold, and writing that leaves no half a file behind."""
+"""Names of image files, hashes that tell files apart, and writing that never leaves half a file."""
 
 import functools
 import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-
-
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
-
-
 SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
 
-
-# It can only be read by changing it, and that is not safe once there are threads.
+# The mask can only be read by changing it, and that is not safe once there are threads.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix of `path` in lower case, `.nii.gz` being one; "" for a kind of file that is not read here."""
+    """Returns the suffix of `path` in lower case; `.nii.gz` is one suffix. It is "" for a kind of file that is not read here."""
     name = path.name.lower()
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
 
 
 def stem_of(path: Path) -> str:
-    """The file's name without its suffix: `case_1.nii.gz` and `case_1.nii.png` are both `case_1`."""
+    """Returns the file's name without its suffix: `case_1` for `case_1.nii.gz` and for `case_1.nii.png`."""
     name = path.name[: len(path.name) - len(suffix_of(path))]
     # OASIS slices are called `*.nii.png` although they are plain PNG files.
     return name.removesuffix(".nii")
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:
-    """A hash that changes when a file is replaced: of each absolute path, size and time of last change (not the content)."""
+    """Returns a hash that changes when a file is replaced.
+
+    The hash covers each absolute path, size and time of last change, not the content.
+    """
     digest = hashlib.sha256()
     for path in paths:
         status = os.lstat(path)
@@ -53,19 +51,19 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _resolve_folder(folder: str, device: int, inode: int) -> str:
-    """The folder's path without symbolic links; device and inode are there so that a link turned elsewhere is followed anew."""
+    """Returns the folder's path without symbolic links. Device and inode make sure that a link turned elsewhere is followed anew."""
     return os.path.realpath(folder)
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Returns the SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; renames it to `path` on success, so no reader ever sees half a file."""
+def replace_file(path: Path) -> Generator[Path, None, None]:
+    """Yields a temporary name beside `path` and renames it to `path` on success, so that no reader ever sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: libraries choose the format by it.

@@ -1,7 +1,7 @@
-"""The file formats: what lies on disk as an array with its geometry, and a label map back in a scan's own format.
+"""The file formats: files as arrays with their geometry, and label maps back in a scan's own format.
 
-NIfTI-1 files of the ordinary kind are decoded by `modules.data.nifti`; nibabel reads all other NIfTI files. nibabel and OpenCV are
-imported where they are needed: a command that only prints its help reads no file.
+`modules.data.nifti` decodes ordinary NIfTI-1 files; nibabel reads all other NIfTI files. The code imports nibabel and OpenCV only
+where it needs them: a command that only prints its help reads no file.
 """
 
 import functools
@@ -23,7 +23,8 @@ class StoredImage(NamedTuple):
     """One file as it was read, not checked yet.
 
     Attributes:
-        array: `(*S, C)` in the file's own integers, or float32 where it holds or means real numbers. Axes of length one are dropped.
+        array: `(*S, C)` in the file's own integers, or float32. Real or scaled numbers are always float32. Axes of length one are
+            dropped.
         affine: `(4, 4)`, voxel indices of the file to millimetres (RAS+); None for pictures.
         spacing_mm: The voxel's size along each axis of `S`; ones for pictures.
     """
@@ -36,11 +37,11 @@ class StoredImage(NamedTuple):
 def write_label_like(path: Path, label: np.ndarray, reference: Path) -> None:
     """Writes a label map as a file of the reference's own format, shape, affine, spacing and dtype family.
 
-    A floating-point NIfTI gets a float32 label map, an integer one the smallest of uint8, int16 and int32 that holds the
-    values, and pictures get one 8- or 16-bit channel.
+    A floating-point NIfTI gets a float32 label map. An integer one gets the smallest of uint8, int16 and int32 that holds the values.
+    Pictures get one channel of 8 or 16 bits.
 
     Args:
-        path: Where to write; its suffix must be that of `reference`.
+        path: File to write; its suffix must be that of `reference`.
         label: `(*S)` non-negative integers, in the file's values (not class indices).
         reference: The image that was predicted.
     """
@@ -65,13 +66,13 @@ def write_probabilities_like(path: Path, probabilities: np.ndarray, reference: P
             np.savez_compressed(temporary, probabilities=probabilities)
             return
         source = _import_nibabel().load(reference)
-        # NIfTI keeps its first three axes for space: a slice gets a third axis of one before the classes.
+        # NIfTI keeps its first three axes for space, so a slice gets a third axis of one before the classes.
         spatial = (*source.shape, 1)[:3]
         _write_nifti(temporary, probabilities.astype(np.float32).reshape(*spatial, probabilities.shape[-1]), source)
 
 
 def read_file(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> StoredImage:
-    """Reads one file; its values are not checked.
+    """Reads one file without checking its values.
 
     Args:
         path: A file of one of `SUFFIXES`.
@@ -102,8 +103,8 @@ def read_file(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> 
 
 
 def _read_bytes(path: Path) -> bytes:
-    # Each call to the system hands Python's lock to another thread, which for small files costs more than the call: a file
-    # object makes twice as many as these.
+    # Each system call hands Python's lock to another thread, which for small files costs more than the call. A file object makes
+    # twice as many calls as these.
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         size = os.fstat(file).st_size
@@ -116,7 +117,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:
-    """`array` itself where it is float32 already, else in float32, rounded as nibabel does it: 64-bit numbers twice."""
+    """Converts an array to float32, rounded as nibabel does it: 64-bit integers twice. A float32 array is returned itself."""
     if array.dtype == np.float32:
         return array
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
@@ -155,7 +156,7 @@ def read_grid(path: Path) -> StoredImage:
 
 def _find_layout(shape: Sequence[int], zooms: Sequence[float], path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Returns the shape `(*S, C)` that a file's array takes, and the size of a voxel along each axis of `S`."""
-    # The first three axes are space, what comes behind them are channels; axes of length one are neither.
+    # The first three axes are space, and the axes behind them are channels. Axes of length one are neither.
     kept = [axis for axis, size in enumerate(shape[:3]) if size > 1]
     channels = [size for size in shape[3:] if size > 1] or [1]
     if len(kept) < 2 or len(channels) > 1:
@@ -165,7 +166,7 @@ def _find_layout(shape: Sequence[int], zooms: Sequence[float], path: Path) -> tu
 
 
 def _load_nifti(path: Path) -> tuple[tuple[int, ...], list[float], np.ndarray, np.ndarray]:
-    """Shape, zooms, affine and float32 array of whatever nibabel can read."""
+    """Loads shape, zooms, affine and float32 array of any file that nibabel can read."""
     source = _import_nibabel().load(path)
     if source.get_data_dtype().kind not in "iuf":
         raise ValueError(f"values of type {source.get_data_dtype()}, which are no intensities")
@@ -176,7 +177,7 @@ def _load_nifti(path: Path) -> tuple[tuple[int, ...], list[float], np.ndarray, n
 
 
 def _read_picture(path: Path, data: bytes) -> StoredImage:
-    # Bytes and not the file's name, because OpenCV mangles some names and only warns when it fails.
+    # OpenCV gets the bytes, not the file's name, because it mangles some names and only warns when it fails.
     if suffix_of(path) == ".png" and not _is_whole_png(data):
         raise ValueError(f"Expected a whole PNG picture in {path}. Received: a file cut or damaged. Copy or download it again.")
     cv2 = _import_cv2()
@@ -193,12 +194,12 @@ def _read_picture(path: Path, data: bytes) -> StoredImage:
         array = array[..., ::-1]
     elif array.shape[-1] == 4:
         array = array[..., [2, 1, 0, 3]]
-    # Pictures of real numbers, which TIFF allows, are as NIfTI files of them.
+    # TIFF allows real numbers. They become float32, as in NIfTI files.
     return StoredImage(to_float32(array) if array.dtype.kind == "f" else array, None, (1.0, 1.0))
 
 
 def _is_whole_png(data: bytes) -> bool:
-    """Follows the chunks of a PNG and their check sums to the last, before libpng can print a line of its own about them."""
+    """Checks every chunk of a PNG and its check sum, before libpng can print a line of its own about them."""
     place, kind = 8, b""
     while kind != b"IEND":
         size = int.from_bytes(data[place : place + 4], "big")
@@ -223,7 +224,7 @@ def _write_picture(path: Path, array: np.ndarray) -> None:
     data.tofile(path)
 
 
-# What is wrong with a file is said once, by our own error; these two libraries would write their own lines beside it.
+# Our own error says once what is wrong with a file. These two libraries would write their own lines beside it.
 @functools.cache
 def _import_nibabel() -> ModuleType:
     import nibabel

@@ -1,4 +1,4 @@
-"""Folders in the Medical Segmentation Decathlon's layout, and in nnU-Net v2's raw layout: both describe themselves in `dataset.json`."""
+"""Folders in the Medical Segmentation Decathlon's layout and in nnU-Net v2's raw layout. Both describe themselves in `dataset.json`."""
 
 import json
 import re
@@ -16,23 +16,23 @@ def read_description(root: Path) -> dict[str, Any]:
 
     Returns:
         `channels` and `class_names` (tuples, the background first), `label_values` ({value: class}), `licence`, `title`, and
-        `suffix` (of nnU-Net's files, else None).
+        `suffix`. The suffix is that of nnU-Net's files, else None.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is of neither layout.
+        FileNotFoundError: If the file is not there.
+        ValueError: If the file follows neither layout.
     """
     path = root / "dataset.json"
     if not path.is_file():
         raise FileNotFoundError(f"Expected {path}, which describes the data set. Received: nothing there. Give its folder with `--data`.")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        modalities = record[_NNUNET if _NNUNET in record else _DECATHLON]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        modalities = content[_NNUNET if _NNUNET in content else _DECATHLON]
         channels = tuple(modalities[key] for key in sorted(modalities, key=int))
-        if any(isinstance(value, list) for value in record["labels"].values()):
+        if any(isinstance(value, list) for value in content["labels"].values()):
             raise ValueError("regions (lists of values), which are not supported")
         # The Decathlon writes {"1": "Anterior"}, nnU-Net {"Anterior": 1}.
-        pairs = [(int(key), str(name)) if str(key).isdigit() else (int(name), str(key)) for key, name in record["labels"].items()]
+        pairs = [(int(key), str(name)) if str(key).isdigit() else (int(name), str(key)) for key, name in content["labels"].items()]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"Expected `labels` of one value each and `{_DECATHLON}` or `{_NNUNET}` in {path}. Received: {error!r}. Correct the file."
@@ -42,26 +42,27 @@ def read_description(root: Path) -> dict[str, Any]:
     if any(name == "ignore" for _, name in pairs):
         raise ValueError(f"Expected labels of structures in {path}. Received: 'ignore', which is not supported. Leave those cases out.")
     names = [name for _, name in pairs]
-    twice = len(set(values)) < len(values) or len(set(names)) < len(names)
-    if not channels or len(pairs) < 2 or twice or values[0] != 0 or values[-1] > 254:
+    repeated = len(set(values)) < len(values) or len(set(names)) < len(names)
+    if not channels or len(pairs) < 2 or repeated or values[0] != 0 or values[-1] > 254:
         raise ValueError(
             f"Expected a channel, and labels of different names and values from 0 (background) to 254 at most, in {path}. "
             f"Received: {len(channels)} channels, labels {values} named {names}. Correct the file."
         )
     return {
-        "title": str(record.get("description") or record.get("name") or root.name),
-        "licence": str(record.get("licence") or record.get("license") or "not stated in dataset.json"),
+        "title": str(content.get("description") or content.get("name") or root.name),
+        "licence": str(content.get("licence") or content.get("license") or "not stated in dataset.json"),
         "channels": channels,
         "class_names": tuple(names),
         "label_values": {value: index for index, (value, _) in enumerate(pairs)},
-        "suffix": str(record.get("file_ending", ".nii.gz")) if _NNUNET in record else None,
+        "suffix": str(content.get("file_ending", ".nii.gz")) if _NNUNET in content else None,
     }
 
 
 def find_msd(root: Path) -> list[Case]:
-    """Cases `imagesTr/*` with labels of the same name in `labelsTr/`; each case counts as a subject of its own.
+    """Finds the cases: images in `imagesTr` with labels of the same name in `labelsTr`. Each case counts as a subject of its own.
 
-    The Decathlon lists its pairs in `dataset.json` and keeps channels in a fourth axis; nnU-Net keeps one file a channel, `..._0000`.
+    The Decathlon lists its pairs in `dataset.json` and keeps channels in a fourth axis. nnU-Net keeps one file for each channel,
+    `..._0000`.
 
     Raises:
         FileNotFoundError: If there is no `dataset.json` or no image.
@@ -72,12 +73,12 @@ def find_msd(root: Path) -> list[Case]:
     if not cases:
         raise FileNotFoundError(f"Expected images in {root / 'imagesTr'}. Received: none. Give the data set's folder with `--data`.")
     if len({case.case_id for case in cases}) < len(cases):
-        twice = next(case.case_id for case in cases if sum(other.case_id == case.case_id for other in cases) > 1)
-        raise ValueError(f"Expected each case once in {root / 'dataset.json'}. Received: {twice} twice. Correct the file.")
+        repeated = next(case.case_id for case in cases if sum(other.case_id == case.case_id for other in cases) > 1)
+        raise ValueError(f"Expected each case once in {root / 'dataset.json'}. Received: {repeated} twice. Correct the file.")
     return cases
 
 
-# From an image's file name to its label's: the same, without nnU-Net's number of the channel.
+# A label has its image's file name without nnU-Net's number of the channel.
 LABEL_RENAMES = ((r"_\d{4}(\.nii(\.gz)?)$", r"\1"),)
 
 
@@ -98,7 +99,7 @@ def _find_decathlon(root: Path) -> list[Case]:
 def _find_nnunet(root: Path, description: dict[str, Any]) -> list[Case]:
     suffix, number = description["suffix"], len(description["channels"])
     images, labels = root / "imagesTr", root / "labelsTr"
-    # From both sides: a case that lacks its first channel, or its image altogether, must not vanish without a word.
+    # Names come from images and labels: a case that lacks its first channel, or its whole image, must not vanish without a word.
     names = {re.sub(r"_\d{4}$", "", path.name.removesuffix(suffix)) for path in images.glob(f"[!.]*{suffix}")}
     if not names:
         return []

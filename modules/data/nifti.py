@@ -11,30 +11,30 @@ from typing import NamedTuple
 import numpy as np
 
 try:
-    # It inflates at two to four times the speed of zlib; both check what they inflated and let other threads run meanwhile.
+    # isal inflates two to four times as fast as zlib. Both verify the check sum and let other threads run meanwhile.
     from isal import isal_zlib as inflater
 except ImportError:
     inflater = zlib
 
-# Of a NIfTI-1 header: sizeof_hdr, dim, datatype, bitpix, pixdim, vox_offset, scl_slope, scl_inter, qform_code, sform_code,
+# Fields of a NIfTI-1 header: sizeof_hdr, dim, datatype, bitpix, pixdim, vox_offset, scl_slope, scl_inter, qform_code, sform_code,
 # quatern_b to qoffset_z, srow_x to srow_z, magic.
 _HEADERS = {order: struct.Struct(f"{order}i 36x 8h 14x 2h 2x 8f 3f 132x 2h 6f 12f 16x 4s") for order in "<>"}
-_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
-_DTYPES = {(order, code): np.dtype(order + name) for order in "<>" for code, name in _DTYPES.items()}
+_DTYPE_NAMES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_DTYPES = {(order, code): np.dtype(order + name) for order in "<>" for code, name in _DTYPE_NAMES.items()}
 _PIECE = 1 << 16
 
 
 class _Header(NamedTuple):
-    """What is needed of a NIfTI-1 header; see `_parse_header`.
+    """The fields of a NIfTI-1 header that decoding needs; see `_parse_header`.
 
     Attributes:
-        shape: Of the array, first axis fastest.
-        zooms: Of the first three axes at most, millimetres.
-        dtype: Of the file's numbers, byte order included.
-        offset: Of the first of them, bytes.
-        end: One byte past the last of them.
-        slope: To be multiplied by, 1 for none.
-        inter: To be added then, 0 for none.
+        shape: Sizes of the array, first axis fastest.
+        zooms: Sizes of a voxel along the first three axes at most, millimetres.
+        dtype: Type of the file's numbers, byte order included.
+        offset: Place of the first number, bytes.
+        end: One byte past the last number.
+        slope: Factor of the numbers, 1 for none.
+        inter: Addend after the factor, 0 for none.
         affine: `(4, 4)`.
     """
 
@@ -56,8 +56,8 @@ def decode_nifti(data: bytes, compressed: bool) -> tuple[tuple[int, ...], tuple[
         compressed: Whether it is a gzip file.
 
     Returns:
-        Shape, zooms of up to three axes in mm, affine `(4, 4)`, and the array: float32, or the file's own integers where they are not
-        scaled. None for a file of an unusual kind, which nibabel must judge.
+        Shape, zooms of up to three axes in mm, affine `(4, 4)`, and the array. The array holds the file's own integers where they are
+        not scaled, else float32. None for a file of an unusual kind, which nibabel must judge.
 
     Raises:
         EOFError, zlib.error, isal.isal_zlib.error: For a file that is cut or damaged.
@@ -73,9 +73,9 @@ def decode_nifti(data: bytes, compressed: bool) -> tuple[tuple[int, ...], tuple[
         raise EOFError(f"{len(content)} bytes where the header promises {header.end}")
     array = np.ndarray(header.shape, header.dtype, content, header.offset, order="F")
     if header.dtype.kind == "f" or (header.slope, header.inter) != (1, 0):
-        # What is too large for float32 becomes infinite, which is an error of ours later.
+        # A value too large for float32 becomes infinite, and a later check reports it.
         with np.errstate(over="ignore", invalid="ignore"):
-            # As in nibabel, numbers that change nothing are left out, and those that do make it a calculation in float64.
+            # As in nibabel, a slope or intercept that changes nothing is left out. Any other makes it a calculation in float64.
             if header.slope != 1:
                 array = array * np.float64(header.slope)
             if header.inter != 0:
@@ -88,21 +88,21 @@ def _inflate(data: bytes) -> bytes:
     """Inflates the first member of a gzip file, whose check sum must be right.
 
     Raises:
-        zlib.error, isal.isal_zlib.error: If it is cut or damaged.
+        zlib.error, isal.isal_zlib.error: If the member is cut or damaged.
     """
-    # The last four bytes give the size, if there is one member only: it is a hint, and no more than deflate can reach. With
-    # one byte more the buffer need not grow before the end is seen, which would cost a copy.
+    # The last four bytes give the size if there is only one member. It is a hint, and no more than deflate can reach. With one byte
+    # more the buffer need not grow before the end is seen, which would cost a copy.
     size = min(int.from_bytes(data[-4:], "little"), 1032 * len(data))
     return inflater.decompress(data, 31, size + 1)
 
 
 def _inflate_members(data: bytes) -> bytes:
-    """Inflates all members of a gzip file, as written by bgzip or by appending; what follows them is left alone."""
+    """Inflates all members of a gzip file, as bgzip or appending writes them. Bytes behind the last member are left alone."""
     parts, place, view = [], 0, memoryview(data)
     while data[place : place + 2] == b"\x1f\x8b":
         member = inflater.decompressobj(31)
         while not member.eof:
-            # In pieces, because what is left of a piece at the end of a member is copied.
+            # The file is fed in pieces, because the rest of a piece is copied at the end of a member.
             piece = view[place : place + _PIECE]
             if not piece:
                 raise EOFError("a gzip file that ends too early")
@@ -113,11 +113,11 @@ def _inflate_members(data: bytes) -> bytes:
 
 
 def _parse_header(data: bytes) -> _Header | None:
-    """Reads a NIfTI-1 header as nibabel does; None for one that is cut, or of any unusual kind, which nibabel must judge.
+    """Reads a NIfTI-1 header as nibabel does. Returns None for a cut or unusual header, which nibabel must judge.
 
-    Unusual are extensions, a header apart from its data, NIfTI-2, colours and complex numbers, and fields that contradict each other
-    or the standard, except for the harmless ones that nibabel mends and that are common: zooms of 0 or below, and a pixdim[0] that
-    is neither 1 nor -1.
+    Unusual are extensions, a header apart from its data, NIfTI-2, colours and complex numbers. So are fields that contradict each
+    other or the standard. Two harmless faults are common, and nibabel mends them: zooms of 0 or below, and a pixdim[0] that is
+    neither 1 nor -1. They are accepted here too.
     """
     if len(data) < 352:
         return None
@@ -128,7 +128,7 @@ def _parse_header(data: bytes) -> _Header | None:
     dtype = _DTYPES.get((order, code))
     if size != 348 or fields[42] != b"n+1\0" or data[348] or dtype is None or bits != 8 * dtype.itemsize:
         return None
-    # Of the ranks, 1 is left out; of the shapes, one by which FreeSurfer means another.
+    # Rank 1 is left to nibabel, and so is the one shape by which FreeSurfer means another.
     shape = dim[:rank]
     if not 2 <= rank <= 7 or min(shape) < 1 or shape[:3] == (27307, 1, 6):
         return None
@@ -154,7 +154,7 @@ def _parse_header(data: bytes) -> _Header | None:
 
 
 def _turn_quaternion(imaginary, corner, zooms, side: int) -> np.ndarray | None:
-    """The affine `(4, 4)` of a qform, calculated like nibabel's to the last bit; None if the quaternion is longer than one."""
+    """Returns the affine `(4, 4)` of a qform, equal to nibabel's to the last bit; None if the quaternion is longer than one."""
     x, y, z = vector = np.array(imaginary, np.longdouble)
     rest = 1.0 - vector @ vector
     threshold = 3 * np.finfo(np.float32).eps
@@ -175,7 +175,7 @@ def _turn_quaternion(imaginary, corner, zooms, side: int) -> np.ndarray | None:
 
 
 def _centre_grid(shape, zooms) -> np.ndarray:
-    """The affine `(4, 4)` of a header without any: the first axis runs to the left, and 0 mm is the middle of the grid."""
+    """Returns the affine `(4, 4)` of a header without any. The first axis runs to the left, and 0 mm is the middle of the grid."""
     affine = np.eye(4)
     # A header of two axes says nothing of the third, whatever its zoom.
     for axis, (size, zoom) in enumerate(zip(shape[:3], zooms, strict=False)):

@@ -1,6 +1,6 @@
-"""Where patches are cut from a prepared case: drawn at random for training, on a grid of windows for validation and inference.
+"""The places of patches in a prepared case: random ones for training, a grid of windows for validation and inference.
 
-A window may reach beyond an array that is smaller than it; such an array lies in the window's middle, as `fit_shape` would put it.
+A window may reach beyond an array that is smaller than it. Such an array lies in the window's middle, as `fit_shape` would put it.
 Everything random here is a pure function of the generator that is passed in.
 """
 
@@ -32,7 +32,7 @@ class Window:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`P`, the spatial shape of a sample: the sizes without those of one."""
+        """The spatial shape `P` of a sample: the sizes other than 1."""
         return tuple(size for size in self.sizes if size > 1)
 
     @property
@@ -56,7 +56,7 @@ class Window:
 
 
 def list_starts(size: int, window: int, overlap: float = 0.0) -> list[int]:
-    """First voxels of evenly spread windows that cover `size` voxels, neighbours sharing at least `overlap` of their length.
+    """Lists the first voxels of evenly spread windows that cover `size` voxels. Neighbours share at least `overlap` of their length.
 
     Args:
         size: Voxels along the axis.
@@ -68,24 +68,24 @@ def list_starts(size: int, window: int, overlap: float = 0.0) -> list[int]:
     """
     if size <= window:
         return [-((window - size) // 2)]
-    # Rounded down, but not where a product such as 10 * 0.3 comes out a little below 3.
+    # The step is rounded down, but not where a product such as 10 * 0.3 comes out a little below 3.
     step = max(1, math.floor(window * (1 - overlap) + 1e-9))
     number = math.ceil((size - window) / step) + 1
     return [round(index * (size - window) / (number - 1)) for index in range(number)]
 
 
 def make_grid(shape: Sequence[int], window: Sequence[int], overlap: float = 0.0) -> list[tuple[int, ...]]:
-    """Starts `(r,)` of the windows that cover an array of `shape`, the first axis changing slowest."""
+    """Lists the starts `(r,)` of the windows that cover an array of `shape`. The first axis changes slowest."""
     return list(product(*(list_starts(size, length, overlap) for size, length in zip(shape, window, strict=True))))
 
 
 def count_starts(shape: Sequence[int], window: Sequence[int]) -> int:
-    """How many windows `make_grid` lays without overlap."""
+    """Counts the windows that `make_grid` lays without overlap."""
     return math.prod(len(list_starts(size, length)) for size, length in zip(shape, window, strict=True))
 
 
 def nth_start(shape: Sequence[int], window: Sequence[int], index: int) -> tuple[int, ...]:
-    """Number `index` of the starts that `make_grid` lays without overlap."""
+    """Returns number `index` of the starts that `make_grid` lays without overlap."""
     start = []
     for size, length in zip(reversed(shape), reversed(window), strict=True):
         starts = list_starts(size, length)
@@ -95,16 +95,16 @@ def nth_start(shape: Sequence[int], window: Sequence[int], index: int) -> tuple[
 
 
 def make_gaussian(window: int) -> np.ndarray:
-    """Weights `(window,)` float32 along one axis: 1 in the middle, a standard deviation of an eighth of the window, never below 1e-3.
+    """Makes Gaussian weights `(window,)` float32 along one axis: 1 in the middle, with a standard deviation of an eighth of the window.
 
-    The floor keeps a voxel that lies in the corner of its only window from being divided by nearly nothing.
+    No weight is below 1e-3. This floor keeps a voxel in the corner of its only window from being divided by nearly nothing.
     """
     place = np.arange(window) - (window - 1) / 2
     return np.maximum(np.exp(-0.5 * (place / (window / 8)) ** 2), 1e-3).astype(np.float32)
 
 
 def cut(array: np.ndarray, start: Sequence[int], window: Sequence[int], fill: Sequence[float] | float = 0) -> np.ndarray:
-    """Copies a window of `(*S, ...)`; what lies outside of the array is `fill` (a value, or one a channel)."""
+    """Copies a window of `(*S, ...)`. Voxels outside of the array become `fill`, a value or one a channel."""
     result = np.empty((*window, *array.shape[len(window) :]), array.dtype)
     cut_into(result, array, start, fill)
     return result
@@ -124,7 +124,7 @@ def cut_into(result: np.ndarray, array: np.ndarray, start: Sequence[int], fill: 
 
 
 def choose_points(label: np.ndarray, num_classes: int, rng: np.random.Generator, limit: int = 4096) -> list[np.ndarray]:
-    """Up to `limit` voxels `(n, r)` uint16 of each class of a label `(*S)`, for `draw_start`; drawn without repetition."""
+    """Draws up to `limit` voxels `(n, r)` uint16 of each class of a label `(*S)`, without repetition; for `draw_start`."""
     points = []
     flat = label.ravel()
     for index in range(num_classes):
@@ -144,20 +144,20 @@ def draw_start(
     sampling: str = "uniform",
     probabilities: Sequence[float] = (),
 ) -> tuple[int, ...]:
-    """Draws where a patch begins.
+    """Draws the first voxel of a patch.
 
     Args:
         rng: Source of the draw.
         shape: `S` of the case.
-        window: Of the patch.
+        window: Shape of the patch.
         points: Voxels of each class, from `choose_points`; not needed for "uniform".
-        sampling: "uniform" over all places inside; "foreground" centres on a voxel of any foreground class; "weighted" chooses a
+        sampling: "uniform" takes any place inside. "foreground" centres on a voxel of any foreground class. "weighted" chooses a
             class first and centres on one of its voxels.
-        probabilities: For "weighted", of each class, the background first; equal without it. Classes that are not in the case
+        probabilities: Probability of each class for "weighted", the background first; equal without it. Classes that the case lacks
             pass their share on to the others.
 
     Returns:
-        The patch's first voxel; the patch stays inside the case wherever the case is large enough.
+        The patch's first voxel. The patch stays inside the case wherever the case is large enough.
     """
     room = [max(size - length, 0) for size, length in zip(shape, window, strict=True)]
     start = [int(value) for value in rng.integers(0, room, endpoint=True)]

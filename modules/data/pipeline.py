@@ -9,21 +9,21 @@ import numpy as np
 from modules.data.cache import PreparedCase
 from modules.data.patches import Window, count_starts, draw_start, nth_start
 
-# `tf.random.experimental.index_shuffle` puts this before a seed of two numbers. Given a seed for each index it puts it in the wrong
-# place (TensorFlow 2.21), so we call the operation itself.
+# `tf.random.experimental.index_shuffle` puts this number before a seed of two numbers. Given a seed for each index, it puts it in the
+# wrong place (TensorFlow 2.21), so we call the operation itself.
 _SHUFFLE_SEED = np.int32(498247692)
 DrawAugmentation = Callable[[np.random.Generator, Sequence[float]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class PatchSampler:
-    """Draws where training patches lie.
+    """The draw of training patches.
 
     Attributes:
-        sampling: See `modules.data.patches.draw_start`. With "foreground" every third patch of a case is centred on foreground, the
-            rest lies anywhere.
+        sampling: See `modules.data.patches.draw_start`. With "foreground" every third patch of a case is centred on foreground, and
+            the rest lies anywhere.
         per_case: Patches of each case in an epoch.
-        probabilities: Of the classes, for "weighted".
+        probabilities: Probabilities of the classes, for "weighted".
     """
 
     sampling: str = "foreground"
@@ -31,7 +31,7 @@ class PatchSampler:
     probabilities: tuple[float, ...] = ()
 
     def draw_start(self, case: PreparedCase, window: Sequence[int], turn: int, seeds: Sequence[int]) -> tuple[int, ...]:
-        """Draws the first voxel of patch number `turn` of an epoch, a pure function of `seeds`."""
+        """Draws the first voxel of patch number `turn` of an epoch; the draw is a pure function of `seeds`."""
         uniform = self.sampling == "foreground" and turn % 3 != 0
         rng = np.random.default_rng(list(seeds))
         sampling = "uniform" if uniform else self.sampling
@@ -58,28 +58,29 @@ def make_pipeline(
 ):
     """Makes a `tf.data.Dataset` of dicts: `image (B, *P, C)` float16, `label (B, *P)` uint8, and what `draw_augmentation` adds.
 
-    Samples are windows of the cases: those of a grid without overlap (a whole slice or volume; each slice of a volume), or patches
-    drawn anew each time.
+    Samples are windows of the cases. They lie on a grid without overlap (a whole slice or volume; each slice of a volume), or are
+    patches drawn anew each time.
 
-    For training it is endless and every batch is full. The batch of step `s` is a pure function of `(seed, s)`: position `s * B + i`
-    of an endless row of permutations, one an epoch, each computed without state. A run can thus begin at any step.
+    A pipeline for training is endless and every batch is full. The batch of step `s` is a pure function of `(seed, s)`. Its samples
+    have the positions `s * B + i` in an endless row of permutations, one for each epoch, computed without state. A run can thus begin
+    at any step.
 
-    Otherwise it goes through the samples once, in order, and adds `weight (B,)` float32. Samples that only fill the last batch weigh
-    0, because a batch of another size would have to be compiled anew and could not be divided among hosts. The other weights make the
-    mean over batches equal the mean over samples.
+    Any other pipeline goes through the samples once, in order, and adds `weight (B,)` float32. Samples that only fill the last batch
+    weigh 0. A batch of another size would have to be compiled anew, and hosts could not divide it. The other weights make the mean
+    over batches equal the mean over samples.
 
     Args:
-        cases: From `modules.data.cache.prepare_cases`.
+        cases: Cases from `modules.data.cache.prepare_cases`.
         window: The size of a sample in the rank of the cases.
         channels: `C`.
         batch_size: `B`.
         training: Whether the pipeline is for training.
         sampler: Draws patches; without it samples are the windows of a grid.
-        draw_augmentation: Draws the parameters of a sample's augmentation from a generator and the sample's voxel size: arrays of
-            fixed shapes.
-        seed: Of order and draws.
+        draw_augmentation: Draws the parameters of a sample's augmentation from a generator and the sample's voxel size. They are
+            arrays of fixed shapes.
+        seed: Seed of the order and of all draws.
         first_step: The step that training begins at.
-        host_slice: `(i, n)` gives only the `i`-th of `n` equal parts of each batch: that of one host of several.
+        host_slice: `(i, n)` gives only the `i`-th of `n` equal parts of each batch: the part of one host among several.
 
     Raises:
         ValueError: If the hosts cannot divide a batch equally.
@@ -95,37 +96,38 @@ def make_pipeline(
     part = batch_size // hosts
     example = draw_augmentation(np.random.default_rng(0), (1.0,) * len(window.axes)) if draw_augmentation else {}
 
-    def find(sample: int, position: int) -> tuple[PreparedCase, Sequence[int]]:
+    def find_window(sample: int, position: int) -> tuple[PreparedCase, Sequence[int]]:
         if sampler:
             turn, index = divmod(sample, len(cases))
             return cases[index], sampler.draw_start(cases[index], window.sizes, turn, (seed, position))
         index = int(np.searchsorted(firsts, sample, "right")) - 1
         return cases[index], nth_start(shapes[index], window.sizes, sample - int(firsts[index]))
 
-    def read(samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
-        # As they lie in the cache: they are widened where they are computed with, after half the way.
+    def read_samples(samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
+        # Arrays keep the types of the cache. They are widened where they are computed with, so fewer bytes travel.
         image, label = _make_aligned((part, *window.sizes, channels), np.float16), _make_aligned((part, *window.sizes), np.uint8)
         drawn = []
         for row, (sample, position) in enumerate(zip(samples.tolist(), positions.tolist(), strict=True)):
-            case, start = find(sample, position)
+            case, start = find_window(sample, position)
             case.read_into(image[row], label[row], start)
             if draw_augmentation:
-                # A generator of its own: the augmentation does not depend on how much the draw of the patch draws.
+                # Augmentation has its own generator, so that it does not depend on how much the draw of the patch draws.
                 rng = np.random.default_rng([seed, position, 1])
                 drawn.append(draw_augmentation(rng, [case.spacing_mm[axis] for axis in window.axes]))
         parameters = [np.stack([one[name] for one in drawn]) for name in example]
         return [image.reshape(part, *window.shape, channels), label.reshape(part, *window.shape), *parameters]
 
-    def load(index):
-        # The same positions, whichever host reads them.
+    def load_batch(index):
+        # The positions are the same, whichever host reads them.
         positions = samples = index * batch_size + host * part + tf.range(part, dtype=tf.int64)
         if training:
             epochs = tf.cast(positions // number, tf.int32)
             seeds = tf.stack([tf.fill(epochs.shape, _SHUFFLE_SEED), tf.fill(epochs.shape, low_seed), epochs], axis=-1)
             samples = tf.raw_ops.RandomIndexShuffle(index=positions % number, seed=seeds, max_index=np.int64(number - 1), rounds=4)
-        # Not stateful: what is read depends on the arguments alone, and deterministic pipelines run stateful functions one by one.
+        # The function is not stateful: its result depends on the arguments alone. Deterministic pipelines run stateful functions one
+        # by one.
         types = [tf.float16, tf.uint8, *(array.dtype for array in example.values())]
-        arrays = tf.numpy_function(read, (samples % number, positions), types, stateful=False)
+        arrays = tf.numpy_function(read_samples, (samples % number, positions), types, stateful=False)
         sizes = [(*window.shape, channels), window.shape, *(array.shape for array in example.values())]
         arrays = [tf.ensure_shape(array, (part, *size)) for array, size in zip(arrays, sizes, strict=True)]
         batch = dict(zip(("image", "label", *example), arrays, strict=True))
@@ -136,12 +138,12 @@ def make_pipeline(
     low_seed = np.array(seed, np.int64).astype(np.int32)
     batches = -(-number // batch_size)
     first, last = (first_step, np.iinfo(np.int64).max) if training else (0, batches)
-    pipeline = tf.data.Dataset.range(first, last).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    pipeline = tf.data.Dataset.range(first, last).map(load_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return pipeline.prefetch(tf.data.AUTOTUNE)
 
 
 def _make_aligned(shape: Sequence[int], dtype: type) -> np.ndarray:
-    """Makes an empty array at a multiple of 64 bytes: TensorFlow takes such an array as it is, and copies others."""
+    """Makes an empty array at a multiple of 64 bytes. TensorFlow takes such an array as it is, and copies others."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + 63, np.uint8)
     first = -memory.ctypes.data % 64

@@ -1,9 +1,10 @@
-"""From a volume as it lies on disk to what a network sees, and the exact way back.
+"""From a volume as it lies on disk to the input of a network, and the exact way back.
 
 A volume is turned to the closest canonical orientation (RAS+), cropped to its foreground, normalised, resampled and fitted to a
-shape, in this order; all but the turning and the normalising are optional. The way back puts probabilities, not labels, on the
-input's grid, plane by plane, so that it never holds all classes of a whole volume at once. A slice goes the same way, but is not
-turned.
+shape, in this order. Only the turning and the normalising are always done. A slice goes the same way, but is not turned.
+
+The way back puts probabilities, not labels, on the input's grid. It goes plane by plane, so that it never holds all classes of a
+whole volume at once.
 """
 
 import math
@@ -21,11 +22,11 @@ INTERPOLATIONS = {"linear": 1, "cubic": 3}
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the way back needs to know of the input.
+    """The geometry of an input, as the way back needs it.
 
     Attributes:
-        axes: Which axis of the input each canonical axis is.
-        flipped: Whether that axis runs the other way there.
+        axes: The input's axis for each canonical axis.
+        flipped: Whether that axis runs the other way in the input.
         shape: The canonical spatial shape, before anything is cut.
         box: First and one past the last voxel of the foreground along each canonical axis.
         grid: Shape after resampling, before fitting.
@@ -38,17 +39,17 @@ class Geometry:
     grid: tuple[int, ...]
 
     def turn(self, array: np.ndarray) -> np.ndarray:
-        """A view of an array on the input's grid `(*S, ...)`, in canonical orientation."""
+        """Returns a view of an array on the input's grid `(*S, ...)`, in canonical orientation."""
         array = array.transpose(*self.axes, *range(len(self.axes), array.ndim))
-        return np.flip(array, [axis for axis, flipped in enumerate(self.flipped) if flipped])
+        return np.flip(array, tuple(axis for axis, flipped in enumerate(self.flipped) if flipped))
 
     def turn_back(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `turn`."""
-        array = np.flip(array, [axis for axis, flipped in enumerate(self.flipped) if flipped])
+        """Returns a view of a canonical array in the input's orientation; the inverse of `turn`."""
+        array = np.flip(array, tuple(axis for axis, flipped in enumerate(self.flipped) if flipped))
         return array.transpose(*np.argsort(self.axes), *range(len(self.axes), array.ndim))
 
     def measure_spacing(self, spacing_mm: Sequence[float]) -> tuple[float, ...]:
-        """Voxel size after resampling along each canonical axis, from the input's."""
+        """Returns the voxel size after resampling along each canonical axis, from the input's."""
         sizes = zip(self.axes, self.boxed, self.grid, strict=True)
         return tuple(spacing_mm[axis] * before / after for axis, before, after in sizes)
 
@@ -67,15 +68,15 @@ class Preprocessing:
         shape: `P`, the spatial shape at the end; empty for each case's own.
         resize: Whether `shape` is reached by interpolating the whole field of view instead of cropping or padding about the centre.
         spacing_mm: Voxel size to resample to, along the canonical axes; empty for each case's own.
-        interpolation: Of images where they are enlarged: "linear" or "cubic"; where they shrink, voxels are averaged. Labels are
-            resampled as shares of each class, never by nearest voxel.
+        interpolation: Interpolation of images where they are enlarged: "linear" or "cubic". Where they shrink, voxels are averaged.
+            Labels are resampled as shares of each class, never by nearest voxel.
         foreground_crop: Whether margins that are as dark as the darkest voxel are cut off.
-        intensity: "min_max" scales each case's channel to [0, 1]; "percentile" does so between the 0.5 and 99.5 percentile of
-            the foreground and clips; "zscore" takes mean and standard deviation of the foreground to 0 and 1; "fixed" gives
-            `(x / scale - mean) / std`. Foreground here is what is brighter than the channel's darkest voxel.
-        scale: For "fixed": divides first, 255 for 8-bit pictures.
-        mean: For "fixed": the training set's mean after scaling.
-        std: For "fixed": the training set's standard deviation after scaling.
+        intensity: "min_max" scales each case's channel to [0, 1]. "percentile" does so between the 0.5 and 99.5 percentile of the
+            foreground and clips. "zscore" takes mean and standard deviation of the foreground to 0 and 1. "fixed" gives
+            `(x / scale - mean) / std`. The foreground here is every voxel brighter than the channel's darkest.
+        scale: Divisor that "fixed" applies first, 255 for 8-bit pictures.
+        mean: Mean of the training set after scaling, for "fixed".
+        std: Standard deviation of the training set after scaling, for "fixed".
     """
 
     spatial_dims: int
@@ -100,10 +101,10 @@ class Preprocessing:
                 raise ValueError(f"Expected `{name}` of {self.spatial_dims} numbers above 0. Received: {value}.")
 
     def check(self, image: Volume, channels: Sequence[str], name: str) -> None:
-        """Raises ValueError, naming `name`, where an image is not of the kind that this preprocessing was made for.
+        """Raises ValueError, naming `name`, for an image of another kind than this preprocessing was made for.
 
-        That is: another rank, another number of channels than `channels` names, an affine that does not say which way its axes run,
-        or, for "fixed", brighter than `scale`.
+        Such an image has another rank, or another number of channels than `channels` names. Its affine may not say which way its axes
+        run. For "fixed", it may be brighter than `scale`.
         """
         rank, number, expected = image.array.ndim - 1, image.array.shape[-1], self.spatial_dims
         if rank != expected:
@@ -117,13 +118,13 @@ class Preprocessing:
             raise ValueError(f"Expected intensities up to {self.scale:g}. Received: {brightest:g} in {name}. Convert it to that range.")
 
     def apply(self, image: Volume) -> tuple[np.ndarray, Geometry]:
-        """Brings an image to what the network sees.
+        """Turns an image into the input of the network.
 
         Args:
             image: A volume whose array is `(*S, C)` float32.
 
         Returns:
-            `(*P, C)` float32, and the `Geometry` to come back with. Padding takes each channel's darkest value.
+            `(*P, C)` float32, and the `Geometry` for the way back. Padding takes each channel's darkest value.
         """
         if image.array.ndim - 1 != self.spatial_dims:
             raise ValueError(f"Expected an image of {self.spatial_dims} dimensions. Received: shape {image.array.shape[:-1]}.")
@@ -137,8 +138,8 @@ class Preprocessing:
     def apply_label(self, label: np.ndarray, geometry: Geometry) -> np.ndarray:
         """Brings the label `(*S)` of an image with that geometry to `(*P)`; padding is background.
 
-        Resampling interpolates each class's share of a voxel and takes the largest, so that a class that shrinks does not
-        depend on which voxel happens to lie nearest.
+        Resampling interpolates each class's share of a voxel and takes the largest. A class that shrinks thus does not depend on
+        which voxel happens to lie nearest.
         """
         label = geometry.turn(label)[tuple(slice(*side) for side in geometry.box)]
         if label.shape != geometry.grid:
@@ -160,10 +161,11 @@ class Preprocessing:
         """Puts probabilities back on the input's grid in canonical orientation, a plane at a time.
 
         Args:
-            planes: `(*P[1:], K)` for each index of the first axis; for a slice, the one plane `(*P, K)`.
+            planes: Plane `(*P[1:], K)` for each index of the first axis; for a slice, the one plane `(*P, K)`.
             geometry: From `apply`.
-            fill: What the network never saw, a value or one a class.
-            order: Of the canonical axes of a volume, both in what comes and in what goes: planes lie across the first.
+            fill: Value of the voxels that the network never saw: one number, or one for each class.
+            order: Order of a volume's canonical axes, for the planes that come and for those that go. Planes lie across the first
+                axis.
 
         Yields:
             Planes `(*S[1:], K)` of the canonical grid in order; for a slice, the one plane `(*S, K)`.
@@ -184,7 +186,7 @@ class Preprocessing:
         return geometry.turn_back(np.stack(planes) if self.spatial_dims == 3 else planes[0])
 
     def unseen(self, geometry: Geometry) -> int:
-        """How many voxels of the resampled input the network does not see because they lie outside `shape`."""
+        """Counts the voxels of the resampled input that the network does not see because they lie outside `shape`."""
         seen = math.prod(min(size, target) for size, target in zip(geometry.grid, self.shape or geometry.grid, strict=True))
         return math.prod(geometry.grid) - seen
 
@@ -195,8 +197,8 @@ class Preprocessing:
         shape = tuple(spatial[axis] for axis in axes)
         box = tuple((0, size) for size in shape)
         if self.foreground_crop:
-            bright = _find_foreground(image.array).any(axis=-1).transpose(axes)
-            bright = np.flip(bright, [axis for axis, is_flipped in enumerate(flipped) if is_flipped])
+            bright = np.asarray(_find_foreground(image.array).any(axis=-1)).transpose(axes)
+            bright = np.flip(bright, tuple(axis for axis, is_flipped in enumerate(flipped) if is_flipped))
             if bright.any():
                 others = [tuple(other for other in range(bright.ndim) if other != axis) for axis in range(bright.ndim)]
                 occupied = [np.flatnonzero(bright.any(axis=other)) for other in others]
@@ -212,7 +214,7 @@ class Preprocessing:
     def _normalise(self, array: np.ndarray) -> np.ndarray:
         if self.intensity == "fixed":
             return ((array / np.float32(self.scale)) - np.float32(self.mean)) / np.float32(self.std)
-        # In the memory order of the input, whatever it is: along another one each pass would take ten times as long.
+        # The result keeps the input's memory order, whatever it is. In another order each pass would take ten times as long.
         result = np.empty_like(array, np.float32)
         for channel in range(array.shape[-1]):
             source = array[..., channel]
@@ -225,16 +227,16 @@ class Preprocessing:
                     low = float(foreground.mean(dtype=np.float64))
                     high = low + float(foreground.std(dtype=np.float64))
             if high - low <= 1e-6 * (brightest - darkest):
-                # A foreground of one value has no spread: the channel's own range stands for it.
+                # A foreground of one value has no spread, so the channel's own range stands for it.
                 low, high = darkest, brightest
-            # A constant channel carries nothing: it becomes 0 rather than a division by zero.
+            # A constant channel carries nothing. It becomes 0, so that nothing is divided by zero.
             np.subtract(source, np.float32(low), out=result[..., channel])
             np.divide(result[..., channel], np.float32(high - low or 1), out=result[..., channel])
         return np.clip(result, 0, 1, out=result) if self.intensity == "percentile" else result
 
 
 def find_orientation(image: Volume) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Which axis of the image each canonical (RAS+) axis is, and whether it runs the other way there.
+    """Finds the image's axis for each canonical (RAS+) axis, and whether it runs the other way in the image.
 
     Slices, and volumes without an affine, stay as they are. An oblique volume goes to the closest orientation; it is not resampled.
     """
@@ -247,12 +249,12 @@ def find_orientation(image: Volume) -> tuple[tuple[int, ...], tuple[bool, ...]]:
 
 
 def _orient(affine: np.ndarray) -> np.ndarray:
-    # Slices need no nibabel, and whoever asks for help does not either.
+    # The import waits: slices need no nibabel, and neither does a command that prints its help.
     from nibabel import io_orientation
 
     return io_orientation(affine)
 
 
 def _find_foreground(array: np.ndarray) -> np.ndarray:
-    """Boolean `(*S, C)`: brighter than the channel's darkest voxel."""
+    """Returns a boolean `(*S, C)`, true where a voxel is brighter than its channel's darkest."""
     return array > array.min(axis=tuple(range(array.ndim - 1)))

@@ -11,14 +11,14 @@ import numpy as np
 def fit_shape(array: np.ndarray, shape: Sequence[int], fill: Sequence[float] | float = 0.0) -> np.ndarray:
     """Crops or pads each spatial axis of `(*S, C)` about the centre to `shape`.
 
-    Cropping drops `(size - target) // 2` at the start of an axis and padding adds `(target - size) // 2` there, so that the
-    one undoes the other exactly: `fit_shape(fit_shape(a, larger), a.shape)` is `a`.
+    Cropping drops `(size - target) // 2` at the start of an axis, and padding adds `(target - size) // 2` there. The one thus undoes
+    the other exactly: `fit_shape(fit_shape(a, larger), a.shape)` is `a`.
     """
     return place(array, shape, centre(array.shape[:-1], shape), fill)
 
 
 def centre(shape: Sequence[int], target: Sequence[int]) -> tuple[int, ...]:
-    """Where the first voxel of `shape` comes to lie in `target` when their centres meet; below 0 where it is cut off."""
+    """Finds the place of the first voxel of `shape` in `target` when their centres meet; below 0 where the voxel is cut off."""
     return tuple((new - old) // 2 if new >= old else -((old - new) // 2) for old, new in zip(shape, target, strict=True))
 
 
@@ -38,12 +38,12 @@ def place(array: np.ndarray, shape: Sequence[int], start: Sequence[int], fill: S
 
 
 def fit_planes(planes: Iterable[np.ndarray], shape, target, start, fill) -> Iterator[np.ndarray]:
-    """`place` for a volume that comes plane by plane."""
+    """Does the work of `place` for a volume that comes plane by plane."""
     if tuple(shape) == tuple(target):
         yield from planes
         return
     given = 0
-    plane = None
+    plane: np.ndarray | None = None
     for index, plane in enumerate(planes):
         if not 0 <= start[0] + index < target[0]:
             continue
@@ -52,6 +52,8 @@ def fit_planes(planes: Iterable[np.ndarray], shape, target, start, fill) -> Iter
             given += 1
         yield place(plane, target[1:], start[1:], fill)
         given += 1
+    if plane is None:
+        raise ValueError("Expected at least one plane to fit. Received: none.")
     while given < target[0]:
         yield _empty_plane(plane, target, fill)
         given += 1
@@ -64,11 +66,12 @@ def _empty_plane(like: np.ndarray, target, fill) -> np.ndarray:
 
 
 def resample(array: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:
-    """Resamples `(*S, C)` to `shape` over the same field of view; voxels are areas, not points, so borders stay borders.
+    """Resamples `(*S, C)` to `shape` over the same field of view. Voxels are areas, not points, so borders stay borders.
 
-    An axis that shrinks averages over the area of each new voxel, so that nothing thin is stepped over; one that grows is interpolated.
+    An axis that shrinks averages over the area of each new voxel, so that nothing thin is stepped over. An axis that grows is
+    interpolated.
     """
-    # The same numbers in another memory layout may be summed in another order.
+    # In another memory layout the same numbers may be summed in another order.
     array = to_c_order(array)
     for axis, target in enumerate(shape):
         size = array.shape[axis]
@@ -76,13 +79,13 @@ def resample(array: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:
             edges = np.arange(target + 1) * (size / target)
             cells = np.arange(size)
             overlap = np.minimum.outer(edges[1:], cells + 1) - np.maximum.outer(edges[:-1], cells)
-            array = _mix(array, np.clip(overlap, 0, None) * (target / size), axis)
+            array = _sum_weighted(array, np.clip(overlap, 0, None) * (target / size), axis)
         elif target > size and order == 1:
-            low, high, share = _weigh(size, target)
+            low, high, share = _find_neighbours(size, target)
             weights = np.zeros((target, size))
             np.add.at(weights, (np.arange(target), low), 1 - share)
             np.add.at(weights, (np.arange(target), high), share)
-            array = _mix(array, weights, axis)
+            array = _sum_weighted(array, weights, axis)
     if array.shape[:-1] == tuple(shape):
         return array
     from scipy import ndimage
@@ -95,10 +98,13 @@ def resample(array: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:
 
 
 def to_c_order(array: np.ndarray) -> np.ndarray:
-    """`np.ascontiguousarray`, several times as fast for volumes `(X, Y, Z, 1)` whose last axis is not the fastest, as in NIfTI files."""
+    """Returns the array in C order, as `np.ascontiguousarray` does.
+
+    It is several times as fast for volumes `(X, Y, Z, 1)` whose last axis is not the fastest, as in NIfTI files.
+    """
     if array.ndim != 4 or array.shape[-1] != 1 or array.flags.c_contiguous or array.dtype.itemsize not in (1, 2, 4):
         return np.ascontiguousarray(array)
-    # A copy in the order of memory, if it has gaps or runs backwards, and then its axes from the slowest to the fastest.
+    # The copy lies in the order of memory, even if the array has gaps or runs backwards. `axes` go from the slowest to the fastest.
     volume = np.copy(array[..., 0], order="K")
     axes = np.argsort([-stride for stride in volume.strides], kind="stable")
     packed = volume.transpose(axes)
@@ -122,38 +128,38 @@ def to_c_order(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(turned).view(array.dtype)[..., np.newaxis]
 
 
-def _mix(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-    """Replaces the voxels along an axis by weighted sums of them: `weights (target, size)`."""
+def _sum_weighted(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Replaces the voxels along an axis by weighted sums of them; `weights` is `(target, size)`."""
     mixed = np.tensordot(weights.astype(np.float32), array, axes=(1, axis))
     return np.ascontiguousarray(np.moveaxis(mixed, 0, axis))
 
 
-def _weigh(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Linear interpolation along one axis: lower and upper neighbour of each target voxel, and the upper one's share."""
+def _find_neighbours(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns lower and upper neighbour of each target voxel along one axis, and the upper one's share, for linear interpolation."""
     place = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
     low = np.minimum(place.astype(int), max(size - 2, 0))
     return low, np.minimum(low + 1, size - 1), (place - low).astype(np.float32)
 
 
 def resample_planes(planes: Iterable[np.ndarray], shape, target) -> Iterator[np.ndarray]:
-    """Linear `resample` for a volume that comes plane by plane; no more than two planes are held."""
-    low, high, share = _weigh(shape[0], target[0])
-    planes = enumerate(planes)
+    """Does the work of a linear `resample` for a volume that comes plane by plane. It holds no more than two planes."""
+    low, high, share = _find_neighbours(shape[0], target[0])
+    numbered = enumerate(planes)
     held: dict[int, np.ndarray] = {}
     for first, second, part in zip(low, high, share, strict=True):
         while second not in held:
-            index, plane = next(planes)
+            index, plane = next(numbered)
             held[index] = _resample_plane(plane, target[1:])
         held = {index: plane for index, plane in held.items() if index >= first}
         yield held[first] * (1 - part) + held[second] * part if part else held[first]
-    for _ in planes:
+    for _ in numbered:
         pass
 
 
 def _resample_plane(plane: np.ndarray, target) -> np.ndarray:
     for axis, wanted in enumerate(target):
         if plane.shape[axis] != wanted:
-            low, high, share = _weigh(plane.shape[axis], wanted)
+            low, high, share = _find_neighbours(plane.shape[axis], wanted)
             share = share.reshape(-1, *(1,) * (plane.ndim - 1 - axis))
             plane = plane.take(low, axis) * (1 - share) + plane.take(high, axis) * share
     return plane

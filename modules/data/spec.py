@@ -1,4 +1,4 @@
-"""What the application knows of a data set, before and after its folder was looked at."""
+"""The description of a data set, before and after its folder was looked at."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,13 +21,13 @@ class DatasetSpec:
         terms: Terms that a user must accept or know before using it.
         channels: Names of the image channels.
         class_names: Names of the classes, the background first.
-        label_rule: How its files store the classes.
-        preprocessing: What the networks get to see.
-        find: From the folder to all its cases; raises FileNotFoundError or ValueError naming what is missing.
-        write_phantom: Draws a stand-in in the same layout: `write_phantom(root, seed=...)`.
+        label_rule: The way its files store the classes.
+        preprocessing: Intensities and grid that the networks get.
+        find: Function from the folder to all its cases; it raises FileNotFoundError or ValueError naming what is missing.
+        write_phantom: Function that draws a stand-in in the same layout: `write_phantom(root, seed=...)`.
         mirrored_labels: Pairs of classes that change places when left and right are flipped.
         defaults: Settings that suit this data set better than the general ones.
-        describe: For folders that describe themselves: from the folder to the fields that are not known before.
+        describe: For folders that describe themselves: function from the folder to the fields that are not known before.
     """
 
     name: str
@@ -50,12 +50,12 @@ class DatasetSpec:
 
     @property
     def spatial_dims(self) -> int:
-        """2 for slices, 3 for volumes."""
+        """Spatial rank: 2 for slices, 3 for volumes."""
         return self.preprocessing.spatial_dims
 
     @property
     def num_classes(self) -> int:
-        """`K`, the background included."""
+        """Number of classes `K`, the background included."""
         return len(self.class_names)
 
     def check_image(self, image: Volume, name: str) -> None:
@@ -69,7 +69,7 @@ class DatasetSpec:
 
 
 def load_spec(spec: DatasetSpec, root: Path) -> DatasetSpec:
-    """Completes a data set by what only its folder knows.
+    """Completes a data set with what only its folder knows.
 
     Raises:
         FileNotFoundError: If the folder is not there.
@@ -87,7 +87,7 @@ def find_cases(spec: DatasetSpec, root: Path) -> list[Case]:
     """Finds all cases of a data set, ordered by volume and slice.
 
     Raises:
-        FileNotFoundError: If the folder holds none.
+        FileNotFoundError: If the folder holds no case.
         ValueError: If a pair is incomplete.
     """
     return sorted(spec.find(root), key=lambda case: (case.volume_id or case.case_id, case.slice_index, case.case_id))
@@ -98,7 +98,7 @@ def choose_target(spec: DatasetSpec, target: Sequence[str]) -> DatasetSpec:
 
     Args:
         spec: The whole data set.
-        target: Class names; none keeps every class, several are one foreground together.
+        target: Class names. No name keeps every class, and several are one foreground together.
 
     Returns:
         The data set with binary class names and label rule. Files store the foreground as the first-named class's own value.

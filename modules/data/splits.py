@@ -15,16 +15,16 @@ def split_cases(
     """Divides cases into train, validate and test so that no subject is in two of them.
 
     Cases without a label are left out. An official split wins. Where it lacks a validation or a test set, subjects of its training
-    set are held out; where it has a subject in two sets, that subject's cases stay in the later one (test before validate before
-    train) and the others are left out.
+    set are held out. Where it has a subject in two sets, test comes before validate, and validate before train. The subject's cases
+    in the other set are left out.
 
     Args:
         cases: All cases.
-        fractions: Of all subjects, for validation and for test; each set that is drawn gets at least one subject.
-        seed: Which subjects.
+        fractions: Shares of all subjects, for validation and for test. Each set that is drawn gets at least one subject.
+        seed: Seed of the draw of subjects.
 
     Returns:
-        `{"train": [...], "validate": [...], "test": [...]}`, and what there is to tell about it, in sentences.
+        `{"train": [...], "validate": [...], "test": [...]}`, and remarks on the split, in sentences.
 
     Raises:
         ValueError: If too few subjects are left for training.
@@ -63,7 +63,7 @@ def split_cases(
 
 
 def describe_splits(splits: Mapping[str, Sequence[Case]]) -> list[str]:
-    """One line a split: its name, and how many subjects, scans and, for slices, files it has."""
+    """Writes one line for each split: its name, and its number of subjects, scans and, for slices, files."""
     lines = []
     for name, cases in splits.items():
         scans = len({case.volume_id or case.case_id for case in cases})
@@ -79,26 +79,27 @@ def _subjects(cases: Sequence[Case]) -> set[str]:
 def split_folds(
     cases: Sequence[Case], folds: int, fold: int, validate_fraction: float = 0.1, seed: int = 42
 ) -> tuple[dict[str, list[Case]], list[str]]:
-    """Divides cases for one fold of a cross-validation, so that over all folds every labelled subject is tested exactly once.
+    """Divides cases for one fold of a cross-validation. Over all folds every labelled subject is tested exactly once.
 
-    The subjects, sorted, are drawn into a circle and cut into `folds` parts whose sizes differ by one at most; part `fold` is the test
-    set, the subjects that follow it on the circle are held out for validation, the others train. As long as validation is no larger
-    than a part, nobody is held out for it twice. All this follows from the subjects' identifiers and the seed alone, not from the
-    order of `cases`. An official split is ignored, and cases without a label are left out.
+    The sorted subjects are drawn into a circle and cut into `folds` parts whose sizes differ by one at most. Part `fold` is the test
+    set. The subjects that follow it on the circle are held out for validation, and the others train. As long as validation is no
+    larger than a part, nobody is held out for it twice.
+
+    All this follows from the subjects' identifiers and the seed alone, not from the order of `cases`. An official split is ignored,
+    and cases without a label are left out.
 
     Args:
         cases: All cases, of any split.
-        folds: How many parts, 2 or more.
-        fold: Which of them is tested, from 0.
-        validate_fraction: Of all labelled subjects, for validation, which gets at least one.
-        seed: Which subjects are in which part. It has to be the same for all folds.
+        folds: Number of parts, 2 or more.
+        fold: Number of the part that is tested, from 0.
+        validate_fraction: Share of all labelled subjects for validation, which gets at least one.
+        seed: Seed of the draw into parts. It has to be the same for all folds.
 
     Returns:
-        `{"train": [...], "validate": [...], "test": [...]}`, each in the order of `cases`, and what there is to tell about it, in
-        sentences.
+        `{"train": [...], "validate": [...], "test": [...]}`, each in the order of `cases`, and remarks on the split, in sentences.
 
     Raises:
-        ValueError: If there is no such fold, fewer labelled subjects than folds, or nobody left to train on.
+        ValueError: If there is no such fold, if there are fewer labelled subjects than folds, or if nobody is left to train on.
     """
     if folds < 2:
         raise ValueError(f"Expected `folds` of 2 or more. Received: {folds}. Choose more, or leave it out to train once.")

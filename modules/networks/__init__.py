@@ -1,10 +1,11 @@
 """Networks: one file each, found by its name.
 
-`modules/networks/<name>.py` defines `build(input_shape, num_logits, *, ...options) -> keras.Model`, a functional model from
-`(B, *P, C)` to logits `(B, *P, num_logits)`; a docstring whose first line is the help text; and two literals: `DIVISOR`, what
-every spatial size must be a multiple of, and `RANKS`, the numbers of spatial sizes it takes. Files whose name begins with an
-underscore hold what several networks share. The keyword-only arguments of `build` are the network's options: their types, defaults and
-lines in the docstring make the flags of train.py.
+`modules/networks/<name>.py` defines `build(input_shape, num_logits, *, ...options) -> keras.Model`. It returns a functional model
+from `(B, *P, C)` to logits `(B, *P, num_logits)`. The file has two literals: every spatial size must be a multiple of `DIVISOR`, and
+`RANKS` lists the numbers of spatial sizes it takes. The first line of its docstring is the help text.
+
+Files whose name begins with an underscore hold code that several networks share. The keyword-only arguments of `build` are the
+network's options: their types, defaults and lines in the docstring make the flags of train.py.
 """
 
 import ast
@@ -22,16 +23,22 @@ NETWORKS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*
 
 def describe() -> dict[str, str]:
     """Returns each network's name and the first line of its docstring, without importing Keras."""
-    return {name: ast.get_docstring(_parse(name)).partition("\n")[0] for name in NETWORKS}
+    return {name: (ast.get_docstring(_parse_source(name)) or "").partition("\n")[0] for name in NETWORKS}
 
 
 def find_divisor(name: str) -> int:
-    """Returns what every spatial size must be a multiple of, without importing Keras; raises ValueError for an unknown name."""
+    """Returns the number that every spatial size must be a multiple of, without importing Keras.
+
+    Raises ValueError for an unknown name.
+    """
     return _find_constant(name, "DIVISOR")
 
 
 def find_ranks(name: str) -> tuple[int, ...]:
-    """Returns the numbers of spatial sizes it takes, without importing Keras; raises ValueError for an unknown name."""
+    """Returns the numbers of spatial sizes that the network takes, without importing Keras.
+
+    Raises ValueError for an unknown name.
+    """
     return _find_constant(name, "RANKS")
 
 
@@ -54,12 +61,12 @@ class Option:
 
 @functools.cache
 def list_options(name: str) -> tuple[Option, ...]:
-    """Lists a network's options, without importing Keras: the keyword-only arguments of its `build`.
+    """Lists a network's options, the keyword-only arguments of its `build`, without importing Keras.
 
     Raises:
         ValueError: For an unknown network, and for an option whose kind, default or help is missing.
     """
-    build_node = next((node for node in _parse(name).body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
+    build_node = next((node for node in _parse_source(name).body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
     if build_node is None:
         raise ValueError(f"Expected a function `build` in modules/networks/{name}.py. Received: none. Add it there.")
     lines = _read_arguments(ast.get_docstring(build_node) or "")
@@ -105,8 +112,8 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: 
         A functional `keras.Model` from `(B, *P, C)` to `(B, *P, K)`, or `(B, *P, 1)` for two classes.
 
     Raises:
-        ValueError: For an unknown network or option, listing the valid ones; for a rank it does not take, naming the networks
-            that do; and for a shape that does not divide, naming the nearest that does.
+        ValueError: For an unknown network or option; the error lists the valid ones. For a rank that the network does not take; the
+            error names the networks that do. For a shape that does not divide; the error names the nearest that does.
     """
     divisor, ranks = find_divisor(name), find_ranks(name)
     options = {key: value for key, value in options.items() if value is not None}
@@ -129,7 +136,10 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: 
 
 
 def with_head(network):
-    """Appends the float32 sigmoid (one logit) or softmax: the whole model that is saved, exported and predicted with."""
+    """Appends the float32 sigmoid (one logit) or softmax.
+
+    The result is the whole model that is saved, exported and predicted with.
+    """
     import keras
 
     logits = network.output
@@ -142,11 +152,11 @@ def with_deep_supervision(network):
     """Adds heads to the decoder levels below full resolution, for training only.
 
     Args:
-        network: Whose decoder levels are named as `_blocks.name_level` says.
+        network: A network whose decoder levels are named as `_blocks.name_level` says.
 
     Returns:
-        A model from the network's input to a list of logits: the network's own, then `(B, *P / 2, K)`, `(B, *P / 4, K)` and so on.
-        It shares the network's weights; those of its heads are its own.
+        A model from the network's input to a list of logits. The network's own come first, then `(B, *P / 2, K)`, `(B, *P / 4, K)`
+        and so on. It shares the network's weights; those of its heads are its own.
 
     Raises:
         ValueError: If the network has no such levels.
@@ -178,14 +188,14 @@ def _read_arguments(docstring: str) -> dict[str, str]:
 
 
 @functools.cache
-def _parse(name: str) -> ast.Module:
+def _parse_source(name: str) -> ast.Module:
     if name not in NETWORKS:
         raise ValueError(f"Expected `network` in {NETWORKS}. Received: {name!r}.")
     return ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
 
 
 def _find_constant(name: str, constant: str) -> Any:
-    for node in _parse(name).body:
+    for node in _parse_source(name).body:
         if isinstance(node, ast.Assign) and [target.id for target in node.targets if isinstance(target, ast.Name)] == [constant]:
             return ast.literal_eval(node.value)
     raise ValueError(f"Expected a literal `{constant}` in modules/networks/{name}.py. Received: none. Add it there.")

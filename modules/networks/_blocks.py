@@ -1,4 +1,4 @@
-"""What several networks share."""
+"""Parts that several networks share."""
 
 import math
 
@@ -6,7 +6,7 @@ from keras import layers
 
 NORMS = ("batch", "batch_second", "group", "instance")
 
-# Keras's default of 0.99 needs some hundred steps before the moving averages mean anything; small data sets have fewer an epoch.
+# Keras's default of 0.99 needs some hundred steps before the moving averages mean anything. Small data sets have fewer an epoch.
 BATCH_NORM_MOMENTUM = 0.9
 
 # The layers of each spatial rank.
@@ -17,7 +17,10 @@ SPATIAL_DROPOUT = {2: layers.SpatialDropout2D, 3: layers.SpatialDropout3D}
 
 
 def name_level(level: int) -> str | None:
-    """The name of the last layer of a decoder level, 0 being full resolution: `modules.networks.with_deep_supervision` looks for it."""
+    """Returns the name of a decoder level's last layer; None for level 0, full resolution.
+
+    `modules.networks.with_deep_supervision` looks for the name.
+    """
     return f"decoder_{level}" if level else None
 
 
@@ -28,7 +31,9 @@ def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
 
 
 def normalise(x, norm: str, groups: int | None = None):
-    """Applies batch, group (`groups`, or as many of at least eight channels as divide them) or instance normalisation.
+    """Applies batch, group or instance normalisation.
+
+    Without `groups`, group normalisation forms as many equal groups of at least eight channels as it can, or one group.
 
     Raises:
         ValueError: For instance normalisation of a single voxel, which would make every value 0.
@@ -49,14 +54,16 @@ def normalise(x, norm: str, groups: int | None = None):
 
 
 def double_convolution(x, filters: int | tuple[int, int], *, norm: str, dropout: float, name: str | None = None):
-    """Two 3x3 (3x3x3) convolutions, each with its normalisation and ReLU; "batch_second" normalises after the second only.
+    """Applies two 3x3 (3x3x3) convolutions, each with its normalisation and ReLU.
+
+    "batch_second" normalises after the second only.
 
     Args:
         x: `(B, *P, C)`, of spatial rank 2 or 3.
-        filters: Of both convolutions, or of each.
+        filters: Filters of both convolutions, or of each.
         norm: One of `NORMS`.
         dropout: Rate after the second convolution.
-        name: Of the last activation, where the output is to be found again.
+        name: Name of the last activation, where the output is to be found again.
 
     Returns:
         `(B, *P, filters)`.

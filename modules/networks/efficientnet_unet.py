@@ -22,7 +22,7 @@ def build(
     variant: str = "b0",
     pretrained: bool = False,
 ) -> keras.Model:
-    """The encoder's map at each of five resolutions, and five decoder blocks that end at the image's own.
+    """Builds an encoder with a map at each of five resolutions, and five decoder blocks that end at the image's own.
 
     Args:
         input_shape: `(rows, columns, C)`; rows and columns are multiples of 32. The image is expected normalised, not in [0, 255].
@@ -34,8 +34,8 @@ def build(
         pretrained: Whether the encoder starts from weights trained on ImageNet, which Keras downloads once and keeps.
 
     Returns:
-        A functional model from `(B, rows, columns, C)` to logits `(B, rows, columns, num_logits)`. Its layer "encoder" can be
-        frozen as a whole.
+        A functional model from `(B, rows, columns, C)` to logits `(B, rows, columns, num_logits)`. Its layer "encoder" can be frozen
+        as a whole.
 
     Raises:
         ValueError: For an unknown `norm` or `variant`, and if the pretrained weights cannot be had.
@@ -61,7 +61,7 @@ def build(
 
 
 def _build_encoder(input_shape: tuple[int, int, int], variant: str, pretrained: bool) -> keras.Model:
-    """EfficientNetV2 from three channels to the last block's output at each of `STRIDES`, without its classifier."""
+    """Builds EfficientNetV2 without its classifier, from three channels to the last block's output at each of `STRIDES`."""
     make = getattr(keras.applications, f"EfficientNetV2{variant.upper()}")
     weights = "imagenet" if pretrained else None
     try:
@@ -75,14 +75,14 @@ def _build_encoder(input_shape: tuple[int, int, int], variant: str, pretrained: 
         ) from error
     maps = {}
     for layer in network.layers:
-        # A block ends in a sum with its input, or without one in its projection.
+        # A block ends in a sum with its input. Without a sum it ends in its projection.
         if layer.name.startswith("block") and layer.name.endswith(("_add", "_project_bn", "_project_activation")):
             maps[input_shape[0] // layer.output.shape[1]] = layer.output
     return keras.Model(network.input, [maps[stride] for stride in STRIDES], name="encoder")
 
 
 def _spread_channels(channels: int) -> np.ndarray:
-    """The 1x1 kernel, `(1, 1, C, 3)`, that repeats one or two channels, keeps three and averages more into three."""
+    """Returns the 1x1 kernel, `(1, 1, C, 3)`, that repeats one or two channels, keeps three and averages more into three."""
     kernel = np.zeros((channels, 3), "float32")
     for place in range(max(channels, 3)):
         kernel[place % channels, place % 3] = 1.0

@@ -13,10 +13,10 @@ RANKS = (2, 3)
 def build(
     input_shape: tuple[int, ...], num_logits: int, *, base_filters: int = 16, norm: str = "instance", dropout: float = 0.3
 ) -> keras.Model:
-    """Five residual encoder levels and four decoder levels with skip connections.
+    """Builds five residual encoder levels and four decoder levels with skip connections.
 
-    After "Brain Tumor Segmentation and Radiomics Survival Prediction", but transposed convolutions enlarge, and what is supervised
-    below full resolution is not added to the output.
+    The network follows "Brain Tumor Segmentation and Radiomics Survival Prediction" with two differences. Transposed convolutions
+    enlarge. The maps that are supervised below full resolution are not added to the output.
 
     Args:
         input_shape: `(*P, C)` of two or three spatial sizes, multiples of 16.
@@ -37,7 +37,7 @@ def build(
     x, skips = inputs, []
     for level in range(LEVELS):
         x = _convolve(x, base_filters * 2**level, 3, strides=2 if level else 1)
-        x = layers.Add()([x, _find_context(x, norm, dropout)])
+        x = layers.Add()([x, _apply_context(x, norm, dropout)])
         x = _activate(x, norm)
         skips.append(x)
     skips.pop()
@@ -52,8 +52,8 @@ def build(
     return keras.Model(inputs, logits, name="resunet3d")
 
 
-def _find_context(x, norm: str, dropout: float):
-    """The context module: two convolutions, each after normalisation and activation."""
+def _apply_context(x, norm: str, dropout: float):
+    """Applies the context module: two convolutions, each after normalisation and activation."""
     rank, filters = len(x.shape) - 2, x.shape[-1]
     x = _convolve(_activate(x, norm), filters, 3)
     if dropout:
@@ -66,6 +66,6 @@ def _activate(x, norm: str, name: str | None = None):
 
 
 def _convolve(x, filters: int, size: int, strides: int = 1):
-    """A convolution without bias: a normalisation always follows."""
+    """Applies a convolution without bias, because a normalisation always follows."""
     convolution = CONVOLUTION[len(x.shape) - 2]
     return convolution(filters, size, strides=strides, padding="same", use_bias=False, kernel_initializer="he_normal")(x)

@@ -17,10 +17,10 @@ RANKS = (2, 3)
 def build(
     input_shape: tuple[int, ...], num_logits: int, *, base_filters: int = 8, norm: str = "group", dropout: float = 0.0
 ) -> keras.Model:
-    """Four encoder levels of 1, 2, 2 and 4 residual blocks and three decoder levels of one each.
+    """Builds four encoder levels of 1, 2, 2 and 4 residual blocks and three decoder levels of one each.
 
-    After "3D MRI brain tumor segmentation using autoencoder regularization", without the autoencoder. The paper has 32 base
-    filters and a dropout of 0.2; the defaults here are those of MONAI.
+    The network follows "3D MRI brain tumor segmentation using autoencoder regularization", without the autoencoder. The paper has 32
+    base filters and a dropout of 0.2; the defaults here are those of MONAI.
 
     Args:
         input_shape: `(*P, C)` of two or three spatial sizes, multiples of 8.
@@ -77,8 +77,8 @@ def _upsample(x):
     """Doubles every spatial size by linear interpolation."""
     if len(x.shape) == 4:
         return layers.UpSampling2D(interpolation="bilinear")(x)
-    # Keras's UpSampling3D only repeats voxels. Linear interpolation is separable: first along two axes, with the third folded
-    # into the channels, then along the third, with those two folded into one.
+    # Keras's UpSampling3D only repeats voxels, but linear interpolation is separable. The first pass goes along two axes, with the
+    # third folded into the channels. The second goes along the third, with those two folded into one.
     depth, height, width, channels = x.shape[1:]
     x = layers.Reshape((depth, height, width * channels))(x)
     x = layers.UpSampling2D(interpolation="bilinear")(x)

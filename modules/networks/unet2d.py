@@ -13,13 +13,14 @@ RANKS = (2,)
 def build(
     input_shape: tuple[int, int, int], num_logits: int, *, base_filters: int = 32, norm: str = "batch", dropout: float = 0.0
 ) -> keras.Model:
-    """Four encoder blocks, a bottleneck, and four decoder blocks with skip connections.
+    """Builds four encoder blocks, a bottleneck, and four decoder blocks with skip connections.
 
     Args:
         input_shape: `(rows, columns, C)`; rows and columns are multiples of 16.
         num_logits: Channels of the output.
         base_filters: Filters of the first block; each deeper one has twice as many.
-        norm: "batch" or "instance" or "group" after every convolution, or "batch_second": batch norm after the second of a block only.
+        norm: "batch" or "instance" or "group" after every convolution, or "batch_second": batch norm after the second of a block
+            only.
         dropout: Rate after each block of the two deepest levels.
 
     Returns:

@@ -13,18 +13,19 @@ RANKS = (3,)
 def build(
     input_shape: tuple[int, int, int, int], num_logits: int, *, base_filters: int = 32, norm: str = "batch", dropout: float = 0.0
 ) -> keras.Model:
-    """Three encoder blocks, a bottleneck, and three decoder blocks with skip connections.
+    """Builds three encoder blocks, a bottleneck, and three decoder blocks with skip connections.
 
-    Each encoder block doubles its filters in its second convolution, before pooling, to avoid a bottleneck. With 32 filters,
-    three channels and three logits the paper counts 19,069,955 parameters: those of the kernels, of a bias for each
-    convolution but the transposed ones, and none of batch normalisation. Here its beta stands for the bias, and gamma comes on
-    top.
+    Each encoder block doubles its filters in its second convolution, before pooling, to avoid a bottleneck. With 32 filters, three
+    channels and three logits the paper counts 19,069,955 parameters. It counts those of the kernels and of a bias for each
+    convolution but the transposed ones, and none of batch normalisation. Here the beta of batch normalisation stands for the bias,
+    and its gamma comes on top.
 
     Args:
         input_shape: `(*P, C)`; the three sizes are multiples of 8.
         num_logits: Channels of the output.
         base_filters: Filters of the first convolution.
-        norm: "batch" or "instance" or "group" after every convolution, or "batch_second": batch norm after the second of a block only.
+        norm: "batch" or "instance" or "group" after every convolution, or "batch_second": batch norm after the second of a block
+            only.
         dropout: Rate after each block of the two deepest levels.
 
     Returns:

@@ -24,7 +24,9 @@ def build(
     norm: str = "instance",
     dropout: float = 0.0,
 ) -> keras.Model:
-    """A transformer over patches of 16 voxels a side, whose tokens are decoded from a quarter, a half, three quarters and all of it.
+    """Builds a transformer over patches of 16 voxels a side, and a convolutional decoder.
+
+    The decoder takes the tokens after a quarter, a half, three quarters and all of the transformer.
 
     Args:
         input_shape: `(*P, C)` of two or three spatial sizes, multiples of 16. The position embedding is learned for this shape.
@@ -59,7 +61,7 @@ def build(
             tokens = layers.LayerNormalization(epsilon=1e-5)(x) if number == num_layers else x
             levels.append(layers.Reshape((*grid, hidden_size))(tokens))
 
-    # `levels`: the image, and four maps of one resolution; those from early in the transformer are enlarged further.
+    # `levels` holds the image and four maps of one resolution. Maps from early in the transformer are enlarged further.
     x = levels.pop()
     for level, skip in reversed(list(enumerate(levels))):
         filters = base_filters * 2**level
@@ -76,7 +78,7 @@ def build(
 
 
 def _embed_patches(x, hidden_size: int, dropout: float):
-    """`(B, *P, C)` to `(B, N, hidden_size)`: one token for each patch, with its position."""
+    """Turns `(B, *P, C)` into `(B, N, hidden_size)`: one token for each patch, with its position."""
     *spatial, channels = x.shape[1:]
     rank = len(spatial)
     split = [part for size in spatial for part in (size // PATCH_SIZE, PATCH_SIZE)]
@@ -97,10 +99,10 @@ def _embed_patches(x, hidden_size: int, dropout: float):
 
 
 def _transform(x, mlp_size: int, num_heads: int, dropout: float):
-    """A transformer block: attention, then two dense layers, each after layer normalisation and added to its input."""
+    """Applies a transformer block: attention, then two dense layers, each after layer normalisation and added to its input."""
     hidden_size = x.shape[-1]
     y = layers.LayerNormalization(epsilon=1e-5)(x)
-    # No bias: the key's would do nothing, and the block's last dense layer has one that is added to the same sum.
+    # No bias is needed: the key's would do nothing, and the block's last dense layer adds one to the same sum.
     y = layers.MultiHeadAttention(num_heads, hidden_size // num_heads, dropout=dropout, use_bias=False)(y, y)
     x = layers.Add()([x, layers.Dropout(dropout)(y) if dropout else y])
     y = layers.LayerNormalization(epsilon=1e-5)(x)
@@ -116,7 +118,10 @@ def _enlarge(x, filters: int):
 
 
 def _convolve_residual(x, filters: int, norm: str):
-    """Two convolutions with normalisation, and a sum with their input, brought to as many filters where it has others."""
+    """Applies two convolutions with normalisation, and adds their input.
+
+    A convolution brings the input to as many filters where it has others.
+    """
     convolution = CONVOLUTION[len(x.shape) - 2]
 
     def convolve(x, size):

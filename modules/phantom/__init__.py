@@ -30,7 +30,7 @@ __all__ = [
 
 
 def _make_split_folders(folder: Path, stem: str) -> None:
-    """Makes the folders of images and of masks of every split, those without subjects too."""
+    """Makes the folders of images and of masks for every split, even for a split without subjects."""
     for split in SPLITS:
         (folder / f"{stem}_{split}").mkdir()
         (folder / f"{stem}_seg_{split}").mkdir()
@@ -39,20 +39,20 @@ def _make_split_folders(folder: Path, stem: str) -> None:
 def write_hipmri(root: Path, *, seed: int = 42, subjects: tuple[int, int, int] = (10, 2, 3), slices: int = 16) -> Path:
     """Writes pelves as HipMRI 2-D slices: `keras_slices_train/case_005_week_1_slice_0.nii.gz` and its `seg_` twin.
 
-    The quirks of the real set are there: scans of 144 columns, trailing axes of 1, four image and two label dtypes, patients
-    of two weeks. `slice_0` is the lowest.
+    The quirks of the real set are there: scans of 144 columns, trailing axes of 1, and patients of two weeks. Images have four dtypes
+    and labels two. `slice_0` is the lowest.
 
     Args:
-        root: folder to make; one that exists is returned untouched.
-        seed: with the subject's number the only source of randomness.
-        subjects: patients in train, validate and test. More of them leave the earlier ones as they are.
-        slices: slices of each scan.
+        root: Folder to make; one that exists is returned untouched.
+        seed: With the subject's number the only source of randomness.
+        subjects: Patients in train, validate and test. More of them leave the earlier ones as they are.
+        slices: Slices of each scan.
 
     Returns:
         `root`.
 
     Raises:
-        ValueError: if a count is negative or `slices` is below 1.
+        ValueError: If a count is negative or `slices` is below 1.
     """
     check_counts(subjects)
     check_count("slices", slices, 1)
@@ -81,8 +81,8 @@ def write_hipmri(root: Path, *, seed: int = 42, subjects: tuple[int, int, int] =
 def write_oasis(root: Path, *, seed: int = 42, subjects: tuple[int, int, int] = (10, 2, 3), slices: int = 16) -> Path:
     """Writes brains as OASIS slices: `keras_png_slices_train/case_001_slice_0.nii.png` and its `seg_` twin.
 
-    Pictures are 8-bit grey, 256x256, anterior to the right as in the real set; masks hold 0, 85, 170, 255. Arguments, result
-    and errors are those of `write_hipmri`.
+    Pictures are 8-bit grey, 256x256, anterior to the right as in the real set. Masks hold 0, 85, 170, 255. Arguments, result and
+    errors are those of `write_hipmri`.
     """
     check_counts(subjects)
     check_count("slices", slices, 1)
@@ -104,10 +104,11 @@ def write_oasis(root: Path, *, seed: int = 42, subjects: tuple[int, int, int] = 
 def write_lgg(root: Path, *, seed: int = 42, subjects: int = 15, slices: int = 16) -> Path:
     """Writes heads with a glioma as LGG: `TCGA_XX_NNNN_YYYYMMDD/TCGA_XX_NNNN_YYYYMMDD_1.tif` and `..._1_mask.tif`.
 
-    Pictures are 256x256x3 uint8 in the order pre-contrast, FLAIR, post-contrast, with scalp and skull; masks hold 0 and 255,
-    and about half of them are empty. Slices count from 1, the lowest.
+    Pictures are 256x256x3 uint8 in the order pre-contrast, FLAIR, post-contrast, with scalp and skull. Masks hold 0 and 255, and
+    about half of them are empty. Slices count from 1, the lowest.
 
-    `subjects` is one number, as the set has no official split; other arguments, result and errors are those of `write_hipmri`.
+    `subjects` is one number, as the set has no official split. The other arguments, the result and the errors are those of
+    `write_hipmri`.
     """
     check_count("subjects", subjects, 0)
     check_count("slices", slices, 1)

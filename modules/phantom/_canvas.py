@@ -1,6 +1,6 @@
-"""What pelvis and brain are painted with: smooth noise, distances to ellipses, a canvas, and a scanner that spoils the picture.
+"""The tools that paint pelvis and brain: smooth noise, distances to ellipses, a canvas, and a scanner that spoils the picture.
 
-Millimetres throughout: `x` to the right of the picture, `y` towards posterior, `z` towards superior.
+All lengths are millimetres: `x` to the right of the picture, `y` towards posterior, `z` towards superior.
 """
 
 import cv2
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int], cells: tuple[int, int, int]) -> np.ndarray:
-    """Returns smooth noise (*S) float32 of about unit deviation, whose bumps number `cells` along each axis."""
+    """Returns smooth noise (*S) float32 of about unit deviation, with `cells` bumps along each axis."""
     depth, height, width = shape
     coarse = rng.standard_normal(cells, dtype=np.float32).reshape(cells[0], -1)
     coarse = cv2.resize(coarse, (coarse.shape[1], depth), interpolation=cv2.INTER_LINEAR).reshape(depth, *cells[1:])
@@ -34,8 +34,8 @@ def measure_ellipsoid(x, y, z, centre, radii) -> np.ndarray:
 def scan(rng: np.random.Generator, image: np.ndarray, blur: float, bias: float, noise: float) -> np.ndarray:
     """Degrades a clean image (*S) as a scanner does: partial volume, coil shading, Rician noise.
 
-    The deviations are those of the in-plane `blur` in pixels, of the logarithm of the shading (`bias`) and of the `noise` in
-    each of the two Gaussian channels.
+    `blur` is the deviation of a Gaussian in the plane, in pixels. `bias` is the deviation of the logarithm of the shading. `noise` is
+    the deviation in each of the two Gaussian channels.
     """
     blurred = np.stack([cv2.GaussianBlur(plane, (0, 0), blur) for plane in image])
     blurred *= np.exp(bias * smooth_noise(rng, image.shape, (2, 3, 3)))
@@ -46,7 +46,7 @@ def scan(rng: np.random.Generator, image: np.ndarray, blur: float, bias: float, 
 def make_grid(shape: tuple[int, int, int], field_mm: float, range_mm: tuple[float, float], width_mm: float | None = None):
     """Returns heights (slices,), in-plane `x` and `y` (height, width) in mm and the height of a pixel in mm.
 
-    `field_mm` is the extent of the rows, `width_mm` that of the columns; without it pixels are square.
+    `field_mm` is the extent of the rows, and `width_mm` is that of the columns. Without `width_mm` pixels are square.
     """
     depth, height, width = shape
     pixel_mm = field_mm / height
@@ -60,7 +60,7 @@ def make_grid(shape: tuple[int, int, int], field_mm: float, range_mm: tuple[floa
 
 
 class Canvas:
-    """One slice being painted: what is painted later lies on top."""
+    """One slice that is being painted. Later paint lies on top."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, pixel_mm: float):
         self.x, self.y, self.pixel_mm = x, y, pixel_mm
@@ -68,7 +68,7 @@ class Canvas:
         self.label = np.zeros(x.shape, np.uint8)
 
     def paint(self, distance: np.ndarray, value, label: int | None = None) -> None:
-        """Fills where `distance` (mm) is negative, with an edge one pixel soft; `value` is a number or an image."""
+        """Fills where `distance` (mm) is negative, with an edge one pixel soft. `value` is a number or an image."""
         self.image += np.clip(0.5 - distance / self.pixel_mm, 0, 1) * (value - self.image)
         if label is not None:
             self.label[distance < 0] = label

@@ -1,4 +1,4 @@
-"""What every writer of a phantom needs: a folder that is whole or not there, counts that are checked, files without time stamps."""
+"""Helpers of every phantom's writer: a folder that is whole or not there, checked counts, files without time stamps."""
 
 import gzip
 import tempfile
@@ -52,16 +52,16 @@ def check_shape(shape: tuple[int, ...]) -> None:
 
 
 def list_subjects(subjects: tuple[int, int, int]) -> list[tuple[str, int]]:
-    """Returns (split, index) of each subject; indices interleave, so that a larger split leaves the other ones alone."""
+    """Returns (split, index) of each subject. Indices interleave, so that a larger split leaves the other ones alone."""
     return [
         (split, 3 * number + offset) for offset, (split, count) in enumerate(zip(SPLITS, subjects, strict=True)) for number in range(count)
     ]
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None, last_zoom: float | None = None) -> None:
-    """Writes `array` as `.nii` or `.nii.gz`; without a time stamp, so that equal arrays give equal files.
+    """Writes `array` as `.nii` or `.nii.gz`, without a time stamp, so that equal arrays give equal files.
 
-    `affine` is the identity where it is not given; `last_zoom` is what the header holds for the last axis instead of its own.
+    `affine` is the identity where it is not given. The header holds `last_zoom` for the last axis instead of the axis's own zoom.
     """
     image = nib.Nifti1Image(array, np.eye(4) if affine is None else affine, dtype=array.dtype)
     if last_zoom is not None:

@@ -1,14 +1,14 @@
 """Phantoms in the layouts of 3-D data sets: HipMRI, IBSR18 and the Medical Segmentation Decathlon.
 
-The anatomies of `pelvis` and `brain` are drawn as (slices, rows, columns): inferior to superior, anterior to posterior and, as
-radiologists look at a picture, from the patient's right to the left.
+The anatomies of `pelvis` and `brain` are drawn as (slices, rows, columns). Slices run from inferior to superior, and rows from
+anterior to posterior. Columns run from the patient's right to the left, as radiologists look at a picture.
 """
 
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+from nibabel.eulerangles import euler2mat
 
 from modules.phantom._files import SPLITS, check_count, check_counts, check_shape, list_subjects, write_nifti, write_once
 from modules.phantom.brain import draw_brain
@@ -16,7 +16,7 @@ from modules.phantom.hippocampus import HIPPOCAMPUS_CLASSES, draw_hippocampus
 from modules.phantom.pelvis import draw_pelvis_anatomy, get_pelvis_spacing, render_pelvis
 
 _IBSR_FOLDERS = dict(zip(SPLITS, ("Training_Set", "Validation_Set", "Test_Set"), strict=True))
-# Of the real set: voxels of a volume, its three in-plane spacings, its distance of slices; brightest voxels of some subjects.
+# Figures of the real set: voxels of a volume, its three in-plane spacings, its distance of slices, brightest voxels of some subjects.
 _IBSR_SHAPE, _IBSR_SPACINGS_MM, _IBSR_SLICE_MM = (256, 128, 256), (1.0, 0.9375, 0.8370536), 1.5
 _IBSR_MAXIMA = (79, 158, 90, 1289, 173, 141, 215, 94, 307)
 
@@ -44,22 +44,22 @@ def _name_hipmri3d(index: int, week: int) -> tuple[str, str]:
 def write_hipmri3d(root: Path, *, seed: int = 42, subjects: int = 12, shape: tuple[int, int, int] = (128, 128, 64)) -> Path:
     """Writes pelves as HipMRI 3-D: `semantic_MRs_anon/Case_005_Week1_LFOV.nii.gz` and its `SEMANTIC` twin.
 
-    Images are int16, labels uint8, axes run to left, posterior, superior (LPS). The quirks of the real set are there: every
-    fourth patient has two weeks, Case_007 is of another shape, Case_012 lies as `.nii` in a folder of the same name, and the
-    second patient is named as in the other release, `B006_Week0_LFOV.nii.gz` with `B006_Week0_SEMANTIC.nii.gz`.
+    Images are int16 and labels uint8. Axes run to left, posterior, superior (LPS). The quirks of the real set are there. Every fourth
+    patient has two weeks, and Case_007 is of another shape. Case_012 lies as `.nii` in a folder of the same name. The second patient
+    is named as in the other release, `B006_Week0_LFOV.nii.gz` with `B006_Week0_SEMANTIC.nii.gz`.
 
     Args:
-        root: folder to make; one that exists is returned untouched.
-        seed: with the subject's number the only source of randomness.
-        subjects: patients. More of them leave the earlier ones as they are.
-        shape: voxels of a scan in the axis order of the files; the real ones have (256, 256, 128). With fewer columns (axis 0)
-            than rows it shows a strip, see `draw_pelvis`.
+        root: Folder to make; one that exists is returned untouched.
+        seed: With the subject's number the only source of randomness.
+        subjects: Patients. More of them leave the earlier ones as they are.
+        shape: Voxels of a scan in the axis order of the files; the real ones have (256, 256, 128). With fewer columns (axis 0) than
+            rows it shows a strip, see `draw_pelvis`.
 
     Returns:
         `root`.
 
     Raises:
-        ValueError: if `subjects` is negative or `shape` is not three sizes of at least 16.
+        ValueError: If `subjects` is negative or `shape` is not three sizes of at least 16.
     """
     check_count("subjects", subjects, 0)
     check_shape(shape)
@@ -89,21 +89,21 @@ def write_ibsr18(
 ) -> Path:
     """Writes brains as IBSR18: `Training_Set/IBSR_07/IBSR_07.nii.gz` with `IBSR_07_seg.nii.gz`; no labels in `Test_Set`.
 
-    Files are int16 of (*shape, 1) with a fourth zoom of 0, axes run to right, anterior, superior (RAS). The extent is that of
-    the real set, with three spacings in the sagittal and axial axes, and so are the brightest voxels, 79 to 1,289. Labels are
-    1 CSF (of the ventricles only), 2 grey matter, 3 white matter.
+    Files are int16 of (*shape, 1) with a fourth zoom of 0. Axes run to right, anterior, superior (RAS). The extent is that of the
+    real set, with three spacings in the sagittal and axial axes. The brightest voxels are those of the real set too, 79 to 1,289.
+    Labels are 1 CSF (of the ventricles only), 2 grey matter, 3 white matter.
 
     Args:
-        root: folder to make; one that exists is returned untouched.
-        seed: with the subject's number the only source of randomness.
-        subjects: subjects in training, validation and test set. More of them leave the earlier ones as they are.
-        shape: voxels of a scan in the axis order of the files; the real ones have (256, 128, 256).
+        root: Folder to make; one that exists is returned untouched.
+        seed: With the subject's number the only source of randomness.
+        subjects: Subjects in training, validation and test set. More of them leave the earlier ones as they are.
+        shape: Voxels of a scan in the axis order of the files; the real ones have (256, 128, 256).
 
     Returns:
         `root`.
 
     Raises:
-        ValueError: if a count is negative or `shape` is not three sizes of at least 16.
+        ValueError: If a count is negative or `shape` is not three sizes of at least 16.
     """
     check_counts(subjects)
     check_shape(shape)
@@ -114,9 +114,11 @@ def write_ibsr18(
         for split, index in list_subjects(subjects):
             plane_mm = _IBSR_SPACINGS_MM[index // 3 % 3]
             real_mm = (plane_mm, _IBSR_SLICE_MM, plane_mm)
-            spacing_mm = [step * real / size for step, real, size in zip(real_mm, _IBSR_SHAPE, shape, strict=True)]
+            right_mm, front_mm, up_mm = spacing_mm = [
+                step * real / size for step, real, size in zip(real_mm, _IBSR_SHAPE, shape, strict=True)
+            ]
             image, label = draw_brain(
-                np.random.default_rng([seed, index]), shape[::-1], spacing_mm=tuple(spacing_mm[::-1]), label_sulci=False
+                np.random.default_rng([seed, index]), shape[::-1], spacing_mm=(up_mm, front_mm, right_mm), label_sulci=False
             )
             image *= _IBSR_MAXIMA[index % len(_IBSR_MAXIMA)] / image.max()
             affine = _make_affine(spacing_mm, (-spacing_mm[0] * (shape[0] - 1), 0, 0))
@@ -132,7 +134,7 @@ def write_ibsr18(
 
 
 def _describe_msd(training: list[int], nnunet: bool) -> dict:
-    """Returns what `dataset.json` holds."""
+    """Returns the content of `dataset.json`."""
     names = [name.capitalize() for name in HIPPOCAMPUS_CLASSES[1:]]
     if nnunet:
         return {
@@ -163,10 +165,11 @@ def _describe_msd(training: list[int], nnunet: bool) -> dict:
 def _draw_msd_case(seed: int, number: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns image (*S, 2), label (*S) and affine of one case; S differs from `shape` by up to two voxels an axis."""
     rng = np.random.default_rng([seed, number])
-    image, label = draw_hippocampus(rng, tuple(size + int(more) for size, more in zip(shape, rng.integers(-2, 3, 3), strict=True)))
+    width, depth, height = (size + int(more) for size, more in zip(shape, rng.integers(-2, 3, 3), strict=True))
+    image, label = draw_hippocampus(rng, (width, depth, height))
     affine = _make_affine((1, 1, 1), (1, 1, 1))
     if number % 3 == 0:
-        affine[:3, :3] = nib.eulerangles.euler2mat(*np.radians(rng.uniform(-7, 7, 3)))
+        affine[:3, :3] = euler2mat(*np.radians(rng.uniform(-7, 7, 3)))
     if number == 1:
         return np.clip(image * 150, 0, 255).round().astype(np.uint8), label, affine
     return image * np.float32(rng.uniform(800, 2500)), label.astype(np.float32) if number == 3 else label, affine
@@ -175,22 +178,22 @@ def _draw_msd_case(seed: int, number: int, shape: tuple[int, int, int]) -> tuple
 def write_msd(root: Path, *, seed: int = 42, subjects: int = 16, shape: tuple[int, int, int] = (40, 56, 40), nnunet: bool = False) -> Path:
     """Writes hippocampi as the Medical Segmentation Decathlon: `imagesTr`, `labelsTr`, `imagesTs` and `dataset.json`.
 
-    Images hold T1 and T2 along a last axis, voxels are 1 mm, axes run to right, anterior, superior (RAS). The quirks of the
-    real set are there: shapes vary, case 1 is uint8 and the others float32, the label of case 3 is float32 and the others
-    uint8; the grid of every third case is turned by a few degrees. Two images, cases 2 and 5, are for testing and have no label.
+    Images hold T1 and T2 along a last axis, and voxels are 1 mm. Axes run to right, anterior, superior (RAS). The quirks of the real
+    set are there. Shapes vary. Case 1 is uint8 and the others are float32. The label of case 3 is float32 and the others are uint8.
+    The grid of every third case is turned by a few degrees. Two images, cases 2 and 5, are for testing and have no label.
 
     Args:
-        root: folder to make; one that exists is returned untouched.
-        seed: with the case's number the only source of randomness.
-        subjects: labelled cases. More of them leave the earlier ones as they are.
-        shape: voxels about which the shapes vary by up to two an axis.
-        nnunet: whether to write the raw layout of nnU-Net v2 instead: one file a channel, `case_001_0000.nii.gz`.
+        root: Folder to make; one that exists is returned untouched.
+        seed: With the case's number the only source of randomness.
+        subjects: Labelled cases. More of them leave the earlier ones as they are.
+        shape: Voxels about which the shapes vary by up to two an axis.
+        nnunet: Whether to write the raw layout of nnU-Net v2 instead: one file a channel, `case_001_0000.nii.gz`.
 
     Returns:
         `root`.
 
     Raises:
-        ValueError: if `subjects` is negative or `shape` is not three sizes of at least 16.
+        ValueError: If `subjects` is negative or `shape` is not three sizes of at least 16.
     """
     check_count("subjects", subjects, 0)
     check_shape(shape)

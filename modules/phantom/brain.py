@@ -1,4 +1,4 @@
-"""A brain drawn by formula, its cortex folded along the zero crossings of a random wave field; with a head around it for LGG."""
+"""A brain drawn by formula, with a head around it for LGG. The zero crossings of a random wave field fold its cortex."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ CSF, GREY, WHITE, TUMOUR = range(1, 5)
 # Heights covered by a stack, whatever its number of slices: cerebellum to vertex.
 _BRAIN_RANGE_MM = (-43.0, 58.0)
 _BRAIN_FIELD_MM = 230.0
-# Middle of a whole brain, from the end of its stem to the vertex: where a volume of a given spacing is centred.
+# Middle of a whole brain, from the end of its stem to the vertex. A volume of a given spacing is centred there.
 _BRAIN_MIDDLE_MM, _STEM_END_MM = 1.0, -60.0
 
 # Brightness of background, CSF, grey matter, white matter, tumour.
@@ -53,7 +53,7 @@ def _measure_brain(x: np.ndarray, y: np.ndarray, z: float) -> tuple[np.ndarray, 
     """Returns signed distances in mm to the surface of the cerebrum and to that of cerebellum and brain stem."""
     side = np.abs(x)
     cerebrum = measure_ellipsoid(x * (1 - 0.0012 * y), y, z, _CEREBRUM_CENTRE, _CEREBRUM_RADII)
-    if z < -20:  # below its base only temporal and frontal lobes remain; a flat cut, so no cortex covers it
+    if z < -20:  # below its base only temporal and frontal lobes remain; the cut is flat, and no cortex covers it
         cerebrum = np.full_like(x, 99)
     temporal = measure_ellipsoid(side, y, z, (40, -14, -19), (22, 36, 23))
     frontal = measure_ellipsoid(side, y, z, (14, -46, -16), (19, 27, 14))
@@ -67,8 +67,8 @@ def _measure_sulci(
 ) -> np.ndarray:
     """Returns the distance in mm to the nearest cleft: sulci, the fissure between the hemispheres, Sylvian fissures.
 
-    Sulci are sheets that run inwards where a sum of random plane waves on the unit sphere crosses zero. `pixel_mm` measures
-    their width within the slice, which opens those that lie flat in it; None measures it in space.
+    Sulci are sheets that run inwards where a sum of random plane waves on the unit sphere crosses zero. `pixel_mm` measures their
+    width within the slice, which opens those that lie flat in it. None measures it in space.
     """
     u, v, w = ((axis - c) / r for axis, c, r in zip((x, y, z), _CEREBRUM_CENTRE, _CEREBRUM_RADII, strict=True))
     norm = np.sqrt(u * u + v * v + w * w) + 1e-3
@@ -81,8 +81,8 @@ def _measure_sulci(
         imaginary += sine
         if pixel_mm is None:
             slopes -= np.array([a, b, c], np.float32)[:, None, None] * sine
-    # Value over slope is the distance to the crossing; the floor keeps sheets that lie flat in the slice from filling it.
-    if pixel_mm is None:  # the waves live on the sphere: what points outwards does not count
+    # Value over slope is the distance to the crossing. The floor keeps sheets that lie flat in the slice from filling it.
+    if pixel_mm is None:  # the waves live on the sphere, so outward slopes do not count
         unit, radii = np.stack([u, v, w]), np.array(_CEREBRUM_RADII, np.float32)[:, None, None]
         slope = np.linalg.norm((slopes - (slopes * unit).sum(axis=0) * unit) / (radii * norm), axis=0)
     else:
@@ -128,7 +128,7 @@ def _measure_nuclei(x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
 def _label_brain_slice(x, y, z: float, bend: np.ndarray, warp: np.ndarray, anatomy: dict, solid: bool):
     """Returns label (height, width) uint8, distance in mm to the tumour (99 without one) and mask of the ventricles.
 
-    `solid` gives sulci their true width in space, else in the slice.
+    With `solid`, sulci have their true width in space. Without it, they have it in the slice.
     """
     cerebrum, hind = _measure_brain(x, y, z)
     distance = np.minimum(cerebrum, hind) + 0.6 * bend
@@ -195,16 +195,15 @@ def draw_brain(
     """Draws a skull-stripped brain as on axial T1-weighted MRI.
 
     Args:
-        rng: source of every draw; the same state gives the same arrays.
+        rng: Source of every draw. The same state gives the same arrays.
         shape: (slices, rows, columns): inferior to superior, anterior to posterior, left and right.
-        tumour: whether a mass of label 4, darker than white matter, grows in one hemisphere.
-        spacing_mm: voxel size in the order of `shape`; the volume is centred on the whole brain, which needs 122 mm of slices.
-            Without it the slices span the 101 mm from cerebellum to vertex, the rows 230 mm, and pixels are square.
-        label_sulci: whether CSF outside the ventricles is labelled; else it is background that is not black, as in IBSR18.
+        tumour: Whether a mass of label 4, darker than white matter, grows in one hemisphere.
+        spacing_mm: Voxel size in the order of `shape`. The volume is centred on the whole brain, which needs 122 mm of slices.
+            Without a spacing the slices span the 101 mm from cerebellum to vertex, the rows span 230 mm, and pixels are square.
+        label_sulci: Whether CSF outside the ventricles is labelled. If not, it is background that is not black, as in IBSR18.
 
     Returns:
-        The image (*S) float32 >= 0 in arbitrary scanner units, 0 outside the brain, and the label (*S) uint8, see
-        `BRAIN_CLASSES`.
+        The image (*S) float32 >= 0 in arbitrary scanner units, 0 outside the brain, and the label (*S) uint8; see `BRAIN_CLASSES`.
     """
     anatomy = _draw_brain_anatomy(rng, tumour)
     (label, _, ventricles), *_ = _label_brain(rng, shape, anatomy, spacing_mm)
@@ -220,7 +219,7 @@ def draw_brain(
 
 
 def _paint_head(canvas: Canvas, z: float, grain: np.ndarray, fat: float) -> None:
-    """Paints scalp, skull, dura and, below the brain, muscle and orbits; the brain goes on top."""
+    """Paints scalp, skull, dura and, below the brain, muscle and orbits. The brain goes on top."""
     x, y, side = canvas.x, canvas.y, np.abs(canvas.x)
     radii = tuple(radius + 13 for radius in _CEREBRUM_RADII)
     scalp = measure_ellipsoid(x * (1 - 0.0012 * y), y, max(z, 4.0), _CEREBRUM_CENTRE, radii)
@@ -239,7 +238,7 @@ def _paint_head(canvas: Canvas, z: float, grain: np.ndarray, fat: float) -> None
 
 
 def draw_lgg(rng: np.random.Generator, shape) -> tuple[np.ndarray, np.ndarray]:
-    """Returns image (*S, 3) uint8 - pre-contrast, FLAIR, post-contrast - and mask (*S) bool of the tumour."""
+    """Draws image (*S, 3) uint8 (pre-contrast, FLAIR, post-contrast) and mask (*S) bool of the tumour."""
     anatomy = _draw_brain_anatomy(rng, tumour=True)
     (label, mass, _), heights, x, y = _label_brain(rng, shape, anatomy)
     grain = smooth_noise(rng, shape, (shape[0], max(2, shape[1] // 3), max(2, shape[2] // 3)))

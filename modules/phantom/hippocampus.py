@@ -1,7 +1,7 @@
-"""A hippocampus drawn by formula: a bulky head and a body and tail that taper along a curve, between structures of its own grey.
+"""A hippocampus drawn by formula, between structures of its own grey: a bulky head, then a body and tail that taper along a curve.
 
-Millimetres at 40x56x40 voxels of 1 mm; `x` from medial to lateral, `y` towards anterior, `z` towards superior, as the structure
-leaves them: it climbs towards its tail.
+Lengths are millimetres at 40x56x40 voxels of 1 mm. `x` runs from medial to lateral, `y` towards anterior, `z` towards superior. The
+structure climbs towards its tail.
 """
 
 import numpy as np
@@ -51,7 +51,10 @@ def _draw_anatomy(rng: np.random.Generator) -> dict[str, float]:
 
 
 def _measure_tube(x: np.ndarray, y: np.ndarray, z: np.ndarray, anatomy: dict[str, float]) -> np.ndarray:
-    """Returns the signed distance in mm to the hippocampus, negative inside: spheres along the centre line, flattened in height."""
+    """Returns the signed distance in mm to the hippocampus, negative inside.
+
+    The hippocampus is a row of spheres along the centre line, flattened in height.
+    """
     line = np.linspace(0, len(_CENTRE_LINE) - 1, 36)
     along, across, height, radius = (np.interp(line, np.arange(len(_CENTRE_LINE)), column) for column in _CENTRE_LINE.T)
     radius = anatomy["thickness"] * radius * np.where(along > 3, anatomy["head"], 1)
@@ -64,21 +67,21 @@ def _measure_tube(x: np.ndarray, y: np.ndarray, z: np.ndarray, anatomy: dict[str
 
 
 def _paint(image: np.ndarray, distance: np.ndarray, value) -> None:
-    """Fills `image` (*S, 2) where `distance` (mm) is negative, with an edge one voxel soft; `value` is (2,) or (*S, 2)."""
+    """Fills `image` (*S, 2) where `distance` (mm) is negative, with an edge one voxel soft. `value` is (2,) or (*S, 2)."""
     image += np.clip(0.5 - distance, 0, 1)[..., None] * (value - image)
 
 
 def draw_hippocampus(rng: np.random.Generator, shape: tuple[int, int, int] = _NOMINAL_SHAPE) -> tuple[np.ndarray, np.ndarray]:
     """Draws a left or a right hippocampus as on T1- and T2-weighted MRI, cut out of the temporal lobe.
 
-    The structure fills the box whatever its size; at (40, 56, 40) it is as large as a real one in voxels of 1 mm.
+    The structure fills the box whatever its size. At (40, 56, 40) it is as large as a real one in voxels of 1 mm.
 
     Args:
-        rng: source of every draw; the same state gives the same arrays.
+        rng: Source of every draw. The same state gives the same arrays.
         shape: (left to right, posterior to anterior, inferior to superior).
 
     Returns:
-        The image (*S, 2) float32 >= 0, T1 and T2, of about unit range, and the label (*S) uint8, see `HIPPOCAMPUS_CLASSES`.
+        The image (*S, 2) float32 >= 0, T1 and T2, of about unit range, and the label (*S) uint8; see `HIPPOCAMPUS_CLASSES`.
     """
     anatomy = _draw_anatomy(rng)
     voxel_mm = max(nominal / size for nominal, size in zip(_NOMINAL_SHAPE, shape, strict=True))
@@ -87,11 +90,13 @@ def draw_hippocampus(rng: np.random.Generator, shape: tuple[int, int, int] = _NO
         (axis - anatomy[name]) / anatomy["scale"] for axis, name in ((x * anatomy["side"], "shift_x"), (y, "shift_y"), (z, "shift_z"))
     )
     bend = smooth_noise(rng, shape, (6, 8, 6))
-    folds, grain = smooth_noise(rng, shape, (7, 9, 7)), smooth_noise(rng, shape, tuple(max(2, n // 2) for n in shape))
+    width, depth, height = (max(2, n // 2) for n in shape)
+    folds, grain = smooth_noise(rng, shape, (7, 9, 7)), smooth_noise(rng, shape, (width, depth, height))
     tube = _measure_tube(x, y, z, anatomy) + 0.7 * bend
     amygdala = measure_ellipsoid(x, y, z, (-1.0, 18.0, 5.0), (7.5, 8.0, 6.5)) + 0.7 * bend
 
-    # Around it: gyri with fluid between them, kept off the hippocampus by white matter; fluid of the cistern on the medial side.
+    # Around it lie gyri with fluid between them; white matter keeps them off the hippocampus. The fluid of the cistern lies on the
+    # medial side.
     gap = 3.5 - tube
     fold = 7.0 * np.abs(folds)
     image = np.broadcast_to(_WHITE, (*shape, 2)).copy()
@@ -99,7 +104,7 @@ def draw_hippocampus(rng: np.random.Generator, shape: tuple[int, int, int] = _NO
         _paint(image, np.maximum(fold - edge, gap) / voxel_mm, value)
     _paint(image, np.maximum(x + 13.5 + 1.5 * bend, 2.5 - tube) / voxel_mm, _FLUID)
     _paint(image, amygdala / voxel_mm, _GREY)
-    # The temporal horn lies on its upper, lateral side, the hippocampal fissure below it.
+    # The temporal horn lies on its upper, lateral side, and the hippocampal fissure below it.
     horn = np.maximum(tube - anatomy["horn"], -(x + 1.6 * (z + 0.45 * y) - 3))
     _paint(image, np.maximum(horn, -19 - y) / voxel_mm, _FLUID)
     _paint(image, (tube - 0.7) / voxel_mm, _WHITE)  # alveus

@@ -11,14 +11,14 @@ BODY, BONE, BLADDER, RECTUM, PROSTATE = range(1, 6)
 # Heights covered by a stack, whatever its number of slices: perineum to sacrum.
 _PELVIS_RANGE_MM = (-48.0, 62.0)
 
-# Extent of the rows: a stack narrower than it is high shows the strip between the femoral heads, enlarged.
+# Extent of the rows. A stack narrower than it is high shows the strip between the femoral heads, enlarged.
 _FULL_FIELD_MM, _STRIP_FIELD_MM = 358.0, 318.0
 
 # T2-weighted brightness of tissue, relative to urine.
 _T2 = {"fat": 0.74, "muscle": 0.21, "bone": 0.56, "vessel": 0.05, "vein": 0.95, "gland": 0.62, "bulb": 0.66}
 
-# Painted in this order, each row on both sides of the midline:
-# (tissue, [(z, centre x, centre y, radius x, radius y, degrees), ...]); between key heights every number is interpolated.
+# Shapes are painted in this order, each row on both sides of the midline. A row is (tissue, [(z, centre x, centre y, radius x, radius
+# y, degrees), ...]). Between key heights every number is interpolated.
 # fmt: off
 _PELVIS_SHAPES = (
     # Pelvic cavity and ischioanal fossae: fat between the obturator muscles.
@@ -82,7 +82,7 @@ def get_pelvis_spacing(shape: tuple[int, int, int]) -> tuple[float, float, float
 
 
 def draw_pelvis_anatomy(rng: np.random.Generator) -> dict[str, float]:
-    """Draws what stays the same from one week of a patient to the next."""
+    """Draws the anatomy that stays the same from one week of a patient to the next."""
     ranges = {
         "scale": (0.94, 1.07),
         "turn": (-4, 4),
@@ -135,7 +135,7 @@ def _paint_body(canvas: Canvas, z: float, anatomy: dict[str, float], fine: np.nd
 
 
 def _paint_bladder(canvas: Canvas, z: float, week: dict[str, float], fine: np.ndarray) -> None:
-    """Paints bright urine inside a dark wall; the wall belongs to the bladder."""
+    """Paints bright urine inside a dark wall. The wall belongs to the bladder."""
     height = (z - week["bladder_z"] - 11) / week["bladder_z"]
     if abs(height) >= 1:
         return
@@ -183,7 +183,7 @@ def _paint_prostate(canvas: Canvas, z: float, anatomy: dict, fine: np.ndarray, s
 
 
 def render_pelvis(anatomy: dict[str, float], rng: np.random.Generator, shape) -> tuple[np.ndarray, np.ndarray]:
-    """Paints one week of a patient: bladder, rectum and the scanner change, `anatomy` stays."""
+    """Paints one week of a patient. Bladder, rectum and the scanner change, and `anatomy` stays."""
     ranges = {
         "bladder_x": (27, 38),
         "bladder_y": (21, 31),
@@ -223,15 +223,15 @@ def render_pelvis(anatomy: dict[str, float], rng: np.random.Generator, shape) ->
 def draw_pelvis(rng: np.random.Generator, shape: tuple[int, int, int] = (24, 256, 128)) -> tuple[np.ndarray, np.ndarray]:
     """Draws a male pelvis as on axial T2-weighted MRI.
 
-    Pixels are square. A stack as wide as it is high shows the whole pelvis (358 mm); a narrower one, as in HipMRI's slices, the
-    strip between the femoral heads (318 mm from front to back). The slices span 110 mm at any number of slices, from the
-    perineum to the sacrum; a slice may lack any class but background and body.
+    Pixels are square. A stack as wide as it is high shows the whole pelvis (358 mm). A narrower one, as in HipMRI's slices, shows the
+    strip between the femoral heads (318 mm from front to back). The slices span 110 mm at any number of slices, from the perineum to
+    the sacrum. A slice may lack any class but background and body.
 
     Args:
-        rng: source of every draw; the same state gives the same arrays.
+        rng: Source of every draw. The same state gives the same arrays.
         shape: (slices, rows, columns): inferior to superior, anterior to posterior, left and right.
 
     Returns:
-        The image (*S) float32 >= 0 in arbitrary scanner units and the label (*S) uint8, see `PELVIS_CLASSES`.
+        The image (*S) float32 >= 0 in arbitrary scanner units and the label (*S) uint8; see `PELVIS_CLASSES`.
     """
     return render_pelvis(draw_pelvis_anatomy(rng), rng, shape)

@@ -1,7 +1,7 @@
 """Pictures of a run: training curves, and predictions drawn over their scans.
 
-Everything is drawn with matplotlib's object-oriented interface and the Agg canvas, never `pyplot`: there is no global state, so
-several threads may draw at once and no display is needed. Files are written under a temporary name and then renamed, so that a
+Everything is drawn with matplotlib's object-oriented interface and the Agg canvas, never `pyplot`. There is no global state, so
+several threads may draw at once, and no display is needed. Files are written under a temporary name and then renamed, so that a
 reader of the run folder never meets half a picture.
 """
 
@@ -48,24 +48,26 @@ def draw_comparison(
 ) -> Path:
     """Draws image, truth, prediction and their difference side by side.
 
-    A slice is drawn as it is stored. A volume is drawn in three planes through its structures, each at the centre of mass of
-    the truth (of the prediction, where the truth is empty) with every class weighing the same. With an affine these planes are
-    axial, coronal and sagittal in the radiological convention, the patient's right on the viewer's left, whatever the order
-    of the stored axes; an oblique scan is turned to the closest of them, not resampled.
+    A slice is drawn as it is stored. A volume is drawn in three planes through its structures. Each plane lies at the centre of mass
+    of the truth, or of the prediction where the truth is empty. Every class weighs the same in it.
+
+    With an affine these planes are axial, coronal and sagittal in the radiological convention: the patient's right is on the viewer's
+    left. The order of the stored axes does not matter. An oblique scan is turned to the closest of these planes, not resampled.
 
     Args:
         path: PNG to write; its folder is made if missing.
-        image: Intensities (*S) or (*S, C), of any range; S is (rows, columns) or (x, y, z). Three channels are shown as red,
-            green and blue, of any other number the first is shown. The window is the 1st to 99th percentile of the voxels that
-            are not 0, in the slice or in the whole volume.
+        image: Intensities (*S) or (*S, C), of any range; S is (rows, columns) or (x, y, z). Three channels are shown as red, green
+            and blue. Of any other number the first is shown. The window is the 1st to 99th percentile of the voxels that are not 0,
+            in the slice or in the whole volume.
         label: Integer class map (*S).
         prediction: Integer class map (*S).
         class_names: K names, background first.
         title: Text above the panels, wrapped to their width.
         scores: Dice in [0, 1] by class name, for the legend. NaN is shown as "absent".
-        spacing_mm: Size of a voxel along each axis of S. By default a volume's is the affine's, else voxels are as long as wide.
-        affine: (4, 4), voxel indices of a volume to millimetres in RAS+. Without it a volume's axes are shown as stored and
-            carry no letters. Slices do not need it.
+        spacing_mm: Size of a voxel along each axis of S. The default of a volume is the affine's. Without one, voxels are as long as
+            wide.
+        affine: (4, 4), voxel indices of a volume to millimetres in RAS+. Without it a volume's axes are shown as stored and carry no
+            letters. Slices do not need it.
 
     Returns:
         `path`.
@@ -89,7 +91,7 @@ def draw_overlay(
     spacing_mm: Sequence[float] | None = None,
     affine: np.ndarray | None = None,
 ) -> Path:
-    """Draws an image beside the same image with its prediction; the legend says how large each class found is.
+    """Draws an image beside the same image with its prediction. The legend gives the size of each class found.
 
     Arguments, errors and the returned path are those of `draw_comparison`.
     """

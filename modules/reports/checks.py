@@ -1,4 +1,4 @@
-"""What a picture's arguments must be, with errors that say so."""
+"""Checks of a picture's arguments, with errors that say what is expected."""
 
 import math
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def check_spacing(spacing_mm: Sequence[float], axes: Sequence[str]) -> tuple[flo
 
 
 def check_scores(scores: dict[str, float] | None, class_names: Sequence[str]) -> dict[str, float]:
-    """Returns the scores, none being empty; raises ValueError if they name a class that there is not."""
+    """Returns the scores, or an empty dict for None; raises ValueError if they name an unknown class."""
     scores = scores or {}
     unknown = sorted(set(scores) - set(class_names))
     if unknown:

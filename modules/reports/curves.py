@@ -39,10 +39,10 @@ def plot_history(history: list[dict[str, float]], folder: Path) -> list[Path]:
     The best epoch (`find_best_epoch`) is marked in all three. Values that are missing, NaN or infinite leave gaps.
 
     Args:
-        history: One row an epoch: `epoch` (from 1), `loss`, `accuracy`, `mean_dice`, `dice_<class>` for each class, and the
-            same names after `val_` where the run was validated. Other keys are ignored. Classes take the colours of `PALETTE`
-            in the order of their keys, as they do in the overlays; `dice_background`, if there, is grey.
-        folder: Where to write; made if missing.
+        history: One row an epoch: `epoch` (from 1), `loss`, `accuracy`, `mean_dice`, `dice_<class>` for each class, and the same
+            names after `val_` where the run was validated. Other keys are ignored. Classes take the colours of `PALETTE` in the order
+            of their keys, as they do in the overlays; `dice_background`, if there, is grey.
+        folder: Folder to write to; made if missing.
 
     Returns:
         The three paths.
@@ -65,8 +65,10 @@ def _read_column(history: Sequence[dict[str, float]], key: str) -> np.ndarray:
     return np.where(np.isfinite(values), values, math.nan)
 
 
-def _start_curves(history: Sequence[dict[str, float]], title: str, name: str, *, height: float, right: float) -> tuple:
-    """Figure, axes and epochs (n,) of a plot; sizes in inches, `right` is what labels need beside the axes."""
+def _start_curves(
+    history: Sequence[dict[str, float]], title: str, name: str, *, height: float, right: float
+) -> tuple[Figure, Axes, np.ndarray]:
+    """Starts a plot; returns its figure, axes and epochs (n,). Sizes are in inches; `right` is the room for labels beside the axes."""
     width = 6.8 + right
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -86,7 +88,7 @@ def _start_curves(history: Sequence[dict[str, float]], title: str, name: str, *,
 
 def _draw_curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style) -> None:
     finite = np.isfinite(values)
-    # A value between two gaps has no line through it: only a marker shows it.
+    # A value between two gaps has no line through it. Only a marker shows it.
     before, after = np.r_[False, finite[:-1]], np.r_[finite[1:], False]
     marked = finite if len(values) <= 25 else finite & ~before & ~after
     axes.plot(epochs, values, **style)
@@ -101,7 +103,7 @@ def _finish_curves(history: Sequence[dict[str, float]], figure: Figure, axes: Ax
         name = f"best epoch {epoch:.0f} ({'validation' if measured else 'training'} Dice {dice:.3f})"
         axes.axvline(epoch, color="#777777", linewidth=1.2, linestyle=":", label=name, zorder=1)
     if axes.get_legend_handles_labels()[0]:
-        # Above the axes, where no curve can run under it.
+        # The legend lies above the axes, where no curve can run under it.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=TEXT_POINTS, borderaxespad=0.2)
     return save_figure(figure, path)
 
@@ -124,12 +126,12 @@ def _plot_dice(history: Sequence[dict[str, float]], path: Path) -> Path:
     keys = dict.fromkeys(key.removeprefix("val_") for row in history for key in row)
     names = [key.removeprefix("dice_") for key in keys if key.startswith("dice_")]
     colours = [_darken(colour, 0.62) for colour in list_colours(len(set(names) - {"background"}) + 1)]
-    curves = [(n, f"dice_{n}", "#999999" if n == "background" else colours.pop(0), 1.5) for n in names]
+    curves: list[tuple[str, str, str, float]] = [(n, f"dice_{n}", "#999999" if n == "background" else colours.pop(0), 1.5) for n in names]
     if len(names) != 1:  # the mean of one class would only hide it
         curves.append(("mean", "mean_dice", "black", 2.2))
-    # A class that validation never met is labelled with what training says of it, and says so.
+    # A class that validation never met is labelled with its value from training, and its name says so.
     measured = {key for _, key, *_ in curves if np.isfinite(_read_column(history, f"val_{key}")).any()}
-    curves = [(name if key in measured else f"{name} (training)", key, *style) for name, key, *style in curves]
+    curves = [(name if key in measured else f"{name} (training)", key, colour, width) for name, key, colour, width in curves]
     longest = max(len(name) for name, *_ in curves)
     figure, axes, epochs = _start_curves(
         history, "Dice by class and epoch", "Dice", height=max(4.2, 1.3 + 0.18 * len(curves)), right=0.75 + 0.085 * longest
@@ -144,19 +146,19 @@ def _plot_dice(history: Sequence[dict[str, float]], path: Path) -> Path:
         known = np.flatnonzero(np.isfinite(final))
         if known.size:
             ends.append((final[known[-1]], epochs[known[-1]], name, colour))
-    _label_ends(axes, ends)
+    _label_ends(figure, axes, ends)
     axes.plot([], [], color=INK, linestyle="-", linewidth=1.5, label="validation")
     axes.plot([], [], color=INK, linestyle="--", linewidth=0.8, label="training")
     return _finish_curves(history, figure, axes, path)
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Writes name and last value to the right of each curve's end; labels that would overlap are moved apart."""
+def _label_ends(figure: Figure, axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Writes name and last value to the right of each curve's end. Labels that would overlap are moved apart."""
     if not ends:
         return
     ends = sorted(ends)
-    step = 13 / 72 / (axes.get_position().height * axes.figure.get_figheight())
-    # Upwards, each keeps clear of the one below; then back down from the top, which must stay at or under 1.
+    step = 13 / 72 / (axes.get_position().height * figure.get_figheight())
+    # On the way up, each label keeps clear of the one below. On the way back down, the top must stay at or under 1.
     heights = [value for value, *_ in ends]
     for i in range(1, len(heights)):
         heights[i] = max(heights[i], heights[i - 1] + step)
@@ -180,7 +182,7 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
 
 
 def _darken(colour: str, lightest: float) -> str:
-    """Takes a colour made for a dark scan down to what can be seen on white paper."""
+    """Darkens a colour that was made for a dark scan until it can be seen on white paper."""
     red, green, blue = to_rgb(colour)
     factor = min(1.0, lightest / (0.3 * red + 0.59 * green + 0.11 * blue + 1e-6))
     return to_hex((factor * red, factor * green, factor * blue))

@@ -32,15 +32,16 @@ def draw_montage(
     Args:
         path: PNG to write; its folder is made if missing.
         image: Intensities (x, y, z) or (x, y, z, C), shown as in `draw_comparison`.
-        label: Integer class map (x, y, z), or None where there is no truth.
+        label: Integer class map (x, y, z), or None without a truth.
         prediction: Integer class map (x, y, z).
         class_names: K names, background first.
         title: Text above the panels, wrapped to their width.
         spacing_mm: Size of a voxel along each axis; by default the affine's, or cubes of unknown size.
         affine: (4, 4), voxel indices to millimetres in RAS+; without it axes are shown as stored.
-        plane: "axial", "coronal" or "sagittal"; without an affine "axis 0", "axis 1" or "axis 2", which the slices are cut
-            across. By default the plane with the largest spacing between its slices, the first named of equals.
-        count: How many slices at most.
+        plane: Name of the plane that is drawn: "axial", "coronal" or "sagittal". Without an affine it is the axis that the slices are
+            cut across: "axis 0", "axis 1" or "axis 2". The default has the largest spacing between its slices, the first named of
+            equals.
+        count: Number of slices at most.
 
     Returns:
         `path`.
@@ -83,13 +84,17 @@ def _find_thickest(view: View) -> str:
 
 
 def _find_box(scan: Scan, counts: Sequence[np.ndarray]) -> Box:
-    """The structures with some room on all sides, but none of the empty margins."""
-    around = [find_extent(by_class[:, 1:].any(axis=1), room=0.07) for by_class in counts]
-    return tuple(slice(max(one.start, other.start), min(one.stop, other.stop)) for one, other in zip(around, scan.box, strict=True))
+    """Finds the box around the structures with some room on all sides, but without the empty margins."""
+    around = [find_extent(np.asarray(by_class[:, 1:].any(axis=1)), room=0.07) for by_class in counts]
+    x, y, z = (slice(max(one.start, other.start), min(one.stop, other.stop)) for one, other in zip(around, scan.box, strict=True))
+    return x, y, z
 
 
 def _find_columns(size: tuple[float, float], count: int) -> tuple[int, float]:
-    """Spreads panels of a size (height, width) over a page: how many in a row, and screen pixels for one unit of their size."""
+    """Spreads panels of a size (height, width) over a page.
+
+    Returns the number of panels in a row, and the screen pixels for one unit of their size.
+    """
     fits = []
     for columns in range(1, count + 1):
         height = 0.75 * PAGE_WIDTH / math.ceil(count / columns)

@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 from matplotlib.colors import to_rgb
 
-# Okabe and Ito's order (https://jfly.uni-koeln.de/color/), without black, which is lost on MRI. Green, blue, vermilion and
-# purple are lighter or purer than theirs, to stand out from grey and, for the colour-blind, from each other.
+# Okabe and Ito's order (https://jfly.uni-koeln.de/color/), without black, which is lost on MRI. Green, blue, vermilion and purple are
+# lighter or purer than theirs. They stand out from grey and, for the colour-blind, from each other.
 PALETTE: tuple[str, ...] = ("#E69F00", "#56B4E9", "#00A878", "#F0E442", "#2A62F0", "#E0480A", "#DC8CB8")
 
-# Differences by category 1.. of `difference_map`. They differ in lightness as well as in hue.
+# Differences by category of `difference_map`, from 1. They differ in lightness as well as in hue.
 DIFFERENCE_NAMES: tuple[str, ...] = ("missed", "false positive", "wrong class")
 DIFFERENCE_COLOURS: tuple[str, ...] = ("#35B7FF", "#FF6A00", "#FFF36B")
 
-Window = tuple[float, float]  # the intensities shown black and white
+Window = tuple[float, float]  # the intensities that are shown black and white
 
 
 def difference_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -39,15 +39,15 @@ def difference_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def list_colours(num_classes: int) -> list[str]:
-    """Colours of the classes 1 to `num_classes` - 1; beyond the palette they repeat."""
+    """Lists the colours of the classes 1 to `num_classes` - 1. Beyond the palette they repeat."""
     return [PALETTE[i % len(PALETTE)] for i in range(num_classes - 1)]
 
 
 def find_windows(image: np.ndarray) -> list[Window]:
-    """The 1st to 99th percentile of the values that are not 0, in each channel shown.
+    """Finds the 1st to 99th percentile of the values that are not 0, in each channel shown.
 
     Args:
-        image: Intensities (*S, C). Of three channels all are shown, of any other number the first.
+        image: Intensities (*S, C). Three channels are all shown; of any other number the first is.
     """
     windows = []
     for channel in range(3 if image.shape[-1] == 3 else 1):
@@ -58,10 +58,13 @@ def find_windows(image: np.ndarray) -> list[Window]:
 
 
 def window_image(image: np.ndarray, windows: Sequence[Window], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Scales (rows, columns, C) to [0, 255] and to the panel: as shown (*size, 3), and in grey (*size) to paint on."""
+    """Scales (rows, columns, C) to [0, 255] and to the panel.
+
+    Returns it as shown (*size, 3), and in grey (*size) to paint on.
+    """
     scaled = []
     for channel, (low, high) in zip(np.moveaxis(image, -1, 0), windows, strict=False):
-        # A constant image has no contrast to show: mid-grey, with zeros staying black.
+        # A constant image has no contrast to show. It becomes mid-grey, and zeros stay black.
         window = (channel - low) / (high - low) if high > low else np.where(channel != 0, 0.5, 0.0)
         window = np.clip(window, 0, 1).astype(np.float32)
         scaled.append(255 * _resize_area(window, size))
@@ -70,8 +73,8 @@ def window_image(image: np.ndarray, windows: Sequence[Window], size: tuple[int, 
 
 
 def _resize_area(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Averages where it shrinks; where it enlarges, keeps pixels square, to show no more detail than the scan has."""
-    # One axis at a time: OpenCV averages only if neither axis grows, and would skip columns of a thick-sliced scan.
+    """Resizes a picture. Shrinking averages; enlarging keeps pixels square, to show no more detail than the scan has."""
+    # We resize one axis at a time: OpenCV averages only if neither axis grows, and would skip columns of a thick-sliced scan.
     array = cv2.resize(array, (array.shape[1], size[0]), interpolation=cv2.INTER_AREA)
     return cv2.resize(array, size[::-1], interpolation=cv2.INTER_AREA)
 
@@ -82,25 +85,25 @@ def _resize_classes(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return cv2.resize(classes, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     resized = np.zeros(size, np.uint16)
     values, counts = np.unique(classes[classes > 0], return_counts=True)
-    # Any touch of a structure claims a screen pixel; the smallest is painted last, on top.
+    # Any touch of a structure claims a screen pixel. The smallest structure is painted last, on top.
     for value in values[np.argsort(-counts)]:
         resized[_resize_area((classes == value).astype(np.float32), size) > 1e-3] = value
     return resized
 
 
 def _has_wide_lines(size: tuple[int, int], classes: np.ndarray) -> bool:
-    """Whether lines are two pixels wide, which they are where a voxel is at least as large."""
+    """Returns whether lines are two pixels wide. They are where a voxel is at least as large."""
     return all(pixels >= 1.9 * voxels for pixels, voxels in zip(size, classes.shape, strict=True))
 
 
 def paint_classes(grey: np.ndarray, classes: np.ndarray, colours: Sequence[str], opacity: float = 0.35) -> np.ndarray:
-    """Paints classes 1.. over a grey panel: a fill through which the anatomy shows, and an opaque inner contour.
+    """Paints classes from 1 over a grey panel: a fill through which the anatomy shows, and an opaque inner contour.
 
     Args:
         grey: The panel, (*size) in [0, 255].
         classes: Integer class map (rows, columns), of any size.
-        colours: Of the classes 1..
-        opacity: Of the fill.
+        colours: Colours of the classes from 1.
+        opacity: Opacity of the fill.
 
     Returns:
         (*size, 3) in [0, 255].
@@ -120,7 +123,7 @@ def paint_classes(grey: np.ndarray, classes: np.ndarray, colours: Sequence[str],
 
 def paint_difference(grey: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Paints `difference_map` over a grey panel."""
-    # Darker and nearly opaque: an error of one pixel has to catch the eye before the anatomy does.
+    # The panel is darker and the paint nearly opaque, because an error of one pixel has to catch the eye before the anatomy does.
     return paint_classes(0.75 * grey, difference_map(label, prediction), DIFFERENCE_COLOURS, opacity=0.85)
 
 
@@ -134,7 +137,7 @@ def dash_contours(painted: np.ndarray, classes: np.ndarray) -> np.ndarray:
     for value in np.unique(classes[classes > 0]):
         outlines, _ = cv2.findContours((classes == value).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         for columns, rows in (outline[:, 0].T for outline in outlines):
-            # A dash and a gap of equal length, so that an equal contour below stays as visible as the dashes on it.
+            # A dash and a gap have equal length, so that an equal contour below stays as visible as the dashes on it.
             drawn = np.arange(len(rows)) // (4 * line) % 2 == 0
             # Two classes that touch share one line, on the side of the higher.
             drawn &= lowest[rows, columns] < value

@@ -1,10 +1,11 @@
-"""Pages of captioned panels above their legends, laid out in pixels; and how any figure is written."""
+"""Pages of captioned panels above their legends, laid out in pixels, and the writing of any figure."""
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,19 +24,19 @@ _LINE, _SWATCH = 20, 12  # pixels
 _NARROWEST_SLOT = 200  # pixels; the legend of the differences must fit below a narrow panel
 
 Entry = tuple[str | None, str]  # colour of the swatch, or None for no swatch, and text
-Legend = tuple[int, int, list[Entry]]  # the columns it lies under, first to one past the last, and its entries
+Legend = tuple[int, int, Sequence[Entry]]  # the columns it lies under, first to one past the last, and its entries
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Pixels, and what is written above and on them.
+    """Pixels, with the texts above and on them.
 
     Attributes:
         pixels: (rows, columns, 3) in [0, 255].
-        caption: Above the panel.
-        note: In its upper left corner.
-        letters: At its left, right, upper and lower edge; None where they are not known.
-        bar: Length in pixels of a scale bar in the lower left corner, and what it measures.
+        caption: Text above the panel.
+        note: Text in its upper left corner.
+        letters: Letters at its left, right, upper and lower edge; None where they are not known.
+        bar: Length in pixels of a scale bar in the lower left corner, and the text of that length.
     """
 
     pixels: np.ndarray
@@ -47,13 +48,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class _Page:
-    """A figure on which places are given in pixels from the upper left corner."""
+    """A figure with places in pixels from the upper left corner."""
 
     figure: Figure
     height: int
 
     def write(self, x: float, y: float, text: str, **style) -> None:
-        style = {"va": "center", "color": INK, "fontsize": TEXT_POINTS, **style}
+        style: dict[str, Any] = {"va": "center", "color": INK, "fontsize": TEXT_POINTS, **style}
         self.figure.text(x, self.height - y, text, transform=IdentityTransform(), parse_math=False, **style)
 
     def write_lines(self, y: float, lines: Sequence[str], height: int, **style) -> None:
@@ -74,7 +75,7 @@ class _Page:
         rows, columns = panel.pixels.shape[:2]
         # figimage copies pixels one to one; axes would resample the contours.
         self.figure.figimage(np.rint(panel.pixels).astype(np.uint8), x, self.height - y - rows, origin="upper")
-        # White in black, as on any scanner's console: it can be read on air, on fat and on a painted class.
+        # White text with a black rim, as on any scanner's console, can be read on air, on fat and on a painted class.
         style = {"color": "white", "weight": "bold", "path_effects": [withStroke(linewidth=2.5, foreground="black")]}
         if panel.note:
             self.write(x + 5, y + 4, panel.note, ha="left", **style | {"va": "top"})
@@ -103,10 +104,10 @@ def write_panels(
 
     Args:
         path: PNG to write; its folder is made if missing.
-        grid: Rows of panels; the last may be shorter. Each panel is in the middle of its slot, which is as wide as the widest
-            panel of the column.
-        title: Wrapped to the width of the page.
-        legends: Below the panels, side by side.
+        grid: Rows of panels; the last may be shorter. Each panel is in the middle of its slot, which is as wide as the widest panel
+            of the column.
+        title: Text above the panels, wrapped to the width of the page.
+        legends: Legends below the panels, side by side.
         footer: Small print, wrapped as the title is.
         narrowest: Least width of a slot, in pixels.
 
@@ -120,7 +121,7 @@ def write_panels(
     FigureCanvasAgg(figure)
     lines = _wrap_text(figure, title, width - 2 * MARGIN, fontsize=TITLE_POINTS, weight="bold")
     small = _wrap_text(figure, footer, width - 2 * MARGIN, fontsize=TEXT_POINTS)
-    # Down the page. Its height follows from the legends, so these are laid out before anything is drawn.
+    # `y` goes down the page. The page's height follows from the legends, so these are laid out before anything is drawn.
     y = MARGIN + len(lines) * (_LINE + 2) + (6 if lines else 0)
     tops = []
     for row in grid:
@@ -149,8 +150,10 @@ def write_panels(
     return save_figure(figure, path)
 
 
-def list_classes(class_names: Sequence[str], colours: Sequence[str], present: Sequence[bool], scores: dict[str, float]) -> list[Entry]:
-    """Legend of a comparison: every class that is scored or present, with its Dice where there is one."""
+def list_classes(
+    class_names: Sequence[str], colours: Sequence[str], present: Sequence[bool] | np.ndarray, scores: dict[str, float]
+) -> list[Entry]:
+    """Lists the legend of a comparison: every class that is scored or present, with its Dice where there is one."""
     entries = []
     for value, name in enumerate(class_names[1:], start=1):
         if name in scores:
@@ -164,15 +167,15 @@ def list_classes(class_names: Sequence[str], colours: Sequence[str], present: Se
 def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a PNG in one step, so that no reader meets half of it."""
     with replace_file(path) as temporary:
-        # Level 3 takes a third of the time of the usual 6 and makes a file as large, to a few parts in a hundred.
+        # Level 3 takes a third of the time of the usual 6. Its files are as large, to a few parts in a hundred.
         figure.savefig(temporary, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
     return Path(path)
 
 
 def _measure_text(figure: Figure, text: str, **style) -> float:
-    """Width of a text in pixels."""
+    """Measures the width of a text in pixels."""
     drawn = figure.text(0, 0, text, parse_math=False, **style)
-    width = drawn.get_window_extent(figure.canvas.get_renderer()).width
+    width = drawn.get_window_extent().width
     drawn.remove()
     return width
 
@@ -187,11 +190,11 @@ def _wrap_text(figure: Figure, text: str, width: float, **style) -> list[str]:
     return lines
 
 
-def _arrange_legend(figure: Figure, entries: list[Entry], width: int) -> list[tuple[float, float, str | None, str]]:
+def _arrange_legend(figure: Figure, entries: Sequence[Entry], width: int) -> list[tuple[float, int, str | None, str]]:
     """Places entries row by row in as many equal columns as fit: (x, y, colour, text), in pixels from the top left corner."""
     texts = []
     for _, text in entries:
-        # A name too long for its panels is cut, not wrapped: the rows stay even.
+        # A name too long for its panels is cut, not wrapped, so that the rows stay even.
         lines = _wrap_text(figure, text, width - _SWATCH - 24, fontsize=TEXT_POINTS)
         texts.append(lines[0] + ("\u2026" if len(lines) > 1 else ""))
     column = max(_measure_text(figure, text, fontsize=TEXT_POINTS) for text in texts) + _SWATCH + 24

@@ -1,25 +1,21 @@
-"""Sheets of samples: the cases of a data set with their labels, and what each effect of an augmentation does to one of them."""
+"""Sheets of samples: the cases of a data set with their labels, and the effects of an augmentation on one of them."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from matplotlib.colors import to_rgb
 
 from modules.data.case import Volume
+from modules.data.draws import Augmentation, Effect, draw_parameters, list_effects
 from modules.reports.checks import check_classes, check_image, check_spacing
 from modules.reports.painting import Window, find_windows, list_colours, window_image
 from modules.reports.panels import Panel, write_panels
 from modules.reports.views import choose_slice
 from modules.reports.volumes import prepare_scan, widest_slot
-
-if TYPE_CHECKING:
-    # It imports Keras, which no other picture needs.
-    from modules.data.draws import Augmentation
 
 _CASE_COLUMNS, _EFFECT_COLUMNS = 4, 6
 _TALLEST_CASE, _TALLEST_EFFECT = 420, 400  # pixels
@@ -36,9 +32,9 @@ class _Cut:
         label: Class map (rows, columns).
         extent: Height and width in millimetres.
         windows: Black and white of each channel shown.
-        letters: At its edges, see `Panel`.
-        place: Which slice of a volume it is.
-        footer: How it lies.
+        letters: Letters at its edges, see `Panel`.
+        place: Place of the slice in its volume, in words.
+        footer: Small print on how the slice lies.
     """
 
     image: np.ndarray
@@ -50,7 +46,7 @@ class _Cut:
     footer: str = "Slices are shown as they are stored."
 
     def fit(self, columns: int, tallest: int) -> tuple[int, int]:
-        """Rows and columns of its panel in screen pixels, on a page of so many columns."""
+        """Returns rows and columns of its panel in screen pixels, on a page of so many columns."""
         scale = min(tallest / self.extent[0], widest_slot(columns) / self.extent[1])
         return max(8, round(self.extent[0] * scale)), max(8, round(self.extent[1] * scale))
 
@@ -58,14 +54,14 @@ class _Cut:
 def draw_cases(
     path: Path, cases: Mapping[str, tuple[Volume, np.ndarray]], class_names: Sequence[str], *, title: str, plane: str = "axial"
 ) -> Path:
-    """Draws each case beside the same with the contours of its label; of a volume, the slice that shows its structures best.
+    """Draws each case beside the same case with its label's contours. A volume shows the slice that shows its structures best.
 
     Args:
         path: PNG to write; its folder is made if missing.
-        cases: By name, image and integer class map (*S), both as they are stored. Intensities are shown as in `draw_comparison`.
+        cases: Image and integer class map (*S) by name, both as they are stored. Intensities are shown as in `draw_comparison`.
         class_names: K names, background first.
         title: Text above the panels, wrapped to their width.
-        plane: "axial", "coronal" or "sagittal", for volumes that have an affine; others are cut across their last axis.
+        plane: "axial", "coronal" or "sagittal", for volumes that have an affine. Others are cut across their last axis.
 
     Returns:
         `path`.
@@ -84,8 +80,8 @@ def draw_cases(
         caption = "x".join(map(str, np.shape(label))) + spacing
         panels.append(Panel(_outline(grey, cut.label, colours), caption, note=cut.place))
         footers.append(cut.footer)
-    counts = sum(np.bincount(np.asarray(label).ravel().astype(np.uint16), minlength=len(class_names)) for _, label in cases.values())
-    # A class that none of them holds is what someone who checks a new data set has to see.
+    counts = np.sum([np.bincount(np.ravel(label).astype(np.uint16), minlength=len(class_names)) for _, label in cases.values()], axis=0)
+    # Someone who checks a new data set has to see which class none of the cases holds.
     names = [name if count else f"{name}: in none of these" for name, count in zip(class_names, counts, strict=True)]
     grid = [panels[first : first + _CASE_COLUMNS] for first in range(0, len(panels), _CASE_COLUMNS)]
     legend = list(zip(colours, names[1:], strict=True))
@@ -97,27 +93,27 @@ def draw_augmentation(
     image: Volume,
     label: np.ndarray,
     class_names: Sequence[str],
-    augmentation: "Augmentation",
+    augmentation: Augmentation,
     *,
     title: str,
     seed: int = 42,
     plane: str = "axial",
     left_right_swaps: Sequence[tuple[int, int]] = (),
 ) -> Path:
-    """Draws what each effect of an augmentation does to a sample, and some draws of all together.
+    """Draws the effects of an augmentation on a sample one by one, and some draws of all together.
 
-    For each effect, the sample lies beside itself with the effect alone at its strongest, and with one of a strength drawn from its
-    range. All have the sample's own window, so that they can be compared. Of a volume, each panel shows the slice that shows its
-    structures best: the effects were applied in 3-D.
+    Each effect has three panels: the sample, the effect alone at its strongest, and the effect at a strength drawn from its range.
+    All have the sample's own window, so that they can be compared. Of a volume, each panel shows the slice that shows its structures
+    best. The effects were applied in 3-D.
 
     Args:
         path: PNG to write; its folder is made if missing.
         image: The sample that a network would get, (*P, C) float32. Volumes are in RAS+ orientation.
         label: Its integer class map (*P).
         class_names: K names, background first.
-        augmentation: Whose effects.
+        augmentation: Augmentation whose effects are drawn.
         title: Text above the panels, wrapped to their width.
-        seed: Of the draws.
+        seed: Seed of the draws.
         plane: As in `draw_cases`.
         left_right_swaps: Pairs of classes that change places where left and right do.
 
@@ -127,8 +123,6 @@ def draw_augmentation(
     Raises:
         ValueError: There is no effect, or the arguments do not fit one another.
     """
-    from modules.data.draws import list_effects
-
     effects = list_effects(augmentation)
     if not effects:
         raise ValueError("Expected an `augmentation` with effects. Received: one without. Choose 'light' or 'strong'.")
@@ -140,7 +134,7 @@ def draw_augmentation(
         # Mirrored anatomy has no left and right to name.
         return Panel(_outline(grey, cut.label, colours), caption, letters=original.letters if cut is original else None)
 
-    def change(draws: Sequence[tuple], numbers: Sequence[int]) -> list[_Cut]:
+    def cut_changed(draws: Sequence[tuple], numbers: Sequence[int]) -> list[_Cut]:
         generators = [np.random.default_rng([seed, number]) for number in numbers]
         changed = _apply(image, label, draws, generators, left_right_swaps)
         return [_cut_best(replace(image, array=array), classes, class_names, plane, whole=True) for array, classes in changed]
@@ -148,11 +142,11 @@ def draw_augmentation(
     panels = []
     for number, (name, strongest) in enumerate(effects.items()):
         drawn, flips, captions = _describe(name, strongest, augmentation)
-        cuts = change([(strongest, None), (drawn, flips)], [2 * number, 2 * number + 1])
+        cuts = cut_changed([(strongest, None), (drawn, flips)], [2 * number, 2 * number + 1])
         panels.append(paint(original, f"{name}: original"))
         panels += [paint(cut, caption) for cut, caption in zip(cuts, captions, strict=True)]
     grid = [panels[first : first + _EFFECT_COLUMNS] for first in range(0, len(panels), _EFFECT_COLUMNS)]
-    last = change([(augmentation, None)] * _EFFECT_COLUMNS, range(1000, 1000 + _EFFECT_COLUMNS))
+    last = cut_changed([(augmentation, None)] * _EFFECT_COLUMNS, range(1000, 1000 + _EFFECT_COLUMNS))
     grid.append([paint(cut, f"all together, draw {number + 1}") for number, cut in enumerate(last)])
     shares = ", ".join(
         f"{name} {(augmentation.flip if name == 'flip' else getattr(augmentation, name).probability):.0%}" for name in effects
@@ -167,8 +161,8 @@ def draw_augmentation(
 def _outline(grey: np.ndarray, classes: np.ndarray, colours: Sequence[str]) -> np.ndarray:
     """Draws the outlines of the classes (rows, columns) over a grey panel (*size), and nothing that would hide an effect.
 
-    Where two classes touch there is one line, in the colour and on the side of the smaller: a body around organs would otherwise
-    draw its own line along each of theirs, and at one pixel the two colours blend into a third.
+    Where two classes touch there is one line, in the colour and on the side of the smaller. A body around organs would otherwise draw
+    its own line along each of theirs. At one pixel the two colours would blend into a third.
     """
     size = grey.shape
     counts = np.bincount(classes.ravel().astype(np.uint16), minlength=len(colours) + 1)[1:]
@@ -190,7 +184,7 @@ def _outline(grey: np.ndarray, classes: np.ndarray, colours: Sequence[str]) -> n
 
 
 def _cut_best(image: Volume, label: np.ndarray, class_names: Sequence[str], plane: str, *, whole: bool = False) -> _Cut:
-    """A slice as it is, or the best one of a volume: all of it, or without its empty margins."""
+    """Cuts the best slice out of a volume, all of it if `whole`, else without its empty margins. A slice stays as it is."""
     if np.ndim(label) == 2:
         array = check_image(image.array, ("rows", "columns")).astype(np.float32)
         label = check_classes("label", label, array.shape[:2], class_names)
@@ -203,7 +197,7 @@ def _cut_best(image: Volume, label: np.ndarray, class_names: Sequence[str], plan
         raise ValueError(f"Expected `plane` in {tuple(scan.view.planes)}. Received: {plane!r}.")
     axis = scan.view.planes[plane]
     index = choose_slice(scan.counts["label"][axis])
-    box = tuple(slice(0, size) for size in scan.image.shape[:3]) if whole else scan.box
+    box = scan.whole if whole else scan.box
     return _Cut(
         scan.cut(scan.image, axis, index, box).astype(np.float32),
         scan.cut(scan.maps["label"], axis, index, box),
@@ -215,14 +209,15 @@ def _cut_best(image: Volume, label: np.ndarray, class_names: Sequence[str], plan
     )
 
 
-def _describe(name: str, strongest: "Augmentation", augmentation: "Augmentation"):
-    """The effect alone, certain, within its range; the axes it may flip; and captions of the strongest and of that."""
-    from modules.data.draws import Augmentation, Effect
+def _describe(name: str, strongest: Augmentation, augmentation: Augmentation):
+    """Describes one effect of an augmentation for its panels.
 
+    Returns the effect alone and certain within its range, the axes that it may flip, and captions of the strongest and of that draw.
+    """
     if name == "flip":
         return strongest, (0,), ("along all axes", "along the first axis")
     effect, unit = getattr(augmentation, name), _UNITS.get(name, "")
-    drawn = Augmentation(**{name: Effect(1.0, effect.low, effect.high)})
+    drawn = replace(Augmentation(), **{name: Effect(1.0, effect.low, effect.high)})
     span = f"\u00b1{effect.high:g}" if effect.low == -effect.high else f"{effect.low:g} to {effect.high:g}"
     return drawn, None, (f"strongest, {getattr(strongest, name).high:g}{unit}", f"drawn from {span}{unit}")
 
@@ -230,16 +225,15 @@ def _describe(name: str, strongest: "Augmentation", augmentation: "Augmentation"
 def _apply(
     image: Volume, label: np.ndarray, draws: Sequence[tuple], generators: Sequence[np.random.Generator], swaps: Sequence[tuple[int, int]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The sample changed by each (augmentation, flips), in one batch, as `modules.trainer.Trainer` does it."""
+    """Applies each (augmentation, flips) to the sample, in one batch, as `modules.model.trainer.Trainer` does it."""
     from keras import ops
 
-    from modules.data.draws import draw_parameters
     from modules.model.augment import apply
 
     shape, rank = label.shape, label.ndim
-    settings = {"spacing_mm": image.spacing_mm, "left_right": 0 if rank == 3 else None}
+    left_right = 0 if rank == 3 else None
     drawn = [
-        draw_parameters(rng, augmentation, shape, image.array.shape[-1], flips=flips, **settings)
+        draw_parameters(rng, augmentation, shape, image.array.shape[-1], spacing_mm=image.spacing_mm, flips=flips, left_right=left_right)
         for rng, (augmentation, flips) in zip(generators, draws, strict=True)
     ]
     parameters = {name: ops.convert_to_tensor(np.stack([one[name] for one in drawn])) for name in drawn[0]}

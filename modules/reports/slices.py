@@ -1,4 +1,4 @@
-"""Pictures of one slice: what was found, and how it departs from the truth."""
+"""Pictures of one slice: the prediction, and its departure from the truth."""
 
 import math
 from collections.abc import Sequence

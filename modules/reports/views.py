@@ -1,4 +1,4 @@
-"""How a stored volume is seen: its planes in the radiological convention, which of their slices to show, and how large."""
+"""The view of a stored volume: its planes in the radiological convention, the choice of their slices, and their size."""
 
 import math
 from collections.abc import Sequence
@@ -6,20 +6,21 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from modules.reports.checks import check_spacing
 
 _AXES = ("x", "y", "z")
-_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # where the index is low and where it is high, for the axes of RAS+
+_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # at the low and at the high index of each axis of RAS+
 
 
 @dataclass(frozen=True)
 class View:
-    """How the axes of a stored volume lie in the patient, and so on the page.
+    """The way the axes of a stored volume lie in the patient, and so on the page.
 
     Attributes:
         axes: The stored axis along each axis of RAS+.
-        flipped: Whether it runs against it.
+        flipped: Whether the stored axis runs against that axis of RAS+.
         spacing_mm: Size of a voxel along each axis of RAS+; None where it is not known.
         anatomical: Whether there was an affine. Without one all axes stay as stored.
         tilt_degrees: The largest angle between an axis and the axis of RAS+ it is taken for.
@@ -39,33 +40,33 @@ class View:
         return {f"axis {axis}": axis for axis in range(3)}
 
     def turn(self, array: np.ndarray) -> np.ndarray:
-        """A view, not a copy, of a stored volume (*S, ...) with its axes along RAS+."""
+        """Returns a view, not a copy, of a stored volume (*S, ...) with its axes along RAS+."""
         array = array.transpose(*self.axes, *range(3, array.ndim))
         return array[tuple(slice(None, None, -1 if flipped else 1) for flipped in self.flipped)]
 
     def cut(self, array: np.ndarray, axis: int, index: int) -> np.ndarray:
         """Cuts a slice (rows, columns, ...) out of a turned volume, as it is shown.
 
-        Anterior or superior is up. The patient's right is on the left, as if seen from the feet or face to face; in sagittal
-        slices anterior is.
+        Anterior or superior is up. The patient's right is on the left, as if seen from the feet or face to face. In sagittal slices
+        anterior is on the left.
         """
         plane = array[(slice(None),) * axis + (index,)]
         return plane[::-1, ::-1].swapaxes(0, 1) if self.anatomical else plane
 
     def letters(self, axis: int) -> tuple[str, str, str, str] | None:
-        """The directions at the left, right, upper and lower edge of a slice."""
+        """Returns the directions at the left, right, upper and lower edge of a slice; None without an affine."""
         if not self.anatomical:
             return None
         across, up = (_LETTERS[other] for other in range(3) if other != axis)
         return across[1], across[0], up[1], up[0]
 
     def measure(self, shape: Sequence[int], axis: int) -> tuple[float, float]:
-        """Height and width of the slices of a turned volume of this shape: in millimetres, or in voxels if these are unknown."""
+        """Measures height and width of the slices of a turned volume of this shape, in millimetres, or in voxels of unknown size."""
         first, second = (shape[other] * (self.spacing_mm or (1, 1, 1))[other] for other in range(3) if other != axis)
         return (second, first) if self.anatomical else (first, second)
 
     def describe(self) -> str:
-        """What a reader must know of the orientation."""
+        """Describes the orientation as far as a reader must know it."""
         if not self.anatomical:
             return "Axes and slices as stored: without an affine, left and right are not known."
         tilt = f" The scan is tilted by up to {self.tilt_degrees:.0f}\u00b0." if self.tilt_degrees >= 3 else ""
@@ -90,7 +91,7 @@ def find_view(spacing_mm: Sequence[float] | None, affine: np.ndarray | None) -> 
         raise ValueError(f"Expected `affine` of shape (4, 4), finite and of full rank. Received: {affine.tolist()}.")
     orientation = nib.io_orientation(affine)
     axes = tuple(int(axis) for axis in np.argsort(orientation[:, 0]))
-    sizes = nib.affines.voxel_sizes(affine)
+    sizes = voxel_sizes(affine)
     spacing = spacing or tuple(float(size) for size in sizes)
     along = min(abs(affine[row, axis]) / sizes[axis] for row, axis in enumerate(axes))
     return View(
@@ -107,7 +108,7 @@ def count_voxels(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
     depth, rows, columns = classes.shape
     counts = [np.zeros((size, num_classes), np.int64) for size in classes.shape]
     row_starts, column_starts = num_classes * np.arange(rows)[:, None], num_classes * np.arange(columns)
-    # A plane at a time: `bincount` takes 64-bit integers only, eight times the memory of a label map.
+    # We count a plane at a time: `bincount` takes 64-bit integers only, eight times the memory of a label map.
     for index in range(depth):
         plane = classes[index].astype(np.int64)
         by_row = np.bincount((plane + row_starts).ravel(), minlength=rows * num_classes).reshape(rows, num_classes)
@@ -120,9 +121,9 @@ def count_voxels(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
 def choose_slice(counts: np.ndarray) -> int:
     """Chooses the slice that shows the structures best.
 
-    It is the one through the centre of mass, in which every class that is there weighs the same: a prostate counts as much as
-    the body around it. Where that slice holds less than a quarter of the fullest one's foreground, as between two kidneys, it
-    is the fullest, or the one nearest to the centre of several. Without any foreground it is the middle one.
+    It is the slice through the centre of mass. Every present class weighs the same: a prostate counts as much as the body around it.
+    That slice may hold less than a quarter of the fullest one's foreground, as between two kidneys. Then it is the fullest, or the
+    one nearest to the centre of several. Without any foreground it is the middle one.
 
     Args:
         counts: Voxels (slices, K), see `count_voxels`.
@@ -140,22 +141,25 @@ def choose_slice(counts: np.ndarray) -> int:
 
 
 def spread_slices(counts: np.ndarray, number: int) -> list[int]:
-    """Spreads up to `number` slices evenly over those from the first that holds foreground to the last (over all if none does).
+    """Spreads up to `number` slices evenly from the first that holds foreground to the last, or over all if none does.
 
     Args:
         counts: Voxels (slices, K), see `count_voxels`.
         number: One or more.
     """
-    occupied = counts[:, 1:].any(axis=1)
+    occupied = np.asarray(counts[:, 1:].any(axis=1))
     extent = find_extent(occupied if occupied.any() else ~occupied)
     length = extent.stop - extent.start
     number = min(number, length)
-    # In the middle of equal shares, not at their ends: the outermost slices show next to nothing.
+    # Slices lie in the middle of equal shares, not at their ends: the outermost slices show next to nothing.
     return [extent.start + (2 * i + 1) * length // (2 * number) for i in range(number)]
 
 
 def find_extent(occupied: np.ndarray, room: float = 0.0) -> slice:
-    """The range from the first to the last true element of (n,), with room on both sides as a share of n; all if none is true."""
+    """Finds the range from the first to the last true element of (n,); all of it if none is true.
+
+    `room` is added on both sides, as a share of n.
+    """
     places = np.flatnonzero(occupied)
     if not places.size:
         return slice(0, len(occupied))

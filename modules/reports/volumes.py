@@ -33,12 +33,12 @@ class Scan:
     """A volume turned to RAS+, and what its pictures share.
 
     Attributes:
-        view: How it was turned.
+        view: The view that turned it.
         image: Intensities (*S, C).
         maps: Class maps (*S) by name.
-        counts: Voxels of each class in each slice along the three axes, by name, see `count_voxels`.
+        counts: Voxels of each class in each slice along the three axes, by name; see `count_voxels`.
         windows: Black and white of each channel shown, the same in all slices.
-        box: What is left of S when the empty margins are cut off.
+        box: The part of S that is left when the empty margins are cut off.
     """
 
     view: View
@@ -48,28 +48,34 @@ class Scan:
     windows: list[Window]
     box: Box
 
+    @property
+    def whole(self) -> Box:
+        """Box of the whole volume, its margins included."""
+        x, y, z = self.image.shape[:3]
+        return slice(0, x), slice(0, y), slice(0, z)
+
     def cut(self, array: np.ndarray, axis: int, index: int, box: Box) -> np.ndarray:
-        """Cuts slice `index` out of an image or a map as it is shown, and leaves what lies outside the box."""
+        """Cuts slice `index` out of an image or a map, as it is shown and without what lies outside the box."""
         return self.view.cut(array[tuple(slice(None) if i == axis else part for i, part in enumerate(box))], axis, index)
 
     def measure(self, axis: int, box: Box) -> tuple[float, float]:
-        """Height and width of the slices of a box, in millimetres, or in voxels where their size is not known."""
+        """Measures height and width of the slices of a box, in millimetres, or in voxels where their size is not known."""
         return self.view.measure([part.stop - part.start for part in box], axis)
 
     def show(self, axis: int, index: int, box: Box, scale: float) -> tuple[np.ndarray, np.ndarray]:
-        """A slice of the image as pixels, in colour if it has any, and in grey."""
+        """Shows a slice of the image as pixels: in colour if it has any, and in grey."""
         height, width = (max(8, round(side * scale)) for side in self.measure(axis, box))
         return window_image(self.cut(self.image, axis, index, box).astype(np.float32), self.windows, (height, width))
 
     def make_bar(self, scale: float, width: float) -> tuple[int, str] | None:
-        """A scale bar of a round length, no longer than `width` in pixels; None where sizes are not known."""
+        """Makes a scale bar of a round length, no longer than `width` in pixels; None where sizes are not known."""
         if self.view.spacing_mm is None:
             return None
         length = max((mm for mm in (1, 2, 5, 10, 20, 50, 100, 200) if mm * scale <= width), default=1)
         return round(length * scale), f"{length // 10} cm" if length >= 10 else f"{length} mm"
 
     def format_volume(self, voxels: int) -> str:
-        """A number of voxels in millilitres, where their size is known."""
+        """Formats a number of voxels as millilitres, where their size is known."""
         if self.view.spacing_mm is None:
             return f"{voxels:,} voxels"
         millilitres = voxels * math.prod(self.view.spacing_mm) / 1000
@@ -89,7 +95,7 @@ def prepare_scan(
     maps = {name: view.turn(check_classes(name, classes, image.shape[:3], class_names)) for name, classes in maps.items()}
     image = view.turn(image)
     counts = {name: count_voxels(classes, len(class_names)) for name, classes in maps.items()}
-    # About a million voxels are enough for percentiles; taken after turning they are the same ones however it was stored.
+    # About a million voxels are enough for percentiles. Taken after turning, they are the same ones however it was stored.
     step = math.ceil((math.prod(image.shape[:3]) / 2**20) ** (1 / 3))
     sample = image[::step, ::step, ::step]
     windows = find_windows(sample if np.count_nonzero(sample) > 1000 else image)
@@ -100,7 +106,7 @@ def prepare_scan(
         for by_axis in counts.values():
             occupied = occupied | by_axis[axis][:, 1:].any(axis=1)
         box.append(find_extent(occupied, room=0.04))
-    return Scan(view, image, maps, counts, windows, tuple(box))
+    return Scan(view, image, maps, counts, windows, (box[0], box[1], box[2]))
 
 
 def draw_volume_comparison(
@@ -151,7 +157,7 @@ def draw_volume_overlay(
     scan = prepare_scan(image, {"prediction": prediction}, class_names, spacing_mm, affine)
     colours = list_colours(len(class_names))
     heights = [scan.measure(axis, scan.box)[0] for axis in scan.view.planes.values()]
-    # Planes side by side fill a page, unless the scan is flat: then two of them are strips and go below the first.
+    # Planes side by side fill a page, unless the scan is flat. Then two of them are strips and go below the first.
     flat = sum(heights) <= 2 * max(heights)
     scale = _find_scale(scan, columns=2 if flat else 3, tallest=560)
     rows = []
@@ -166,25 +172,25 @@ def draw_volume_overlay(
 
 
 def describe_page(scan: Scan) -> str:
-    """Small print: how the scan lies, and whether the pictures show all of it."""
-    whole = all(part == slice(0, size) for part, size in zip(scan.box, scan.image.shape, strict=False))
-    return scan.view.describe() + ("" if whole else " Empty margins are cut off.")
+    """Describes in small print how the scan lies, and whether the pictures show all of it."""
+    return scan.view.describe() + ("" if scan.box == scan.whole else " Empty margins are cut off.")
 
 
 def narrowest_slot(columns: int) -> int:
-    """Width in pixels of a slot, so that a page is not too narrow for its title and legend."""
+    """Returns the least width of a slot in pixels at which a page is not too narrow for its title and legend."""
     return math.ceil((_NARROWEST_PAGE - 2 * MARGIN - (columns - 1) * GAP) / columns)
 
 
 def widest_slot(columns: int) -> float:
-    """Width in pixels of a slot of the widest page."""
+    """Returns the width of a slot in pixels on the widest page."""
     return (PAGE_WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns
 
 
 def list_volumes(scan: Scan, class_names: Sequence[str]) -> list[Entry]:
-    """Legend of the classes that are there, with the volume predicted and, if there is a label, the true one."""
+    """Lists the legend of the classes that are there, with the volume predicted and, if there is a label, the true one."""
     colours = list_colours(len(class_names))
-    found, true = (scan.counts[name][0].sum(axis=0) if name in scan.counts else None for name in ("prediction", "label"))
+    found = scan.counts["prediction"][0].sum(axis=0)
+    true = scan.counts["label"][0].sum(axis=0) if "label" in scan.counts else None
     entries = []
     for value in range(1, len(class_names)):
         if found[value] or (true is not None and true[value]):
@@ -194,7 +200,7 @@ def list_volumes(scan: Scan, class_names: Sequence[str]) -> list[Entry]:
 
 
 def _find_scale(scan: Scan, columns: int, tallest: int) -> float:
-    """Screen pixels for a millimetre (or a voxel): the same in all planes, so that they can be compared."""
+    """Finds the screen pixels for a millimetre (or a voxel). All planes share this scale, so that they can be compared."""
     heights, widths = zip(*(scan.measure(axis, scan.box) for axis in range(3)), strict=True)
     return min(tallest / max(heights), widest_slot(columns) / max(widths))
 
@@ -208,9 +214,9 @@ def _make_panel(scan: Scan, name: str, pixels: np.ndarray, plane: str, index: in
 
 
 def _list_differences(scan: Scan) -> list[Entry]:
-    """Legend of the differences, with the voxels of each in the whole volume."""
-    # A plane at a time, as `bincount` needs 64-bit integers.
-    counts = sum(np.bincount(difference_map(*planes).ravel(), minlength=4) for planes in zip(*scan.maps.values(), strict=True))
+    """Lists the legend of the differences, with the voxels of each in the whole volume."""
+    # We count a plane at a time, as `bincount` needs 64-bit integers.
+    counts = np.sum([np.bincount(difference_map(*planes).ravel(), minlength=4) for planes in zip(*scan.maps.values(), strict=True)], axis=0)
     entries = []
     for colour, name, count in zip(DIFFERENCE_COLOURS, DIFFERENCE_NAMES, counts[1:].tolist(), strict=True):
         volume = "" if scan.view.spacing_mm is None else f" ({scan.format_volume(count)})"

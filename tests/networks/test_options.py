@@ -65,12 +65,12 @@ def own(tmp_path, monkeypatch):
         (tmp_path / "tiny.py").write_text(source)
         monkeypatch.setattr(networks, "NETWORKS", ("tiny",))
         monkeypatch.setattr(networks, "__file__", str(tmp_path / "__init__.py"))
-        networks._parse.cache_clear()
+        networks._parse_source.cache_clear()
         list_options.cache_clear()
         return list_options("tiny")
 
     yield write
-    networks._parse.cache_clear()
+    networks._parse_source.cache_clear()
     list_options.cache_clear()
 
 
