@@ -13,7 +13,7 @@ from typing import Any
 from modules.data.files import hash_file, replace_file
 from modules.data.preprocess import Preprocessing
 from modules.predict.bundle import INTENDED_USE, ModelBundle
-from modules.predict.convert import plain_to_export
+from modules.predict.convert import simplify_for_export
 
 FORMATS = ("onnx", "savedmodel")
 DESCRIPTION = "preprocessing.json"
@@ -59,7 +59,7 @@ def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as parent:
         temporary = Path(parent) / path.name
         handlers = list(logging.root.handlers)
-        model, name = (plain_to_export(bundle.model), kind) if kind == "onnx" else (bundle.model, "tf_saved_model")
+        model, name = (simplify_for_export(bundle.model), kind) if kind == "onnx" else (bundle.model, "tf_saved_model")
         try:
             with warnings.catch_warnings():
                 # About NumPy's future, within Keras.
