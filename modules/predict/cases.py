@@ -66,8 +66,8 @@ def predict_cases(
         keep_probabilities: Whether to keep the probabilities of all classes. Otherwise they are dropped plane by plane.
 
     Raises:
-        FileNotFoundError, ValueError: If a case cannot be read, or an image does not fit a model (both name the file), or the models
-            do not fit one another.
+        FileNotFoundError, ValueError: If a case cannot be read or an image does not fit a model, naming the file.
+        ValueError: If the models do not fit one another.
     """
     first = bundles[0]
     for bundle in bundles[1:]:
