@@ -18,7 +18,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 SOURCES = sorted((ROOT / "modules").rglob("*.py"))
-PYTHON = [path for path in (*SOURCES, *sorted(ROOT.glob("*.py")))]
+PYTHON = [*SOURCES, *sorted(ROOT.glob("*.py"))]
 
 
 def _name(path):

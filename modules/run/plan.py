@@ -207,8 +207,8 @@ def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, diviso
 
     Args:
         shapes: `S` of each case, in canonical orientation.
-        mode: "slice" takes the largest extents across `plane`, so that nothing is cut off. "patch" and "volume" take the median shape,
-            shrunk in proportion to at most `voxels`.
+        mode: For "slice" the largest extents across `plane`, so that nothing is cut off. For "patch" and "volume" the median shape, shrunk
+            in proportion to at most `voxels`.
         plane: The axis that slices lie across.
         divisor: A number that divides each size.
         voxels: The most voxels of a patch or volume.

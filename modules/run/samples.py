@@ -36,7 +36,7 @@ def choose_case(scan: Sequence[Case], spec: DatasetSpec) -> Case:
 
     if len(scan) == 1:
         return scan[0]
-    labels = [read_label(_find_label(case), spec.label_rule) for case in scan]
+    labels = (read_label(_find_label(case), spec.label_rule) for case in scan)
     return scan[choose_slice(np.array([np.bincount(label.ravel(), minlength=spec.num_classes) for label in labels]))]
 
 

@@ -57,9 +57,14 @@ def test_what_is_logged_inside_is_in_its_file_with_the_reason_of_an_error(tmp_pa
     run.create(Settings("oasis"))
     log = logging.getLogger("mri")
     log.setLevel(logging.DEBUG)
-    with pytest.raises(ValueError, match="no luck"), run:
-        log.info("inside")
-        raise ValueError("no luck")
+
+    def fail():
+        with run:
+            log.info("inside")
+            raise ValueError("no luck")
+
+    with pytest.raises(ValueError, match="no luck"):
+        fail()
     log.info("outside")
     text = run.log.read_text()
     assert "inside" in text
