@@ -56,13 +56,13 @@ def _main(argv: Sequence[str] | None) -> None:
     elif request.resume:
         resume(RunFolder(request.resume), request.settings, request.devices)
     else:
-        train(request.settings, limit=request.devices)
+        train(request.settings, max_devices=request.devices)
 
 
-def train(settings: Settings, run: RunFolder | None = None, limit: int | None = None) -> None:
-    """Trains a new run on at most `limit` devices a host, scores it and draws its pictures."""
+def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None) -> None:
+    """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures."""
     tracking.check_tracker(settings.track if devices.is_main() else "none")
-    prepared = prepare(settings, limit)
+    prepared = prepare(settings, max_devices)
     run = run or RunFolder.name(settings, prepared.plan.network)
     cases = {name: [case.case_id for case in members] for name, members in prepared.splits.items()}
     environment = describe_run(prepared, ROOT)
@@ -71,14 +71,14 @@ def train(settings: Settings, run: RunFolder | None = None, limit: int | None = 
         carry_out(prepared, run, environment)
 
 
-def resume(run: RunFolder, settings: Settings, limit: int | None = None) -> None:
+def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -> None:
     """Goes on with an interrupted run; raises ValueError for a run that is finished, in training, or made of other data."""
     if run.finished:
         raise ValueError(f"Expected an interrupted run. Received: {run.path}, which is finished. Start a new one.")
     devices.on_main(run.claim)
     with run:
         tracking.check_tracker(settings.track if devices.is_main() else "none", run)
-        prepared = prepare(settings, limit, run.read_plan())
+        prepared = prepare(settings, max_devices, run.read_plan())
         environment = describe_run(prepared, ROOT)
         check_resumable(run, environment, prepared.manifest)
         devices.on_main(run.sweep)
@@ -102,12 +102,12 @@ def divide(cases: Sequence[Case], settings: Settings) -> tuple[dict[str, list[Ca
     return split_folds(cases, settings.folds, settings.fold, fractions[0], settings.seed)
 
 
-def prepare(settings: Settings, limit: int | None = None, plan: Plan | None = None) -> PreparedRun:
-    """Prepares everything before the first step. It reads every file, so that a broken one does not show after hours.
+def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None) -> PreparedRun:
+    """Prepares everything before the first step. It reads every file, so that a broken one shows now and not after hours.
 
     Args:
         settings: The user's settings.
-        limit: The most devices of a host to use.
+        max_devices: The most devices of a host to use.
         plan: The plan of a run that goes on; without it we make one.
     """
     spec, cases = load(settings)
@@ -116,7 +116,7 @@ def prepare(settings: Settings, limit: int | None = None, plan: Plan | None = No
     plan = plan or make_plan(settings, spec, measure(splits["train"], spec, settings))
     devices.start_backend(settings.seed, settings.deterministic)
     precision = devices.choose_precision(settings.precision)
-    names = devices.choose_devices(limit, plan.batch_size)
+    names = devices.choose_devices(max_devices, plan.batch_size)
     devices.distribute(names)
     network = build_network(settings, spec, plan)
     prepared = {name: prepare_cases(members, spec, plan.preprocessing, Path(settings.cache)) for name, members in splits.items()}
@@ -164,13 +164,13 @@ def train_folds(settings: Settings, request: TrainingRequest) -> None:
         pool_folds(run, settings, map_subjects(load(settings)[1]))
 
 
-def verify_runs(path: Path, limit: int | None = None) -> None:
+def verify_runs(path: Path, max_devices: int | None = None) -> None:
     """Verifies a run, or every fold of a cross-validation; raises ValueError if something is not the same."""
     for run in map(RunFolder, list_runs([path])):
         settings = run.read_settings()
         splits, _ = divide(load(settings)[1], settings)
         manifest = proof.make_manifest(splits, settings.data_folder())
-        verify(run, manifest, lambda settings=settings, run=run: prepare(settings, limit, run.read_plan()), ROOT)
+        verify(run, manifest, lambda settings=settings, run=run: prepare(settings, max_devices, run.read_plan()), ROOT)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def apply(image, label, parameters: dict, *, left_right_swaps: Sequence[tuple[in
     Args:
         image: `(B, *P, C)` float32 of any scale: z-scores or [0, 1].
         label: `(B, *P)` integers.
-        parameters: From `draw_parameters`, stacked: each array has `B` in front.
+        parameters: Stacked results of `draw_parameters`: each array has `B` in front.
         left_right_swaps: Pairs of classes that trade places where left and right do.
 
     Returns:

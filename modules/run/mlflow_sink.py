@@ -188,7 +188,7 @@ def _hide_password(text: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """Describes the first cause of a network error in one short line; of any other error, the error itself."""
+    """Describes the first cause of a network error, or any other error itself, in one short line."""
     chain = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)

@@ -163,7 +163,7 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
     """Makes the plan of a training; a pure function of its arguments.
 
     Args:
-        settings: What the user set.
+        settings: The user's settings.
         spec: The data set, reduced to the chosen classes.
         fingerprint: The fingerprint of the training cases, see `modules.run.fingerprint.measure`.
 

@@ -119,7 +119,7 @@ def check_tracker(kind: str, run: RunFolder | None = None) -> None:
         run: The run that is resumed, if any.
 
     Raises:
-        ValueError: As `open_tracker`.
+        ValueError: For the same reasons as `open_tracker`.
     """
     if kind not in TRACKERS:
         raise ValueError(f"Expected `track` in {TRACKERS}. Received: {kind!r}.")
