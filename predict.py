@@ -1,7 +1,7 @@
 """Predicts label maps for scans, each on its own grid: `python predict.py image.nii.gz`.
 
-The model knows its preprocessing and classes; without `--model` the run that finished last is taken. `--export` writes a run's model
-for other programs instead.
+The model knows its preprocessing and classes. Without `--model` the run that finished last gives the model. `--export` writes a run's
+model for other programs instead.
 """
 
 import sys
@@ -61,7 +61,7 @@ def export(options: Namespace) -> None:
     """Writes the model of the one run in `options.paths` for other programs.
 
     Raises:
-        ValueError: If there is not exactly one, and for what `modules.predict.export.export_model` refuses.
+        ValueError: If there is not exactly one run, or `modules.predict.export.export_model` refuses.
     """
     runs = list_runs(Path(path) for path in options.paths)
     if len(runs) != 1:
@@ -72,7 +72,7 @@ def export(options: Namespace) -> None:
 
 
 def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, output: Path) -> Iterator[Predicted]:
-    """Writes label map, overlay and, where they were kept, probabilities of each case, and passes the case on."""
+    """Writes label map, overlay and kept probabilities of each case, and passes the case on."""
     from modules import reports
 
     for item in predicted:
@@ -80,9 +80,9 @@ def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, outpu
         write_label_like(
             output / f"{case.case_id}_prediction{suffix_of(source)}", bundle.label_rule.to_file_values(item.prediction), source
         )
-        drawn = (image.array, item.prediction, bundle.class_names)
+        maps = (image.array, item.prediction, bundle.class_names)
         geometry = {"spacing_mm": image.spacing_mm, "affine": image.affine}
-        reports.draw_overlay(output / f"{case.case_id}_overlay.png", *drawn, title=case.case_id, **geometry)
+        reports.draw_overlay(output / f"{case.case_id}_overlay.png", *maps, title=case.case_id, **geometry)
         if item.probabilities is not None:
             suffix = suffix_of(source) if suffix_of(source) in NIFTI_SUFFIXES else ".npz"
             write_probabilities_like(output / f"{case.case_id}_probabilities{suffix}", item.probabilities, source)
@@ -96,23 +96,23 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
         "--model",
         nargs="+",
         metavar="RUN",
-        help="runs, cross-validations or bundles; of several models the mean (default: the run under runs/ that finished last)",
+        help="runs, cross-validations or bundles; several models are averaged (default: the run under runs/ that finished last)",
     )
     parser.add_argument(
         "--engine",
         choices=engines.ENGINES,
         default="auto",
-        help="what computes the model; auto: on a CPU OpenVINO, where it is installed and the model was converted, else Keras",
+        help="engine that computes the model; auto: on a CPU OpenVINO, if it is installed and the model was converted, else Keras",
     )
-    parser.add_argument("--overlap", type=float, default=0.5, help="share of a window that its neighbour has too (default %(default)s)")
-    parser.add_argument("--mirror", action="store_true", help="average over flips too: better by a little, 4 to 8 times as slow")
+    parser.add_argument("--overlap", type=float, default=0.5, help="fraction of a window that its neighbour shares (default %(default)s)")
+    parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
     parser.add_argument(
         "--export",
         choices=FORMATS,
-        help="write the model of the run PATH for other programs, and how it is used; no prediction",
+        help="predict nothing; write the model of the run PATH for other programs, and how to use it",
     )
     options = parser.parse_args(argv)
     if not 0 <= options.overlap < 1:

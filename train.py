@@ -1,6 +1,6 @@
 """Trains a network on a data set and scores it on the test split: `python train.py --dataset hipmri`.
 
-Without arguments it says which data sets it knows, which of them are there, and what to type next.
+Without arguments it lists the data sets, says which of them are on this machine, and what to type next.
 """
 
 import sys
@@ -46,23 +46,23 @@ def _main(argv: Sequence[str] | None) -> None:
         return
     devices.start_hosts(*request.joined)
     utils.start_log(quiet=not devices.is_main())
-    whole = bool(request.settings.folds) and request.settings.fold is None
-    if devices.find_host()[1] > 1 and (request.verify or whole):
+    all_folds = bool(request.settings.folds) and request.settings.fold is None
+    if devices.find_host()[1] > 1 and (request.verify or all_folds):
         raise ValueError("Expected a single training for several hosts. Received: --verify, or --folds. Give --hosts 1, or one --fold.")
     if request.verify:
         verify_runs(request.verify, request.devices)
-    elif whole:
+    elif all_folds:
         train_folds(request.settings, request)
     elif request.resume:
         resume(RunFolder(request.resume), request.settings, request.devices)
     else:
-        train(request.settings, limit=request.devices)
+        train(request.settings, max_devices=request.devices)
 
 
-def train(settings: Settings, run: RunFolder | None = None, limit: int | None = None) -> None:
-    """Trains, scores and draws a new run, on at most `limit` devices a host."""
+def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None) -> None:
+    """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures."""
     tracking.check_tracker(settings.track if devices.is_main() else "none")
-    prepared = prepare(settings, limit)
+    prepared = prepare(settings, max_devices)
     run = run or RunFolder.name(settings, prepared.plan.network)
     cases = {name: [case.case_id for case in members] for name, members in prepared.splits.items()}
     environment = describe_run(prepared, ROOT)
@@ -71,14 +71,14 @@ def train(settings: Settings, run: RunFolder | None = None, limit: int | None = 
         carry_out(prepared, run, environment)
 
 
-def resume(run: RunFolder, settings: Settings, limit: int | None = None) -> None:
-    """Goes on with an interrupted run; raises ValueError for one that is finished, in training, or made of other data."""
+def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -> None:
+    """Goes on with an interrupted run; raises ValueError for a run that is finished, in training, or made of other data."""
     if run.finished:
         raise ValueError(f"Expected an interrupted run. Received: {run.path}, which is finished. Start a new one.")
     devices.on_main(run.claim)
     with run:
         tracking.check_tracker(settings.track if devices.is_main() else "none", run)
-        prepared = prepare(settings, limit, run.read_plan())
+        prepared = prepare(settings, max_devices, run.read_plan())
         environment = describe_run(prepared, ROOT)
         check_resumable(run, environment, prepared.manifest)
         devices.on_main(run.sweep)
@@ -86,7 +86,7 @@ def resume(run: RunFolder, settings: Settings, limit: int | None = None) -> None
 
 
 def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
-    """Finds the data set, drawn first for a demo, and all its cases."""
+    """Finds the data set and all its cases. A demo draws its data set first."""
     root = settings.data_folder()
     if settings.demo:
         devices.on_main(lambda: log.info("phantom: %s", DATASETS[settings.dataset].write_phantom(root, seed=settings.seed)))
@@ -95,20 +95,20 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
 
 
 def divide(cases: Sequence[Case], settings: Settings) -> tuple[dict[str, list[Case]], list[str]]:
-    """Divides cases by subject; returns them by split, and what there is to tell about it."""
+    """Divides cases by subject; returns the cases by split, and remarks about the splits in sentences."""
     fractions = settings.validate_fraction, settings.test_fraction
     if settings.fold is None:
         return split_cases(cases, fractions, settings.seed)
     return split_folds(cases, settings.folds, settings.fold, fractions[0], settings.seed)
 
 
-def prepare(settings: Settings, limit: int | None = None, plan: Plan | None = None) -> PreparedRun:
-    """Does all that comes before the first step. Every file is read: a broken one must not be found after hours.
+def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None) -> PreparedRun:
+    """Prepares everything before the first step. It reads every file, so that a broken one shows now and not after hours.
 
     Args:
-        settings: What the user set.
-        limit: At most so many devices a host.
-        plan: Of the run that goes on; without it a plan is made.
+        settings: The user's settings.
+        max_devices: The most devices of a host to use.
+        plan: The plan of a run that goes on; without it we make one.
     """
     spec, cases = load(settings)
     splits, remarks = divide(cases, settings)
@@ -116,7 +116,7 @@ def prepare(settings: Settings, limit: int | None = None, plan: Plan | None = No
     plan = plan or make_plan(settings, spec, measure(splits["train"], spec, settings))
     devices.start_backend(settings.seed, settings.deterministic)
     precision = devices.choose_precision(settings.precision)
-    names = devices.choose_devices(limit, plan.batch_size)
+    names = devices.choose_devices(max_devices, plan.batch_size)
     devices.distribute(names)
     network = build_network(settings, spec, plan)
     prepared = {name: prepare_cases(members, spec, plan.preprocessing, Path(settings.cache)) for name, members in splits.items()}
@@ -126,7 +126,7 @@ def prepare(settings: Settings, limit: int | None = None, plan: Plan | None = No
 
 
 def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
-    """Fits the network from where the run stands, scores the best model on the test cases, and draws."""
+    """Fits the network from the run's last checkpoint, scores the best model on the test cases, and draws pictures."""
     settings = prepared.settings
     log.info("run: %s  (%s, %s, %s)", run.path, environment["backend"], ", ".join(prepared.devices), prepared.precision)
     for line in [*prepared.remarks, *describe_splits(prepared.splits), *prepared.plan.describe()]:
@@ -140,13 +140,13 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
             devices.distribute([])
             devices.on_main(lambda: evaluate(prepared.splits["test"], run, summary, tracker))
         except KeyboardInterrupt:
-            whole = run.path if settings.fold is None or run.path.name != f"fold_{settings.fold}" else run.path.parent
-            log.info("stopped; go on with: python train.py --resume %s", whole)
+            resumable = run.path if settings.fold is None or run.path.name != f"fold_{settings.fold}" else run.path.parent
+            log.info("stopped; go on with: python train.py --resume %s", resumable)
             raise
 
 
 def train_folds(settings: Settings, request: TrainingRequest) -> None:
-    """Trains and scores every fold below one folder, then scores all subjects together: each was tested by a model that never saw it."""
+    """Trains and scores every fold below one folder, then pools the scores. A model that never saw a subject has tested it."""
     run = RunFolder(request.resume) if request.resume else RunFolder.name(settings)
     if run.finished:
         raise ValueError(f"Expected an interrupted run. Received: {run.path}, which is finished. Start a new one.")
@@ -155,22 +155,22 @@ def train_folds(settings: Settings, request: TrainingRequest) -> None:
     else:
         run.create(settings)
     with run:
-        for fold, part in enumerate(run.list_folds(settings.folds)):
-            own = replace(settings, fold=fold)
-            if part.record.is_file() and not part.finished:
-                resume(part, own, request.devices)
-            elif not part.finished:
-                train(own, part, request.devices)
+        for fold, fold_run in enumerate(run.list_folds(settings.folds)):
+            fold_settings = replace(settings, fold=fold)
+            if fold_run.record.is_file() and not fold_run.finished:
+                resume(fold_run, fold_settings, request.devices)
+            elif not fold_run.finished:
+                train(fold_settings, fold_run, request.devices)
         pool_folds(run, settings, map_subjects(load(settings)[1]))
 
 
-def verify_runs(path: Path, limit: int | None = None) -> None:
-    """Verifies a run, or every fold of a cross-validation; raises ValueError for what is not the same."""
+def verify_runs(path: Path, max_devices: int | None = None) -> None:
+    """Verifies a run, or every fold of a cross-validation; raises ValueError if something is not the same."""
     for run in map(RunFolder, list_runs([path])):
         settings = run.read_settings()
         splits, _ = divide(load(settings)[1], settings)
         manifest = proof.make_manifest(splits, settings.data_folder())
-        verify(run, manifest, lambda settings=settings, run=run: prepare(settings, limit, run.read_plan()), ROOT)
+        verify(run, manifest, lambda settings=settings, run=run: prepare(settings, max_devices, run.read_plan()), ROOT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the three commands share: the console, the log, and how an error becomes one line and an exit status."""
+"""The parts that the three commands share: console, log, and the way an error becomes one line and an exit status."""
 
 import logging
 import signal
@@ -10,7 +10,7 @@ log = logging.getLogger("mri")
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes to standard output without breaking a progress bar."""
+    """A handler that writes to standard output without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -19,7 +19,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def start_log(*, quiet: bool = False) -> None:
-    """Sends messages, or only warnings if `quiet`, to the console; a run's folder adds a file, see `modules.run.folder.RunFolder`."""
+    """Sends messages to the console, or only warnings if `quiet`; a run's folder adds a file, see `modules.run.folder.RunFolder`."""
     log.setLevel(logging.DEBUG)
     for handler in list(log.handlers):
         if isinstance(handler, _ConsoleHandler):
@@ -28,10 +28,10 @@ def start_log(*, quiet: bool = False) -> None:
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:
-    """Runs a command; an error the user can mend becomes one line on standard error and exit status 2.
+    """Runs a command. An error that the user can mend becomes one line on standard error and exit status 2.
 
-    The traceback goes to the run's log, where there is one. SIGTERM, which clusters send before they take a machine back, ends it
-    like Ctrl-C.
+    The traceback goes to the run's log, where there is one. SIGTERM ends the command like Ctrl-C; clusters send it before they take a
+    machine back.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None

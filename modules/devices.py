@@ -1,4 +1,4 @@
-"""The machines a run is on: backend, hosts and devices, how exactly they repeat, and how precisely they compute."""
+"""The machines of a run: backend, hosts and devices, whether results repeat bit for bit, and the precision of the computation."""
 
 import contextlib
 import importlib
@@ -15,11 +15,11 @@ import numpy as np
 
 # TensorFlow's start-up messages say nothing to the user; an error still comes as an exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Left to itself TensorFlow uses oneDNN only on CPUs with AVX-512 VNNI or AMX; without it 3-D training takes four times as long.
+# By default TensorFlow uses oneDNN only on CPUs with AVX-512 VNNI or AMX. Without oneDNN, 3-D training takes four times as long.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-# Several hosts ask one another whether to stop once in so many steps: asking at each would make every step wait for the slowest.
+# Several hosts ask one another only once in this many steps whether to stop. Otherwise every step would wait for the slowest host.
 AGREE_STEPS = 20
 # (host index, number of hosts). We do not ask JAX: asking initialises its devices before `--deterministic` can act.
 _host = (0, 1)
@@ -30,13 +30,13 @@ log = logging.getLogger("mri")
 def import_keras() -> None:
     """Imports Keras and TensorFlow without TensorFlow's start-up messages.
 
-    Its libraries write them to the process's standard error before any setting of its own takes effect, so the file descriptor
-    itself is turned away for that moment; what goes wrong still comes as an exception.
+    TensorFlow's libraries write to the process's standard error before any setting of TensorFlow takes effect. We therefore redirect
+    the file descriptor itself during the import. An error still comes as an exception.
     """
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         import keras
         import tensorflow as tf
 
@@ -44,10 +44,10 @@ def import_keras() -> None:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
+        os.close(null)
     if keras.backend.backend() == "tensorflow" and on_cpu:
-        # `enable_op_determinism` makes each operation repeatable, but not the order in which several threads run them, and sums
-        # of gradients depend on it. Each operation still uses all cores: no time is lost.
+        # `enable_op_determinism` makes each operation repeatable, but not the order in which several threads run the operations. Sums
+        # of gradients depend on that order. Each operation still uses all cores, so no time is lost.
         try:
             tf.config.threading.set_inter_op_parallelism_threads(1)
         except RuntimeError:
@@ -55,12 +55,12 @@ def import_keras() -> None:
 
 
 def start_backend(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy, TensorFlow and Keras, and makes results repeatable bit for bit: on a CPU always, on a GPU where asked to.
+    """Seeds Python, NumPy, TensorFlow and Keras, and makes results repeatable bit for bit: on a CPU always, on a GPU if asked to.
 
-    On a CPU nothing is lost by it. On a GPU TensorFlow has no XLA then, and all backends choose slower kernels.
+    On a CPU this costs nothing. On a GPU TensorFlow then has no XLA, and all backends choose slower kernels.
     """
     if deterministic and os.environ.get("KERAS_BACKEND") == "jax":
-        # Read by JAX when it first looks for devices.
+        # JAX reads these flags when it first looks for devices.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
     import_keras()
     import keras
@@ -69,14 +69,13 @@ def start_backend(seed: int, deterministic: bool = False) -> None:
     keras.utils.set_random_seed(seed)
     backend, on_gpu = keras.backend.backend(), _has_gpu()
     if backend != "tensorflow":
-        # TensorFlow only reads files then and must not take the GPU's memory.
+        # TensorFlow only reads files here, and must not take the GPU's memory.
         tf.config.set_visible_devices([], "GPU")
         tf.random.set_seed(seed)
     elif deterministic or not on_gpu:
         tf.config.experimental.enable_op_determinism()
     if backend == "torch" and deterministic:
-        import torch
-
+        torch = _import_torch()
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     if deterministic and on_gpu:
@@ -90,14 +89,14 @@ def start_backend(seed: int, deterministic: bool = False) -> None:
 
 
 def start_hosts(coordinator: str | None = None, hosts: int | None = None, host: int | None = None) -> None:
-    """Joins the processes of a run, one a host, where there are several; call it before anything is computed.
+    """Joins the processes of a run, one a host, where there are several; must be called before anything is computed.
 
-    They are those of a Slurm step of several tasks, which JAX finds by itself, or those that the arguments name.
+    Either the arguments name the processes, or they are the tasks of a Slurm step, which JAX finds by itself.
 
     Args:
-        coordinator: `HOST:PORT` of host 0, reachable from all.
-        hosts: How many; 1 leaves a Slurm step's tasks alone.
-        host: Which of them this is, from 0.
+        coordinator: `HOST:PORT` of host 0, reachable from all hosts.
+        hosts: Number of hosts; 1 leaves a Slurm step's tasks alone.
+        host: Index of this host, from 0.
 
     Raises:
         ValueError: If the arguments are incomplete or wrong, or the backend is not JAX.
@@ -108,7 +107,7 @@ def start_hosts(coordinator: str | None = None, hosts: int | None = None, host: 
     if hosts == 1 or (given == (None,) * 3 and tasks == 1):
         return
     if given != (None,) * 3:
-        if None in given:
+        if coordinator is None or hosts is None or host is None:
             raise ValueError(f"Expected --coordinator, --hosts and --host together. Received: {given}. Give all three.")
         if not 0 <= host < hosts:
             raise ValueError(f"Expected --host from 0 to below --hosts, {hosts}. Received: {host}. Number the hosts from 0.")
@@ -123,26 +122,26 @@ def start_hosts(coordinator: str | None = None, hosts: int | None = None, host: 
         )
     import jax
 
-    if coordinator is None:
+    if hosts is None or host is None:
         hosts, host = tasks, int(os.environ["SLURM_PROCID"])
     if not jax.distributed.is_initialized():
-        # Once one host has failed, the others are ended after this time.
+        # If one host fails, JAX ends the others after this time.
         jax.distributed.initialize(coordinator, hosts, host, shutdown_timeout_seconds=60)
     _host = host, hosts
 
 
 def find_host() -> tuple[int, int]:
-    """Which host this is, and of how many: (0, 1) if it is alone."""
+    """Returns the index of this host and the number of hosts: (0, 1) for a single host."""
     return _host
 
 
 def is_main() -> bool:
-    """Whether this host is the one that writes."""
+    """Returns whether this host is the one that writes files."""
     return find_host()[0] == 0
 
 
 def any_host(flag: bool) -> bool:
-    """Whether the flag is set on any host; all have to ask."""
+    """Returns whether the flag is set on any host; all hosts must call this together."""
     if find_host()[1] == 1:
         return flag
     from jax.experimental.multihost_utils import process_allgather
@@ -151,17 +150,17 @@ def any_host(flag: bool) -> bool:
 
 
 def on_main(action: Callable[[], object]) -> None:
-    """Lets the main host do something while the others wait for it; all have to call it.
+    """Runs an action on the main host while the others wait; all hosts must call this together.
 
     Raises:
-        BaseException: What the action raises, on the main host.
-        ValueError: On the others then, which cannot go on alone.
+        BaseException: Any error of the action, on the main host.
+        ValueError: On the other hosts after such an error, because they cannot go on alone.
     """
     failure = None
     if is_main():
         try:
             action()
-        except BaseException as error:  # Ctrl-C too: the others wait.
+        except BaseException as error:  # Ctrl-C too, because the other hosts wait for an answer.
             failure = error
     failed = any_host(failure is not None)
     if failure is not None:
@@ -171,7 +170,10 @@ def on_main(action: Callable[[], object]) -> None:
 
 
 def agree(flag: Callable[[], bool]) -> Callable[[], bool]:
-    """Turns a flag of each host into one that all see set at the same call, at most `AGREE_STEPS` calls after it was set on one."""
+    """Makes a shared flag of each host's own: all hosts see it set at the same call.
+
+    That is at most `AGREE_STEPS` calls after the flag was set on one host.
+    """
     if find_host()[1] == 1:
         return flag
     calls, agreed = 0, False
@@ -187,26 +189,27 @@ def agree(flag: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def choose_devices(limit: int | None, batch_size: int) -> list[str]:
-    """Names of the devices that share each batch.
+    """Chooses the devices that share each batch, and returns their names.
 
     Args:
-        limit: How many of each host; None for as many as can share a batch, GPUs where there are any.
-        batch_size: Of all devices together.
+        limit: Number of devices of each host; None for as many as can share a batch, GPUs where there are any.
+        batch_size: Samples of all devices together.
 
     Raises:
-        ValueError: If there are not so many, or they cannot share a batch equally.
+        ValueError: If there are too few devices, or they cannot share a batch equally.
     """
     import keras
 
     by_host = list_devices()
-    torch = keras.backend.backend() == "torch"
-    most = 1 if torch else min(map(len, by_host))
+    on_torch = keras.backend.backend() == "torch"
+    most = 1 if on_torch else min(map(len, by_host))
     if limit is None:
         limit = max((number for number in range(1, most + 1) if batch_size % (number * len(by_host)) == 0), default=most)
     if not 1 <= limit <= most:
-        alone = torch and limit > 1
         remedy = (
-            "PyTorch uses one here: set KERAS_BACKEND=jax or tensorflow for more." if alone else "Leave it out for as many as can be used."
+            "PyTorch uses one here: set KERAS_BACKEND=jax or tensorflow for more."
+            if on_torch and limit > 1
+            else "Leave it out for as many as can be used."
         )
         raise ValueError(f"Expected --devices from 1 to {most}. Received: {limit}. {remedy}")
     chosen = [name for names in by_host for name in names[:limit]]
@@ -219,10 +222,11 @@ def choose_devices(limit: int | None, batch_size: int) -> list[str]:
 
 
 def distribute(devices: Sequence[str]) -> None:
-    """Shares the batches of all that is built from here on among devices; a single one, or none, ends that.
+    """Shares the batches of everything that is built from here on among devices; a single device, or none, ends that.
 
-    Sums over a batch are then sums over all devices. On TensorFlow each device sees its own part only where the network or the loss
-    mixes samples: in batch normalisation and `--batch-dice`; and it limits the norm of its own part of the gradient.
+    Sums over a batch are then sums over all devices. TensorFlow differs where the network or the loss mixes samples: in batch
+    normalisation and `--batch-dice` each device sees its own part only. Each device there also limits the norm of its own part of the
+    gradient.
     """
     import keras
 
@@ -241,7 +245,7 @@ def distribute(devices: Sequence[str]) -> None:
 
 
 def count_replicas() -> int:
-    """Over how many devices gradients are summed, so that a penalty counts that often: 1 but for TensorFlow on several."""
+    """Counts the devices over which gradients are summed, since a penalty counts that often: 1 except for TensorFlow on several."""
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -252,13 +256,12 @@ def count_replicas() -> int:
 
 
 def list_devices() -> list[list[str]]:
-    """Names of the devices of each host, GPUs where there are any."""
+    """Lists the names of the devices of each host, GPUs where there are any."""
     import keras
 
     backend = keras.backend.backend()
     if backend == "torch":
-        import torch
-
+        torch = _import_torch()
         return [[torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or ["cpu"]]
     if backend == "tensorflow":
         return [keras.distribution.list_devices()]
@@ -274,7 +277,7 @@ def list_devices() -> list[list[str]]:
 
 
 def choose_precision(precision: str) -> str:
-    """What a network computes in, with weights in float32: sets Keras's policy for the layers built from here on, and returns its name.
+    """Sets the precision that the layers built from here on compute in, and returns its name. Weights stay float32.
 
     Args:
         precision: One of `PRECISIONS`; "auto" is bfloat16 on a GPU that has it (compute capability 8.0 or more), else float32.
@@ -287,13 +290,16 @@ def choose_precision(precision: str) -> str:
     return precision
 
 
+def _import_torch() -> Any:
+    """Imports PyTorch by name, because only its own backend needs it and a type checker need not find it."""
+    return importlib.import_module("torch")
+
+
 def _has_gpu() -> bool:
     import keras
 
     if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.cuda.is_available()
+        return _import_torch().cuda.is_available()
     return any(name.startswith(("gpu", "cuda")) for name in keras.distribution.list_devices())
 
 
@@ -301,9 +307,7 @@ def _has_bfloat16() -> bool:
     import keras
 
     if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.cuda.is_bf16_supported()
+        return _import_torch().cuda.is_bf16_supported()
     if keras.backend.backend() == "jax":
         import jax
 
@@ -315,7 +319,7 @@ def _has_bfloat16() -> bool:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, backend, device and git commit, for `run.json` and the bundle."""
+    """Describes versions, backend, devices and git commit, for `run.json` and the bundle."""
     from importlib.metadata import PackageNotFoundError, version
 
     import keras
@@ -323,7 +327,7 @@ def describe_environment() -> dict[str, Any]:
     backend = keras.backend.backend()
     modules = [importlib.import_module(name) for name in dict.fromkeys(("keras", "tensorflow", "numpy", "nibabel", backend))]
     versions = {module.__name__: module.__version__ for module in modules}
-    # Not imported for it, which takes a second; and not every platform has it.
+    # We ask for the version without importing OpenVINO, which takes a second. Not every platform has OpenVINO.
     with contextlib.suppress(PackageNotFoundError):
         versions["openvino"] = version("openvino")
     try:

@@ -1,10 +1,11 @@
-"""Scores of many cases: their means, how sure these are, and the files and tables they are kept and shown in."""
+"""Scores of many cases: their means with intervals, and the files and tables that hold and show them."""
 
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 
@@ -17,10 +18,10 @@ RESAMPLES = 10_000
 
 
 def summarise(scores: Iterable[Score]) -> dict[str, dict[str, dict[str, float]]]:
-    """Means over cases: `{level: {class: {dice, iou, hd95_mm, hd_mm, assd_mm, cases, absent}}}`, with a class "mean" over the classes.
+    """Averages scores over cases: `{level: {class: {dice, iou, hd95_mm, hd_mm, assd_mm, cases, absent}}}`, and a class "mean" over all.
 
-    `cases` is how many entered the mean, `absent` how many were left out because the class was in neither label nor prediction. A mean
-    is over the values that are known, and NaN where none is.
+    `cases` counts the cases that entered the mean. `absent` counts those that were left out because the class was in neither label nor
+    prediction. A mean is over the known values, and NaN where none is known.
     """
     scores = list(scores)
     result: dict[str, dict[str, dict[str, float]]] = {}
@@ -42,7 +43,7 @@ def summarise(scores: Iterable[Score]) -> dict[str, dict[str, dict[str, float]]]
 
 
 def format_summary(means: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """The means as the lines of a table for the console: a block a level, a line a class; mm only where there are any."""
+    """Formats the means as lines of a console table: a block a level, a line a class, and mm only where a distance is known."""
     lines = []
     for level, classes in means.items():
         columns = {"dice": f"{'Dice':>7}", "iou": f"{'IoU':>8}", "hd95_mm": f"{'HD95 mm':>9}", "assd_mm": f"{'ASSD mm':>9}"}
@@ -57,7 +58,7 @@ def format_summary(means: dict[str, dict[str, dict[str, float]]]) -> list[str]:
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """Writes one row a case and class."""
+    """Writes a CSV table with one row a case and class."""
     with replace_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_name_columns())
@@ -69,7 +70,7 @@ def read_scores(path: Path) -> list[Score]:
 
     Raises:
         FileNotFoundError: If the file is not there.
-        ValueError: If it has other columns, or a value that is none of its column's.
+        ValueError: If it has other columns, or a value of the wrong type in a column.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,10 +80,10 @@ def read_scores(path: Path) -> list[Score]:
         columns, header = _name_columns(), next(reader, [])
         if header != columns:
             raise ValueError(f"Expected the columns {','.join(columns)} in {path}. Received: {','.join(header) or 'none'}. Score again.")
-        scores = []
+        scores, kinds = [], list(get_type_hints(Score).values())
         for row in reader:
             try:
-                score = Score(*(field.type(text) for field, text in zip(fields(Score), row, strict=True)))
+                score = Score(*(kind(text) for kind, text in zip(kinds, row, strict=True)))
                 LEVELS.index(score.level)
             except ValueError as error:
                 received = f"{','.join(row) or 'nothing'} in line {reader.line_num} of {path}"
@@ -94,7 +95,7 @@ def read_scores(path: Path) -> list[Score]:
 
 
 def pool_scores(runs: Mapping[str, Sequence[Score]]) -> list[Score]:
-    """Puts the scores of several runs together, as the folds of a cross-validation are, each of which tested other cases.
+    """Pools the scores of several runs that tested different cases, such as the folds of a cross-validation.
 
     Args:
         runs: The scores of each run by its name.
@@ -120,7 +121,7 @@ def pool_scores(runs: Mapping[str, Sequence[Score]]) -> list[Score]:
 
 
 def map_subjects(cases: Iterable[Case]) -> dict[str, str]:
-    """Who each case, and each scan that slices were cut from, shows: `{case or volume identifier: subject}`."""
+    """Maps each case, and each scan that slices were cut from, to its subject: `{case or volume identifier: subject}`."""
     subjects = {}
     for case in cases:
         subjects[case.case_id] = case.subject_id
@@ -130,16 +131,16 @@ def map_subjects(cases: Iterable[Case]) -> dict[str, str]:
 
 
 def score_subjects(scores: Iterable[Score], subjects: Mapping[str, str], key: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Means over the cases of each subject: `{level: {class: {subject: mean}}}`.
+    """Averages a score over the cases of each subject: `{level: {class: {subject: mean}}}`.
 
     Args:
-        scores: Of any number of cases.
+        scores: Scores of any number of cases.
         subjects: `{case or volume identifier: subject}`, see `map_subjects`.
-        key: Which score: one of `OVERLAPS` or `DISTANCES`.
+        key: The score, one of `OVERLAPS` or `DISTANCES`.
 
     Returns:
-        In each class of a level the same subjects, sorted, so that the order of `scores` does not matter. A mean is over the values
-        that are known, and NaN where none is.
+        The means. Each class of a level has the same subjects, sorted, so that the order of `scores` does not matter. A mean is over the
+        known values, and NaN where none is known.
 
     Raises:
         ValueError: If a case is not in `subjects`.
@@ -160,20 +161,22 @@ def score_subjects(scores: Iterable[Score], subjects: Mapping[str, str], key: st
 def estimate_intervals(
     scores: Iterable[Score], subjects: Mapping[str, str], seed: int = 42
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Means over subjects with their 95 % intervals: `{level: {class: {key: {mean, low, high, subjects}}}}`, keys as in `summarise`.
+    """Estimates means over subjects and their 95 % intervals: `{level: {class: {key: {mean, low, high, subjects}}}}`.
 
-    Cases of one subject are alike, so subjects are what is resampled: each brings the mean over its cases, and a subject without the
-    class is left out. `subjects` is how many there were; of fewer than two there is no interval, only NaN. The class "mean" is the mean
-    over the classes: for it a subject is drawn with all its classes together, and a class that no drawn subject has is left out.
+    The keys are those of `summarise`. Cases of one subject are alike, so we resample subjects, each with the mean over its cases. A
+    subject without the class is left out. `subjects` counts the others; with fewer than two the interval is NaN.
+
+    The class "mean" is the mean over the classes. For it a subject is drawn with all its classes together. A class that no drawn subject
+    has is left out.
 
     The interval is the percentile bootstrap of 10,000 resamples (Efron, Annals of Statistics 7:1, 1979). It says how far the mean
-    would move with other subjects, not with another training. Of few subjects it is too narrow: of five normally distributed ones it
-    holds the true mean in about 83 of 100 studies, of ten in 90, of thirty in 93.
+    would move with other subjects, not with another training. With few subjects it is too narrow. With five normally distributed
+    subjects it holds the true mean in about 83 of 100 studies, with ten in 90, with thirty in 93.
 
     Args:
-        scores: Of any number of cases.
+        scores: Scores of any number of cases.
         subjects: `{case or volume identifier: subject}`, see `map_subjects`.
-        seed: Which resamples: the same scores and seed give the same interval.
+        seed: The seed of the resamples; the same scores and seed give the same interval.
 
     Raises:
         ValueError: If a case is not in `subjects`.
@@ -190,7 +193,7 @@ def estimate_intervals(
 
 
 def format_intervals(intervals: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[str]:
-    """What `estimate_intervals` returned as the lines of a table: a block a level, a line a class; mm only where there are any."""
+    """Formats the intervals as lines of a console table: a block a level, a line a class, and mm only where a distance is known."""
     titles = {"dice": ("Dice", 22, 3), "hd95_mm": ("HD95 mm", 24, 2), "assd_mm": ("ASSD mm", 24, 2)}
     lines = []
     for level, classes in intervals.items():
@@ -207,13 +210,13 @@ def format_intervals(intervals: Mapping[str, Mapping[str, Mapping[str, Mapping[s
 
 
 def _name_columns() -> list[str]:
-    # `class` is no name for a field in Python, but it is what the column holds.
+    # The column is called `class`, which Python does not allow as the name of a field.
     return [field.name.replace("class_name", "class") for field in fields(Score)]
 
 
 def _estimate_interval(columns: Sequence[np.ndarray], seed: int) -> dict[str, float]:
-    """Mean over the columns `(N,)` of their means over subjects, and its interval; NaN is what a subject does not have."""
-    # Imported here since it takes a second, which `--help` need not wait for.
+    """Estimates the mean over the columns `(N,)` of their means over subjects, and its interval; NaN marks a missing value."""
+    # We import it here because it takes a second, for which `--help` need not wait.
     from scipy import stats
 
     table = np.stack(columns)
@@ -222,7 +225,7 @@ def _estimate_interval(columns: Sequence[np.ndarray], seed: int) -> dict[str, fl
     mean = float(_mean_columns(*table, axis=-1)) if count else math.nan
     low = high = math.nan
     if count > 1:
-        # Paired: the same subjects are drawn of every column. Batches keep the memory at a thousand times the table's.
+        # `paired` draws the same subjects of every column. Batches keep the memory at a thousand times the table's.
         low, high = stats.bootstrap(
             tuple(table), _mean_columns, paired=True, vectorized=True, method="percentile", confidence_level=CONFIDENCE,
             n_resamples=RESAMPLES, batch=1000, rng=np.random.default_rng(seed),
@@ -231,13 +234,13 @@ def _estimate_interval(columns: Sequence[np.ndarray], seed: int) -> dict[str, fl
 
 
 def _mean_columns(*columns: np.ndarray, axis: int) -> np.ndarray:
-    """The mean over the columns of their means along the axis, NaN left out."""
+    """Averages over the columns their means along the axis; NaN is left out."""
     means = np.stack([_mean_known(column, axis) for column in columns])
     return _mean_known(means, 0)
 
 
 def _mean_known(values: np.ndarray, axis: int) -> np.ndarray:
-    """`numpy.nanmean` without its warning where nothing is known."""
+    """Averages the values that are not NaN, as `numpy.nanmean`, but without its warning where all are NaN."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(axis) / known.sum(axis)

@@ -13,27 +13,27 @@ LEVELS = ("slice", "volume")
 OVERLAPS = ("dice", "iou")
 DISTANCES = ("hd95_mm", "hd_mm", "assd_mm")
 
-# Voxels that are counted at a time: few enough that the wide integers they are counted in need no memory to speak of.
+# Voxels that are counted at a time. They are few, so that the wide integers of the counting need hardly any memory.
 CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well one class of one case was found.
+    """The scores of one class of one case.
 
     Attributes:
-        level: "slice" or "volume": what the case is.
-        case: Its identifier.
-        class_name: Which class.
+        level: "slice" or "volume", the kind of case.
+        case: The case's identifier.
+        class_name: The class.
         dice: `2 |A B| / (|A| + |B|)` in [0, 1]; NaN where the class is in neither label nor prediction.
-        iou: `|A B| / |A u B|`, likewise.
-        hd95_mm: 95th percentile of the Hausdorff distance; the three distances are defined at `score_case`.
+        iou: `|A B| / |A u B|` in [0, 1]; NaN likewise.
+        hd95_mm: 95th percentile of the Hausdorff distance; `score_case` defines the three distances.
         hd_mm: Hausdorff distance.
         assd_mm: Average symmetric surface distance.
-        volume_ml: Predicted; NaN for slices and where the voxel's size is not known.
-        reference_ml: In the label, likewise.
-        voxels: Predicted, a count.
-        reference_voxels: In the label, a count.
+        volume_ml: Predicted volume; NaN for slices and where the voxel's size is not known.
+        reference_ml: Volume in the label; NaN likewise.
+        voxels: Number of predicted voxels.
+        reference_voxels: Number of voxels in the label.
     """
 
     level: str
@@ -61,25 +61,25 @@ def score_case(
 ) -> list[Score]:
     """Scores every foreground class of one case.
 
-    Distances are Euclidean, in mm, between the centres of surface voxels. A surface voxel is one of the mask with a neighbour across
-    one of its faces (in a slice, edges) that is not; beyond the image there is only outside. Each surface voxel of one mask has a
-    distance to the nearest surface voxel of the other, and of those, taken from label to prediction and back,
+    Distances are Euclidean, in mm, between the centres of surface voxels. A surface voxel belongs to the mask, and a neighbour across one
+    of its faces (in a slice, edges) does not. Everything beyond the image is outside the mask. Each surface voxel of one mask has a
+    distance to the nearest surface voxel of the other. These distances are measured from label to prediction and back:
 
-    - `hd_mm` is the greatest (Hausdorff distance; Huttenlocher et al., IEEE TPAMI 15:850, 1993),
-    - `hd95_mm` the greater of the 95th percentiles of the two directions, interpolated linearly (as MONAI does),
-    - `assd_mm` the mean over both directions together (average symmetric surface distance; Heimann et al., IEEE TMI 28:1251, 2009).
+    - `hd_mm` is the greatest (Hausdorff distance; Huttenlocher et al., IEEE TPAMI 15:850, 1993).
+    - `hd95_mm` is the greater of the 95th percentiles of the two directions, interpolated linearly (as MONAI does).
+    - `assd_mm` is the mean over both directions together (average symmetric surface distance; Heimann et al., IEEE TMI 28:1251, 2009).
 
-    A class absent from both has NaN and is left out of means. Absent from one of the two, its overlap is 0 and its distances are the
-    diagonal of the image: a model that misses an organ must not score better for it.
+    A class absent from both label and prediction has NaN and is left out of means. A class absent from one of the two has overlap 0, and
+    its distances are the diagonal of the image. A model that misses an organ must not score better for it.
 
     Args:
         label: `(*S)` integers.
         prediction: `(*S)` integers.
-        class_names: Of all `K` classes, the background first.
+        class_names: Names of all `K` classes, the background first.
         level: "slice" or "volume".
         case: The case's identifier.
-        spacing_mm: The voxel's size along each axis of `S`, or None where it is not known: then distances and ml are NaN. Slices have
-            distances in their plane and no ml.
+        spacing_mm: The voxel's size along each axis of `S`. Where it is None, unknown, distances and ml are NaN. Slices have distances in
+            their plane and no ml.
 
     Returns:
         A `Score` a foreground class, in the order of `class_names`.
@@ -100,33 +100,33 @@ def score_case(
 
 
 def score_predictions(predicted: Iterable[Predicted], class_names: Sequence[str]) -> Iterator[Score]:
-    """Scores predictions as they come, and each scan that slices make up as one volume, since that is what a 3-D model is scored on.
+    """Scores predictions as they come. Slices of one scan are also scored as one volume, to compare with 3-D models.
 
-    Such a volume has overlaps only: how far its slices are apart is not in their files.
+    Such a volume has overlaps only, because the files of slices do not say how far apart the slices are.
 
     Args:
-        predicted: Slices of one scan (one `volume_id`) must follow one another. Cases without a label are passed over.
-        class_names: Of all `K` classes, the background first.
+        predicted: Predicted cases; slices of one scan (one `volume_id`) must follow one another. Cases without a label are skipped.
+        class_names: Names of all `K` classes, the background first.
 
     Yields:
-        The scores of each case, and behind the last slice of a scan those of the scan.
+        The scores of each case, and after the last slice of a scan those of the scan.
     """
-    labelled = (item for item in predicted if item.label is not None)
-    for volume_id, members in groupby(labelled, key=lambda item: item.case.volume_id):
+    labelled = ((item, item.label) for item in predicted if item.label is not None)
+    for volume_id, members in groupby(labelled, key=lambda pair: pair[0].case.volume_id):
         pairs = np.zeros((len(class_names), len(class_names)), np.intp)
-        for case, image, label, prediction, _ in members:
-            # A picture's spacing of ones is no size in mm.
+        for (case, image, _, prediction, _), label in members:
+            # A picture's spacing of ones is not a size in mm.
             spacing_mm = image.spacing_mm if image.affine is not None else None
             yield from score_case(label, prediction, class_names, level=LEVELS[label.ndim - 2], case=case.case_id, spacing_mm=spacing_mm)
             if volume_id is not None:
-                # Overlap does not depend on where the voxels are, so the slices of a scan need no common shape.
+                # Overlap does not depend on the voxels' places, so the slices of a scan need no common shape.
                 pairs += _count_pairs(label, prediction, len(class_names), case.case_id)
         if volume_id is not None:
             yield from _make_scores(pairs, class_names, "volume", volume_id)
 
 
 def _count_pairs(label: np.ndarray, prediction: np.ndarray, num_classes: int, case: str) -> np.ndarray:
-    """Counts `(K, K)` how many voxels of each class in the label are of each class in the prediction."""
+    """Counts `(K, K)` voxels by their class in the label (first axis) and in the prediction."""
     for name, array in (("label", label), ("prediction", prediction)):
         low, high = array.min(initial=0), array.max(initial=0)
         if low < 0 or high >= num_classes:
@@ -148,7 +148,7 @@ def _make_scores(
     distances: Sequence[tuple[float, float, float]] | None = None,
     voxel_ml: float = math.nan,
 ) -> list[Score]:
-    """A `Score` a foreground class from the counts of `_count_pairs` and, for each such class, what `_measure_distances` returned."""
+    """Makes a `Score` a foreground class from the counts of `_count_pairs` and each class's result of `_measure_distances`."""
     scores = []
     for index in range(1, len(class_names)):
         both = int(pairs[index, index])
@@ -163,7 +163,7 @@ def _make_scores(
 
 
 def _measure_distances(label: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
-    """`hd95_mm`, `hd_mm` and `assd_mm` of two masks `(*S)`, as `score_case` defines them."""
+    """Measures `hd95_mm`, `hd_mm` and `assd_mm` of two masks `(*S)`, as `score_case` defines them."""
     present = int(label.any()) + int(prediction.any())
     if present == 0:
         return math.nan, math.nan, math.nan
@@ -180,7 +180,7 @@ def _measure_distances(label: np.ndarray, prediction: np.ndarray, spacing_mm: Se
 
 
 def _find_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds the mask, which is not empty."""
+    """Finds the smallest box that holds the mask, which is not empty."""
     box = []
     for axis in range(mask.ndim):
         inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -189,7 +189,7 @@ def _find_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _find_surface(mask: np.ndarray) -> np.ndarray:
-    """The mask less its erosion with the face-connected cross; `scipy.ndimage.binary_erosion` takes five times as long."""
+    """Subtracts from the mask its erosion with the face-connected cross; `scipy.ndimage.binary_erosion` takes five times as long."""
     inner = mask.copy()
     for axis in range(mask.ndim):
         line, inner_line = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)
@@ -200,19 +200,19 @@ def _find_surface(mask: np.ndarray) -> np.ndarray:
 
 
 def _measure_to_nearest(surface: np.ndarray, other: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Distances from each voxel of `surface` to the nearest of `other`, in no particular order.
+    """Measures the distance from each voxel of `surface` to the nearest of `other`; the order is arbitrary.
 
     Where the two masks are alike, a tree takes a fifth to a tenth of the time of a distance transform, and less memory.
     """
-    # Imported here since it takes 0.2 s, which `--help` need not wait for.
+    # We import it here because it takes 0.2 s, for which `--help` need not wait.
     from scipy.spatial import KDTree
 
     distances = np.zeros(np.count_nonzero(surface))
-    # Where the surfaces coincide the distance is 0, and need not be looked for.
+    # Where the surfaces coincide the distance is 0, and needs no search.
     points = np.argwhere(surface & ~other) * np.asarray(spacing_mm, float)
     if not len(points):
         return distances
-    # A balanced tree of tight boxes takes longer to build than it saves in the one search that is made in it.
+    # A balanced tree of tight boxes takes longer to build than it saves in our single search.
     tree = KDTree(np.argwhere(other) * np.asarray(spacing_mm, float), leafsize=32, balanced_tree=False, compact_nodes=False)
     distances[: len(points)] = tree.query(points, workers=-1)[0]
     return distances

@@ -1,1 +1,1 @@
-"""What a training adds to a network: losses, metrics, optimisers, augmentation and the compiled step."""
+"""The parts that a training adds to a network: losses, metrics, optimisers, augmentation and the compiled step."""

@@ -1,12 +1,13 @@
 """Augmentation, second half: `apply` changes a batch inside the compiled training step, in 2-D and 3-D.
 
-`modules.data.draws.draw_parameters` draws what happens to each sample. `apply` computes coordinates, fields and noise from it through
-`keras.ops` on the accelerator. It has no state and no random ops, so a run replays exactly, and TensorFlow, JAX and PyTorch augment
-alike. All spatial effects go through one interpolation.
+`modules.data.draws.draw_parameters` draws what happens to each sample. From that, `apply` computes coordinates, fields and noise with
+`keras.ops` on the accelerator. It has no state and no random ops. A run therefore replays exactly, and TensorFlow, JAX and PyTorch
+augment alike. All spatial effects share one interpolation.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,26 +17,26 @@ from keras import ops
 def apply(image, label, parameters: dict, *, left_right_swaps: Sequence[tuple[int, int]] = ()):
     """Augments a batch; meant to be called inside the compiled training step.
 
-    Labels are taken from the nearest voxel, so that no new ones appear. What comes from outside the sample is background there,
-    and the channel's darkest value in the image.
+    The label takes the value of the nearest voxel, so that no new class appears. Outside the sample the label is background, and each
+    channel of the image has its darkest value.
 
     Args:
         image: `(B, *P, C)` float32 of any scale: z-scores or [0, 1].
         label: `(B, *P)` integers.
-        parameters: From `draw_parameters`, stacked: each array has `B` in front.
-        left_right_swaps: Pairs of classes that change places where left and right do.
+        parameters: Stacked results of `draw_parameters`: each array has `B` in front.
+        left_right_swaps: Pairs of classes that trade places where left and right do.
 
     Returns:
-        The two, with shapes and types as they were. With neutral parameters they are the same to the last bit.
+        Image and label, with unchanged shapes and types. Neutral parameters leave both the same to the last bit.
 
     Raises:
-        ValueError: If the image or a parameter comes in half precision, in which places are off by tenths of a voxel.
+        ValueError: If the image or a parameter comes in half precision. Coordinates would then be off by tenths of a voxel.
     """
     for name, value in {"image": image, **parameters}.items():
         if (dtype := keras.backend.standardize_dtype(value.dtype)) not in ("float32", "int32"):
             raise ValueError(f"Expected `{name}` in float32. Received: {dtype}. Give the model that augments `autocast=False`.")
     axes = tuple(range(1, len(image.shape) - 1))
-    # Of the sample as it came: an effect's strength shall not depend on how much of the sample another has moved outside.
+    # We measure the sample before any effect: the strength must not depend on how much of the sample another effect moved outside.
     deviation = ops.std(image, axis=axes, keepdims=True) if {"noise", "brightness"} & set(parameters) else None
     strength = {
         name: ops.reshape(parameters[name], (-1, *(1 for _ in axes), image.shape[-1]))
@@ -45,8 +46,8 @@ def apply(image, label, parameters: dict, *, left_right_swaps: Sequence[tuple[in
     if "matrix" in parameters:
         image, label = _warp(image, label, parameters["matrix"], parameters.get("elastic"))
         if left_right_swaps:
-            label = _swap(label, parameters["mirrored"], left_right_swaps)
-    # Each is written as the image plus a change, which is 0 for neutral parameters.
+            label = _swap_classes(label, parameters["mirrored"], left_right_swaps)
+    # Each effect is the image plus a difference, which is 0 for neutral parameters.
     if "bias" in parameters:
         field = _make_field(parameters["bias"][..., None], image.shape[1:-1])[:, 0]
         field = ops.exp(field - ops.mean(field, axis=axes, keepdims=True))[..., None]
@@ -56,7 +57,7 @@ def apply(image, label, parameters: dict, *, left_right_swaps: Sequence[tuple[in
     if "noise" in parameters:
         image = image + _make_noise(parameters["noise_seed"], image.shape[1:]) * strength["noise"] * deviation
     if "gamma" in parameters:
-        image = ops.where(strength["gamma"] == 1, image, _bend(image, strength["gamma"], axes))
+        image = ops.where(strength["gamma"] == 1, image, _apply_gamma(image, strength["gamma"], axes))
     if "contrast" in parameters:
         image = image + (image - ops.mean(image, axis=axes, keepdims=True)) * (strength["contrast"] - 1)
     if "brightness" in parameters:
@@ -65,57 +66,62 @@ def apply(image, label, parameters: dict, *, left_right_swaps: Sequence[tuple[in
 
 
 def _warp(image, label, matrix, elastic):
-    """Moves image and label: linear interpolation of the one, nearest voxel of the other, in one pass over the coordinates.
+    """Moves image and label in one pass over the coordinates: the image by linear interpolation, the label by its nearest voxel.
 
-    The corners are gathered one after the other from the flattened batch. That is the fastest of what was tried on a CPU:
-    `ops.image.map_coordinates` takes up to eight times as long (it treats batch and channel as axes too), and a product of
-    matrices along each axis, although faster, can neither turn nor bend.
+    The corners are gathered one after the other from the flattened batch. Nothing else that we tried on a CPU was faster and could
+    still rotate and bend. `ops.image.map_coordinates` takes up to eight times as long, because it treats batch and channel as axes
+    too. A product of matrices along each axis is faster, but can neither rotate nor bend.
     """
     shape, channels = image.shape[1:-1], image.shape[-1]
     rank = len(shape)
     steps = [math.prod(shape[axis + 1 :]) for axis in range(rank)]
     ones = (1,) * rank
-    bend = None if elastic is None else _make_field(elastic, shape)
+    displacement = None if elastic is None else _make_field(elastic, shape)
     index = ops.reshape(ops.arange(ops.shape(image)[0], dtype="int32") * math.prod(shape), (-1, *ones))
-    nearest, inside, weights = 0, True, []
+    nearest: Any = 0
+    inside: Any = True
+    weights = []
     for axis, size in enumerate(shape):
         rows = ops.reshape(matrix[:, axis], (-1, *ones, rank + 1))
         place = rows[..., rank]
         for other, length in enumerate(shape):
             line = ops.arange(length, dtype="float32") - (length - 1) / 2
             place = place + rows[..., other] * ops.reshape(line, [-1 if axis == other else 1 for axis in range(rank)])
-        if bend is not None:
-            place = place + bend[:, axis]
-        # A voxel reaches half its length beyond its centre, for image and label alike.
+        if displacement is not None:
+            place = place + displacement[:, axis]
+        # For image and label alike, a voxel reaches half its length beyond its centre.
         inside = ops.logical_and(inside, ops.abs(place) < size / 2)
         place = ops.clip(place + (size - 1) / 2, 0, size - 1)
         low = ops.floor(ops.minimum(place, max(size - 2, 0)))
-        share = place - low
-        weights.append((1 - share, share))
+        fraction = place - low
+        weights.append((1 - fraction, fraction))
         index = index + ops.cast(low, "int32") * steps[axis]
-        nearest = nearest + ops.cast(share >= 0.5, "int32") * steps[axis]
+        nearest = nearest + ops.cast(fraction >= 0.5, "int32") * steps[axis]
     table = ops.reshape(image, (-1,) if channels == 1 else (-1, channels))
 
-    def mix(axis: int, offset: int):
+    def interpolate(axis: int, offset: int):
         if axis == rank:
             return _gather(table, index + offset)
-        near, far = mix(axis + 1, offset), mix(axis + 1, offset + (steps[axis] if shape[axis] > 1 else 0))
+        near, far = interpolate(axis + 1, offset), interpolate(axis + 1, offset + (steps[axis] if shape[axis] > 1 else 0))
         low, high = weights[axis] if channels == 1 else (weight[..., None] for weight in weights[axis])
-        # Not near + share * (far - near), which does not end at `far` exactly.
+        # The shorter near + fraction * (far - near) does not end at `far` exactly.
         return near * low + far * high
 
-    moved = mix(0, 0)
+    moved = interpolate(0, 0)
     moved = moved[..., None] if channels == 1 else moved
     darkest = ops.min(image, axis=tuple(range(1, rank + 1)), keepdims=True)
     return ops.where(inside[..., None], moved, darkest), ops.where(inside, _gather(ops.reshape(label, (-1,)), index + nearest), 0)
 
 
 def _gather(table, index):
-    """Rows of a table. The plain index of JAX and PyTorch spares the checks of `ops.take`, which there cost more than the reading."""
+    """Gathers rows of a table.
+
+    On JAX and PyTorch the checks of `ops.take` cost more than the reading. A plain index spares them.
+    """
     return ops.take(table, index, axis=0) if keras.backend.backend() == "tensorflow" else table[index]
 
 
-def _swap(label, mirrored, pairs: Sequence[tuple[int, int]]):
+def _swap_classes(label, mirrored, pairs: Sequence[tuple[int, int]]):
     """Exchanges the classes of each pair in the samples that are mirrored."""
     order = np.arange(max(max(pair) for pair in pairs) + 1)
     for first, second in pairs:
@@ -128,7 +134,7 @@ def _swap(label, mirrored, pairs: Sequence[tuple[int, int]]):
 def _contract(values, matrices: Sequence):
     """Multiplies each spatial axis of `(B, *g, C)` by a matrix `(n, g)`, or by one a sample `(B, n, g)`; returns `(B, C, *n)`.
 
-    The axis in front is the one that is multiplied, and goes to the end: after all of them, the channels are in front.
+    Each step multiplies the axis in front and moves it to the end. After the last step the channels are in front.
     """
     for matrix in matrices:
         shape = values.shape
@@ -138,7 +144,7 @@ def _contract(values, matrices: Sequence):
 
 
 def _make_field(points, shape: Sequence[int]):
-    """Cubic B-splines `(B, C, *P)` of control points `(B, g, ..., g, C)`, of which one lies beyond the sample on each side."""
+    """Makes cubic B-splines `(B, C, *P)` of control points `(B, g, ..., g, C)`; one point lies beyond the sample on each side."""
     matrices = []
     for size in shape:
         number = points.shape[1]
@@ -149,22 +155,22 @@ def _make_field(points, shape: Sequence[int]):
 
 
 def _smooth(image, blur, lowres):
-    """Blurs, and samples down and up again; both are one matrix for each axis."""
+    """Blurs the image, and samples it down and up again; one matrix for each axis does both."""
     rank = len(image.shape) - 2
     blur = ops.zeros_like(lowres) if blur is None else blur
     lowres = ops.ones_like(blur) if lowres is None else lowres
     smooth = _contract(image, [_make_smoothing(size, blur[:, axis], lowres[:, axis]) for axis, size in enumerate(image.shape[1:-1])])
     smooth = ops.moveaxis(smooth, 1, -1)
-    # Accelerators round the factors of a product, be they 1 or not.
+    # Accelerators round the factors of a product even where a factor is 1, so unchanged samples are taken as they were.
     changed = ops.reshape(ops.any(ops.logical_or(blur > 0, lowres < 1), axis=-1), (-1, *(1 for _ in range(rank + 1))))
     return ops.where(changed, smooth, image)
 
 
 def _make_smoothing(size: int, blur, lowres):
-    """Matrices `(B, n, n)` with rows that sum to 1: Gaussian averages at the coarse voxels, and linear interpolation between these.
+    """Makes matrices `(B, n, n)` that average around the coarse voxels and interpolate linearly between these; rows sum to 1.
 
-    The average over a coarse voxel of `w` fine ones is taken with a Gaussian of the same variance, `(w * w - 1) / 12`, added to that
-    of the blur.
+    A Gaussian stands for the average over a coarse voxel of `w` fine ones. Its variance is that of the `w` voxels,
+    `(w * w - 1) / 12`, plus that of the blur.
     """
     coarse = ops.maximum(ops.round(lowres * size), 1.0)[:, None]
     factor = coarse / size
@@ -175,15 +181,15 @@ def _make_smoothing(size: int, blur, lowres):
 
     def average(voxel):
         distance = ((voxel + 0.5) / factor - 0.5)[..., None] - line
-        # The least variance keeps weights finite; with it, those of the neighbours are exactly 0 in float32.
+        # This least variance keeps the weights finite. In float32 it makes the neighbours' weights exactly 0.
         return ops.softmax(-ops.square(distance) / (2 * ops.maximum(variance, 0.0025))[..., None], axis=-1)
 
-    share = (place - low)[..., None]
-    return average(low) * (1 - share) + average(ops.minimum(low + 1, coarse - 1)) * share
+    fraction = (place - low)[..., None]
+    return average(low) * (1 - fraction) + average(ops.minimum(low + 1, coarse - 1)) * fraction
 
 
-def _bend(image, gamma, axes: tuple[int, ...]):
-    """Raises the image, brought to [0, 1], to a power, and restores its mean and standard deviation."""
+def _apply_gamma(image, gamma, axes: tuple[int, ...]):
+    """Scales the image to [0, 1], raises it to a power, and restores its mean and standard deviation."""
     darkest = ops.min(image, axis=axes, keepdims=True)
     extent = ops.max(image, axis=axes, keepdims=True) - darkest
     bent = ops.power((image - darkest) / ops.where(extent > 0, extent, 1.0), gamma)
@@ -193,18 +199,21 @@ def _bend(image, gamma, axes: tuple[int, ...]):
 
 
 def _make_noise(seed, shape: Sequence[int]):
-    """Standard normal values `(B, *shape)`, a function of `seed` `(B, 2)` and the voxel's number alone.
+    """Makes standard normal values `(B, *shape)`, a function of `seed` `(B, 2)` and the voxel's number alone.
 
-    A counter-based generator in the sense of Salmon et al. (2011): each number is hashed with the two seeds. `keras.random` would not
-    do: its seeds belong to a batch, not to a sample, on PyTorch they leave the device, and every backend draws other values. A field
-    drawn once, and rolled and flipped for each sample, would be learnt. The hash uses what wraps around alike everywhere, int32: JAX
-    has no 64 bits by default and PyTorch hardly any unsigned arithmetic.
+    The generator is counter-based in the sense of Salmon et al. (2011): it hashes each number with the two seeds.
+
+    `keras.random` would not do. Its seeds belong to a batch, not to a sample. On PyTorch they leave the device, and every backend
+    draws other values. A field drawn once, and rolled and flipped for each sample, would not do either: the network would learn it.
+
+    The hash uses int32, which wraps around alike on every backend. JAX has no 64 bits by default, and PyTorch has hardly any unsigned
+    arithmetic.
     """
     number = math.prod(shape)
     half = -(-number // 2)
     counter = ops.arange(half, dtype="int32")[None]
     bits = _hash(ops.bitwise_xor(_hash(counter + seed[:, :1]), seed[:, 1:]))
-    # Box and Muller: 16 bits for the radius, which then reaches 4.85, and 16 for the angle; two values of each.
+    # The method of Box and Muller: 16 bits give the radius, at most 4.85, and 16 the angle. Each pair gives two values.
     uniform = ops.cast(_shift_right(bits, 16), "float32")
     radius = ops.sqrt(-2.0 * ops.log((uniform + 0.5) / 65536))
     angle = ops.cast(ops.bitwise_and(bits, 0xFFFF), "float32") * (2 * math.pi / 65536)
@@ -213,12 +222,12 @@ def _make_noise(seed, shape: Sequence[int]):
 
 
 def _hash(values):
-    """A bijection of 32 bits that changes about half of them for each bit changed (Wellons, hash-prospector, bias 0.11)."""
+    """Hashes 32 bits one to one: each changed bit changes about half of the result (Wellons, hash-prospector, bias 0.11)."""
     for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97 - 2**32)):
         values = ops.bitwise_xor(values, _shift_right(values, shift)) * factor
     return ops.bitwise_xor(values, _shift_right(values, 15))
 
 
 def _shift_right(values, bits: int):
-    """As for unsigned integers: zeros come in from the left, not the sign."""
+    """Shifts as for unsigned integers: zeros come in from the left, not the sign."""
     return ops.bitwise_and(ops.right_shift(values, bits), (1 << (32 - bits)) - 1)

@@ -9,7 +9,7 @@ def parse_loss(text: str, names: Sequence[str]) -> tuple[tuple[str, float], ...]
 
     Args:
         text: For instance `dice_ce`, `dice+ce` or `dice:1+focal:0.5`; spaces around names and weights do not matter.
-        names: The losses there are.
+        names: The known losses.
 
     Returns:
         Name and weight of each term, in the order of the text.

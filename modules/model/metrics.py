@@ -1,4 +1,4 @@
-"""Streaming metrics for the epoch log. Final scores are not taken from here but from `modules.scoring`, case by case."""
+"""Streaming metrics for the epoch log. Final scores come from `modules.scoring` instead, case by case."""
 
 from collections.abc import Sequence
 
@@ -14,17 +14,21 @@ def classify(logits):
 
 
 class Overlap(keras.metrics.Metric):
-    """Pixel accuracy, and Dice and IoU of each foreground class, pooled over all voxels seen since the last reset.
+    """A metric of pixel accuracy, and of Dice and IoU of each foreground class, pooled over all voxels since the last reset.
 
     `result()` is a dict: `accuracy`, `mean_dice` (over the foreground classes that occur), and `dice_<class>` and
     `iou_<class>`. A class that occurs neither in the labels nor in the predictions is NaN.
 
-    Counts are float32, because JAX has no 64-bit integers by default: beyond 16 million voxels they are right to about
-    seven digits.
+    Counts are float32, because JAX has no 64-bit integers by default. Beyond 16 million voxels they are right to about seven digits.
     """
 
     def __init__(self, class_names: Sequence[str], name: str = "overlap") -> None:
-        """Args: class_names: of all `K` classes, the background first."""
+        """Starts with no voxels.
+
+        Args:
+            class_names: Names of all `K` classes, the background first.
+            name: The metric's name in Keras.
+        """
         super().__init__(name=name)
         self.class_names = tuple(class_names)
         shape = (len(self.class_names),)
@@ -32,7 +36,7 @@ class Overlap(keras.metrics.Metric):
         self._total = self.add_variable(shape, initializer="zeros", name="total")
 
     def update_state(self, y_true, y_pred, sample_weight=None) -> None:
-        """Adds a batch: labels `(B, *P)` and logits `(B, *P, K)`, `K` being 1 for a binary task; samples of weight 0 are left out."""
+        """Adds a batch of labels `(B, *P)` and logits `(B, *P, K)`; `K` is 1 for a binary task. Samples of weight 0 are left out."""
         label = ops.cast(y_true, "int32")
         prediction = classify(y_pred)
         counted = None
@@ -59,7 +63,7 @@ class Overlap(keras.metrics.Metric):
         number = ops.sum(occurs)
         mean = ops.sum(ops.where(total[1:] > 0, dice[1:], ops.zeros_like(nan[1:]))) / ops.maximum(number, 1.0)
         scores = {
-            # Every voxel is counted once in the labels and once in the predictions.
+            # The total counts every voxel twice: once in the labels and once in the predictions.
             "accuracy": 2.0 * ops.sum(intersection) / ops.maximum(ops.sum(total), 1.0),
             "mean_dice": ops.where(number > 0, mean, nan[0]),
         }

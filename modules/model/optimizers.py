@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, all of them Keras's own; what is added is a warm-up that fits each schedule."""
+"""Optimisers and learning-rate schedules. All are Keras's own; we add only a warm-up that fits each schedule."""
 
 import keras
 from keras import ops
@@ -6,26 +6,32 @@ from keras import ops
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "cosine_restarts", "polynomial")
 
-# Both are nnU-Net's (Isensee et al., 2021).
+# Both numbers are nnU-Net's (Isensee et al., 2021).
 MOMENTUM = 0.99
 POLYNOMIAL_POWER = 0.9
 
 
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises in a straight line to another schedule's first value, and follows that one from there on."""
+    """A schedule that rises in a straight line to another schedule's first value, and then follows that one."""
 
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, steps: int, peak: float) -> None:
-        """Args: schedule: what follows; steps: of the rise, at least 1; peak: the rate at its end."""
+        """Takes the schedule that follows.
+
+        Args:
+            schedule: The schedule after the rise.
+            steps: Steps of the rise, at least 1.
+            peak: The rate at the end of the rise.
+        """
         self.schedule, self.steps, self.peak = schedule, steps, peak
 
     def __call__(self, step):
-        """The rate of step `step`, counted from 0: the first is `peak / steps`, not 0, which would waste it."""
+        """Returns the rate of step `step`, counted from 0. The first is `peak / steps`: a rate of 0 would waste the step."""
         step = ops.cast(step, "float32")
         rising = self.peak * (step + 1.0) / self.steps
         return ops.where(step < self.steps, rising, self.schedule(ops.maximum(step - self.steps, 0.0)))
 
     def get_config(self) -> dict:
-        """The arguments, as Keras wants them."""
+        """Returns the arguments by name, which is what Keras asks of a schedule."""
         return {"schedule": self.schedule, "steps": self.steps, "peak": self.peak}
 
 
@@ -33,12 +39,12 @@ def make_schedule(name: str, rate: float, steps: int, *, warmup_steps: int = 0, 
     """Makes a schedule over a whole training.
 
     Args:
-        name: "constant"; "cosine", half a cosine down to 0 (Loshchilov and Hutter, SGDR, 2017); "cosine_restarts", `cycles` of them, one
-            after the other; "polynomial", `(1 - step / steps)^0.9`.
+        name: "constant"; "cosine", half a cosine down to 0 (Loshchilov and Hutter, SGDR, 2017); "cosine_restarts", `cycles` such halves in
+            a row; "polynomial", `(1 - step / steps)^0.9`.
         rate: The highest learning rate.
-        steps: Updates of the weights in the whole training, the warm-up among them.
-        warmup_steps: Updates in which the rate rises to `rate` first; 0 for none.
-        cycles: Of "cosine_restarts".
+        steps: Updates of the weights in the whole training, including the warm-up.
+        warmup_steps: Updates in which the rate first rises to `rate`; 0 for none.
+        cycles: Number of cycles of "cosine_restarts".
 
     Returns:
         A schedule, or the bare `rate` for a constant one without warm-up.
@@ -55,7 +61,7 @@ def make_schedule(name: str, rate: float, steps: int, *, warmup_steps: int = 0, 
     elif name == "cosine":
         schedule = schedules.CosineDecay(rate, remaining)
     elif name == "cosine_restarts":
-        # Keras divides the step by this number, so that it need not be whole.
+        # The number need not be whole: Keras only divides the step by it.
         schedule = schedules.CosineDecayRestarts(rate, remaining / cycles, t_mul=1.0, m_mul=1.0)
     elif name == "polynomial":
         schedule = schedules.PolynomialDecay(rate, remaining, end_learning_rate=0.0, power=POLYNOMIAL_POWER)
@@ -63,7 +69,9 @@ def make_schedule(name: str, rate: float, steps: int, *, warmup_steps: int = 0, 
         raise ValueError(f"Expected `schedule` in {SCHEDULES}. Received: {name!r}.")
     if not warmup_steps:
         return schedule
-    return WarmUp(schedules.PolynomialDecay(rate, 1, end_learning_rate=rate) if name == "constant" else schedule, warmup_steps, rate)
+    if not isinstance(schedule, schedules.LearningRateSchedule):
+        schedule = schedules.PolynomialDecay(rate, 1, end_learning_rate=rate)
+    return WarmUp(schedule, warmup_steps, rate)
 
 
 def make_optimizer(
@@ -75,7 +83,7 @@ def make_optimizer(
         name: "adam"; "adamw", whose weight decay is decoupled from the gradient (Loshchilov and Hutter, 2019); "sgd" with Nesterov's
             momentum of 0.99.
         learning_rate: A number or a schedule.
-        weight_decay: Of "adamw". For the others decay is a penalty in the loss, which `modules.trainer.Trainer` adds.
+        weight_decay: Decay of "adamw". The others have a penalty in the loss instead, see `modules.model.trainer.Trainer`.
         clip_norm: Largest Euclidean norm of all gradients together; 0 for no limit.
         accumulate: Batches whose gradients are averaged for one update.
 

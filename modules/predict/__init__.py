@@ -1,1 +1,1 @@
-"""From a trained model and scans to label maps: the bundle, windows, engines and exports."""
+"""Prediction, from a trained model and scans to label maps: the bundle, windows, engines and exports."""

@@ -1,4 +1,4 @@
-"""The folder of a trained model: a model with its preprocessing, classes and origin. Training leaves it, prediction starts from it."""
+"""The folder of a trained model: the model with its preprocessing, classes and origin. Training writes it, prediction reads it."""
 
 import hashlib
 import json
@@ -17,25 +17,25 @@ from modules.predict import engines
 
 FORMAT = 4
 MODEL_FILE = "model.keras"
-RECORD_FILE = "bundle.json"
+DESCRIPTION_FILE = "bundle.json"
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A folder of `model.keras`, `bundle.json` and, once it was converted, the files of OpenVINO.
+    """A trained model with all that prediction needs. Its folder holds `model.keras`, `bundle.json` and, once converted, OpenVINO's files.
 
     Attributes:
-        model: From `(B, *P, C)` to probabilities `(B, *P, K)`, or `(B, *P, 1)` for a binary task: a `keras.Model`, or a stand-in
-            with the same `predict_on_batch`, see `engine`.
-        preprocessing: What the model expects of its input.
-        window: What the model sees at once.
+        model: A `keras.Model`, or a stand-in with the same `predict_on_batch`, see `engine`. It turns `(B, *P, C)` into probabilities
+            `(B, *P, K)`, or `(B, *P, 1)` for a binary task.
+        preprocessing: The preprocessing that the model expects of its input.
+        window: The window that the model sees at once.
         class_names: Names of all classes, the background first.
         channels: Names of the image channels, in order.
-        label_rule: How label files store the classes, for scoring and for writing.
-        mirrored_labels: Pairs of class indices that change places when left and right are flipped.
-        provenance: Data set, seed, versions, scores: for the record; no prediction reads it.
-        engine: What computes the model, "keras" or "openvino"; decided when the bundle is loaded, and no part of what is saved.
+        label_rule: The rule by which label files store the classes, for scoring and for writing.
+        mirrored_labels: Pairs of class indices that trade places when left and right are flipped.
+        provenance: Data set, seed, versions and scores. No prediction reads them.
+        engine: The engine that computes the model, "keras" or "openvino". It is chosen on loading and is not saved.
     """
 
     model: Any
@@ -53,10 +53,10 @@ class ModelBundle:
         self.preprocessing.check(image, self.channels, name)
 
     def save(self, folder: Path) -> None:
-        """Writes the bundle, not converted; `folder` is replaced whole, never half.
+        """Writes the bundle without OpenVINO's files; `folder` is replaced whole, never half.
 
         Raises:
-            ValueError: If it was loaded without its Keras model.
+            ValueError: If the bundle was loaded without its Keras model.
         """
         if self.engine != "keras":
             raise ValueError(f"Expected a bundle with its Keras model to save. Received: one loaded for {self.engine}. Load it for keras.")
@@ -67,7 +67,7 @@ class ModelBundle:
         temporary.mkdir(parents=True)
         self.model.save(temporary / MODEL_FILE)
         rule = asdict(self.label_rule)
-        record = {
+        description = {
             "format": FORMAT,
             "version": modules.__version__,
             "preprocessing": asdict(self.preprocessing),
@@ -80,7 +80,7 @@ class ModelBundle:
             "intended_use": INTENDED_USE,
             "files_sha256": {MODEL_FILE: hash_file(temporary / MODEL_FILE)},
         }
-        write_record(temporary, record)
+        write_description(temporary, description)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
@@ -88,7 +88,7 @@ class ModelBundle:
 
     @classmethod
     def load(cls, folder: Path, engine: str = "auto") -> "ModelBundle":
-        """Reads a bundle; no code from the file is run, and Keras is imported only where it is the engine.
+        """Reads a bundle. It runs no code from the file, and imports Keras only where Keras is the engine.
 
         Args:
             folder: A bundle, or a run that contains one.
@@ -96,48 +96,50 @@ class ModelBundle:
 
         Raises:
             FileNotFoundError: If there is no bundle.
-            ValueError: If a file was cut or altered since it was saved, or is of another format; and if the engine cannot be had.
+            ValueError: If a file was cut or altered since it was saved, or is of another format, or if the engine is not available.
         """
         folder = find_bundle(folder)
-        record = read_record(folder)
-        there = {name for name in record["files_sha256"] if (folder / name).is_file()}
-        for name in sorted(there):
-            if hash_file(folder / name) != record["files_sha256"][name]:
+        description = read_description(folder)
+        present = {name for name in description["files_sha256"] if (folder / name).is_file()}
+        for name in sorted(present):
+            if hash_file(folder / name) != description["files_sha256"][name]:
                 raise ValueError(
                     f"Expected {folder / name} as it was saved. Received: a file cut or altered since. Train or copy it again."
                 )
-        engine = engines.choose_engine(engine, folder, set(engines.OPENVINO_FILES) <= there)
-        rule = record["label_rule"]
+        engine = engines.choose_engine(engine, folder, set(engines.OPENVINO_FILES) <= present)
+        rule = _to_tuples(description["label_rule"])
+        # JSON has only texts as keys.
+        rule["values"] = {int(value): index for value, index in rule["values"].items()}
         return cls(
             model=engines.load_model(engine, folder, MODEL_FILE),
-            preprocessing=Preprocessing(**_to_tuples(record["preprocessing"])),
-            window=Window(tuple(record["window"])),
-            class_names=tuple(record["class_names"]),
-            channels=tuple(record["channels"]),
-            label_rule=LabelRule(**_to_tuples(rule) | {"values": {int(value): index for value, index in rule["values"].items()}}),
-            mirrored_labels=tuple((first, second) for first, second in record["mirrored_labels"]),
-            provenance=record["provenance"],
+            preprocessing=Preprocessing(**_to_tuples(description["preprocessing"])),
+            window=Window(tuple(description["window"])),
+            class_names=tuple(description["class_names"]),
+            channels=tuple(description["channels"]),
+            label_rule=LabelRule(**rule),
+            mirrored_labels=tuple((first, second) for first, second in description["mirrored_labels"]),
+            provenance=description["provenance"],
             engine=engine,
         )
 
 
 def find_bundle(folder: Path) -> Path:
-    """Finds the folder of a bundle, given that or the run that contains it.
+    """Finds the folder of a bundle, given that folder or the run that contains it.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no bundle.
     """
     folder = recover(Path(folder))
     if recover(folder / "bundle").is_dir():
         folder = folder / "bundle"
-    for name in (RECORD_FILE, MODEL_FILE):
+    for name in (DESCRIPTION_FILE, MODEL_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"Expected a trained model in {folder}. Received: no {name} there. Give a finished run.")
     return folder
 
 
 def recover(folder: Path) -> Path:
-    """Brings back the bundle that a run killed between the two renames of `save` had just moved aside."""
+    """Brings back a bundle that `save` had moved aside when the run was killed between its two renames."""
     old = folder.with_name(f".{folder.name}.old")
     if old.is_dir() and not folder.exists():
         old.rename(folder)
@@ -147,42 +149,45 @@ def recover(folder: Path) -> Path:
 def add_provenance(folder: Path, **values: Any) -> None:
     """Adds to the provenance of a saved bundle; `folder` is the bundle, or the run that contains it."""
     folder = find_bundle(folder)
-    record = read_record(folder)
-    write_record(folder, record | {"provenance": record["provenance"] | values})
+    description = read_description(folder)
+    write_description(folder, description | {"provenance": description["provenance"] | values})
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Reads and checks a bundle's description; one of the format before is converted.
+def read_description(folder: Path) -> dict[str, Any]:
+    """Reads and checks a bundle's description; converts one of the previous format.
 
     Raises:
         ValueError: If it was altered, or is of another format.
     """
-    path = folder / RECORD_FILE
+    path = folder / DESCRIPTION_FILE
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        claimed = record.pop("bundle_sha256")
+        description = json.loads(path.read_text(encoding="utf-8"))
+        claimed = description.pop("bundle_sha256")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"Expected a bundle's description in {path}. Received: {error!r}. Train or copy it again.") from error
-    if record.get("format") not in (3, FORMAT):
+    received = description.get("format")
+    if received not in (3, FORMAT):
         raise ValueError(
-            f"Expected a bundle of format 3 or {FORMAT} in {path}. Received: {record.get('format')}. Train it again, or update this program."
+            f"Expected a bundle of format 3 or {FORMAT} in {path}. Received: {received}. Train it again, or update this program."
         )
-    if _hash_record(record) != claimed:
+    if _hash_description(description) != claimed:
         raise ValueError(f"Expected {path} as it was saved. Received: a file altered since. Train or copy it again.")
-    return _convert_format_3(record) if record["format"] == 3 else record
+    return _convert_format_3(description) if received == 3 else description
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def write_description(folder: Path, description: Mapping[str, Any]) -> None:
     """Writes a bundle's description with its own hash, by way of a temporary name."""
-    with replace_file(folder / RECORD_FILE) as temporary:
-        temporary.write_text(json.dumps({**record, "bundle_sha256": _hash_record(record)}, indent=2) + "\n", encoding="utf-8")
+    with replace_file(folder / DESCRIPTION_FILE) as temporary:
+        hashed = {**description, "bundle_sha256": _hash_description(description)}
+        temporary.write_text(json.dumps(hashed, indent=2) + "\n", encoding="utf-8")
 
 
-def _convert_format_3(record: dict[str, Any]) -> dict[str, Any]:
-    """Gives a description of format 3 its label rule, which lay in three places; labels then have their images' names."""
-    source = str(record["provenance"].get("dataset", ""))
-    rule = {"values": record.pop("label_values"), "output_values": record.pop("output_values"), "renames": [], "source": source}
-    return record | {"format": FORMAT, "version": "0", "label_rule": rule}
+def _convert_format_3(description: dict[str, Any]) -> dict[str, Any]:
+    """Gives a description of format 3 its label rule, which lay in three places. Labels then have their images' names."""
+    source = str(description["provenance"].get("dataset", ""))
+    values, output_values = description.pop("label_values"), description.pop("output_values")
+    rule = {"values": values, "output_values": output_values, "renames": [], "source": source}
+    return description | {"format": FORMAT, "version": "0", "label_rule": rule}
 
 
 def _to_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,5 +199,5 @@ def _to_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: freeze(value) for name, value in values.items()}
 
 
-def _hash_record(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True, default=list).encode()).hexdigest()
+def _hash_description(description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True, default=list).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Predicts cases: reads them, lays windows, computes and merges them, and puts the result on each scan's own grid."""
+"""Predicts cases: reads them, lays windows over them, computes and merges the windows, and returns to each scan's own grid."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,31 +17,31 @@ Order = tuple[int, int, int]
 CANONICAL: Order = (0, 1, 2)
 
 
-def _ignore(_: object) -> None:
-    """Does nothing about progress."""
+def _do_nothing(_: object) -> None:
+    """Stands for a function that reports progress."""
 
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """How a prediction is made.
+    """Options of a prediction.
 
     Attributes:
-        overlap: Share in [0, 1) that neighbouring windows have in common along each axis.
+        overlap: Fraction in [0, 1) of a window that its neighbour along an axis shares.
         batch_size: Windows predicted together; 0 chooses by their size.
         mirror: Whether to average over flips as well.
-        on_tiling: Is told of each image's windows before the first of them is predicted.
-        on_batch: Is told after each batch how many windows it held.
+        on_tiling: A function called with each image's windows before the first of them is predicted.
+        on_batch: A function called after each batch with the number of its windows.
     """
 
     overlap: float = 0.5
     batch_size: int = 0
     mirror: bool = False
-    on_tiling: Callable[[windows.Tiling], None] = _ignore
-    on_batch: Callable[[int], None] = _ignore
+    on_tiling: Callable[[windows.Tiling], None] = _do_nothing
+    on_batch: Callable[[int], None] = _do_nothing
 
 
 class _TiledImage(NamedTuple):
-    """An image as one model sees it, and the windows that are laid over it; see `predict_images`."""
+    """An image as one model sees it, and the windows that lie over it; see `predict_images`."""
 
     array: np.ndarray
     geometry: Geometry
@@ -57,18 +57,17 @@ def predict_cases(
 ) -> Iterator[Predicted]:
     """Reads and predicts cases with one model, or with the mean of several.
 
-    Cases are taken in chunks, each with as many windows as make a batch: slices share batches, and a large volume is alone. Memory
-    holds one chunk.
+    Cases come in chunks of as many windows as make a batch. Slices share batches, and a large volume is alone. Memory holds one chunk.
 
     Args:
         bundles: Models of the same channels and classes; they may differ in rank, window and preprocessing.
-        cases: Where `label_path` is None, no label is read.
-        options: How windows are laid and merged.
-        keep_probabilities: Whether to keep the probabilities of all classes, which are dropped plane by plane otherwise.
+        cases: The cases; a case whose `label_path` is None gets no label.
+        options: The options by which windows are laid and merged.
+        keep_probabilities: Whether to keep the probabilities of all classes. Otherwise they are dropped plane by plane.
 
     Raises:
-        FileNotFoundError, ValueError: From reading, where an image does not fit a model (the file is named), and where the models
-            do not fit one another.
+        FileNotFoundError, ValueError: If a case cannot be read or an image does not fit a model, naming the file.
+        ValueError: If the models do not fit one another.
     """
     first = bundles[0]
     for bundle in bundles[1:]:
@@ -79,14 +78,14 @@ def predict_cases(
         ):
             if one != other:
                 raise ValueError(f"Expected models of the same {name} for an ensemble, {one}. Received: {other}.")
-    # Planes lie across the axis along which the windows are thinnest, because as many planes are held as a window is deep.
+    # Memory holds as many planes as a window is deep, so planes lie across the axis along which the windows are thinnest.
     order = _put_first(int(np.argmin(np.sum([bundle.window.deep for bundle in bundles], axis=0))))
     cases, failure = iter(cases), None
     while failure is None:
         chunk, failure = _read_chunk(bundles, cases, options, order)
         if not chunk:
             break
-        # Each model goes through the chunk at the pace of the others, a plane at a time.
+        # All models go through the chunk in step, a plane at a time.
         streams = [
             _predict_tiled(bundle, [tiled[number] for _, _, _, tiled in chunk], options, order) for number, bundle in enumerate(bundles)
         ]
@@ -106,13 +105,13 @@ def predict_images(
     Args:
         bundle: The model.
         images: Volumes `(*S, C)`; they may differ in shape.
-        options: How windows are laid and merged.
-        order: Of a volume's canonical axes. Planes lie across the first.
+        options: The options by which windows are laid and merged.
+        order: The order of a volume's canonical axes. Planes lie across the first.
 
     Yields:
-        For each image its probabilities, plane by plane: `(*S[1:], K)` float32 of the volume in canonical orientation and with
-        its axes in that order, or the one plane `(*S, K)` of a slice. They sum to 1 over the classes; voxels outside the
-        network's crop are background.
+        The probabilities of each image, plane by plane. A volume has planes `(*S[1:], K)` float32, in canonical orientation and with its
+        axes in `order`; a slice has one plane `(*S, K)`. They sum to 1 over the classes. Voxels outside the network's crop are
+        background.
     """
     yield from _predict_tiled(bundle, [_tile(bundle, image, options, order) for image in images], options, order)
 
@@ -120,9 +119,10 @@ def predict_images(
 def _read_chunk(
     bundles: Sequence[ModelBundle], cases: Iterator[Case], options: PredictionOptions, order: Order
 ) -> tuple[list[tuple[Case, Volume, np.ndarray | None, list[_TiledImage]]], Exception | None]:
-    """Reads cases until they have a batch of windows for each model, or until one cannot be read; that error is returned, not raised.
+    """Reads cases until they fill a batch of windows for each model, or until one cannot be read.
 
-    What was read before is still predicted, so that one bad file costs no work. An empty chunk means that no case is left.
+    An error of reading is returned, not raised: the cases read before are still predicted, so one bad file costs no work. An empty
+    chunk means that no case is left.
     """
     chunk, lacking = [], [1] * len(bundles)
     while max(lacking) > 0:
@@ -144,7 +144,7 @@ def _read_chunk(
 
 
 def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order: Order) -> _TiledImage:
-    """Preprocesses an image for a model and lays windows over it; its axes are those of a volume in `order`."""
+    """Preprocesses an image for a model and lays windows over it; the result has the axes of a volume, in `order`."""
     array, geometry = bundle.preprocessing.apply(image)
     array = array.transpose(*order, 3) if array.ndim == 4 else array[np.newaxis]
     window = tuple(bundle.window.deep[axis] for axis in order)
@@ -176,7 +176,7 @@ def _predict_tiled(
         merged = windows.merge_windows(islice(outputs, len(tiling.starts)), tiling)
         planes = bundle.preprocessing.restore_planes(merged, geometry, background, order)
         yield planes
-        # The next image's windows come behind this one's, wanted or not.
+        # The next image's windows follow this one's in the stream, so we read what the caller left.
         for _ in planes:
             pass
 
@@ -185,14 +185,15 @@ def _make_predictor(bundle: ModelBundle, mirror: bool, order: Order) -> Callable
     """Makes a function from windows `(B, *window, C)` with their axes in `order` to probabilities, for any rank and head of a model."""
     across = None if bundle.window.across is None else bundle.window.across + 1
 
-    def predict(inputs: np.ndarray) -> np.ndarray:
+    def predict_canonical(inputs: np.ndarray) -> np.ndarray:
         outputs = np.asarray(bundle.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
         if outputs.shape[-1] == 1:
             outputs = np.concatenate([1 - outputs, outputs], axis=-1)
         return outputs if across is None else np.expand_dims(outputs, across)
 
+    predict: Callable[[np.ndarray], np.ndarray] = predict_canonical
     if mirror:
-        # Which axis runs from left to right is known for volumes in canonical orientation only: it is the first one there.
+        # Only volumes in canonical orientation have a known axis from left to right: the first.
         left_right = 1 if bundle.preprocessing.spatial_dims == 3 else None
         if left_right is None and bundle.mirrored_labels:
             raise ValueError("Expected volumes for `mirror` with classes on the left and the right. Received: a model of 2-D files.")
@@ -213,13 +214,13 @@ def _put_first(axis: int) -> Order:
 def _assemble(
     planes: Iterable[np.ndarray], image: Volume, num_classes: int, order: Order, keep: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Makes the label map `(*S)` on the image's grid, and the probabilities `(*S, K)` if they are kept, from canonical planes."""
+    """Assembles canonical planes to the label map `(*S)` on the image's grid, and to the probabilities `(*S, K)` if they are kept."""
     spatial = image.array.shape[:-1]
     axes, flipped = find_orientation(image)
     geometry = Geometry(axes, flipped, spatial, (), ())
     prediction = np.empty(spatial, np.uint8)
     probabilities = np.empty((*spatial, num_classes), np.float32) if keep else None
-    # Views that are filled in canonical order.
+    # These are views of the arrays above, so that filling them in canonical order fills the image's grid.
     turned = geometry.turn(prediction)
     turned_probabilities = None if probabilities is None else geometry.turn(probabilities)
     if len(spatial) == 3:

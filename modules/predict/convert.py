@@ -1,4 +1,4 @@
-"""Converts a saved Keras model for OpenVINO, once, after the training; and makes it plain for any other runtime."""
+"""Converts a saved Keras model for OpenVINO once, after the training, and simplifies a model for other runtimes."""
 
 import logging
 import math
@@ -14,54 +14,54 @@ import numpy as np
 from modules import devices
 from modules.data.files import hash_file
 from modules.predict import engines
-from modules.predict.bundle import ModelBundle, find_bundle, read_record, write_record
+from modules.predict.bundle import ModelBundle, find_bundle, read_description, write_description
 from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino, sees_gpu
 
-# How far probabilities of the converted model may be from Keras's. On a GPU Keras may multiply in TF32, which alone makes 1e-3; a wrong
-# conversion is off by far more.
+# The largest allowed difference between probabilities of the converted model and Keras's. On a GPU Keras may multiply in TF32, which alone
+# makes a difference of 1e-3. A wrong conversion makes a far larger one.
 TOLERANCE, TOLERANCE_ON_GPU = 1e-4, 1e-2
 
 log = logging.getLogger("mri")
 
 
 def convert_bundle(bundle: ModelBundle, folder: Path) -> None:
-    """Adds to a saved bundle what OpenVINO computes it from, where it is installed; the log says it where the model cannot be converted.
+    """Adds OpenVINO's files to a saved bundle, where OpenVINO is installed. A model that cannot be converted is a warning in the log.
 
     Args:
-        bundle: As loaded from `folder`, with its Keras model.
-        folder: The bundle, or the run that contains it.
+        bundle: The bundle, loaded from `folder` with its Keras model.
+        folder: The bundle's folder, or the run that contains it.
     """
     folder = find_bundle(folder)
-    record = read_record(folder)
-    if set(OPENVINO_FILES) <= set(record["files_sha256"]) or not engines.has_openvino():
+    description = read_description(folder)
+    if set(OPENVINO_FILES) <= set(description["files_sha256"]) or not engines.has_openvino():
         return
     with TemporaryDirectory(dir=folder, prefix=".") as temporary:
         try:
             write_openvino(bundle.model, Path(temporary))
         except ValueError as error:
-            # The model is as good without them.
+            # The bundle is complete without these files, so training does not fail.
             log.warning("the bundle has no files for OpenVINO, Keras predicts: %s", error)
             return
         for name in OPENVINO_FILES:
             os.replace(Path(temporary) / name, folder / name)
-    # Until this is written, the new files are nobody's: a run that is killed here converts again.
+    # The files count only once the description names them. A run that is killed before converts again.
     hashes = {name: hash_file(folder / name) for name in OPENVINO_FILES}
-    write_record(folder, record | {"files_sha256": record["files_sha256"] | hashes})
+    write_description(folder, description | {"files_sha256": description["files_sha256"] | hashes})
 
 
 def write_openvino(model, folder: Path) -> None:
-    """Writes a model as `OPENVINO_FILES` into `folder`, and sees to it that OpenVINO computes the same.
+    """Writes a model as `OPENVINO_FILES` into `folder`, and checks that OpenVINO computes the same.
 
     Args:
         model: A functional `keras.Model` from `(B, *P, C)` to probabilities, whose layers compute in float32.
-        folder: Has to exist; a file of the same name in it is replaced.
+        folder: An existing folder; a file of the same name in it is replaced.
 
     Raises:
         ValueError: If the model cannot be converted, or if its probabilities come out different.
     """
     import keras
 
-    # OpenVINO cannot read what JAX makes, and one way for both others is enough to test.
+    # OpenVINO cannot read JAX's graphs. PyTorch takes the same way as JAX, so that there is one way to test.
     convert = _convert if keras.backend.backend() == "tensorflow" else _convert_elsewhere
     try:
         import_openvino()
@@ -69,7 +69,7 @@ def write_openvino(model, folder: Path) -> None:
     except Exception as error:  # Each of the converter's layers fails in a way of its own.
         lines = str(error).strip().splitlines() or [repr(error)]
         raise ValueError(f"Expected a model that OpenVINO can convert. Received: {' '.join(lines[-1].split())}.") from error
-    # Two samples, so that a batch size that was frozen in shows.
+    # Two samples reveal a model whose batch size was frozen at 1.
     images = np.random.default_rng(0).standard_normal((2, *model.input_shape[1:]), np.float32)
     expected = keras.ops.convert_to_numpy(model(images, training=False))
     difference = float(np.abs(OpenVinoModel(folder).predict_on_batch(images) - expected).max())
@@ -81,15 +81,15 @@ def write_openvino(model, folder: Path) -> None:
 def _convert(model, folder: Path) -> None:
     import tensorflow as tf
 
-    openvino, plain = import_openvino(), plain_to_export(model)
+    openvino, plain = import_openvino(), simplify_for_export(model)
     images = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
-    # Keras's own export does the same, but goes through the network three times.
+    # Keras's own export does the same, but traces the network three times.
     graph = tf.function(lambda image: plain(image, training=False), autograph=False).get_concrete_function(images)
     openvino.save_model(openvino.convert_model(graph), folder / OPENVINO_FILES[0], compress_to_fp16=False)
 
 
 def _convert_elsewhere(model, folder: Path) -> None:
-    """Converts under TensorFlow in a process of its own, which leaves the GPU to this one."""
+    """Converts under TensorFlow in another process, which does not use the GPU."""
     with TemporaryDirectory() as name:
         path = Path(name) / "model.keras"
         model.save(path)
@@ -109,7 +109,7 @@ def _convert_elsewhere(model, folder: Path) -> None:
 
 
 def _convert_file(path: str, folder: str) -> None:
-    """`_convert` for a saved model: what the other process runs."""
+    """Converts a saved model; the process that `_convert_elsewhere` starts runs this."""
     devices.import_keras()
     import keras
 
@@ -117,17 +117,17 @@ def _convert_file(path: str, folder: str) -> None:
     _convert(keras.models.load_model(path, compile=False, safe_mode=True), Path(folder))
 
 
-def plain_to_export(model):
-    """The same model, sharing its weights, with group and instance normalisation in steps that other runtimes know.
+def simplify_for_export(model):
+    """Rebuilds a model with group and instance normalisation in steps that other runtimes know; it shares the weights.
 
-    What Keras makes of `GroupNormalization` reaches them as reductions over five or six axes, several times slower than the rest of a
-    network together; mean, difference and root over the last axes are fused to one operation.
+    Keras exports `GroupNormalization` as reductions over five or six axes. In other runtimes these take several times as long as the
+    rest of a network together. Mean, difference and root over the last axes are fused to one operation there.
 
     Args:
         model: A functional `keras.Model`.
 
     Returns:
-        A functional `keras.Model` of the same input and output. It is for export and cannot be trained: the scales are constants in it.
+        A functional `keras.Model` of the same input and output, for export only. It cannot be trained, because its scales are constants.
     """
     import keras
 
@@ -137,13 +137,13 @@ def plain_to_export(model):
         return _normalise(layer, inputs)
 
     plain = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call, recursive=True)
-    # Keras exports to ONNX only what was called before.
+    # Keras exports to ONNX only a model that was called before.
     plain(plain.input)
     return plain
 
 
 def _normalise(layer, x):
-    """What the `GroupNormalization` layer computes of `x`, `(B, *P, C)`, in channels-first order."""
+    """Computes what the `GroupNormalization` layer computes of `x`, `(B, *P, C)`, in channels-first order."""
     from keras import ops
 
     last = len(x.shape) - 1

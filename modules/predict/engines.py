@@ -1,7 +1,7 @@
-"""What computes a saved model: Keras, or on a CPU OpenVINO, which is faster there and starts without TensorFlow.
+"""The engines that compute a saved model: Keras, or on a CPU OpenVINO, which is faster there and starts without TensorFlow.
 
 OpenVINO reads a copy of the model that was converted once, after the training. Nothing here imports Keras or OpenVINO before it is
-needed: that a prediction does not wait for TensorFlow is half of what is won.
+needed, because half of OpenVINO's gain is that a prediction does not wait for TensorFlow.
 """
 
 import importlib.util
@@ -24,26 +24,26 @@ log = logging.getLogger("mri")
 
 
 def sees_gpu() -> bool:
-    """Whether this process may use an NVIDIA GPU, found out without TensorFlow."""
+    """Returns whether this process may use an NVIDIA GPU, without asking TensorFlow."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def has_openvino() -> bool:
-    """Whether the package is installed."""
+    """Returns whether the package openvino is installed."""
     return importlib.util.find_spec("openvino") is not None
 
 
 def choose_engine(engine: str, folder: Path, converted: bool) -> str:
-    """Chooses what computes the model of a bundle: "keras" or "openvino".
+    """Chooses the engine that computes the model of a bundle: "keras" or "openvino".
 
     Args:
-        engine: One of `ENGINES`. "auto" is OpenVINO where it can be and no NVIDIA GPU is there, else Keras, and the log says why.
-        folder: The bundle's, for what is said.
-        converted: Whether the files for OpenVINO are there.
+        engine: One of `ENGINES`. "auto" is OpenVINO where it is available and there is no NVIDIA GPU, else Keras. The log says why.
+        folder: The bundle's folder, for the messages.
+        converted: Whether the bundle has the files for OpenVINO.
 
     Raises:
-        ValueError: For an unknown engine, and for "openvino" where it cannot be.
+        ValueError: For an unknown engine, and for "openvino" where it is not available.
     """
     if engine not in ENGINES:
         raise ValueError(f"Expected `engine` in {ENGINES}. Received: {engine!r}.")
@@ -69,7 +69,7 @@ def choose_engine(engine: str, folder: Path, converted: bool) -> str:
 
 
 class OpenVinoModel:
-    """A converted model, computed in float32 on all cores, with what a bundle needs of a `keras.Model`.
+    """A converted model, computed in float32 on all cores. It has those parts of a `keras.Model` that a bundle needs.
 
     Attributes:
         input_shape: `(None, *P, C)`.
@@ -84,7 +84,7 @@ class OpenVinoModel:
         path = Path(folder) / OPENVINO_FILES[0]
         try:
             openvino = import_openvino()
-            # Without the hint some CPUs would compute in bfloat16.
+            # Without the first hint some CPUs would compute in bfloat16.
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
             self._compiled = openvino.Core().compile_model(path, "CPU", settings)
             sizes = self._compiled.input(0).get_partial_shape()
@@ -94,35 +94,36 @@ class OpenVinoModel:
             raise ValueError(f"Expected OpenVINO to compile {path}. Received: {reason}. Give --engine keras.") from error
 
     def predict_on_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """From images `(B, *P, C)` float32, for any `B`, to probabilities `(B, *P, K)` float32."""
+        """Computes probabilities `(B, *P, K)` float32 of images `(B, *P, C)` float32, for any `B`."""
         return self._compiled(np.ascontiguousarray(inputs, np.float32))[0]
 
 
 def load_model(engine: str, folder: Path, name: str):
-    """Loads the model of a bundle: a `keras.Model` from the file `name`, or an `OpenVinoModel`; no code from a file is run."""
+    """Loads the model of a bundle: a `keras.Model` from the file `name`, or an `OpenVinoModel`. It runs no code from a file."""
     if engine == "openvino":
         return OpenVinoModel(folder)
     devices.import_keras()
     import keras
 
     model = keras.models.load_model(folder / name, compile=False, safe_mode=True)
-    _compute_in_full(model)
+    _compute_in_weight_precision(model)
     return model
 
 
-def _compute_in_full(model) -> None:
-    """Lets layers that were trained in half precision compute in the precision of their weights: a CPU has no faster one, and no better."""
+def _compute_in_weight_precision(model) -> None:
+    """Lets layers that were trained in half precision compute in the precision of their weights; on a CPU none is faster or better."""
     for layer in model.layers:
         if layer.compute_dtype != layer.variable_dtype:
             layer.dtype_policy = layer.variable_dtype
         if hasattr(layer, "layers"):
-            _compute_in_full(layer)
+            _compute_in_weight_precision(layer)
 
 
 def import_openvino():
     """Imports OpenVINO without its telemetry."""
-    # It would report each import and each conversion to Google Analytics; without that package it does not, and imports faster.
-    sys.modules.setdefault("openvino_telemetry", None)
+    # OpenVINO would report each import and each conversion to Google Analytics. Without its telemetry package it does not, and imports
+    # faster. In `sys.modules` None forbids an import, which typeshed does not know.
+    sys.modules.setdefault("openvino_telemetry", None)  # ty: ignore[no-matching-overload]
     import openvino
 
     return openvino

@@ -1,4 +1,4 @@
-"""A bundle's model for other programs: an ONNX file or a TensorFlow SavedModel, with all that is done before and after it in words."""
+"""Exports a bundle's model for other programs: an ONNX file or a TensorFlow SavedModel, and a description of how to use it."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from modules.data.files import hash_file, replace_file
 from modules.data.preprocess import Preprocessing
 from modules.predict.bundle import INTENDED_USE, ModelBundle
-from modules.predict.convert import plain_to_export
+from modules.predict.convert import simplify_for_export
 
 FORMATS = ("onnx", "savedmodel")
 DESCRIPTION = "preprocessing.json"
@@ -26,14 +26,15 @@ _CANONICAL = "from left to right", "from back to front (posterior to anterior)",
 
 
 def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
-    """Writes `model.onnx` or `saved_model/`, and `preprocessing.json`, which says in words and numbers how either is used.
+    """Writes `model.onnx` or `saved_model/`, and `preprocessing.json`, which says in words and numbers how to use either.
 
-    Each comes under a temporary name first. What the folder has of the other kind stays, and stays described, if it is of the same model.
+    Each is written under a temporary name first. A model of the other kind stays in the folder. It stays in the description too, if it
+    belongs to the same bundle.
 
     Args:
-        bundle: With its Keras model.
+        bundle: A bundle with its Keras model.
         kind: One of `FORMATS`.
-        folder: Made where it is not there.
+        folder: The folder to write to; it is made if missing.
 
     Returns:
         The model's path.
@@ -59,10 +60,10 @@ def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as parent:
         temporary = Path(parent) / path.name
         handlers = list(logging.root.handlers)
-        model, name = (plain_to_export(bundle.model), kind) if kind == "onnx" else (bundle.model, "tf_saved_model")
+        model, name = (simplify_for_export(bundle.model), kind) if kind == "onnx" else (bundle.model, "tf_saved_model")
         try:
             with warnings.catch_warnings():
-                # About NumPy's future, within Keras.
+                # These warnings concern Keras's own use of NumPy.
                 warnings.simplefilter("ignore", FutureWarning)
                 model.export(str(temporary), format=name, verbose=False)
         except Exception as error:  # Each of the converter's layers fails in a way of its own.
@@ -71,7 +72,7 @@ def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
                 f"Expected a model that can be exported as {kind}. Received: {reason}. Choose the other of {FORMATS}."
             ) from error
         finally:
-            # The converters give the root logger a handler, and every line of ours would come twice.
+            # The converters give the root logger a handler, which would print every line of ours twice.
             logging.root.handlers[:] = handlers
         if path.is_dir():
             shutil.rmtree(path)
@@ -86,11 +87,11 @@ def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
 
 
 def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
-    """All that is done with a scan before and after the model, as JSON: numbers under names, and a sentence beside each.
+    """Describes all steps before and after the model, as values for JSON: numbers under names, and a sentence beside each.
 
     Args:
-        bundle: Any.
-        overlap: Of windows, that `predict.py` has unless it is told another.
+        bundle: The bundle.
+        overlap: Overlap of windows; the default is that of `predict.py`.
     """
     shape = list(bundle.window.shape)
     volumes = bundle.preprocessing.spatial_dims == 3
@@ -184,7 +185,7 @@ def _describe_steps(preprocessing: Preprocessing) -> list[dict[str, Any]]:
 
 
 def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The formula of a normalisation, with its numbers."""
+    """Describes a normalisation by its formula, with its numbers."""
     constant = "A channel of one value becomes 0. A foreground of one value is treated as min_max."
     foreground = "Foreground is what is brighter than the channel's smallest value."
     if preprocessing.intensity == "fixed":
@@ -210,7 +211,7 @@ def _name_axes(volumes: bool) -> Sequence[str]:
 
 
 def _describe_files(path: Path, kind: str) -> dict[str, Any]:
-    """Where a model lies, the SHA-256 of its files, the names of its ends, how it is called, and by what it was made."""
+    """Describes a model's files: path, SHA-256, names of input and output, how to call it, and the versions that made it."""
     import keras
     import tensorflow as tf
 
@@ -231,10 +232,10 @@ def _describe_files(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _read_models(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
-    """What the folder's description says of models, if it describes the same bundle."""
+    """Reads the models that the folder's description names, if it describes the same bundle."""
     try:
         known = json.loads((folder / DESCRIPTION).read_text())
         return known.pop("models") if {**known, "models": {}} == {**description, "models": {}} else {}
     except (OSError, ValueError, AttributeError, KeyError):
-        # None there, or one that says nothing: it is written anew.
+        # A description that is missing or unreadable is written anew.
         return {}

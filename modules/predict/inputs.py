@@ -1,4 +1,4 @@
-"""From the paths a user gives to the cases that are predicted."""
+"""Turns the paths that a user gives into the cases that are predicted."""
 
 import glob
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from modules.data.case import Case, LabelRule, place_in_volume
 from modules.data.files import SUFFIXES, stem_of, suffix_of
 from modules.predict.bundle import ModelBundle
 
-# What predict.py appends to the names of the files that it writes.
+# The endings that predict.py gives to the names of the files that it writes.
 OUTPUTS = ("_prediction", "_overlay", "_probabilities")
 
 
@@ -17,11 +17,11 @@ def find_images(paths: Sequence[str], rules: Sequence[LabelRule]) -> list[Path]:
 
     Args:
         paths: Files, folders and globs.
-        rules: Of all data sets: they tell a label by its name, whichever folder it lies in.
+        rules: Label rules of all data sets. They recognise a label by its name, in any folder.
 
     Raises:
         FileNotFoundError: If a path matches nothing.
-        ValueError: If a file is of a kind that is not read here, or two would be written under one name.
+        ValueError: If a file is of an unknown kind, or two images would be written under one name.
     """
     files: list[Path] = []
     for path in paths:
@@ -54,8 +54,8 @@ def make_cases(files: Sequence[Path], labels: Path | None, bundle: ModelBundle) 
     Files `<name>_0000`, `<name>_0001`, ... (nnU-Net's way) are the channels of one case.
 
     Raises:
-        FileNotFoundError: If `labels` is given and holds none for an image.
-        ValueError: If it holds several.
+        FileNotFoundError: If `labels` is given and holds no label for an image.
+        ValueError: If it holds several labels for an image.
     """
     candidates: dict[str, list[Path]] = {}
     for path in labels.rglob("*") if labels is not None else ():
@@ -80,7 +80,7 @@ def make_cases(files: Sequence[Path], labels: Path | None, bundle: ModelBundle) 
 
 
 def group_channels(files: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:
-    """Puts files `<name>_0000`, `<name>_0001`, ... of one case together, for a model of several channels; others stay alone.
+    """Groups files `<name>_0000`, `<name>_0001`, ... of one case, for a model of several channels; others stay alone.
 
     Raises:
         FileNotFoundError: If a channel's file is not among `files`.

@@ -12,22 +12,30 @@ T = TypeVar("T")
 
 
 class PredictionProgress:
-    """Shows how far predictions are: a bar over cases, or over windows where a case takes many; says each such plan first."""
+    """Progress bars of predictions: one over cases, and one over windows where a case takes many.
 
-    def __init__(self, cases: int, what: str) -> None:
-        """Args: cases: how many; what: the bar's name."""
+    The log names the windows of such a case first.
+    """
+
+    def __init__(self, cases: int, title: str) -> None:
+        """Shows the bar over cases.
+
+        Args:
+            cases: Number of cases.
+            title: The bar's name.
+        """
         from tqdm import tqdm
 
-        self._bar = tqdm(total=cases, desc=what, unit="case", leave=False, disable=None)
+        self._bar = tqdm(total=cases, desc=title, unit="case", leave=False, disable=None)
         self._windows: tqdm | None = None
         self._cropped: list[Tiling] = []
 
     def options(self, **values: Any) -> PredictionOptions:
-        """Makes options of a prediction that report here."""
+        """Makes options of a prediction that reports to these bars."""
         return PredictionOptions(**values, on_tiling=self._begin, on_batch=self._advance)
 
     def count(self, items: Iterable[T]) -> Iterator[T]:
-        """Passes predicted cases on."""
+        """Counts predicted cases and passes them on."""
         for item in items:
             self._bar.update()
             yield item
@@ -40,8 +48,9 @@ class PredictionProgress:
         from tqdm import tqdm
 
         log.info("%s", tiling)
-        self._windows = self._windows or tqdm(total=0, unit="window", leave=False, disable=None)
-        self._windows.total += len(tiling.starts)
+        bar = self._windows or tqdm(total=0, unit="window", leave=False, disable=None)
+        bar.total = (bar.total or 0) + len(tiling.starts)
+        self._windows = bar
 
     def _advance(self, number: int) -> None:
         if self._windows is not None:

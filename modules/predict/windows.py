@@ -1,7 +1,7 @@
-"""From windows to whole cases: batches, mirroring, weighted overlap, slab by slab; and averages over models.
+"""Merges windows to whole cases: batches, mirroring, weighted overlap slab by slab, and averages over models.
 
-No function here holds the probabilities of a whole volume, unless a window is as deep as that: planes come out as soon as no later
-window can change them.
+Planes come out as soon as no later window can alter them. No function here holds the probabilities of a whole volume, unless a window
+is as deep as the volume.
 """
 
 import math
@@ -19,12 +19,12 @@ class Tiling:
     """The windows of one case.
 
     Attributes:
-        shape: `P`, of the case as the network sees it.
-        window: Of one window, in the case's rank.
-        starts: The first voxel of each window, the first axis changing slowest.
+        shape: `P`, the shape of the case as the network sees it.
+        window: The shape of one window, in the case's rank.
+        starts: The first voxel of each window; the first axis varies slowest.
         num_classes: `K`.
         batch_size: Windows predicted together.
-        unseen: Voxels of the case that lie outside `P`, where it was cropped to that; they are called background.
+        unseen: Voxels of the case that lie outside `P`, where it was cropped. They are called background.
     """
 
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Tiling:
 
     @property
     def slab_bytes(self) -> int:
-        """Memory for the slab of probabilities under work, in bytes; the image and the network's own come on top."""
+        """Memory for the slab of probabilities under work, in bytes. The image and the network need memory besides."""
         return 4 * min(self.window[0], self.shape[0]) * math.prod(self.shape[1:]) * self.num_classes
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Tiling:
 
 
 def choose_batch_size(window: Sequence[int], most: int = 16, voxels: int = 2**21) -> int:
-    """Windows predicted together: as many as hold `voxels`, at least 1 and no more than `most`."""
+    """Chooses how many windows are predicted together: as many as hold `voxels`, from 1 to `most`."""
     return max(1, min(most, voxels // math.prod(window)))
 
 
@@ -58,13 +58,13 @@ def predict_windows(
     batch_size: int,
     on_batch: Callable[[int], None] = lambda number: None,
 ) -> Iterator[np.ndarray]:
-    """Predicts windows in batches; a batch that is not full is padded with zeros to a power of two, so that few shapes are compiled.
+    """Predicts windows in batches. Zeros pad an incomplete batch to a power of two, so that few shapes are compiled.
 
     Args:
-        predict: From `(B, *P, C)` to `(B, *P, K)`.
-        windows: `(*P, C)` each, drawn lazily; they may belong to different cases.
+        predict: A function from `(B, *P, C)` to `(B, *P, K)`.
+        windows: `(*P, C)` each, read lazily; they may belong to different cases.
         batch_size: `B`.
-        on_batch: Is told after each batch how many windows it held.
+        on_batch: A function called after each batch with the number of its windows.
 
     Yields:
         `(*P, K)` for each window, in order.
@@ -86,10 +86,10 @@ def mirror(
     """Wraps `predict` so that it averages over all combinations of flips along `axes` of `(B, *P, C)`.
 
     Args:
-        predict: From `(B, *P, C)` to `(B, *P, K)`.
-        axes: Which axes of a batch to flip.
+        predict: A function from `(B, *P, C)` to `(B, *P, K)`.
+        axes: The axes of a batch to flip.
         left_right: The axis that runs from left to right, if it is one of them.
-        swaps: Pairs of classes that change places when left and right do.
+        swaps: Pairs of classes that trade places when left and right do.
     """
 
     def predict_mirrored(inputs: np.ndarray) -> np.ndarray:
@@ -111,13 +111,13 @@ def mirror(
 
 
 def merge_windows(outputs: Iterable[np.ndarray], tiling: Tiling) -> Iterator[np.ndarray]:
-    """Merges the windows of one case, nearer to their middle counting more (Gaussian weights, Isensee et al., 2021).
+    """Merges the windows of one case. Voxels near a window's middle weigh more (Gaussian weights, Isensee et al., 2021).
 
-    Along an axis with a single window nothing is weighted, so a case of one window comes out as the network gave it.
+    All weights are 1 along an axis with a single window, so a case of one window comes out as the network gave it.
 
     Args:
-        outputs: `(*window, K)` in the order of `tiling.starts`; no more than those of this case are drawn.
-        tiling: The case's.
+        outputs: `(*window, K)` in the order of `tiling.starts`. Only the windows of this case are read.
+        tiling: The windows of the case.
 
     Yields:
         Planes `(*P[1:], K)` float32, in order.
@@ -128,11 +128,11 @@ def merge_windows(outputs: Iterable[np.ndarray], tiling: Tiling) -> Iterator[np.
     slab = np.zeros((depth, *tiling.shape[1:], tiling.num_classes), np.float32)
     first = 0
     for start in tiling.starts:
-        # Windows are ordered by their start, so planes before this one are complete.
+        # Windows are ordered by their start, so the planes before this start are complete.
         if done := start[0] - first if start[0] > first else 0:
             for index in range(done):
-                yield slab[index] / _spread(totals, first + index)
-            # One plane after the other: NumPy would copy the whole slab aside to move it within itself.
+                yield slab[index] / _weigh_plane(totals, first + index)
+            # Planes move one by one. NumPy would copy the whole slab aside to move it within itself.
             for index in range(depth):
                 slab[index] = slab[index + done] if index + done < depth else 0
             first += done
@@ -141,17 +141,18 @@ def merge_windows(outputs: Iterable[np.ndarray], tiling: Tiling) -> Iterator[np.
         ]
         inside = tuple(slice(low - begin, high - begin) for (low, high), begin in zip(ranges, start, strict=True))
         place = tuple(slice(low, high) for low, high in ranges)
-        weighted = next(outputs)[inside] * _outer([profile[part] for profile, part in zip(profiles, inside, strict=True)])
+        weighted = next(outputs)[inside] * _multiply_outer([profile[part] for profile, part in zip(profiles, inside, strict=True)])
         slab[(slice(place[0].start - first, place[0].stop - first), *place[1:])] += weighted
     for plane in slab:
-        yield plane / _spread(totals, first)
+        yield plane / _weigh_plane(totals, first)
         first += 1
 
 
 def _weigh_axes(tiling: Tiling) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The window's weights along each axis, and their sum over all windows at each voxel.
+    """Returns the window's weights along each axis, and their sum over all windows at each voxel of the axis.
 
-    Windows lie on a full grid and the weights are a product over axes, so their sum is one too and needs no array of the volume's size.
+    Windows lie on a full grid, and the weights are a product over axes. Their sum is therefore such a product too, and needs no array of
+    the volume's size.
     """
     profiles, totals = [], []
     for axis, (size, length) in enumerate(zip(tiling.shape, tiling.window, strict=True)):
@@ -166,20 +167,20 @@ def _weigh_axes(tiling: Tiling) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return profiles, totals
 
 
-def _outer(profiles: Sequence[np.ndarray]) -> np.ndarray:
-    """The product of one weight an axis, `(*window, 1)`."""
+def _multiply_outer(profiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the outer product of one profile an axis, `(*window, 1)`."""
     result = np.ones(1, np.float32)
     for profile in reversed(profiles):
         result = np.multiply.outer(profile, result)
     return result
 
 
-def _spread(totals: Sequence[np.ndarray], plane: int) -> np.ndarray:
-    """The sum of all weights in one plane, `(*P[1:], 1)`."""
-    return totals[0][plane] * _outer(totals[1:])
+def _weigh_plane(totals: Sequence[np.ndarray], plane: int) -> np.ndarray:
+    """Returns the sum of the windows' weights at each voxel of one plane, `(*P[1:], 1)`."""
+    return totals[0][plane] * _multiply_outer(totals[1:])
 
 
 def average_planes(streams: Sequence[Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
-    """The mean of several models' probabilities, plane by plane."""
+    """Averages the probabilities of several models, plane by plane."""
     for planes in zip(*streams, strict=True):
         yield planes[0] if len(planes) == 1 else np.mean(planes, axis=0)

@@ -1,4 +1,4 @@
-"""What happens after each epoch: the record, the best model, the checkpoint, the progress bar."""
+"""Callbacks of a training: the history, the best model, the checkpoints, the proof and the progress bar."""
 
 import csv
 import json
@@ -24,10 +24,10 @@ log = logging.getLogger("mri")
 
 
 class HistoryWriter(keras.callbacks.Callback):
-    """Keeps a row an epoch, and writes `history.csv` and the curves anew after each.
+    """A callback that keeps a row an epoch, and rewrites `history.csv` and the curves after each epoch.
 
-    A row holds `epoch` (from 1), `seconds`, `images_per_s` of training alone, `learning_rate`, and the loss and every metric of
-    training and of validation (`val_...`), classes in their own order.
+    A row holds `epoch` (from 1), `seconds`, `images_per_s` of training alone, and `learning_rate`. The loss and every metric of training
+    and of validation (`val_...`) follow, with classes in their own order.
     """
 
     def __init__(
@@ -42,51 +42,51 @@ class HistoryWriter(keras.callbacks.Callback):
         """Starts with no rows.
 
         Args:
-            run: Whose `history.csv` and curves are written.
-            class_names: The background first.
-            images_per_step: What one step trains on.
-            write: Whether to write files; of several hosts only one does.
-            on_row: Is given each new row.
+            run: The run folder of `history.csv` and the curves.
+            class_names: Names of all classes, the background first.
+            images_per_step: Images that one step trains on.
+            write: Whether to write files; only one of several hosts does.
+            on_row: A function called with each new row.
         """
         super().__init__()
         self.rows: list[dict[str, float]] = []
         self._run = run
-        # Keras hands its logs over sorted by the alphabet.
+        # Keras sorts its logs by the alphabet.
         names = ["loss", "accuracy", "mean_dice", *(f"{score}_{name}" for score in ("dice", "iou") for name in class_names[1:])]
         self._columns = [*names, *(f"val_{name}" for name in names)]
-        self._images = images_per_step
+        self._images_per_step = images_per_step
         self._write = write
         self._on_row = on_row
         self._steps = 0
-        # Of an epoch that was interrupted, seconds before that; and since when it goes on.
-        self._before = self._started = self._trained = 0.0
+        # Seconds that an interrupted epoch had taken, and the times at which this part of it and its validation began.
+        self._seconds_before = self._start = self._validation_start = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
-        self._started = self._trained = time.perf_counter()
+        self._start = self._validation_start = time.perf_counter()
         self._steps = 0
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Counts."""
+        """Counts the steps."""
         self._steps = batch + 1
 
     def on_test_begin(self, logs: dict | None = None) -> None:
-        """Stops the training's own clock: what follows is validation."""
-        self._trained = time.perf_counter()
+        """Stops the clock of the training, because validation begins."""
+        self._validation_start = time.perf_counter()
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds the row and writes everything."""
         now = time.perf_counter()
-        trained = (self._trained if self._trained > self._started else now) - self._started
+        trained = (self._validation_start if self._validation_start > self._start else now) - self._start
         row = {
             "epoch": epoch + 1,
-            "seconds": round(self._before + now - self._started, 3),
-            "images_per_s": round(self._images * self._steps / trained, 2),
+            "seconds": round(self._seconds_before + now - self._start, 3),
+            "images_per_s": round(self._images_per_step * self._steps / trained, 2),
             "learning_rate": float(self.model.optimizer.learning_rate),
         }
         row |= {name: float(logs[name]) for name in self._columns}
         self.rows.append(row)
-        self._before = self._started = 0.0
+        self._seconds_before = self._start = 0.0
         if self._write:
             self.write()
         self._on_row(row)
@@ -105,20 +105,24 @@ class HistoryWriter(keras.callbacks.Callback):
         reports.plot_history(self.rows, self._run.figures)
 
     def state(self) -> Any:
-        """What a checkpoint must hold."""
-        return [self.rows, self._before + (time.perf_counter() - self._started if self._started else 0.0)]
+        """Returns the values that a checkpoint must hold."""
+        return [self.rows, self._seconds_before + (time.perf_counter() - self._start if self._start else 0.0)]
 
     def restore(self, state: Any) -> None:
-        """Takes back what `state` gave."""
-        self.rows, self._before = state
+        """Restores the values that `state` returned."""
+        self.rows, self._seconds_before = state
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Saves the model whenever its mean foreground Dice on the validation set is the best so far, and stops when that is long ago."""
+    """A callback that saves the best model so far, by mean foreground Dice on the validation set, and stops the training early."""
 
     def __init__(self, save: Callable[[], None], patience: int, stop_at_dice: float = 0.0) -> None:
-        """Args: save: keeps the model as it is now; patience: epochs without a better one before stopping, 0 for never;
-        stop_at_dice: stops once every class has this Dice on the validation set, 0 for never.
+        """Starts with no best model.
+
+        Args:
+            save: A function that saves the model as it is now.
+            patience: Epochs without a better model before the training stops; 0 for never.
+            stop_at_dice: The validation Dice at which the training stops once every class has it; 0 for never.
         """
         super().__init__()
         self._save = save
@@ -131,22 +135,22 @@ class KeepBest(keras.callbacks.Callback):
 
     @property
     def finished(self) -> bool:
-        """Whether patience has run out or every class is good enough."""
+        """True if patience has run out or every class is good enough."""
         return self._reached or 0 < self._patience <= self._last_epoch - self.best_epoch
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Compares, saves, stops. A NaN (no foreground in the validation set) counts as the worst."""
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Compares, saves and stops. A Dice of NaN (no foreground in the validation set) counts as the worst."""
         dice = float(logs["val_mean_dice"])
         dice = -1.0 if math.isnan(dice) else dice
         self._last_epoch = epoch + 1
         if dice > self.best:
             self.best, self.best_epoch = dice, epoch + 1
             self._save()
-        # A class that the validation set lacks is NaN and never good enough: nobody measured it.
+        # A class that the validation set lacks is NaN and never good enough, because nobody measured it.
         if self._stop_at_dice > 0 and all(value >= self._stop_at_dice for key, value in logs.items() if key.startswith("val_dice_")):
             self._reached = True
             if self.best_epoch != epoch + 1:
-                # This is the model that was asked for, although another had a better mean.
+                # We keep this model although another had a better mean, because this one is what the user asked for.
                 self.best, self.best_epoch = dice, epoch + 1
                 self._save()
             log.info("stopped: every class has a validation Dice of %.4f or more", self._stop_at_dice)
@@ -156,22 +160,22 @@ class KeepBest(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def state(self) -> Any:
-        """What a checkpoint must hold."""
+        """Returns the values that a checkpoint must hold."""
         return [self.best, self.best_epoch, self._last_epoch, self._reached]
 
     def restore(self, state: Any) -> None:
-        """Takes back what `state` gave."""
+        """Restores the values that `state` returned."""
         self.best, self.best_epoch, self._last_epoch, self._reached = state
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Writes all that a training needs to go on from the very step it stopped at.
+    """A callback that writes all that a training needs to go on from the very step at which it stopped.
 
-    It does so after each epoch, every so many minutes, and when asked to stop.
+    It writes after each epoch, at intervals of some minutes, and when asked to stop.
 
-    That is every variable of the model, the optimiser and the running metrics, the states of the dropout's random numbers among
-    them, and the states of the other callbacks; the order of the samples and their augmentation need nothing, being functions of
-    seed and step. The last two files are kept, each replaced whole.
+    A file holds every variable of the model, the optimiser and the running metrics, and the states of the other callbacks. The states of
+    the dropout's random numbers are among the variables. The order of the samples and their augmentation are functions of seed and step,
+    so a file need not hold them. The last two files are kept, each replaced whole.
     """
 
     def __init__(
@@ -184,15 +188,15 @@ class Checkpoint(keras.callbacks.Callback):
         stop: Callable[[], bool] = lambda: False,
         write: bool = True,
     ) -> None:
-        """Place it behind the others.
+        """Starts at step 0. It must be the last of the callbacks that it saves.
 
         Args:
-            folder: Of the files.
+            folder: The folder of the files.
             others: Callbacks with `state` and `restore`.
-            steps: Of an epoch.
-            minutes: At most so long, and a step, after one checkpoint comes the next.
-            stop: Whether to write one now, and end the training with KeyboardInterrupt.
-            write: Whether to write at all; of several hosts only one does.
+            steps: Steps of an epoch.
+            minutes: The longest time between two checkpoints, but for one step.
+            stop: A function that says whether to write a checkpoint now and end the training with KeyboardInterrupt.
+            write: Whether to write at all; only one of several hosts does.
         """
         super().__init__()
         self.step = 0
@@ -202,23 +206,23 @@ class Checkpoint(keras.callbacks.Callback):
         self._seconds = 60 * minutes
         self._stop = stop
         self._write = write
-        self._running: list[np.ndarray] = []
-        self._first = 0
-        self._written = time.monotonic()
+        self._running_metrics: list[np.ndarray] = []
+        self._first_step = 0
+        self._last_save = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """In an epoch that was begun before, puts the running metrics back, which Keras has just reset."""
-        self._first = self.step
-        if self._running:
-            for variable, array in zip(self.model.metrics_variables, self._running, strict=True):
+        """Restores the running metrics of a resumed epoch, which Keras has just reset."""
+        self._first_step = self.step
+        if self._running_metrics:
+            for variable, array in zip(self.model.metrics_variables, self._running_metrics, strict=True):
                 variable.assign(array)
-            self._running = []
+            self._running_metrics = []
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Writes a checkpoint if it is time, unless the epoch's own is next."""
-        self.step = self._first + batch + 1
+        """Writes a checkpoint if it is time. After the epoch's last step `on_epoch_end` writes it instead."""
+        self.step = self._first_step + batch + 1
         stop = self._stop()
-        if self.step % self._steps and (stop or time.monotonic() - self._written > self._seconds):
+        if self.step % self._steps and (stop or time.monotonic() - self._last_save > self._seconds):
             self._save()
             if stop:
                 raise KeyboardInterrupt
@@ -230,13 +234,13 @@ class Checkpoint(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
     def restore(self, model: keras.Model) -> int:
-        """Puts model, optimiser and callbacks back where the newest whole checkpoint has them.
+        """Restores model, optimiser and callbacks from the newest checkpoint that is whole.
 
         Args:
-            model: Compiled, of the same architecture.
+            model: A compiled model of the same architecture.
 
         Returns:
-            How many steps are done; 0 where there is no checkpoint yet.
+            The number of steps done; 0 where there is no checkpoint yet.
 
         Raises:
             ValueError: If no file is whole, or they belong to another model.
@@ -265,7 +269,7 @@ class Checkpoint(keras.callbacks.Callback):
                 other.restore(value)
             self.step = state["step"]
             if self.step % self._steps:
-                self._running = arrays[len(arrays) - len(model.metrics_variables) :]
+                self._running_metrics = arrays[len(arrays) - len(model.metrics_variables) :]
             return self.step
         if files:
             raise ValueError(f"Expected a whole checkpoint in {self._folder}. Received: {len(files)} damaged ones. Start the run anew.")
@@ -276,14 +280,14 @@ class Checkpoint(keras.callbacks.Callback):
             variables = _list_variables(self.model)
             arrays = {f"variable_{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
             arrays["state"] = np.array(json.dumps({"step": self.step, "others": [other.state() for other in self._others]}))
-            # Nine digits: names in alphabetical order are in order of time.
+            # With nine digits, alphabetical order is order of time.
             with replace_file(self._folder / f"step_{self.step:09d}.npz") as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             for old in sorted(self._folder.glob("step_*.npz"))[:-2]:
                 old.unlink()
-        self._written = time.monotonic()
+        self._last_save = time.monotonic()
 
 
 def _list_variables(model: keras.Model) -> list:
@@ -291,39 +295,45 @@ def _list_variables(model: keras.Model) -> list:
 
 
 class FirstSteps(keras.callbacks.Callback):
-    """Calls back once a number of steps is done: what the weights are then is what a repetition of the run must arrive at."""
+    """A callback that calls a function once, after a number of steps. A repetition of the run must then have the same weights."""
 
-    def __init__(self, number: int, done: int, reached: Callable[[keras.Model], None]) -> None:
-        """Args: number: of steps; done: steps before this start; reached: is given the model when that many are done."""
+    def __init__(self, number: int, done: int, on_reached: Callable[[keras.Model], None]) -> None:
+        """Starts to count.
+
+        Args:
+            number: The number of steps.
+            done: Steps done before this start.
+            on_reached: A function called with the model when `number` steps are done.
+        """
         super().__init__()
         self._number = number
         self._done = done
-        self._reached = reached
+        self._on_reached = on_reached
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Counts."""
+        """Counts the steps."""
         self._done += 1
         if self._done == self._number:
-            self._reached(self.model)
+            self._on_reached(self.model)
 
 
 class StepCallbacks(keras.callbacks.CallbackList):
-    """Callbacks that are told of a training step, but not of its losses.
+    """A list of callbacks that learn of each training step, but not of its losses.
 
-    Keras reads the losses of every step before it hands out the next, and a GPU has nothing to do meanwhile. Callbacks here only count
-    steps; what an epoch came to they are told at its end.
+    Keras reads the losses of every step before it starts the next, and a GPU idles meanwhile. Our callbacks only count steps. They get the
+    losses at the end of an epoch.
     """
 
-    # The device may be so many steps behind; without a bound the batches that wait for it would fill its memory.
+    # The device may be this many steps behind. Without a bound the batches that wait for it would fill its memory.
     AHEAD = 2
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model) -> None:
-        """Args: callbacks: in their order; model: that is fitted."""
+        """Takes the callbacks in their order, and the model that is fitted."""
         super().__init__(callbacks, add_history=True, model=model)
         self._waiting: deque = deque()
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Passes the step on once the one before the last is done."""
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Passes the step on once the device is at most `AHEAD` steps behind."""
         self._waiting.extend(list(logs.values())[:1])
         if len(self._waiting) > self.AHEAD:
             ops.convert_to_numpy(self._waiting.popleft())
@@ -332,10 +342,10 @@ class StepCallbacks(keras.callbacks.CallbackList):
 
 
 class Progress(keras.callbacks.Callback):
-    """One bar over the whole training, with the time left."""
+    """A progress bar over the whole training, with the time left."""
 
     def __init__(self, total: int, checkpoint: Checkpoint) -> None:
-        """Args: total: steps of the training; checkpoint: knows how many are done."""
+        """Takes the steps of the training, and the checkpoint, which knows how many are done."""
         super().__init__()
         self._total, self._checkpoint = total, checkpoint
         self._bar: tqdm | None = None
@@ -346,9 +356,11 @@ class Progress(keras.callbacks.Callback):
         self._bar = tqdm(total=self._total, initial=done, desc="training", unit="step", leave=False, mininterval=1, disable=None)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Moves it."""
-        self._bar.update()
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Clears it."""
-        self._bar.close()
+        """Clears the bar."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,4 +1,4 @@
-"""Pools the scores of a cross-validation, in which a model that never saw it tested each subject."""
+"""Pools the scores of a cross-validation. Each subject was tested by a model that never saw it."""
 
 import logging
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ def pool_folds(run: RunFolder, settings: Settings, subjects: Mapping[str, str]) 
     """Writes the pooled scores of all folds, their intervals over subjects, and a picture.
 
     Args:
-        run: The folder of the whole, whose folds are finished.
-        settings: Of the whole.
+        run: The folder of the cross-validation; all its folds are finished.
+        settings: The settings of the cross-validation.
         subjects: `{case or volume identifier: subject}`.
 
     Raises:

@@ -19,15 +19,15 @@ log = logging.getLogger("mri")
 
 
 def evaluate(cases: Sequence[Case], run: RunFolder, summary: Mapping[str, Any], tracker: Tracker) -> None:
-    """Scores the saved bundle on the test cases as they lie on disk, slices also as whole scans, and writes scores and summary.
+    """Scores the saved bundle on the test cases as they lie on disk, and writes scores and summary. Slices also count as whole scans.
 
     Args:
         cases: The test cases.
-        run: Whose bundle is scored.
-        summary: What `summary.json` begins with.
-        tracker: Is told the means.
+        run: The run whose bundle is scored.
+        summary: The first entries of `summary.json`.
+        tracker: The tracker that logs the means.
     """
-    # What predict.py will compute with is what is scored.
+    # We convert first, so that the engine that is scored is the one that predict.py will use.
     saved = ModelBundle.load(run.path, "keras")
     convert_bundle(saved, run.path)
     bundle = ModelBundle.load(run.path)
@@ -63,13 +63,14 @@ def _draw_examples(bundle: ModelBundle, scores: Sequence[scoring.Score], cases: 
     for name, item in zip(examples, predict_cases([bundle], examples.values()), strict=True):
         if item.label is None:
             continue
-        case_id, geometry = item.case.case_id, {"spacing_mm": item.image.spacing_mm, "affine": item.image.affine}
+        case_id, image = item.case.case_id, item.image
         dice = {score.class_name: score.dice for score in scores if score.case == case_id}
-        drawn = (item.image.array, item.label, item.prediction, bundle.class_names)
+        maps = (image.array, item.label, item.prediction, bundle.class_names)
+        geometry: dict[str, Any] = {"spacing_mm": image.spacing_mm, "affine": image.affine}
         title = f"{case_id} ({name} test case)"
-        reports.draw_comparison(run.figures / f"comparison_{name}_{case_id}.png", *drawn, title=title, scores=dice, **geometry)
+        reports.draw_comparison(run.figures / f"comparison_{name}_{case_id}.png", *maps, title=title, scores=dice, **geometry)
         if item.label.ndim == 3:
-            reports.draw_montage(run.figures / f"montage_{name}_{case_id}.png", *drawn, title=title, **geometry)
+            reports.draw_montage(run.figures / f"montage_{name}_{case_id}.png", *maps, title=title, **geometry)
 
 
 def choose_examples(scores: Sequence[scoring.Score], cases: Sequence[Case]) -> dict[str, Case]:
@@ -78,13 +79,13 @@ def choose_examples(scores: Sequence[scoring.Score], cases: Sequence[Case]) -> d
     dice: dict[str, list[float]] = {}
     occupied = set()
     for item in scores:
-        # Slices are also scored as the scans they make up, which are no cases.
+        # Some scores are of scans that slices make up. These are no cases.
         if item.case in by_id:
             # A class that is in neither label nor prediction says nothing about a case.
             dice.setdefault(item.case, []).extend([] if math.isnan(item.dice) else [item.dice])
             if item.reference_voxels:
                 occupied.add(item.case)
     ranked = sorted((sum(values) / max(len(values), 1), case) for case, values in dice.items() if case in occupied or not occupied)
-    # Of one or two test cases there are not three to show: the better name wins.
+    # With one or two test cases a case has several names. The best of them wins.
     names = {0: "worst"} | {len(ranked) // 2: "median"} | {len(ranked) - 1: "best"}
     return {name: by_id[ranked[place][1]] for place, name in reversed(names.items())}

@@ -1,4 +1,4 @@
-"""Measures the training cases, so far as the plan needs it."""
+"""Measures the training cases, as far as the plan needs it."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +12,16 @@ from modules.run.settings import Settings
 
 
 def measure(cases: Sequence[Case], spec: DatasetSpec, settings: Settings) -> Fingerprint:
-    """Measures training cases; no file is read where no size follows from the scans.
+    """Measures training cases. It reads no file where no size follows from the scans.
 
     Raises:
-        FileNotFoundError, ValueError: From reading, naming the file, and from settings that do not fit the data set.
+        FileNotFoundError, ValueError: If a file cannot be read, naming it, or settings do not fit the data set.
     """
     draft = draft_plan(settings, spec)
     if not draft.needs_shapes:
         return Fingerprint(len(cases))
     if draft.mode != "volume":
-        # The cache will need them in just this form.
+        # Training needs the cases in this form too, so we measure them through the cache.
         shapes = [case.shape for case in prepare_cases(cases, spec, draft.preprocessing, Path(settings.cache))]
         return Fingerprint(len(cases), tuple(shapes))
 

@@ -1,4 +1,4 @@
-"""Fits the network of a prepared run: the trainer, its data, and what happens after steps and epochs."""
+"""Fits the network of a prepared run: makes the trainer, its data and its callbacks, and trains."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ from modules.run.proof import hash_weights
 from modules.run.signals import StopRequest
 from modules.run.tracking import Tracker
 
-# `--verify` trains as many steps again.
+# `--verify` trains this many steps again.
 PROOF_STEPS = 10
 
 log = logging.getLogger("mri")
@@ -27,10 +27,10 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
     """Trains the network from the run's last checkpoint, or from the start, and saves the best bundle.
 
     Args:
-        prepared: What is trained.
-        bundle: Whose model shares its weights with the network.
-        run: Where bundle, history, checkpoints and the proof are written.
-        tracker: Is told of each epoch.
+        prepared: The prepared run.
+        bundle: A bundle whose model shares its weights with the network.
+        run: The folder for bundle, history, checkpoints and proof.
+        tracker: The tracker that logs each epoch.
 
     Returns:
         The epoch of the best bundle, from 1.
@@ -43,7 +43,7 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
     trainer = make_trainer(prepared)
 
     def save_best() -> None:
-        # All hosts put the averages in, one saves them.
+        # All hosts swap the averages in. One host saves them.
         with trainer.averaged():
             if writes:
                 bundle.save(run.bundle)
@@ -62,17 +62,17 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         first = f"epoch {done // steps + 1}" + (f", step {done % steps + 1}" if done % steps else "")
         log.info("%s: %s weights, %d steps an epoch, begins at %s", plan.network, f"{prepared.network.count_params():,}", steps, first)
         proof = FirstSteps(proof_steps, done, write_proof)
-        # The checkpoint comes after all that it stands for: what is written before it is written again after a resume.
-        callbacks = [UseAverages(trainer), history, keep_best, proof, checkpoint]
+        # The checkpoint comes last. Files that were written after it are then written again after a resume.
+        callbacks: list[Any] = [UseAverages(trainer), history, keep_best, proof, checkpoint]
         callbacks += [Progress(settings.epochs * steps, checkpoint)] if writes else []
-        # An epoch that was interrupted is finished first: Keras knows no epochs of different lengths within one fit.
+        # A fit of its own finishes an interrupted epoch, because all epochs of a fit have one length in Keras.
         epoch, inside = divmod(done, steps)
         for begin, end in ((epoch, epoch + 1), (epoch + 1, settings.epochs)) if inside else ((epoch, settings.epochs),):
             if begin >= end or keep_best.finished:
                 break
             trainer.fit(
                 make_training_data(prepared, checkpoint.step),
-                validation_data=make_pipeline(prepared.prepared["validate"], training=False, **_pipeline_settings(prepared)),
+                validation_data=make_pipeline(prepared.prepared["validate"], training=False, **_list_pipeline_options(prepared)),
                 initial_epoch=begin,
                 epochs=end,
                 steps_per_epoch=steps - checkpoint.step % steps,
@@ -113,7 +113,7 @@ def make_trainer(prepared: PreparedRun):
         settings.optimizer, rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, accumulate=settings.accumulate
     )
     if prepared.precision == "float16":
-        # Small gradients would vanish in it.
+        # Without loss scaling, small gradients would vanish in float16.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     trainer.compile(optimizer=optimizer)
     return trainer
@@ -125,13 +125,13 @@ def make_training_data(prepared: PreparedRun, first_step: int):
         prepared.prepared["train"],
         training=True,
         sampler=prepared.plan.sampler,
-        draw_augmentation=_make_draw(prepared),
+        draw_augmentation=_make_draw_augmentation(prepared),
         first_step=first_step,
-        **_pipeline_settings(prepared),
+        **_list_pipeline_options(prepared),
     )
 
 
-def _pipeline_settings(prepared: PreparedRun) -> dict[str, Any]:
+def _list_pipeline_options(prepared: PreparedRun) -> dict[str, Any]:
     return {
         "window": prepared.plan.window,
         "channels": len(prepared.spec.channels),
@@ -142,7 +142,7 @@ def _pipeline_settings(prepared: PreparedRun) -> dict[str, Any]:
 
 
 def _weigh_classes(prepared: PreparedRun) -> tuple[float, ...] | None:
-    """Weighs the classes in the loss: inverse to how often they occur, with a mean of 1; None for equal ones."""
+    """Weighs the classes in the loss by the inverse of their frequency, with a mean of 1; None for equal weights."""
     if prepared.settings.class_weights == "none":
         return None
     counts = np.sum([case.count_classes(prepared.spec.num_classes) for case in prepared.prepared["train"]], axis=0)
@@ -152,16 +152,16 @@ def _weigh_classes(prepared: PreparedRun) -> tuple[float, ...] | None:
     return tuple(float(weight) for weight in weights)
 
 
-def _make_draw(prepared: PreparedRun) -> DrawAugmentation | None:
+def _make_draw_augmentation(prepared: PreparedRun) -> DrawAugmentation | None:
     """Makes the function that draws the augmentation of one sample; None where nothing is augmented."""
     augmentation = AUGMENTATIONS[prepared.settings.augment]
     if augmentation is None:
         return None
     window, channels = prepared.plan.window, len(prepared.spec.channels)
-    # Volumes are in canonical orientation, whose first axis runs from left to right; of 2-D files nobody knows.
+    # Volumes are in canonical orientation, whose first axis runs from left to right. 2-D files do not say which axis does.
     left_right = 0 if prepared.spec.spatial_dims == 3 and window.sizes[0] > 1 else None
 
-    def draw(rng: np.random.Generator, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
+    def draw_augmentation(rng: np.random.Generator, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
         return draw_parameters(rng, augmentation, window.shape, channels, spacing_mm=spacing_mm, left_right=left_right)
 
-    return draw
+    return draw_augmentation

@@ -1,4 +1,4 @@
-"""The flags of train.py: generated from the settings, the presets and the networks' options."""
+"""The flags of train.py, generated from the settings, the presets and the networks' options."""
 
 import argparse
 import typing
@@ -18,7 +18,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are ordinary ValueErrors, so that `run_command` reports them like any other."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Takes what `argparse.ArgumentParser` takes."""
+        """Takes the arguments of `argparse.ArgumentParser`."""
         super().__init__(*arguments, **options)
         self.add_argument("--version", action="version", version=f"%(prog)s {modules.__version__}")
 
@@ -29,14 +29,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What train.py was asked for.
+    """The task that the flags give to train.py.
 
     Attributes:
-        settings: The settings; None where only a list is wanted.
+        settings: The settings; None where the user only wants a list.
         resume: The run to go on with.
-        verify: The run to repeat the beginning of.
-        devices: How many of each host share a batch; None for as many as can.
-        joined: Coordinator, number of hosts, and which this is, see `modules.devices.start_hosts`.
+        verify: The run whose first steps are repeated.
+        devices: Number of devices of each host that share a batch; None for as many as can.
+        joined: Coordinator, number of hosts, and index of this host, see `modules.devices.start_hosts`.
     """
 
     settings: Settings | None
@@ -52,14 +52,17 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     Precedence: defaults < the data set's own < `--preset` < flags.
 
     Args:
-        argv: The command line; None for that of the process.
+        argv: The command line; None for the process's own.
         datasets: The catalogue.
 
     Raises:
         ValueError: For an unknown flag, value, preset or data set, and for settings that are not those of the run to resume.
     """
     given = vars(_make_parser(datasets).parse_args(argv))
-    start = {"devices": given.pop("devices"), "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host"))}
+    machines: dict[str, Any] = {
+        "devices": given.pop("devices"),
+        "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
+    }
     preset, listed = given.pop("preset"), given.pop("list")
     resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
     if resume and verify:
@@ -70,20 +73,20 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     if run := resume or verify:
         settings = RunFolder(run).read_settings()
         _check_same(chosen, settings, run)
-        # Where a run is told about changes nothing in it.
+        # The tracker may differ, because it does not affect the results of a run.
         settings = replace(settings, track=chosen.get("track", settings.track))
-        return TrainingRequest(settings, resume, verify, **start)
+        return TrainingRequest(settings, resume, verify, **machines)
     if given.get("demo") and not preset:
         volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
         chosen = read_preset("demo3d" if volumes else "demo") | chosen
     if "dataset" not in chosen:
         raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: none.")
     own = dict(datasets[chosen["dataset"]].defaults)
-    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), **start)
+    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), **machines)
 
 
 def describe_choices(datasets: Mapping[str, DatasetSpec]) -> list[str]:
-    """Returns the lines that say which data sets, networks, losses and presets there are, and what to type next."""
+    """Returns the lines that list data sets, networks, losses and presets, and say what to type next."""
     lines = ["Data sets (python train.py --dataset NAME [--data FOLDER]):"]
     for spec in datasets.values():
         folder = default_data_folder(spec.name)
@@ -113,9 +116,9 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
             if item.default not in (MISSING, None, "", (), False):
                 text += f" (default {item.default})"
             _add_flag(parser, item.name, text, choices)
-    group = parser.add_argument_group("options of the network, which the chosen one has or not")
+    group = parser.add_argument_group("options that only some networks have")
     for name, forms in NETWORK_OPTIONS.items():
-        # Networks that say the same of it share a line.
+        # Networks with the same help for an option share a line.
         texts: dict[str, list[str]] = {}
         for network, option in forms.items():
             texts.setdefault(option.help, []).append(f"{network} ({option.default})")
@@ -124,7 +127,7 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
 
 
 def _check_same(chosen: dict[str, Any], settings: Settings, run: Path) -> None:
-    """Refuses settings that are not those of a run, naming the first that differs."""
+    """Raises ValueError for settings that are not those of a run, naming the first that differs."""
     begun = settings.to_json()
     for name, value in Settings.from_json({"dataset": settings.dataset, **chosen}, "the flags").to_json().items():
         if name in chosen and name != "track" and value != begun.get(name):

@@ -1,4 +1,4 @@
-"""The folder of a run: which files it has, how each is written whole, and who may write there."""
+"""The folder of a run: its files by name, the writing of each as a whole, and the claim of the process that trains there."""
 
 import json
 import logging
@@ -18,24 +18,24 @@ from modules.run.settings import Settings
 
 try:
     import fcntl
-except ImportError:  # Windows has none: there nothing keeps two trainings out of one folder.
-    fcntl = None  # ty: ignore[invalid-assignment]
+except ImportError:  # Windows has no fcntl, so nothing keeps two trainings out of one folder there.
+    fcntl = None
 
 log = logging.getLogger("mri")
 
 
 class RunFolder:
-    """A run's folder, whose files are known by name here and nowhere else.
+    """A run's folder. Only this class knows the names of its files.
 
-    It is a context: inside, messages go to its `log.txt` as well, and whoever created or claimed it alone may train there. The
-    operating system ends that claim with the process, however it ends.
+    The folder is a context manager: inside, messages also go to its `log.txt`. Only the process that created or claimed the folder may
+    train there. The operating system ends that claim with the process, however the process ends.
 
     Attributes:
-        path: Where it lies.
+        path: The folder's path.
     """
 
     def __init__(self, path: Path) -> None:
-        """Args: path: where the folder lies; it need not exist yet."""
+        """Takes the folder's path; the folder need not exist yet."""
         self.path = Path(path)
         self._lock: int | None = None
         self._handler: logging.Handler | None = None
@@ -46,11 +46,11 @@ class RunFolder:
         parts = (settings.dataset, network or settings.network, f"{datetime.now():%Y%m%d-%H%M%S}")
         return cls(Path(settings.runs) / (settings.name or "-".join(filter(None, parts))))
 
-    # The files.
+    # ------------------------------------------------------------------------------------------------------------------ files
 
     @property
     def record(self) -> Path:
-        """Settings, environment and the case ids of each split."""
+        """The record of the run: settings, environment and the case ids of each split."""
         return self.path / "run.json"
 
     @property
@@ -70,27 +70,27 @@ class RunFolder:
 
     @property
     def history(self) -> Path:
-        """A row an epoch."""
+        """The table with a row an epoch."""
         return self.path / "history.csv"
 
     @property
     def scores(self) -> Path:
-        """A row a test case and class."""
+        """The table with a row a test case and class."""
         return self.path / "scores.csv"
 
     @property
     def summary(self) -> Path:
-        """Test means with their intervals, written last: a run that has it is finished."""
+        """The test means with their intervals. It is written last, so a run that has it is finished."""
         return self.path / "summary.json"
 
     @property
     def tracking(self) -> Path:
-        """Which run of a tracking server this is."""
+        """The identity of the run at a tracking server."""
         return self.path / "tracking.json"
 
     @property
     def log(self) -> Path:
-        """What was printed, with the time."""
+        """The messages of the run, with their times."""
         return self.path / "log.txt"
 
     @property
@@ -119,19 +119,19 @@ class RunFolder:
         return self.path / "export"
 
     def list_folds(self, number: int) -> list["RunFolder"]:
-        """Returns the folders of the folds of a cross-validation, which exist or not."""
+        """Lists the folders of the folds of a cross-validation, which need not exist."""
         return [RunFolder(self.path / f"fold_{fold}") for fold in range(number)]
 
-    # Making and claiming it.
+    # --------------------------------------------------------------------------------------------------- creation and claim
 
-    def create(self, settings: Settings, plan: Plan | None = None, data: Any = None, **record: Any) -> None:
+    def create(self, settings: Settings, plan: Plan | None = None, data: Any = None, **details: Any) -> None:
         """Makes the folder with all that a resume needs, at once or not at all, and claims it.
 
         Args:
-            settings: Of the run.
-            plan: Of the run; a cross-validation has none of its own.
+            settings: The settings of the run.
+            plan: The plan of the run; a cross-validation has none of its own.
             data: The data files, see `modules.run.proof`.
-            **record: What else belongs into `run.json`.
+            **details: Further entries of `run.json`.
 
         Raises:
             ValueError: If a run of that name exists.
@@ -144,17 +144,17 @@ class RunFolder:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = RunFolder(Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent)))
         try:
-            # `mkdtemp` lets nobody else read it.
+            # `mkdtemp` makes a folder that other users cannot read.
             draft.path.chmod(0o755)
             draft.figures.mkdir()
-            write_json(draft.record, {"config": settings.to_json(), "version": modules.__version__, **record})
+            write_json(draft.record, {"config": settings.to_json(), "version": modules.__version__, **details})
             if plan is not None:
                 write_json(draft.plan, plan.to_json())
             if data is not None:
                 write_json(draft.data, data)
             draft.claim()
             try:
-                # Onto an empty folder this succeeds; ours is not empty, so of two runs that begin at once one fails here.
+                # A rename onto an empty folder succeeds. Ours is not empty, so one of two runs that begin at once fails here.
                 draft.path.rename(self.path)
             except OSError:
                 if self.path.exists():
@@ -193,7 +193,7 @@ class RunFolder:
             self._lock = None
 
     def sweep(self) -> None:
-        """Removes what a killed run left half written under temporary names; a bundle that it had just moved aside is kept."""
+        """Removes temporary files that a killed run left behind, but keeps a bundle that it had just moved aside."""
         for path in list(self.path.rglob(".*")):
             if path.name not in (".bundle.old", ".lock"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -208,18 +208,18 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._handler is not None:
             if kind is not None and issubclass(kind, Exception):
-                # The console has one line of it.
+                # The console shows one line of the error, the log the traceback.
                 log.debug("stopped by an error", exc_info=error)
             log.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
         self.release()
 
-    # Reading it.
+    # ---------------------------------------------------------------------------------------------------------------- reading
 
     @property
     def finished(self) -> bool:
-        """Whether the run was scored."""
+        """True if the run was scored."""
         return self.summary.is_file()
 
     def read_record(self) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class RunFolder:
 
 
 def list_runs(runs: Iterable[Path]) -> list[Path]:
-    """Lists the runs themselves, or their folds where they are cross-validations."""
+    """Lists the runs, and in place of a cross-validation its folds."""
     return [part for run in runs for part in sorted(run.glob("fold_*"), key=lambda path: int(path.name[5:])) or [run]]
 
 
@@ -270,16 +270,16 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"Expected what a run wrote in {path}. Received: {error!r}. Start the run anew.") from error
 
 
-def write_json(path: Path, record: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Writes JSON by way of a temporary name; NaN becomes null."""
     with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(without_nan(record), indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(without_nan(content), indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def without_nan(record: Any) -> Any:
-    """Replaces NaN by None, at any depth of dicts and lists: JSON has no NaN."""
-    if isinstance(record, dict):
-        return {key: without_nan(value) for key, value in record.items()}
-    if isinstance(record, list | tuple):
-        return [without_nan(value) for value in record]
-    return None if isinstance(record, float) and record != record else record
+def without_nan(content: Any) -> Any:
+    """Replaces NaN by None, at any depth of dicts and lists, because JSON has no NaN."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and content != content else content

@@ -1,4 +1,4 @@
-"""Logs a run to MLflow: at a server, or in a local database."""
+"""Logs a run to MLflow, at a server or in a local database."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ log = logging.getLogger("mri")
 
 
 class NoRunError(ValueError):
-    """The run to go on with is not there: says all itself."""
+    """An error because MLflow lacks the run to go on with; its message needs no explanation added."""
 
 
 class MlflowSink:
@@ -31,22 +31,22 @@ class MlflowSink:
 
         self._run = run
         self._client = connect(uri)
-        record = _read_record(run)
-        if "mlflow_run" in record:
-            entry = self._find_run(record, uri)
+        known = _read_tracking(run)
+        if "mlflow_run" in known:
+            entry = self._find_run(known, uri)
             self._client.update_run(entry.info.run_id, status="RUNNING")
         else:
             found = self._client.get_experiment_by_name(experiment)
-            # Otherwise recent servers show it as one of language models.
+            # Without this tag, recent servers show the experiment as one of language models.
             kind = {"mlflow.experimentKind": "custom_model_development"}
             number = found.experiment_id if found else self._client.create_experiment(experiment, tags=kind)
             entry = self._client.create_run(number, run_name=_name_run(run.path))
             with replace_file(run.tracking) as temporary:
                 temporary.write_text(json.dumps({"mlflow_run": entry.info.run_id, "uri": _hide_password(uri)}) + "\n")
         self._id = entry.info.run_id
-        # A run that is resumed has them, unless it was stopped before they were all there.
+        # A resumed run has its parameters and tags, unless it was stopped while they were sent.
         new = [Param(name, value[:_PARAMETER_LENGTH]) for name, value in parameters.items() if name not in entry.data.params]
-        for chunk in _cut(new, 100):
+        for chunk in _split(new, 100):
             self._client.log_batch(self._id, params=chunk)
         self._client.log_batch(
             self._id, tags=[RunTag(name, value[:_TAG_LENGTH]) for name, value in tags.items() if name not in entry.data.tags]
@@ -55,16 +55,19 @@ class MlflowSink:
         log.info("tracking: %s", page if uri.startswith("http") else f"MLflow run {self._id} in {_hide_password(uri)}")
 
     def find_last_epoch(self) -> int:
+        """Finds the last epoch that MLflow has; 0 for none."""
         with limit_waits(retries=3, seconds=30):
             return int(self._client.get_run(self._id).data.metrics.get("epoch", 0))
 
     def log_epoch(self, values: Mapping[str, float], epoch: int) -> None:
-        self._log(values, epoch)
+        """Logs the metrics of an epoch."""
+        self._log_metrics(values, epoch)
 
     def log_summary(self, values: Mapping[str, float], epoch: int) -> None:
-        # What is not of an epoch is at step 0: MLflow draws it as bars.
-        self._log(values, 0)
-        # Files may be large: they get all the time that MLflow gives them.
+        """Logs the test scores, and the run's tables, pictures and bundle."""
+        # The scores belong to no epoch. At step 0, MLflow draws them as bars.
+        self._log_metrics(values, 0)
+        # Files may be large, so we keep MLflow's own long time limits here.
         for path in (self._run.scores, self._run.summary):
             if path.is_file():
                 self._client.log_artifact(self._id, str(path))
@@ -74,36 +77,38 @@ class MlflowSink:
             self._client.log_artifacts(self._id, str(self._run.bundle), "bundle")
 
     def close(self, status: str) -> None:
+        """Ends the run at MLflow with a status: FINISHED, FAILED or KILLED."""
         with limit_waits(retries=3, seconds=30):
             self._client.set_terminated(self._id, status)
 
-    def _find_run(self, record: Mapping[str, str], uri: str):
+    def _find_run(self, known: Mapping[str, str], uri: str):
         from mlflow.exceptions import MlflowException
 
         try:
-            run = self._client.get_run(record["mlflow_run"])
+            run = self._client.get_run(known["mlflow_run"])
         except MlflowException as error:
             if error.get_http_status_code() != 404:
                 raise
             run = None
         if run is None or run.info.lifecycle_stage == "deleted":
             raise NoRunError(
-                f"Expected the MLflow run {record['mlflow_run']} of {self._run.path} at {_hide_password(uri)}. Received: no such run. "
-                f"Set MLFLOW_TRACKING_URI to {record['uri']}, or remove {self._run.tracking} to log a new one."
+                f"Expected the MLflow run {known['mlflow_run']} of {self._run.path} at {_hide_password(uri)}. Received: no such run. "
+                f"Set MLFLOW_TRACKING_URI to {known['uri']}, or remove {self._run.tracking} to log a new one."
             )
         return run
 
-    def _log(self, values: Mapping[str, float], step: int) -> None:
+    def _log_metrics(self, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
         with limit_waits(retries=3, seconds=30):
-            for chunk in _cut([Metric(name, value, now, step) for name, value in values.items()], 1000):
+            for chunk in _split([Metric(name, value, now, step) for name, value in values.items()], 1000):
                 self._client.log_batch(self._id, metrics=chunk)
 
 
 def connect(uri: str):
-    # Training data of hospitals: nothing leaves for anywhere but the server that was named, unless the user wants it to.
+    """Connects to an MLflow server or store."""
+    # The data may come from hospitals, so nothing goes anywhere but to the named server unless the user allows it.
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_LOGGING_LEVEL", "WARNING"),
@@ -118,31 +123,31 @@ def connect(uri: str):
 
 
 def find_uri(run: RunFolder | None) -> str:
-    """Returns the address of the server or store: that of the environment, of the run that is resumed, or the current folder's."""
-    record = _read_record(run) if run else {}
-    return os.environ.get("MLFLOW_TRACKING_URI") or record.get("uri") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    """Finds the address of the server or store: the environment's, else that of the run that is resumed, else the current folder's."""
+    known = _read_tracking(run) if run else {}
+    return os.environ.get("MLFLOW_TRACKING_URI") or known.get("uri") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
-def _read_record(run: RunFolder) -> dict[str, str]:
+def _read_tracking(run: RunFolder) -> dict[str, str]:
     path = run.tracking
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text())
-        return {name: str(record[name]) for name in ("mlflow_run", "uri")}
+        content = json.loads(path.read_text())
+        return {name: str(content[name]) for name in ("mlflow_run", "uri")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"Expected an MLflow run in {path}. Received: {error!r}. Remove the file to log a new one.") from error
 
 
 def _name_run(folder: Path) -> str:
     folder = folder.absolute()
-    # A fold lies in the folder of all folds, which is a run of its own.
+    # A fold lies in the folder of the cross-validation, which is a run too.
     return f"{folder.parent.name}/{folder.name}" if RunFolder(folder.parent).record.is_file() else folder.name
 
 
 @contextlib.contextmanager
-def limit_waits(*, retries: int, seconds: int) -> Iterator[None]:
-    """Keeps MLflow from waiting minutes for a server that is not there, unless the user has said how long to."""
+def limit_waits(*, retries: int, seconds: int) -> Generator[None, None, None]:
+    """Keeps MLflow from waiting minutes for an absent server, unless the user has set how long to wait."""
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
     added = {name: value for name, value in limits.items() if name not in os.environ}
     os.environ.update(added)
@@ -154,27 +159,27 @@ def limit_waits(*, retries: int, seconds: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explain_start(uri: str) -> Iterator[None]:
-    """Turns whatever goes wrong with MLflow within into one ValueError that says what to do."""
+def explain_start(uri: str) -> Generator[None, None, None]:
+    """Turns any error of MLflow within the block into one ValueError that says what to do."""
     try:
         yield
     except ImportError as error:
         raise ValueError(f"Expected the package mlflow for --track mlflow. Received: {error}. Install it: pip install mlflow") from error
     except NoRunError:
         raise
-    except Exception as error:  # Of MLflow, of the database, of the network: each library has its own.
+    except Exception as error:  # MLflow, the database and the network each raise errors of their own.
         remote = uri.startswith("http")
         status = getattr(error, "get_http_status_code", lambda: 0)()
         remedy = (
             "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if status in (401, 403) else "Start it" if remote else "Mend it"
         )
         raise ValueError(
-            f"Expected an MLflow {'server' if remote else 'store'} at {_hide_password(uri)}. Received: {describe(error)}. "
+            f"Expected an MLflow {'server' if remote else 'store'} at {_hide_password(uri)}. Received: {describe_error(error)}. "
             f"{remedy}, or use --track none."
         ) from error
 
 
-def _cut(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _split(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
@@ -182,8 +187,8 @@ def _hide_password(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
-def describe(error: BaseException) -> str:
-    """One short line: of what went wrong in the network the first cause, which all the libraries above it only wrap."""
+def describe_error(error: BaseException) -> str:
+    """Describes the first cause of a network error, or any other error itself, in one short line."""
     chain = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)

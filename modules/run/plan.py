@@ -1,6 +1,6 @@
-"""The plan: everything that follows from the settings, the data set and its scans is decided here, once, and written down.
+"""The plan: all decisions that follow from the settings, the data set and its scans, made once and written down.
 
-`make_plan` is pure. The pipeline, the trainer, the evaluation and the bundle are told what it decided and decide nothing themselves.
+`make_plan` is pure. The pipeline, the trainer, the evaluation and the bundle follow its decisions and make none themselves.
 """
 
 import math
@@ -23,12 +23,12 @@ MOST_VOXELS = 96**3
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the training cases measure.
+    """The measurements of the training cases.
 
     Attributes:
-        cases: How many there are.
-        shapes: The shape of each, in canonical orientation, after foreground crop and resampling; empty where no size follows
-            from the scans.
+        cases: Number of training cases.
+        shapes: The shape of each case, in canonical orientation, after foreground crop and resampling. Empty where no size follows from
+            the scans.
     """
 
     cases: int
@@ -40,17 +40,17 @@ class Plan:
     """All decisions about size and shape that training and prediction share.
 
     Attributes:
-        mode: What a sample is: "slice", "volume" or "patch".
+        mode: The kind of sample: "slice", "volume" or "patch".
         plane: The plane of slices of volumes.
         network: The network's name.
-        divisor: Every size of the window is a multiple of it: the network halves the resolution as often as 2 divides it.
-        preprocessing: What is done to each case before the network.
-        window: What the network sees at once.
-        fit: How cases meet the window: "crop" (or pad) about the centre, "resample" to it, or "tile" them with windows.
+        divisor: A number that divides every size of the window. The network halves the resolution as often as 2 divides it.
+        preprocessing: The steps that each case goes through before the network.
+        window: The window that the network sees at once.
+        fit: The way to fit cases to the window: "crop" (or pad) about the centre, "resample" to it, or "tile" them with windows.
         batch_size: Samples a step, over all devices.
-        sampler: Draws training patches; None where samples are the windows of a grid.
+        sampler: The sampler of training patches; None where samples are the windows of a grid.
         steps_per_epoch: Batches an epoch.
-        reasons: Why, by the name of the decision.
+        reasons: The reason for each decision, by its name.
     """
 
     mode: str
@@ -71,22 +71,20 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str) -> "Plan":
-        """Reads what `to_json` gave; raises ValueError naming `source` for anything else."""
+        """Reads a plan that `to_json` returned; raises ValueError naming `source` for anything else."""
         try:
             sampler = values["sampler"]
-            return cls(
-                **dict(values)
-                | {
-                    "preprocessing": Preprocessing(**_to_tuples(values["preprocessing"])),
-                    "window": Window(tuple(values["window"])),
-                    "sampler": None if sampler is None else PatchSampler(**_to_tuples(sampler)),
-                }
-            )
+            records: dict[str, Any] = {
+                "preprocessing": Preprocessing(**_to_tuples(values["preprocessing"])),
+                "window": Window(tuple(values["window"])),
+                "sampler": None if sampler is None else PatchSampler(**_to_tuples(sampler)),
+            }
+            return cls(**dict(values) | records)
         except (KeyError, TypeError) as error:
             raise ValueError(f"Expected a plan in {source}. Received: {error!r}. Start the run anew.") from error
 
     def describe(self) -> list[str]:
-        """Returns a line a decision, with its reason."""
+        """Describes each decision with its reason in a line."""
         decisions = {
             "mode": self.mode,
             "network": self.network,
@@ -98,8 +96,18 @@ class Plan:
         return [f"plan  {name:<9}{value:<22}{self.reasons.get(name, '')}".rstrip() for name, value in decisions.items()]
 
 
-class Draft(NamedTuple):
-    """The decisions that need no scan, see `Plan`; `sizes` of the window is empty where it follows from the scans."""
+class PlanDraft(NamedTuple):
+    """The decisions that need no scan; the names are those of `Plan`.
+
+    Attributes:
+        mode: The kind of sample.
+        plane: The plane of slices of volumes.
+        network: The network's name.
+        preprocessing: The preprocessing, without the shape of the window.
+        sizes: Sizes of the window; empty where they follow from the scans.
+        needs_shapes: Whether the plan needs the shapes of the training cases.
+        reasons: The reason for each decision, by its name.
+    """
 
     mode: str
     plane: str
@@ -110,8 +118,8 @@ class Draft(NamedTuple):
     reasons: dict[str, str]
 
 
-def draft_plan(settings: Settings, spec: DatasetSpec) -> Draft:
-    """Decides what needs no scan: a wrong setting shows before the first file is read.
+def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
+    """Makes the decisions that need no scan, so that a wrong setting shows before the first file is read.
 
     Raises:
         ValueError: If mode, network, its options or sizes do not fit the data set or one another.
@@ -148,16 +156,16 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> Draft:
         "window": "set" if settings.shape else "the data set's own",
         "batch": "set" if settings.batch_size else f"for {rank}-D",
     }
-    return Draft(mode, plane, network, preprocessing, sizes, volumes and (not sizes or mode == "slice"), reasons)
+    return PlanDraft(mode, plane, network, preprocessing, sizes, volumes and (not sizes or mode == "slice"), reasons)
 
 
 def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -> Plan:
     """Makes the plan of a training; a pure function of its arguments.
 
     Args:
-        settings: What the user set.
+        settings: The user's settings.
         spec: The data set, reduced to the chosen classes.
-        fingerprint: From `modules.run.fingerprint.measure`.
+        fingerprint: The fingerprint of the training cases, see `modules.run.fingerprint.measure`.
 
     Raises:
         ValueError: If settings do not fit the data set or one another.
@@ -169,7 +177,7 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
         sizes = derive_window(fingerprint.shapes, draft.mode, PLANES[draft.plane], divisor)
         reasons["window"] = f"from the shapes of {fingerprint.cases} training cases"
     window = Window(tuple(sizes))
-    # Slices are cropped or padded, as the references do; whole volumes are resampled.
+    # Slices are cropped or padded, as in the references. Whole volumes are resampled.
     fit = "crop" if spec.spatial_dims == 2 else "resample" if draft.mode == "volume" else "tile"
     preprocessing = draft.preprocessing if fit == "tile" else replace(draft.preprocessing, shape=window.sizes, resize=fit == "resample")
     sampler = None
@@ -195,15 +203,15 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
 
 
 def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = MOST_VOXELS) -> tuple[int, ...]:
-    """Chooses what the network sees at once, from the shapes of the prepared cases.
+    """Chooses the window that the network sees at once, from the shapes of the prepared cases.
 
     Args:
-        shapes: `S` of each case, canonical.
-        mode: "slice" takes the largest extents across `plane`, so that nothing is cut off; "patch" the median shape, shrunk in
-            proportion to at most `voxels`; "volume" the same.
+        shapes: `S` of each case, in canonical orientation.
+        mode: For "slice" the largest extents across `plane`, so that nothing is cut off. For "patch" and "volume" the median shape, shrunk
+            in proportion to at most `voxels`.
         plane: The axis that slices lie across.
-        divisor: Each size is a multiple of it.
-        voxels: The most of a patch or volume.
+        divisor: A number that divides each size.
+        voxels: The most voxels of a patch or volume.
 
     Returns:
         Sizes in the rank of the shapes, with a 1 along `plane` for slices.
@@ -213,7 +221,7 @@ def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, diviso
         return tuple(1 if axis == plane else -(-int(size) // divisor) * divisor for axis, size in enumerate(largest))
     window = np.median(shapes, axis=0)
     window = window * min(1.0, (voxels / window.prod()) ** (1 / len(window)))
-    # Padding a little costs less than cutting off a little, as long as the budget holds.
+    # Sizes are rounded up: a little padding costs less than a little cutting, as long as the voxels suffice.
     sizes = [max(divisor, -(-round(size) // divisor) * divisor) for size in window]
     while math.prod(sizes) > voxels and max(sizes) > divisor:
         sizes[sizes.index(max(sizes))] -= divisor

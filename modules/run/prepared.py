@@ -1,4 +1,4 @@
-"""All that a training has before its first step."""
+"""The prepared run: everything that a training has before its first step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from modules.run.settings import Settings
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """All that a training has before its first step.
+    """Everything that a training has before its first step.
 
     Attributes:
-        settings: What the user set.
+        settings: The user's settings.
         spec: The data set, reduced to the chosen classes.
-        plan: What was decided.
+        plan: The plan of the training.
         splits: The cases by split.
-        remarks: What there is to tell about the splits.
+        remarks: Remarks about the splits, in sentences.
         prepared: The same cases, decoded and preprocessed.
         network: A `keras.Model` from images to logits.
-        precision: What the network computes in.
+        precision: The precision that the network computes in.
         devices: Names of the devices that share each batch.
         manifest: The data files and their hashes.
     """
@@ -45,7 +45,7 @@ class PreparedRun:
     manifest: Manifest
 
     def make_bundle(self, provenance: Mapping[str, Any]) -> ModelBundle:
-        """Makes a bundle of the model with its head and all it needs to predict; it shares the network's weights."""
+        """Makes a bundle of the network with its head and all that prediction needs; it shares the network's weights."""
         return ModelBundle(
             model=networks.with_head(self.network),
             preprocessing=self.plan.preprocessing,
@@ -59,10 +59,10 @@ class PreparedRun:
 
 
 def build_network(settings: Settings, spec: DatasetSpec, plan: Plan):
-    """Builds the network and asks the loss about it: a wrong option shows before the run's folder is made.
+    """Builds the network and tries the loss on it, so that a wrong option shows before the run's folder is made.
 
     Raises:
-        ValueError: For an option, a shape, a loss or deep supervision that does not fit.
+        ValueError: If an option, a shape, the loss or deep supervision does not fit.
     """
     from modules.model.losses import SegmentationLoss
 

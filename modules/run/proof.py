@@ -1,4 +1,4 @@
-"""What a run was made of, in hashes: its data files and its program; and whether they are still the same."""
+"""Proofs of a run: hashes of its data files, its program and its weights, and checks that they are still the same."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,33 +15,33 @@ def make_manifest(splits: Mapping[str, Sequence[Case]], root: Path, hashes: Iter
     """Describes the data of a run.
 
     Args:
-        splits: Its labelled cases.
+        splits: The run's labelled cases by split.
         root: The data set's folder.
-        hashes: SHA-256 of each file of each case, the label's last, where they are known; otherwise every file is read.
+        hashes: SHA-256 of each file of each case, the label's last, if they are known; otherwise every file is read.
     """
-    files = [(path, split) for split, cases in splits.items() for case in cases for path in (*case.image_paths, case.label_path)]
+    files = [(path, split) for split, cases in splits.items() for case in cases for path in (*case.image_paths, case.label_path) if path]
     hashes = (hash_file(path) for path, _ in files) if hashes is None else hashes
-    return {_name(path, root): [split, digest] for (path, split), digest in zip(files, hashes, strict=True)}
+    return {_name_file(path, root): [split, digest] for (path, split), digest in zip(files, hashes, strict=True)}
 
 
 def hash_manifest(manifest: Manifest) -> str:
-    """SHA-256 of a manifest: the same for the same bytes in the same splits, wherever the folder lies."""
+    """Returns the SHA-256 of a manifest, which is the same for the same bytes in the same splits, wherever the folder lies."""
     lines = sorted(f"{split} {digest} {name}\n" for name, (split, digest) in manifest.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def hash_code(root: Path) -> str:
-    """SHA-256 of the program: all `.py` and `.toml` files at the root and in `modules`, by name."""
+    """Returns the SHA-256 of the program: of all `.py` and `.toml` files at the root and in `modules`, by name."""
     files = sorted([*root.glob("*.py"), *(root / "modules").rglob("*.py"), *(root / "modules").rglob("*.toml")])
     lines = [f"{path.relative_to(root).as_posix()} {hash_file(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_data(begun: Manifest, now: Manifest, run: Path) -> None:
-    """Refuses data that are not those a run began with.
+    """Checks that the data are those that a run began with.
 
     Raises:
-        ValueError: Naming the first file that was changed, moved to another split, added or removed, and how many there are.
+        ValueError: If a file was changed, moved to another split, added or removed. It names the first, and counts the others.
     """
     for what, names in (
         ("changed", [name for name in begun if name in now and begun[name][1] != now[name][1]]),
@@ -55,23 +55,23 @@ def check_data(begun: Manifest, now: Manifest, run: Path) -> None:
 
 
 def check_equal(what: str, begun: object, now: object, run: Path) -> None:
-    """Refuses what is no longer as it was; raises ValueError naming both."""
+    """Checks that a value is still that of the run; raises ValueError naming both."""
     if begun != now:
         raise ValueError(f"Expected the {what} of {run}, {begun!s:.16}. Received: {now!s:.16}. Restore it, or start a new run.")
 
 
-def _name(path: Path, root: Path) -> str:
+def _name_file(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def hash_weights(model) -> str:
-    """Returns the SHA-256 over the names, shapes and bytes of all weights, in order: equal only for bit-identical weights."""
+    """Returns the SHA-256 over the names, shapes and bytes of all weights, in order. It is equal only for bit-identical weights."""
     from keras import ops
 
     digest = hashlib.sha256()
     for weight in model.weights:
         array = ops.convert_to_numpy(weight)
-        # Keras numbers layers by how many were made before in the process; only the last part of the path is the weight's own.
+        # Keras numbers layers by how many the process made before, so only the last part of the path is the weight's own.
         digest.update(f"{weight.path.rpartition('/')[2]} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
-"""Single cases of a data set to look at: which are shown, and one as a training sees it."""
+"""Samples of a data set to look at: chosen scans, and a case as a training sees it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from modules.run.settings import Settings
 
 
 def choose_scans(cases: Sequence[Case], number: int, seed: int) -> list[list[Case]]:
-    """Draws one labelled scan, with all its slices, of each of at most `number` subjects.
+    """Draws one labelled scan, with all its slices, for each of at most `number` subjects.
 
     Raises:
         ValueError: If no case has a label.
@@ -29,31 +30,33 @@ def choose_scans(cases: Sequence[Case], number: int, seed: int) -> list[list[Cas
 
 
 def choose_case(scan: Sequence[Case], spec: DatasetSpec) -> Case:
-    """The slice of a scan that shows its structures best, or the scan if it is a volume."""
-    # matplotlib comes with it, which `--help` need not wait for.
+    """Chooses the slice of a labelled scan that shows its structures best, or the scan if it is a volume."""
+    # This import brings matplotlib, for which `--help` need not wait.
     from modules.reports.views import choose_slice
 
     if len(scan) == 1:
         return scan[0]
-    labels = (read_label(case.label_path, spec.label_rule) for case in scan)
+    labels = (read_label(_find_label(case), spec.label_rule) for case in scan)
     return scan[choose_slice(np.array([np.bincount(label.ravel(), minlength=spec.num_classes) for label in labels]))]
 
 
 def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.ndarray]:
-    """Makes what a training with the data set's own settings would see of a labelled case.
+    """Makes the sample that a training with the data set's own settings would see of a labelled case.
 
     That is a slice, a whole volume at the size that follows from it, or a patch about its structures.
 
     Args:
         case: A labelled case.
-        spec: Its data set.
-        seed: Of the patch.
+        spec: The case's data set.
+        seed: The seed of the patch's place.
 
     Returns:
         The sample's image `(*P, C)` with its geometry, and its label `(*P)` of class indices.
     """
     settings = Settings(spec.name, **spec.defaults)
     image, label = read_case(case, spec)
+    if label is None:
+        raise ValueError(f"Expected a case with a label. Received: {case.case_id} without one. Add a label.")
     grid = draft_plan(settings, spec).preprocessing.measure(image).grid
     plan = make_plan(settings, spec, Fingerprint(1, (grid,)))
     array, geometry = plan.preprocessing.apply(image)
@@ -64,5 +67,11 @@ def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.nd
         start = draw_start(rng, label.shape, window, points=points, sampling="foreground")
         array, label = cut(array, start, window, array.min(axis=(0, 1, 2))), cut(label, start, window)
     spacing = geometry.measure_spacing(image.spacing_mm)
-    # Volumes are in canonical orientation by now.
+    # Preprocessing has turned volumes to canonical orientation.
     return Volume(array, np.diag([*spacing, 1.0]) if label.ndim == 3 else image.affine, spacing), label
+
+
+def _find_label(case: Case) -> Path:
+    if case.label_path is None:
+        raise ValueError(f"Expected slices with labels. Received: {case.case_id} without one. Add a label.")
+    return case.label_path

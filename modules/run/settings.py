@@ -1,4 +1,4 @@
-"""The settings of a training: one field each, with its help and its only default. Flags and presets are made from these fields."""
+"""The settings of a training: one field each, with its help and its only default. Flags and presets follow from these fields."""
 
 import ast
 import os
@@ -19,20 +19,20 @@ from modules.networks import NETWORKS, Option, list_options
 
 MODULES = Path(__file__).parents[1]
 PRESETS = {path.stem: path for path in sorted((MODULES / "presets").glob("*.toml"))}
-# Read from the source: importing the module would import Keras, and `--help` must not wait for that.
+# We read the names from the source. Importing the module would import Keras, for which `--help` must not wait.
 LOSSES = tuple(
     node.name
     for node in ast.parse((MODULES / "model" / "losses.py").read_text(encoding="utf-8")).body
     if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
 )
-# These would import Keras too: a test compares them with the modules' own.
+# Importing these would import Keras too. A test compares them with the modules' own.
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "cosine_restarts", "polynomial")
 MODES = ("slice", "volume", "patch")
 CLASS_WEIGHTS = ("none", "balanced")
 TRACKERS = ("none", "mlflow", "tensorboard")
 
-# {option: {network: its own form of it}}
+# {option: {network: the network's own form of the option}}
 NETWORK_OPTIONS: dict[str, dict[str, Option]] = {}
 for _network in NETWORKS:
     for _option in list_options(_network):
@@ -45,53 +45,53 @@ def _setting(default: Any = MISSING, help: str = "", choices: Sequence[str] | No
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a training. An empty or missing value leaves the choice to `modules.run.plan.make_plan`."""
+    """All settings of a training. An empty or missing value leaves the choice to `modules.run.plan.make_plan`."""
 
     dataset: str = _setting(help="data set to train on")
-    data: str = _setting("", help="folder of the data set; without it $MRI_DATA/<dataset> or data/<dataset>")
-    demo: bool = _setting(False, help="draw a phantom in the data set's layout and train on that")
-    target: tuple[str, ...] = _setting((), help="classes to find against all the rest; without it every class")
-    validate_fraction: float = _setting(0.1, help="subjects held out for validation where the data set has no such split")
-    test_fraction: float = _setting(0.1, help="subjects held out for test where the data set has no such split")
-    mode: str = _setting("", help="what a sample is: a slice, a whole volume at a fixed size, or a patch of a volume", choices=MODES)
-    shape: tuple[int, ...] = _setting((), help="size of a sample; without it the data set's own, or one that fits its scans")
-    plane: str = _setting("", help="which slices of volumes: without it the data set's own, or axial", choices=tuple(PLANES))
-    spacing: tuple[float, ...] = _setting((), help="mm to resample volumes to, along right, anterior, superior; without it their own")
-    interpolation: str = _setting("linear", help="of images, where they are resampled", choices=tuple(INTERPOLATIONS))
-    intensity: str = _setting("", help="normalisation of intensities; without it the data set's own", choices=INTENSITIES)
-    crop: str = _setting("", help="whether dark margins are cut off; without it the data set's own", choices=("foreground", "none"))
-    sampling: str = _setting("foreground", help="where patches lie", choices=SAMPLINGS)
-    patches_per_case: int = _setting(8, help="patches drawn of each volume an epoch")
-    class_probabilities: tuple[float, ...] = _setting((), help="of each class, the background first, for weighted sampling (default equal)")
-    network: str = _setting("", help="architecture; without it unet2d or unet3d", choices=NETWORKS)
+    data: str = _setting("", help="folder of the data set (default $MRI_DATA/<dataset>, or data/<dataset>)")
+    demo: bool = _setting(False, help="draw a phantom in the layout of the data set and train on it")
+    target: tuple[str, ...] = _setting((), help="classes to find, all others being background (default every class)")
+    validate_fraction: float = _setting(0.1, help="fraction of subjects for validation, where the data set has no such split")
+    test_fraction: float = _setting(0.1, help="fraction of subjects for test, where the data set has no such split")
+    mode: str = _setting("", help="kind of sample: a slice, a whole volume at a fixed size, or a patch of a volume", choices=MODES)
+    shape: tuple[int, ...] = _setting((), help="size of a sample (default the data set's own, or one that fits its scans)")
+    plane: str = _setting("", help="plane of slices of volumes (default the data set's own, or axial)", choices=tuple(PLANES))
+    spacing: tuple[float, ...] = _setting((), help="mm a voxel to resample volumes to, along right, anterior, superior (default their own)")
+    interpolation: str = _setting("linear", help="interpolation of images that are resampled", choices=tuple(INTERPOLATIONS))
+    intensity: str = _setting("", help="normalisation of intensities (default the data set's own)", choices=INTENSITIES)
+    crop: str = _setting("", help="foreground: cut off dark margins (default the data set's own)", choices=("foreground", "none"))
+    sampling: str = _setting("foreground", help="places that patches are drawn from", choices=SAMPLINGS)
+    patches_per_case: int = _setting(8, help="patches drawn from each volume an epoch")
+    class_probabilities: tuple[float, ...] = _setting((), help="share of each class in weighted sampling (default equal)")
+    network: str = _setting("", help="architecture (default unet2d or unet3d)", choices=NETWORKS)
     loss: str = _setting("dice_ce", help=f"{', '.join(LOSSES)}, or a weighted sum such as dice:1+focal:0.5")
-    class_weights: str = _setting("none", help="of the loss; balanced: the rarer a class, the heavier", choices=CLASS_WEIGHTS)
-    batch_dice: bool = _setting(False, help="pool the overlaps of a whole batch, instead of a Dice for each sample")
-    augment: str = _setting("none", help="random changes of the training samples, within the step", choices=tuple(AUGMENTATIONS))
+    class_weights: str = _setting("none", help="class weights of the loss; balanced: rare classes weigh more", choices=CLASS_WEIGHTS)
+    batch_dice: bool = _setting(False, help="sum overlaps over the whole batch, not over each sample")
+    augment: str = _setting("none", help="strength of the random changes of training samples", choices=tuple(AUGMENTATIONS))
     epochs: int = _setting(50, help="most epochs to train")
-    batch_size: int | None = _setting(None, help="samples a step; without it 16 slices, or 2 volumes or patches")
-    deep_supervision: bool = _setting(False, help="judge the decoder's lower resolutions too, with weights 1, 1/2, 1/4, ... (U-Nets)")
+    batch_size: int | None = _setting(None, help="samples a step (default 16 slices, or 2 volumes or patches)")
+    deep_supervision: bool = _setting(False, help="add losses at the decoder's lower resolutions, with weights 1, 1/2, 1/4, ... (U-Nets)")
     optimizer: str = _setting("adam", help="adamw: decoupled weight decay; sgd: Nesterov momentum 0.99", choices=OPTIMIZERS)
-    learning_rate: float = _setting(1e-3, help="the highest of the schedule")
-    schedule: str = _setting("cosine", help="of the learning rate, down to 0 at the last epoch unless constant", choices=SCHEDULES)
+    learning_rate: float = _setting(1e-3, help="highest learning rate of the schedule")
+    schedule: str = _setting("cosine", help="schedule of the learning rate, down to 0 at the last epoch unless constant", choices=SCHEDULES)
     warmup_epochs: int = _setting(0, help="epochs in which the learning rate rises first")
-    cycles: int = _setting(3, help="of the schedule cosine_restarts")
-    weight_decay: float = _setting(0.0, help="decoupled for adamw, else a penalty on the squared weights (L2)")
+    cycles: int = _setting(3, help="number of cycles of the schedule cosine_restarts")
+    weight_decay: float = _setting(0.0, help="strength of weight decay: decoupled for adamw, else a penalty on the squared weights (L2)")
     clip_norm: float = _setting(0.0, help="largest norm of the gradient; 0 for no limit")
-    accumulate: int = _setting(1, help="batches whose gradients make one update")
-    ema: float = _setting(0.0, help="momentum of an average of the weights, which is validated and kept in their place; 0 for none")
-    precision: str = _setting("auto", help="of the network's layers; auto: bfloat16 on a GPU that has it", choices=PRECISIONS)
-    deterministic: bool = _setting(False, help="repeat bit for bit on a GPU too, where that is slower")
+    accumulate: int = _setting(1, help="number of batches whose gradients make one update")
+    ema: float = _setting(0.0, help="momentum of an average of the weights, which is validated and saved in their place; 0 for none")
+    precision: str = _setting("auto", help="precision of the network's layers; auto: bfloat16 on a GPU that has it", choices=PRECISIONS)
+    deterministic: bool = _setting(False, help="make a training repeatable bit for bit on a GPU too, where that is slower")
     patience: int = _setting(15, help="epochs without a better validation Dice before stopping; 0 never stops early")
     stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
-    folds: int = _setting(0, help="cross-validate: train and score so many times, each subject being tested once")
-    fold: int | None = _setting(None, help="train and score only this one of the folds, from 0")
-    seed: int = _setting(42, help="of weights, split, order and every draw")
-    checkpoint_minutes: float = _setting(10.0, help="most minutes between two checkpoints; there is one after each epoch besides")
-    track: str = _setting("none", help="where to log the run besides its folder", choices=TRACKERS)
-    name: str = _setting("", help="name of the run; without it data set, network and time")
+    folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
+    fold: int | None = _setting(None, help="train and score only this fold, from 0")
+    seed: int = _setting(42, help="seed of weights, splits, order and every random draw")
+    checkpoint_minutes: float = _setting(10.0, help="most minutes between two checkpoints; each epoch ends with one too")
+    track: str = _setting("none", help="tracker that logs the run besides its folder", choices=TRACKERS)
+    name: str = _setting("", help="name of the run (default data set, network and time)")
     runs: str = _setting("runs", help="folder of the runs")
-    cache: str = _setting("cache", help="folder of decoded cases")
+    cache: str = _setting("cache", help="folder of the cache of decoded cases")
     network_options: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "options of the network by name"})
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class Settings:
         return cls(**own, network_options=options)
 
     def data_folder(self) -> Path:
-        """Returns where the data set lies: the phantom's folder, `--data`, `$MRI_DATA/<dataset>` or `data/<dataset>`."""
+        """Returns the data set's folder: the phantom's, `--data`, `$MRI_DATA/<dataset>` or `data/<dataset>`."""
         if self.demo:
             other = "" if self.seed == Settings.seed else f"-seed{self.seed}"
             return Path("data") / f"{self.dataset}-phantom{other}"

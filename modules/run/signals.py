@@ -9,14 +9,18 @@ log = logging.getLogger("mri")
 
 
 class StopRequest:
-    """Lets SIGTERM and Ctrl-C ask for a stop instead of enforcing it, while it is entered; a second one enforces it."""
+    """A context manager in which SIGTERM and Ctrl-C ask for a stop instead of enforcing it; a second signal enforces it.
+
+    Attributes:
+        made: Whether a signal has asked for a stop.
+    """
 
     def __init__(self) -> None:
         self.made = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        # Only the main thread may; elsewhere whoever started the thread sees to it.
+        # Only the main thread may handle signals. Whoever starts another thread must handle them.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self

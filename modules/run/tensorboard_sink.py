@@ -11,7 +11,10 @@ log = logging.getLogger("mri")
 
 
 class TensorBoardSink:
-    """Event files for TensorBoard, which is not needed to write them: TensorFlow has the writer, and each kind of data is a name."""
+    """Event files for TensorBoard.
+
+    TensorFlow has the writer, and a name tells TensorBoard the kind of data. Writing therefore does not need TensorBoard.
+    """
 
     def __init__(self, run: RunFolder, parameters: Mapping[str, str]) -> None:
         import tensorflow as tf
@@ -27,31 +30,35 @@ class TensorBoardSink:
         log.info("tracking: tensorboard --logdir %s", run.path)
 
     def find_last_epoch(self) -> int:
+        """Returns the last epoch that the event files hold; 0 for none."""
         return self._last_epoch
 
     def log_epoch(self, values: Mapping[str, float], epoch: int) -> None:
-        # The curve of validation lies over that of training if both have one name.
+        """Logs the metrics of an epoch."""
+        # Training and validation share the names of metrics, so that TensorBoard draws both curves in one chart.
         for name, value in values.items():
             split = "validate" if name.startswith("val_") else "train"
             if name != "epoch":
                 self._write(split, name.removeprefix("val_"), "scalars", value, epoch)
         self._writers["validate"].flush()
-        # Last: with it an epoch is whole.
+        # The epoch's number comes last: an epoch counts as logged once it is there.
         self._write("train", "epoch", "scalars", epoch, epoch)
         self._writers["train"].flush()
         self._last_epoch = epoch
 
     def log_summary(self, values: Mapping[str, float], epoch: int) -> None:
+        """Logs the test scores and the run's pictures."""
         for name, value in values.items():
             self._write("test", name, "scalars", value, epoch)
         for path in sorted(self._run.figures.glob("*.png")):
             picture = path.read_bytes()
-            # Width and height stand behind the signature and the first chunk's head.
+            # In a PNG file, width and height follow the signature and the head of the first chunk.
             size = [str(int.from_bytes(picture[start : start + 4], "big")) for start in (16, 20)]
             self._write("test", path.stem, "images", [*size, picture], epoch)
         self._writers["test"].flush()
 
     def close(self, status: str) -> None:
+        """Logs a status (FINISHED, FAILED or KILLED) and closes the files."""
         self._write("train", "status", "text", status, self._last_epoch)
         for writer in self._writers.values():
             writer.close()
@@ -66,7 +73,7 @@ class TensorBoardSink:
 
     def _read_epochs(self) -> Iterator[int]:
         for path in sorted((self._events / "train").glob("events.*")):
-            # The last event of a process that was killed may be half a one.
+            # A process that was killed may have written only half of its last event.
             with contextlib.suppress(self._tf.errors.DataLossError):
                 for record in self._tf.data.TFRecordDataset(str(path)):
                     event = self._tf.compat.v1.Event.FromString(record.numpy())

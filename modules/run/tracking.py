@@ -1,4 +1,4 @@
-"""Tells MLflow or TensorBoard how a run goes, beside what is written in its folder."""
+"""Logs a run to MLflow or TensorBoard, besides the files in its folder."""
 
 import csv
 import logging
@@ -20,14 +20,16 @@ log = logging.getLogger("mri")
 
 
 class Tracker:
-    """Where a run is logged besides its folder; without a sink it does nothing.
+    """A log of a run besides its folder; without a sink it does nothing.
 
-    It is a context: left as usual it says FINISHED, by Ctrl-C KILLED, by any other error FAILED. Once it is open it never stops a
-    training: the first failure is one warning, and what was missed is sent when the training has ended, if that is possible then.
+    The tracker is a context manager. The run is FINISHED if the block ends as usual, KILLED after Ctrl-C, and FAILED after any other error.
+
+    An open tracker never stops a training. The first failure gives one warning. The missing epochs are sent after the training, if that is
+    possible then.
     """
 
     def __init__(self, run: RunFolder, sink: "MlflowSink | TensorBoardSink | None" = None) -> None:
-        """Args: run: the folder of the run; sink: where to log."""
+        """Takes the folder of the run, and the sink to log to."""
         self._run = run
         self._sink = sink
         self._last_epoch = 0
@@ -40,7 +42,7 @@ class Tracker:
         self.close("FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
     def catch_up(self) -> None:
-        """Logs the rows of the folder's `history.csv` that are not logged yet; raises whatever the sink does."""
+        """Logs those rows of the folder's `history.csv` that are not logged yet; raises any error of the sink."""
         if self._sink is None:
             return
         self._last_epoch = self._sink.find_last_epoch()
@@ -48,28 +50,27 @@ class Tracker:
             with self._run.history.open(newline="") as file:
                 rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
             for row in rows:
-                self._send(row)
+                self._send_row(row)
 
     def log_row(self, row: Mapping[str, float]) -> None:
-        """Logs an epoch, unless that was done before the run was resumed.
+        """Logs an epoch, unless it was logged before the run was resumed.
 
         Args:
-            row: Of `history.csv`: its "epoch", from 1, and the metrics by name. NaN and infinite ones are left out.
+            row: A row of `history.csv`: its "epoch", from 1, and the metrics by name. NaN and infinite metrics are left out.
         """
-        if self._sink is not None and not self._behind:
-            self._attempt(self._send, row)
+        if not self._behind:
+            self._attempt(self._send_row, row)
 
     def log_summary(self, means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
         """Logs the test scores as `test_<level>/<score>_<class>`, and the files that are in the folder by now.
 
         Args:
-            means: As `scoring.summarise` gives them. NaN are left out.
+            means: The means of `modules.score_tables.summarise`. NaN are left out.
         """
-        if self._sink is not None:
-            self._attempt(self._finish, means)
+        self._attempt(self._send_summary, means)
 
     def close(self, status: str = "FINISHED") -> None:
-        """Ends it; afterwards it does nothing.
+        """Ends the tracking; afterwards the tracker does nothing.
 
         Args:
             status: FINISHED, FAILED or KILLED.
@@ -78,18 +79,22 @@ class Tracker:
             self._attempt(self._sink.close, status)
             self._sink = None
 
-    def _send(self, row: Mapping[str, float]) -> None:
+    def _send_row(self, row: Mapping[str, float]) -> None:
+        if self._sink is None:
+            return
         epoch = int(row["epoch"])
         if epoch > self._last_epoch:
             self._sink.log_epoch(_keep_finite(row), epoch)
             self._last_epoch = epoch
 
-    def _finish(self, means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    def _send_summary(self, means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        if self._sink is None:
+            return
         if self._behind:
             self.catch_up()
             self._behind = False
         values = {
-            f"test_{level}/{_clean(f'{score}_{name}')}": value
+            f"test_{level}/{_clean_name(f'{score}_{name}')}": value
             for level, classes in means.items()
             for name, scores in classes.items()
             for score, value in scores.items()
@@ -99,22 +104,22 @@ class Tracker:
     def _attempt(self, call: Callable[[Any], None], value: Any) -> None:
         try:
             call(value)
-        except Exception as error:  # Whatever a server or a disk does, the training matters more.
+        except Exception as error:  # No failure of a server or a disk may end the training.
             self._behind = True
             if not self._warned:
-                log.warning("tracking failed: %s; the training goes on without it", mlflow_sink.describe(error))
+                log.warning("tracking failed: %s; the training goes on without it", mlflow_sink.describe_error(error))
             self._warned = True
 
 
 def check_tracker(kind: str, run: RunFolder | None = None) -> None:
-    """Finds out whether a tracker could be opened, before a run's folder is made and its data are read.
+    """Checks that a tracker can be opened, before a run's folder is made and its data are read.
 
     Args:
         kind: One of `TRACKERS`.
-        run: The run that is resumed, if it is.
+        run: The run that is resumed, if any.
 
     Raises:
-        ValueError: As `open_tracker`.
+        ValueError: For the same reasons as `open_tracker`.
     """
     if kind not in TRACKERS:
         raise ValueError(f"Expected `track` in {TRACKERS}. Received: {kind!r}.")
@@ -125,24 +130,24 @@ def check_tracker(kind: str, run: RunFolder | None = None) -> None:
 
 
 def open_tracker(kind: str, run: RunFolder, *, experiment: str, parameters: Mapping[str, Any], tags: Mapping[str, Any]) -> Tracker:
-    """Begins to log a run, or goes on with it where its `tracking.json` names the one to go on with.
+    """Begins to log a run, or goes on with the run at MLflow that its `tracking.json` names.
 
-    MLflow logs to `MLFLOW_TRACKING_URI`, and without that to `mlflow.db` in the current folder, as MLflow itself does; user and
-    password are MLflow's own environment variables too. TensorBoard's files go to `<folder>/tensorboard`: `train`, `validate`, `test`.
+    MLflow logs to `MLFLOW_TRACKING_URI`, and without that to `mlflow.db` in the current folder, as MLflow itself does. MLflow's own
+    environment variables also give user and password. TensorBoard's files go to `<folder>/tensorboard`: `train`, `validate`, `test`.
 
     Args:
         kind: One of `TRACKERS`.
-        run: The folder, whose name is the run's name in MLflow, behind that of the whole for a fold.
-        experiment: What the run is listed under, the name of the data set.
+        run: The folder. Its name is the run's name in MLflow; a fold has the name of the cross-validation before its own.
+        experiment: The name that the run is listed under, that of the data set.
         parameters: All settings by name.
-        tags: What else describes the run; mappings in it become `<name>.<key>`.
+        tags: Further values that describe the run; mappings in it become `<name>.<key>`.
 
     Returns:
-        The tracker, for a `with` statement; for "none" one that does nothing.
+        The tracker, for a `with` statement. For "none" it does nothing.
 
     Raises:
-        ValueError: For an unknown kind, a missing package, a server that does not answer or refuses, and a run to go on with that is
-            not there.
+        ValueError: For an unknown kind or a missing package. Also if the server does not answer or refuses, or lacks the run to go on
+            with.
     """
     check_tracker(kind, run)
     if kind == "none":
@@ -159,16 +164,16 @@ def open_tracker(kind: str, run: RunFolder, *, experiment: str, parameters: Mapp
 
 
 def _keep_finite(row: Mapping[str, float]) -> dict[str, float]:
-    return {_clean(name): float(value) for name, value in row.items() if math.isfinite(value)}
+    return {_clean_name(name): float(value) for name, value in row.items() if math.isfinite(value)}
 
 
-def _clean(name: str) -> str:
-    """A class may be called anything, a metric may not."""
+def _clean_name(name: str) -> str:
+    """Replaces characters that the name of a class may have and that of a metric may not."""
     return re.sub(r"[^\w.\- ]", "_", name)[:_NAME_LENGTH]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Plain texts by name, those of inner mappings as `outer.inner`."""
+    """Flattens values to texts by name; those of inner mappings become `outer.inner`."""
     flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Checks a run against its data, its program and itself: before it goes on, and whenever a proof is wanted."""
+"""Checks a run against its data, its program and its own first steps, before a resume and for `--verify`."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ log = logging.getLogger("mri")
 
 
 def describe_run(prepared: PreparedRun, root: Path) -> dict[str, Any]:
-    """Describes what a run is made of and with: versions, devices, precision, and the hashes of its data and program.
+    """Describes the origin of a run: versions, devices, precision, and the hashes of its data and program.
 
     Args:
         prepared: The run.
@@ -32,10 +32,10 @@ def describe_run(prepared: PreparedRun, root: Path) -> dict[str, Any]:
 
 
 def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: proof.Manifest) -> None:
-    """Refuses to resume a run whose data, split or backend are no longer what it began with; says what else differs.
+    """Checks that data, splits, backend and precision are those that a run began with; the log warns of other differences.
 
     Raises:
-        ValueError: Naming what differs.
+        ValueError: If one of them differs, naming it.
     """
     begun = run.read_record()
     proof.check_data(read_json(run.data), manifest, run.path)
@@ -47,16 +47,16 @@ def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: pr
 
 
 def verify(run: RunFolder, manifest: proof.Manifest, prepare: Callable[[], PreparedRun], root: Path) -> None:
-    """Checks that a run's data, program and model are those it was made of and with, and that its first steps give the same weights.
+    """Checks that a run's data and model are unaltered, and that its first steps give the same weights; warns of another program.
 
     Args:
         run: The run.
-        manifest: Its data as they lie on disk now, hashed from their bytes: the cache trusts sizes and times, and a proof must not.
-        prepare: Prepares the run anew.
+        manifest: The data as they lie on disk now, hashed from their bytes. The cache trusts sizes and times, which a proof must not.
+        prepare: A function that prepares the run anew.
         root: The program's folder.
 
     Raises:
-        ValueError: Naming what is not the same.
+        ValueError: If something is not the same, naming it.
     """
     record, expected = run.read_record(), read_json(run.proof)
     proof.check_data(read_json(run.data), manifest, run.path)

@@ -88,7 +88,7 @@ def test_openvino_equals_keras_on_every_network(tmp_path, name, rank, options):
 @pytest.mark.parametrize(("name", "rank", "options"), CASES[-4:], ids=_name)
 def test_the_model_to_export_is_the_same_without_group_normalisation(name, rank, options):
     model = _build(name, rank, options)
-    plain = convert.plain_to_export(model)
+    plain = convert.simplify_for_export(model)
     assert not [layer for layer in plain.layers if isinstance(layer, keras.layers.GroupNormalization)]
     images = _images(model, 3)
     expected = keras.ops.convert_to_numpy(model(images, training=False))
@@ -104,7 +104,7 @@ def test_group_normalisation_without_scale_or_of_another_axis():
     x = keras.layers.GroupNormalization(2, axis=1)(x)
     model = _randomise(keras.Model(inputs, keras.Sequential([keras.layers.GroupNormalization(-1, epsilon=0.1)])(x)))
     images = _images(model, 2)
-    plain = convert.plain_to_export(model)
+    plain = convert.simplify_for_export(model)
     expected, found = (keras.ops.convert_to_numpy(one(images)) for one in (model, plain))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
