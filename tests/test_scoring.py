@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from modules.data.case import Case, Volume
+from modules.data.case import Case, Predicted, Volume
 from modules.score_tables import format_summary, pool_scores, read_scores, summarise, write_scores
 from modules.scoring import DISTANCES, Score, score_case, score_predictions
 
@@ -194,7 +194,7 @@ def test_help_does_not_wait_for_scipy():
 def _predicted(volume_id, index, label, prediction, affine=None):
     case = Case(f"{volume_id}_{index}", "s", (), volume_id=volume_id, slice_index=index)
     image = Volume(np.zeros((*np.shape(prediction), 1)), affine, (1.0, 0.5, 2.0)[: np.ndim(prediction)])
-    return case, image, None if label is None else np.array(label), np.array(prediction)
+    return Predicted(case, image, None if label is None else np.array(label), np.array(prediction))
 
 
 def test_slices_of_one_scan_are_also_scored_as_one_volume():
