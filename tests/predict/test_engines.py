@@ -245,7 +245,7 @@ def test_a_network_that_cannot_be_converted_loses_no_run(tmp_path, on_cpu, monke
     saved = _save_bundle(tmp_path)
     before = (tmp_path / "bundle" / "bundle.json").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(engines, "_convert", lambda model, folder: {}["no rule\nfor Operation"])
+        patch.setattr(convert, "_convert", lambda model, folder: {}["no rule\nfor Operation"])
         patch.setattr(convert, "_convert_elsewhere", convert._convert)
         convert_bundle(saved, tmp_path)
     with monkeypatch.context() as patch:
