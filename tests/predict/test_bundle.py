@@ -12,7 +12,7 @@ from modules.data.case import Case, LabelRule, Volume
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
-from modules.predict.bundle import ModelBundle, write_record
+from modules.predict.bundle import ModelBundle, write_description
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
 from modules.run.proof import hash_weights
 
@@ -155,11 +155,11 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     rule = record.pop("label_rule")
     # Format 3 kept the label's values in places of their own, and no rule for its name.
     old = record | {"format": 3, "label_values": rule["values"], "output_values": rule["output_values"]}
-    write_record(tmp_path / "bundle", old)
+    write_description(tmp_path / "bundle", old)
     loaded = ModelBundle.load(tmp_path, "keras")
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
-    write_record(tmp_path / "bundle", old | {"format": 2})
+    write_description(tmp_path / "bundle", old | {"format": 2})
     with pytest.raises(ValueError, match=r"Expected a bundle of format 3 or 4 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
 
