@@ -100,7 +100,7 @@ def test_predictions_lie_on_the_images_own_grid_with_the_sets_own_values(runs, p
             assert after.shape == cv2.imread(str(source), cv2.IMREAD_UNCHANGED).shape[:2]
             values = set(np.unique(after).tolist())
             probabilities = np.load(tmp_path / f"{case.case_id}_probabilities.npz")["probabilities"]
-        assert values <= set(spec.label_values)
+        assert values <= set(spec.label_rule.values)
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-4)
         assert cv2.imread(str(tmp_path / f"{case.case_id}_overlay.png")) is not None
 
@@ -163,7 +163,7 @@ def test_binary_target_has_one_logit_and_the_files_own_value(phantoms, tmp_path)
     run = _train(tmp_path, phantoms / "hipmri", "--target", "body", "--loss", "bce", "--epochs", "1", "--seed", "7")
     bundle = ModelBundle.load(run, "keras")
     assert bundle.model.output.shape[-1] == 1
-    assert (bundle.class_names, bundle.output_values) == (("background", "body"), (0, 1))
+    assert (bundle.class_names, bundle.label_rule.output_values) == (("background", "body"), (0, 1))
 
 
 def test_half_precision_and_its_name_in_the_record(phantoms, tmp_path, capsys):

@@ -336,7 +336,7 @@ def test_a_name_comes_once():
 
 
 def test_reading_a_loss_needs_no_keras():
-    code = "import sys, modules.loss_spec; sys.exit('keras' in sys.modules)"
+    code = "import sys, modules.model.loss_spec; sys.exit('keras' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
