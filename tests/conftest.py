@@ -7,16 +7,15 @@ import cv2
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import make_jax_environment
 
 from modules import devices
 
+if os.environ.get("KERAS_BACKEND") == "jax":
+    # JAX reads them when it is imported.
+    os.environ.update(make_jax_environment())
 # Before any test uses TensorFlow: afterwards its threads cannot be set any more.
 devices.import_keras()
-if os.environ.get("KERAS_BACKEND") == "jax":
-    # Its compiler would spend minutes on making these tiny networks fast.
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

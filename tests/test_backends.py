@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = ("tests/networks", "tests/model")
 
 
+# Apart, two workers can share them.
+@pytest.mark.parametrize("folder", ["tests/networks", "tests/model"])
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_the_same_tests_pass(backend):
+def test_the_same_tests_pass(backend, folder):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder]
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-4000:]

@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from helpers import make_jax_environment
 
 from modules import devices, phantom
 
@@ -19,8 +20,14 @@ ROOT = Path(__file__).parents[1]
 # Gradients that are nearly zero are scaled up by Adam, with their rounding errors.
 TINY = ["--dataset", "oasis", "--epochs", "6", "--base-filters", "2", "--dropout", "0", "--batch-size", "4", "--shape", "64", "64",
         "--optimizer", "sgd", "--learning-rate", "0.001", "--patience", "0"]  # fmt: skip
-JAX = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-TWO_JAX_DEVICES = JAX | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+JAX = {
+    "KERAS_BACKEND": "jax",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    **make_jax_environment(),
+}
+TWO_JAX_DEVICES = JAX | {"XLA_FLAGS": f"{JAX.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()}
 TENSORFLOW = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
 
 ONE_AND_TWO_DEVICES = """
@@ -135,7 +142,9 @@ def test_two_hosts_train_like_one_and_stop_together(jax_runs, slices, tmp_path):
     coordinator = f"127.0.0.1:{_find_port()}"
     run, places = tmp_path / "host0" / "runs" / "both", [tmp_path / f"host{host}" for host in range(2)]
     flags = [*TINY, "--data", slices, "--augment", "light"]
-    started = [_start(place, JAX, TWO_HOSTS, run, host, coordinator, *flags) for host, place in enumerate(places)]
+    # What each host compiled before it stopped, it need not compile again.
+    environment = JAX | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    started = [_start(place, environment, TWO_HOSTS, run, host, coordinator, *flags) for host, place in enumerate(places)]
     first, second = _finish(started, places)
     _check_same(jax_runs / "one", run)
     assert first.count("stopped; go on with") == 1

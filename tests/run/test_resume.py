@@ -9,29 +9,77 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
+from helpers import make_jax_environment
 
 import train
 from benchmarks import kill_and_resume
 
+# A training that is killed when it begins to fit, or when it is about to give a certain file its name.
+KILL = """
+import os, signal, sys
+import train
+moment, replace = sys.argv[1], os.replace
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+def replace_or_kill(source, target):
+    (kill if os.path.basename(target) == moment else replace)(source, target)
+os.replace = replace_or_kill
+if moment == "fit":
+    train.fit = kill
+sys.exit(train.main(sys.argv[2:]))
+"""
+EPOCHS, STEPS = 3, 5
+# A checkpoint after each step, as the moments are counted in checkpoints.
+KILLED_SETTINGS = [*kill_and_resume.SETTINGS, "--epochs", str(EPOCHS), "--patience", str(EPOCHS - 1), "--checkpoint-minutes", "1e-9"]
+
+
+def _train(folder, backend, name, moment="never"):
+    """Begins the run, or goes on with it, until the moment of `KILL`; returns its exit status and what it printed."""
+    run = folder / "runs" / name
+    places = ["--data", str(folder / "data"), "--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", name]
+    command = ["--resume", str(run)] if run.is_dir() else [*KILLED_SETTINGS, *places]
+    jax = make_jax_environment() | {"JAX_COMPILATION_CACHE_DIR": str(folder / "jax")} if backend == "jax" else {}
+    environment = os.environ | kill_and_resume.ENVIRONMENT | jax | {"KERAS_BACKEND": backend, "PYTHONPATH": str(kill_and_resume.ROOT)}
+    result = subprocess.run([sys.executable, "-c", KILL, moment, *command], env=environment, capture_output=True, text=True, check=False)
+    return result.returncode, result.stdout + result.stderr
+
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_five_times_killed_is_as_good_as_left_alone(tmp_path, backend):
+def test_three_times_killed_is_as_good_as_left_alone(tmp_path, backend):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     kill_and_resume.draw_phantom(tmp_path)
-    seconds = kill_and_resume.train(tmp_path, "alone", backend=backend)
-    moments = np.random.default_rng(0).uniform(0, seconds / 2, 5)
-    for moment in moments:
-        kill_and_resume.train(tmp_path, "killed", moment, backend=backend)
-        if (tmp_path / "runs" / "killed" / "summary.json").is_file():
-            break
-    else:
-        kill_and_resume.train(tmp_path, "killed", backend=backend)
-    killed, alone = (kill_and_resume.describe(tmp_path / "runs" / name) for name in ("killed", "alone"))
-    assert killed == alone
-    assert not list((tmp_path / "runs" / "killed").rglob(".*"))
+    killed, alone = (tmp_path / "runs" / name for name in ("killed", "alone"))
+    status, output = _train(tmp_path, backend, "alone")
+    assert status == 0, output
+
+    # Before the first step.
+    status, output = _train(tmp_path, backend, "killed", "fit")
+    assert status == -signal.SIGKILL, output
+    assert (killed / "run.json").is_file()
+    assert kill_and_resume.find_step(killed) == 0
+
+    # In the middle of the second epoch, with a checkpoint that is written but has no name yet.
+    step = STEPS + 3
+    status, output = _train(tmp_path, backend, "killed", f"step_{step:09d}.npz")
+    assert status == -signal.SIGKILL, output
+    assert kill_and_resume.find_step(killed) == step - 1
+    assert len(list((killed / "checkpoint").glob(".step_*"))) == 1
+
+    # While it is scored: the scores are there, the summary is not.
+    status, output = _train(tmp_path, backend, "killed", "summary.json")
+    assert status == -signal.SIGKILL, output
+    assert f"begins at epoch 2, step {step - STEPS}" in output
+    assert kill_and_resume.find_step(killed) == EPOCHS * STEPS
+    assert (killed / "scores.csv").is_file()
+    assert not (killed / "summary.json").exists()
+
+    status, output = _train(tmp_path, backend, "killed")
+    assert status == 0, output
+    assert kill_and_resume.describe(killed) == kill_and_resume.describe(alone)
+    # The lock stays; whoever holds it, the kernel knows.
+    assert [path.name for path in killed.rglob(".*")] == [".lock"]
 
 
 def _start(folder, *flags):
