@@ -17,7 +17,14 @@ if os.environ.get("KERAS_BACKEND") == "jax":
 # Before any test uses TensorFlow: afterwards its threads cannot be set any more.
 devices.import_keras()
 
+# Files whose tests take longest, the longest first: of two workers, none must begin one when the other is nearly done.
+LONG = ("test_resume", "test_devices", "test_backends", "test_commands", "test_networks", "test_volumes", "test_utils", "test_engines")
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with the tests that take longest; without it, pytest-xdist begins with the files that have most tests."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture

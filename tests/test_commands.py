@@ -159,15 +159,13 @@ def test_without_a_model_the_run_that_finished_last_is_taken(runs, phantoms, mon
     assert f"model runs/{newest.name}" in capsys.readouterr().out
 
 
-def test_binary_target_has_one_logit_and_the_files_own_value(phantoms, tmp_path):
-    run = _train(tmp_path, phantoms / "hipmri", "--target", "body", "--loss", "bce", "--epochs", "1", "--seed", "7")
+def test_a_binary_target_in_half_precision(phantoms, tmp_path, capsys):
+    """The target has one logit and the file's own value; the record names the precision."""
+    flags = ["--target", "body", "--loss", "bce", "--epochs", "1", "--seed", "7", "--precision", "bfloat16", "--deterministic"]
+    run = _train(tmp_path, phantoms / "hipmri", *flags)
     bundle = ModelBundle.load(run, "keras")
     assert bundle.model.output.shape[-1] == 1
     assert (bundle.class_names, bundle.label_rule.output_values) == (("background", "body"), (0, 1))
-
-
-def test_half_precision_and_its_name_in_the_record(phantoms, tmp_path, capsys):
-    run = _train(tmp_path, phantoms / "hipmri", "--epochs", "1", "--precision", "bfloat16", "--deterministic")
     assert json.loads((run / "run.json").read_text())["precision"] == "bfloat16"
     assert "deterministic kernels: no cost" in capsys.readouterr().out
 
@@ -209,7 +207,7 @@ def test_resume_with_other_data_or_backend_is_refused(runs, phantoms, tmp_path, 
     shutil.copytree(phantoms / "lgg", root)
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "cut"]
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "on_epoch_end", _interrupt)
+        patch.setattr(train, "fit", _interrupt)
         assert train.main(["--dataset", "lgg", "--data", str(root), *TINY, *places]) == 130
     capsys.readouterr()
     # A patient more would move the split: one who was trained on could be tested on.
@@ -226,7 +224,7 @@ def test_resume_with_other_data_or_backend_is_refused(runs, phantoms, tmp_path, 
     _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected what a run wrote in {cut / 'run.json'}")
 
 
-def _interrupt(self, epoch, logs=None):
+def _interrupt(*_):
     raise KeyboardInterrupt
 
 
@@ -244,7 +242,7 @@ def test_folds_test_every_subject_once_resume_and_predict_together(phantoms, tmp
     flags = ["--folds", "2", "--epochs", "1", "--track", "tensorboard"]
     with monkeypatch.context() as patch:
         fit = train.fit
-        patch.setattr(train, "fit", lambda run, *rest: _interrupt(None, None) if run.settings.fold == 1 else fit(run, *rest))
+        patch.setattr(train, "fit", lambda run, *rest: _interrupt() if run.settings.fold == 1 else fit(run, *rest))
         places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "cv"]
         assert train.main(["--dataset", "oasis", "--data", str(phantoms / "oasis"), *TINY, *places, *flags]) == 130
     run = tmp_path / "runs" / "cv"
