@@ -205,11 +205,6 @@ class Preprocessing:
         planes = list(self.restore_planes(array if self.spatial_dims == 3 else array[np.newaxis], geometry, fill))
         return geometry.turn_back(np.stack(planes) if self.spatial_dims == 3 else planes[0])
 
-    def unseen(self, geometry: Geometry) -> int:
-        """Counts the voxels of the resampled input that the network does not see because they lie outside `shape`."""
-        seen = math.prod(min(size, target) for size, target in zip(geometry.grid, self.shape or geometry.grid, strict=True))
-        return math.prod(geometry.grid) - seen
-
     def measure(self, image: Volume) -> Geometry:
         """Finds where the voxels of an image will lie, without changing it."""
         spatial = image.array.shape[:-1]

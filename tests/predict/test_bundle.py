@@ -12,7 +12,7 @@ from modules.data.case import Case, LabelRule, Volume
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
-from modules.predict.bundle import ModelBundle, write_record
+from modules.predict.bundle import ModelBundle, write_description
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
 from modules.run.proof import hash_weights
 
@@ -61,9 +61,13 @@ def test_prediction_does_not_depend_on_the_batch_and_keeps_each_grid(num_classes
         assert probabilities.shape == (*image.array.shape[:2], num_classes)
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-5)
         np.testing.assert_allclose(_predict(bundle, [image], 1)[0], probabilities, atol=1e-5)
-    # Columns that the crop never saw are background.
-    np.testing.assert_array_equal(together[1][:, :4, 0], 1)
-    np.testing.assert_array_equal(together[1][:, -4:, 0], 1)
+    # A slice wider than the window is seen by two: its outer columns come from one of them alone.
+    wide = images[1].array
+    for start, columns in ((0, np.s_[:8]), (8, np.s_[-8:])):
+        window = (wide[:, start : start + 32] - wide.min()) / np.ptp(wide)
+        alone = np.asarray(bundle.model.predict_on_batch(window[np.newaxis]))[0]
+        alone = np.concatenate([1 - alone, alone], axis=-1) if num_classes == 2 else alone
+        np.testing.assert_allclose(together[1][:, columns], alone[:, columns], atol=1e-5)
 
 
 def test_another_rank_or_number_of_channels_is_refused_by_name(write_picture, write_nifti):
@@ -155,11 +159,11 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     rule = record.pop("label_rule")
     # Format 3 kept the label's values in places of their own, and no rule for its name.
     old = record | {"format": 3, "label_values": rule["values"], "output_values": rule["output_values"]}
-    write_record(tmp_path / "bundle", old)
+    write_description(tmp_path / "bundle", old)
     loaded = ModelBundle.load(tmp_path, "keras")
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
-    write_record(tmp_path / "bundle", old | {"format": 2})
+    write_description(tmp_path / "bundle", old | {"format": 2})
     with pytest.raises(ValueError, match=r"Expected a bundle of format 3 or 4 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
 
