@@ -320,3 +320,15 @@ def test_the_order_in_which_planes_are_made_changes_nothing(kind):
         results.append(np.stack(planes).transpose(*np.argsort(order), 3))
     for result in results:
         np.testing.assert_allclose(result, results[0], atol=1e-5)
+
+
+def test_a_prediction_is_mirrored_only_along_what_the_training_flipped(runs, phantoms, tmp_path, capsys):
+    scan = str(next((phantoms / "ibsr18" / "Test_Set").glob("*/IBSR_??.nii.gz")))
+    flags = [scan, "--mirror", "--output", str(tmp_path)]
+    assert ModelBundle.load(runs["ibsr18-patch"]).flipped_axes == (0, 1, 2)  # --augment light
+    assert predict.main([*flags, "--model", str(runs["ibsr18-patch"])]) == 0
+    assert ModelBundle.load(runs["ibsr18-coronal"]).flipped_axes == ()
+    assert predict.main([*flags, "--model", str(runs["ibsr18-coronal"])]) == 2
+    error = capsys.readouterr().err
+    assert "Expected a model that was trained with flips for --mirror. Received: one trained without (--augment none)" in error
+    assert error.count("\n") == 1

@@ -5,6 +5,7 @@ prediction all use its result. It returns data that can be trusted (finite, of t
 raises an error that names the file. It repairs nothing.
 """
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from modules.data.alignment import align, describe_grid
 from modules.data.formats import read_file, read_grid, to_float32
+
+log = logging.getLogger("mri")
 
 _UNKNOWN = 255
 _PIECE = 1 << 16
@@ -153,13 +157,29 @@ def read_case(case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] 
     rules.check_image(image, str(case.image_paths[0]))
     if case.label_path is None:
         return image, None
-    label = read_label(case.label_path, rules.label_rule, on_bytes)
-    if label.shape != image.array.shape[:-1]:
+    label, affine = _read_label(case.label_path, rules.label_rule, on_bytes)
+    return image, _align(label, affine, image, case.image_paths[0], case.label_path, "label")
+
+
+def _align(array: np.ndarray, affine: np.ndarray | None, image: Volume, image_path: Path, path: Path, kind: str) -> np.ndarray:
+    """Brings a label or a channel onto its image's grid; raises ValueError, naming both files, where it lies elsewhere."""
+    shape = image.array.shape[:-1]
+    aligned = align(array, affine, shape, image.affine, resample=kind == "label")
+    if aligned is array:
+        return array
+    if aligned is not None:
+        how = "turned" if aligned.size == array.size else "taken from the nearest voxels"
+        log.info("%s %s has another grid over the same space than its image: %s", kind, path, how)
+        return aligned
+    if affine is None or image.affine is None:
         raise ValueError(
-            f"Expected image and label of one shape. Received: image {image.array.shape[:-1]} in {case.image_paths[0]}, "
-            f"label {label.shape} in {case.label_path}. Remove the pair or correct it."
+            f"Expected image and {kind} of one shape. Received: image {shape} in {image_path}, "
+            f"{kind} {array.shape[: len(shape)]} in {path}. Remove the pair or correct it."
         )
-    return image, label
+    raise ValueError(
+        f"Expected image and {kind} over the same space. Received: image {describe_grid(shape, image.affine)} in {image_path}; "
+        f"{kind} {describe_grid(array.shape[: len(shape)], affine)} in {path}. Resample the {kind} onto its image, or correct a header."
+    )
 
 
 def require_label(case: Case, label: np.ndarray | None) -> np.ndarray:
@@ -169,7 +189,7 @@ def require_label(case: Case, label: np.ndarray | None) -> np.ndarray:
     return label
 
 
-def read_volume(paths: Iterable[Path], on_bytes: Callable[[bytes], object] | None = None) -> Volume:
+def read_volume(paths: Sequence[Path], on_bytes: Callable[[bytes], object] | None = None) -> Volume:
     """Reads an image from one file, or from one file for each channel.
 
     Args:
@@ -193,10 +213,8 @@ def read_volume(paths: Iterable[Path], on_bytes: Callable[[bytes], object] | Non
     first = volumes[0]
     if len(volumes) == 1:
         return first
-    for path, volume in zip(paths, volumes, strict=True):
-        if volume.array.shape != first.array.shape:
-            raise ValueError(f"Expected channels of one shape, {first.array.shape[:-1]}. Received: {volume.array.shape[:-1]} in {path}.")
-    return Volume(np.concatenate([volume.array for volume in volumes], axis=-1), first.affine, first.spacing_mm)
+    channels = [_align(volume.array, volume.affine, first, paths[0], path, "channel") for path, volume in zip(paths, volumes, strict=True)]
+    return Volume(np.concatenate(channels, axis=-1), first.affine, first.spacing_mm)
 
 
 def read_header(paths: Sequence[Path]) -> Volume:
@@ -225,13 +243,18 @@ def read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] 
         FileNotFoundError: If the file is not there.
         ValueError: If the file cannot be read, has several channels, or holds a value that is not in `rule.values`.
     """
-    array = read_file(Path(path), on_bytes).array
-    if array.shape[-1] != 1:
-        raise ValueError(f"Expected a label of one channel. Received: {array.shape[-1]} channels in {path}.")
-    array = array[..., 0]
+    return _read_label(path, rule, on_bytes)[0]
+
+
+def _read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads a segmentation as `read_label` does; returns it with its affine."""
+    stored, affine, _ = read_file(Path(path), on_bytes)
+    if stored.shape[-1] != 1:
+        raise ValueError(f"Expected a label of one channel. Received: {stored.shape[-1]} channels in {path}.")
+    array = stored[..., 0]
     label = _look_up_bytes(array, rule.values)
     if label is not None:
-        return label
+        return label, affine
     _check_finite(array, path)
     label = _look_up(array, rule.values)
     strange = array[label == _UNKNOWN]
@@ -240,7 +263,7 @@ def read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] 
             f"Expected `label` values in {tuple(sorted(rule.values))}. Received: {strange.flat[0]:g} in {path} "
             f"({strange.size} pixels). Correct the file, or add the value to the label rule of '{rule.source}' in dataset.py."
         )
-    return label
+    return label, affine
 
 
 def _check_finite(array: np.ndarray, path: Path) -> None:

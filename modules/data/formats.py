@@ -6,6 +6,7 @@ where it needs them: a command that only prints its help reads no file.
 
 import functools
 import logging
+import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,7 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, replace_file, suffix_of
-from modules.data.nifti import decode_nifti
+from modules.data.nifti import UNITS_MM, decode_nifti
+
+# A voxel of microscopy may be 0.1 micrometres long. One of more than 100 m is a mistake of the unit or of a byte.
+_LEAST_MM, _MOST_MM = 1e-4, 1e5
 
 
 class StoredImage(NamedTuple):
@@ -35,10 +39,10 @@ class StoredImage(NamedTuple):
 
 
 def write_label_like(path: Path, label: np.ndarray, reference: Path) -> None:
-    """Writes a label map as a file of the reference's own format, shape, affine, spacing and dtype family.
+    """Writes a label map as a file of the reference's own format, shape, affine and spacing.
 
-    A floating-point NIfTI gets a float32 label map. An integer one gets the smallest of uint8, int16 and int32 that holds the values.
-    Pictures get one channel of 8 or 16 bits.
+    A NIfTI gets the smallest of uint8, int16 and int32 that holds the values, whatever type the image has: viewers take real numbers
+    for intensities. Pictures get one channel of 8 or 16 bits.
 
     Args:
         path: File to write; its suffix must be that of `reference`.
@@ -51,10 +55,7 @@ def write_label_like(path: Path, label: np.ndarray, reference: Path) -> None:
             _write_picture(temporary, label.astype(np.uint8 if largest <= 255 else np.uint16))
             return
         source = _import_nibabel().load(reference)
-        if np.issubdtype(source.get_data_dtype(), np.floating):
-            dtype = np.float32
-        else:
-            dtype = next(kind for kind in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
+        dtype = next(kind for kind in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
         shape = source.shape if np.prod(source.shape) == label.size else source.shape[:3]
         _write_nifti(temporary, label.astype(dtype).reshape(shape), source)
 
@@ -129,10 +130,9 @@ def _read_nifti(path: Path, data: bytes) -> StoredImage:
     try:
         shape, zooms, affine, array = decode_nifti(data, path.name.lower().endswith(".gz")) or _load_nifti(path)
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
-        reason = " ".join(str(error).split())
-        raise ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.") from error
-    layout, spacing = _find_layout(shape, zooms, path)
-    return StoredImage(array.reshape(layout), affine, spacing)
+        raise _explain_nifti(path, error) from error
+    layout, spacing = _find_layout(shape, zooms, affine, path)
+    return StoredImage(array.reshape(layout), _put_kept_first(affine, shape), spacing)
 
 
 def read_grid(path: Path) -> StoredImage:
@@ -140,29 +140,66 @@ def read_grid(path: Path) -> StoredImage:
 
     Raises:
         FileNotFoundError: If the file is not there.
-        ValueError: If its header cannot be read.
+        ValueError: If its header cannot be read, or holds no true geometry.
     """
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check the path.")
     try:
-        source = _import_nibabel().load(path)
-        shape, zooms, affine = source.shape, source.header.get_zooms(), np.asarray(source.affine)
+        shape, zooms, affine = _read_header(_import_nibabel().load(path))
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
-        reason = " ".join(str(error).split())
-        raise ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.") from error
-    layout, spacing = _find_layout(shape, zooms, path)
-    return StoredImage(np.broadcast_to(np.float32(0), layout), affine, spacing)
+        raise _explain_nifti(path, error) from error
+    layout, spacing = _find_layout(shape, zooms, affine, path)
+    return StoredImage(np.broadcast_to(np.float32(0), layout), _put_kept_first(affine, shape), spacing)
 
 
-def _find_layout(shape: Sequence[int], zooms: Sequence[float], path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Returns the shape `(*S, C)` that a file's array takes, and the size of a voxel along each axis of `S`."""
+def _explain_nifti(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.")
+
+
+def _find_layout(shape: Sequence[int], zooms: Sequence[float], affine: np.ndarray, path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Returns the shape `(*S, C)` that a file's array takes, and the size of a voxel in mm along each axis of `S`.
+
+    The affine alone says where voxels lie, so their size is the length of its columns. Where the header's own size differs by no more
+    than rounding, its number is kept, because it is the one that people wrote.
+
+    Raises:
+        ValueError: If the array is no slice or volume, or the geometry is not finite or absurd.
+    """
     # The first three axes are space, and the axes behind them are channels. Axes of length one are neither.
     kept = [axis for axis, size in enumerate(shape[:3]) if size > 1]
     channels = [size for size in shape[3:] if size > 1] or [1]
     if len(kept) < 2 or len(channels) > 1:
         raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {tuple(shape)}.")
-    spacing = tuple(float(zooms[axis]) if zooms[axis] > 0 else 1.0 for axis in kept)
-    return (*(shape[axis] for axis in kept), channels[0]), spacing
+    if not np.isfinite(affine).all():
+        raise ValueError(f"Expected a finite geometry in {path}. Received: NaN or infinity in its affine. Mend its header.")
+    spacing = []
+    for axis in kept:
+        length, zoom = float(np.linalg.norm(affine[:3, axis])), float(zooms[axis])
+        if not math.isfinite(zoom):
+            raise ValueError(f"Expected a finite voxel size in {path}. Received: {zoom} along axis {axis}. Mend its header.")
+        spacing.append(zoom if abs(length - zoom) <= 1e-4 * zoom else length)
+        if not _LEAST_MM <= spacing[-1] <= _MOST_MM:
+            raise ValueError(
+                f"Expected voxels of {_LEAST_MM:g} to {_MOST_MM:g} mm in {path}. Received: {spacing[-1]:g} mm along axis {axis}. "
+                "Mend its header."
+            )
+    return (*(shape[axis] for axis in kept), channels[0]), tuple(spacing)
+
+
+def _put_kept_first(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Orders the columns of an affine as the axes of the array that is returned, of which those of length one are dropped."""
+    order = sorted(range(3), key=lambda axis: axis >= len(shape) or shape[axis] == 1)
+    return affine if order == [0, 1, 2] else affine[:, [*order, 3]]
+
+
+def _read_header(source) -> tuple[tuple[int, ...], list[float], np.ndarray]:
+    """Returns shape, zooms and affine of an opened file, both in mm."""
+    unit = int(source.header["xyzt_units"]) & 7 if "xyzt_units" in source.header else 2
+    scale = UNITS_MM.get(unit, 1.0)
+    affine = np.array(source.affine, np.float64)
+    affine[:3] *= scale
+    return source.shape, [float(zoom) * scale for zoom in source.header.get_zooms()], affine
 
 
 def _load_nifti(path: Path) -> tuple[tuple[int, ...], list[float], np.ndarray, np.ndarray]:
@@ -173,7 +210,7 @@ def _load_nifti(path: Path) -> tuple[tuple[int, ...], list[float], np.ndarray, n
     if 0 in source.shape:
         raise ValueError(f"an array of shape {source.shape}")
     array = source.get_fdata(dtype=np.float32, caching="unchanged")
-    return source.shape, [float(zoom) for zoom in source.header.get_zooms()], np.asarray(source.affine), array
+    return *_read_header(source), array
 
 
 def _read_picture(path: Path, data: bytes) -> StoredImage:

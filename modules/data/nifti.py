@@ -22,6 +22,10 @@ _HEADERS = {order: struct.Struct(f"{order}i 36x 8h 14x 2h 2x 8f 3f 132x 2h 6f 12
 _DTYPE_NAMES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _DTYPES = {(order, code): np.dtype(order + name) for order in "<>" for code, name in _DTYPE_NAMES.items()}
 _PIECE = 1 << 16
+# Bytes behind the voxels that the header promises; some programs pad their files. A file of more is not what its header says.
+_SLACK = 1 << 20
+# Millimetres in the unit of length, by the lowest three bits of `xyzt_units`; any other code means millimetres.
+UNITS_MM = {1: 1000.0, 3: 0.001}
 
 
 class _Header(NamedTuple):
@@ -35,7 +39,7 @@ class _Header(NamedTuple):
         end: One byte past the last number.
         slope: Factor of the numbers, 1 for none.
         inter: Addend after the factor, 0 for none.
-        affine: `(4, 4)`.
+        affine: `(4, 4)`, to mm.
     """
 
     shape: tuple[int, ...]
@@ -61,12 +65,12 @@ def decode_nifti(data: bytes, compressed: bool) -> tuple[tuple[int, ...], tuple[
 
     Raises:
         EOFError, zlib.error, isal.isal_zlib.error: For a file that is cut or damaged.
+        ValueError: For a file that holds far more than its header promises.
     """
-    content = _inflate(data) if compressed else data
-    header = _parse_header(content)
-    if compressed and (header is None or header.end > len(content)):
-        content = _inflate_members(data)
-        header = _parse_header(content)
+    if compressed:
+        header, content = _inflate(data)
+    else:
+        header, content = _parse_header(data), data
     if header is None:
         return None
     if header.end > len(content):
@@ -84,29 +88,52 @@ def decode_nifti(data: bytes, compressed: bool) -> tuple[tuple[int, ...], tuple[
     return header.shape, header.zooms, header.affine, array
 
 
-def _inflate(data: bytes) -> bytes:
-    """Inflates the first member of a gzip file, whose check sum must be right.
+def _inflate(data: bytes) -> tuple[_Header | None, bytes]:
+    """Inflates a gzip file no further than its header promises; returns the header, None for an unusual one, and the content.
 
     Raises:
-        zlib.error, isal.isal_zlib.error: If the member is cut or damaged.
+        EOFError, zlib.error, isal.isal_zlib.error: If the file is cut or damaged.
+        ValueError: If it holds far more than its header promises.
     """
-    # The last four bytes give the size if there is only one member. It is a hint, and no more than deflate can reach. With one byte
-    # more the buffer need not grow before the end is seen, which would cost a copy.
-    size = min(int.from_bytes(data[-4:], "little"), 1032 * len(data))
-    return inflater.decompress(data, 31, size + 1)
-
-
-def _inflate_members(data: bytes) -> bytes:
-    """Inflates all members of a gzip file, as bgzip or appending writes them. Bytes behind the last member are left alone."""
-    parts, place, view = [], 0, memoryview(data)
-    while data[place : place + 2] == b"\x1f\x8b":
+    # The last four bytes give the size if there is only one member, and nobody vouches for them. Small files take one call.
+    hint = int.from_bytes(data[-4:], "little")
+    member = inflater.decompressobj(31)
+    content = member.decompress(data, max(min(hint, _SLACK), _PIECE) + 1)
+    header = _parse_header(content)
+    if header is None and member.eof and member.unused_data:
+        content = _inflate_members(data, _SLACK)
+        header = _parse_header(content)
+    if header is None or (member.eof and header.end <= len(content)):
+        return header, content
+    most = header.end + _SLACK
+    if not member.eof:
+        # Inflated anew with room for all of it: to join two parts would cost a copy.
         member = inflater.decompressobj(31)
-        while not member.eof:
+        content = member.decompress(data, most + 1)
+    if member.eof and len(content) < header.end:
+        content = _inflate_members(data, most)
+    elif not member.eof and len(content) <= most:
+        raise EOFError("a gzip file that ends too early")
+    if len(content) > most:
+        raise ValueError(f"a file of more than {most:,} bytes where its header promises {header.end:,}")
+    return header, content
+
+
+def _inflate_members(data: bytes, most: int) -> bytes:
+    """Inflates all members of a gzip file, as bgzip or appending writes them, up to a little more than `most` bytes.
+
+    Bytes behind the last member are left alone.
+    """
+    parts, place, size, view = [], 0, 0, memoryview(data)
+    while data[place : place + 2] == b"\x1f\x8b" and size <= most:
+        member = inflater.decompressobj(31)
+        while not member.eof and size <= most:
             # The file is fed in pieces, because the rest of a piece is copied at the end of a member.
             piece = view[place : place + _PIECE]
             if not piece:
                 raise EOFError("a gzip file that ends too early")
             parts.append(member.decompress(piece))
+            size += len(parts[-1])
             place += len(piece)
         place -= len(member.unused_data)
     return b"".join(parts)
@@ -149,6 +176,10 @@ def _parse_header(data: bytes) -> _Header | None:
         affine = _centre_grid(shape, zooms)
     if affine is None:
         return None
+    scale = UNITS_MM.get(data[123] & 7, 1.0)
+    if scale != 1:
+        affine[:3] *= scale
+        zooms = tuple(zoom * scale for zoom in zooms)
     offset = int(offset)
     return _Header(shape, zooms[:rank], dtype, offset, offset + math.prod(shape) * dtype.itemsize, slope, inter, affine)
 

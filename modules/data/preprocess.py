@@ -8,6 +8,7 @@ whole volume at once.
 """
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,10 @@ from modules.data.resample import centre, fit_planes, fit_shape, resample, resam
 
 INTENSITIES = ("min_max", "percentile", "zscore", "fixed")
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
+
+
+# Bytes of the machine's memory; 0 where the system does not say.
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Preprocessing:
         """Raises ValueError, naming `name`, for an image of another kind than this preprocessing was made for.
 
         Such an image has another rank, or another number of channels than `channels` names. Its affine may not say which way its axes
-        run. For "fixed", it may be brighter than `scale`.
+        run. For "fixed", it may be brighter than `scale`. Resampled, it may be larger than memory.
         """
         rank, number, expected = image.array.ndim - 1, image.array.shape[-1], self.spatial_dims
         if rank != expected:
@@ -113,9 +118,24 @@ class Preprocessing:
             raise ValueError(f"Expected {len(channels)} channel(s) ({', '.join(channels)}) for this model. Received: {number} in {name}.")
         if rank == 3 and image.affine is not None and not np.isfinite(_orient(image.affine)).all():
             raise ValueError(f"Expected an affine that gives each axis a direction. Received: a singular one in {name}. Mend its header.")
+        self._check_size(image, name)
         brightest = float(image.array.max())
         if self.intensity == "fixed" and brightest > self.scale:
             raise ValueError(f"Expected intensities up to {self.scale:g}. Received: {brightest:g} in {name}. Convert it to that range.")
+
+    def _check_size(self, image: Volume, name: str) -> None:
+        """Raises ValueError, naming `name`, for an image that would not fit in memory once it is resampled."""
+        if not self.spacing_mm or not _MEMORY:
+            return
+        grid = self.measure(image).grid
+        size = 4 * math.prod(grid) * image.array.shape[-1]
+        # The image, a copy on the way, and the probabilities under work.
+        if 3 * size > _MEMORY:
+            raise ValueError(
+                f"Expected a resampled volume that fits in {_MEMORY / 2**30:.0f} GiB of memory. Received: "
+                f"{'x'.join(f'{length:,}' for length in grid)} voxels, {size / 2**30:,.0f} GiB, of {_format_mm(self.spacing_mm)} mm from "
+                f"voxels of {_format_mm(image.spacing_mm)} mm in {name}. Mend its header, or choose a larger `--spacing`."
+            )
 
     def apply(self, image: Volume) -> tuple[np.ndarray, Geometry]:
         """Turns an image into the input of the network.
@@ -185,11 +205,6 @@ class Preprocessing:
         planes = list(self.restore_planes(array if self.spatial_dims == 3 else array[np.newaxis], geometry, fill))
         return geometry.turn_back(np.stack(planes) if self.spatial_dims == 3 else planes[0])
 
-    def unseen(self, geometry: Geometry) -> int:
-        """Counts the voxels of the resampled input that the network does not see because they lie outside `shape`."""
-        seen = math.prod(min(size, target) for size, target in zip(geometry.grid, self.shape or geometry.grid, strict=True))
-        return math.prod(geometry.grid) - seen
-
     def measure(self, image: Volume) -> Geometry:
         """Finds where the voxels of an image will lie, without changing it."""
         spatial = image.array.shape[:-1]
@@ -233,6 +248,10 @@ class Preprocessing:
             np.subtract(source, np.float32(low), out=result[..., channel])
             np.divide(result[..., channel], np.float32(high - low or 1), out=result[..., channel])
         return np.clip(result, 0, 1, out=result) if self.intensity == "percentile" else result
+
+
+def _format_mm(sizes: Sequence[float]) -> str:
+    return "x".join(f"{size:g}" for size in sizes)
 
 
 def find_orientation(image: Volume) -> tuple[tuple[int, ...], tuple[bool, ...]]:

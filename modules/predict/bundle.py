@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class ModelBundle:
         channels: Names of the image channels, in order.
         label_rule: The rule by which label files store the classes, for scoring and for writing.
         mirrored_labels: Pairs of class indices that trade places when left and right are flipped.
+        flipped_axes: Axes of `window.deep` along which the training flipped its samples; None where nobody wrote it down. A
+            prediction is mirrored along these alone.
         provenance: Data set, seed, versions and scores. No prediction reads them.
         engine: The engine that computes the model, "keras" or "openvino". It is chosen on loading and is not saved.
     """
@@ -45,8 +47,14 @@ class ModelBundle:
     channels: tuple[str, ...]
     label_rule: LabelRule
     mirrored_labels: tuple[tuple[int, int], ...] = ()
+    flipped_axes: tuple[int, ...] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "keras"
+
+    def __post_init__(self) -> None:
+        # A slice larger than the window was cropped for the training; a prediction lays windows over all of it.
+        if not self.preprocessing.resize:
+            object.__setattr__(self, "preprocessing", replace(self.preprocessing, shape=()))
 
     def check_image(self, image: Volume, name: str) -> None:
         """Raises ValueError, naming the file `name`, for an image that is not of the model's kind."""
@@ -76,6 +84,7 @@ class ModelBundle:
             "channels": self.channels,
             "label_rule": rule | {"values": {str(value): index for value, index in self.label_rule.values.items()}},
             "mirrored_labels": self.mirrored_labels,
+            "flipped_axes": self.flipped_axes,
             "provenance": dict(self.provenance),
             "intended_use": INTENDED_USE,
             "files_sha256": {MODEL_FILE: hash_file(temporary / MODEL_FILE)},
@@ -118,6 +127,7 @@ class ModelBundle:
             channels=tuple(description["channels"]),
             label_rule=LabelRule(**rule),
             mirrored_labels=tuple((first, second) for first, second in description["mirrored_labels"]),
+            flipped_axes=None if description["flipped_axes"] is None else tuple(description["flipped_axes"]),
             provenance=description["provenance"],
             engine=engine,
         )
@@ -187,7 +197,7 @@ def _convert_format_3(description: dict[str, Any]) -> dict[str, Any]:
     source = str(description["provenance"].get("dataset", ""))
     values, output_values = description.pop("label_values"), description.pop("output_values")
     rule = {"values": values, "output_values": output_values, "renames": [], "source": source}
-    return description | {"format": FORMAT, "version": "0", "label_rule": rule}
+    return description | {"format": FORMAT, "version": "0", "label_rule": rule, "flipped_axes": None}
 
 
 def _to_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

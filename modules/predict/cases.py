@@ -1,5 +1,6 @@
 """Predicts cases: reads them, lays windows over them, computes and merges the windows, and returns to each scan's own grid."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +14,7 @@ from modules.data.preprocess import Geometry, find_orientation
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
 
+log = logging.getLogger("mri")
 Order = tuple[int, int, int]
 CANONICAL: Order = (0, 1, 2)
 
@@ -150,8 +152,7 @@ def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order:
     window = tuple(bundle.window.deep[axis] for axis in order)
     starts = tuple(make_grid(array.shape[:-1], window, options.overlap))
     batch_size = options.batch_size or windows.choose_batch_size(window)
-    unseen = bundle.preprocessing.unseen(geometry)
-    tiling = windows.Tiling(array.shape[:-1], window, starts, len(bundle.class_names), batch_size, unseen)
+    tiling = windows.Tiling(array.shape[:-1], window, starts, len(bundle.class_names), batch_size)
     options.on_tiling(tiling)
     return _TiledImage(array, geometry, tiling)
 
@@ -197,12 +198,28 @@ def _make_predictor(bundle: ModelBundle, mirror: bool, order: Order) -> Callable
         left_right = 1 if bundle.preprocessing.spatial_dims == 3 else None
         if left_right is None and bundle.mirrored_labels:
             raise ValueError("Expected volumes for `mirror` with classes on the left and the right. Received: a model of 2-D files.")
-        flipped = [axis + 1 for axis, size in enumerate(bundle.window.deep) if size > 1]
-        predict = windows.mirror(predict, flipped, left_right, bundle.mirrored_labels)
+        predict = windows.mirror(predict, [axis + 1 for axis in _choose_flips(bundle)], left_right, bundle.mirrored_labels)
     if order == CANONICAL:
         return predict
     there, back = (tuple(int(axis) + 1 for axis in axes) for axes in (order, np.argsort(order)))
     return lambda inputs: predict(np.ascontiguousarray(inputs.transpose(0, *back, 4))).transpose(0, *there, 4)
+
+
+def _choose_flips(bundle: ModelBundle) -> tuple[int, ...]:
+    """Returns the axes of the window that a prediction may be mirrored along: those along which the training flipped its samples.
+
+    Raises:
+        ValueError: If it flipped none: such a network has never seen a mirror image and can be wrong about it.
+    """
+    if bundle.flipped_axes is None:
+        log.warning("--mirror: nobody wrote down whether this model was trained with flips; without them it is worse for mirroring")
+        return tuple(axis for axis, size in enumerate(bundle.window.deep) if size > 1)
+    if not bundle.flipped_axes:
+        raise ValueError(
+            "Expected a model that was trained with flips for --mirror. Received: one trained without (--augment none), which is worse "
+            "for mirroring. Leave --mirror out."
+        )
+    return bundle.flipped_axes
 
 
 def _put_first(axis: int) -> Order:

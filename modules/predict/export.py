@@ -175,12 +175,6 @@ def _describe_steps(preprocessing: Preprocessing) -> list[dict[str, Any]]:
     if preprocessing.shape and preprocessing.resize:
         text = f"Resample the whole field of view to this shape. {resampling}"
         steps.append({"step": "resize", "shape": list(preprocessing.shape), "interpolation": preprocessing.interpolation, "text": text})
-    elif preprocessing.shape:
-        text = (
-            "Crop or pad each axis about its middle to this shape. Cropping drops floor((size - target) / 2) voxels at the start, padding "
-            "adds floor((target - size) / 2) there; padding is each channel's smallest value."
-        )
-        steps.append({"step": "shape", "shape": list(preprocessing.shape), "text": text})
     return steps
 
 

@@ -28,7 +28,7 @@ class PredictionProgress:
 
         self._bar = tqdm(total=cases, desc=title, unit="case", leave=False, disable=None)
         self._windows: tqdm | None = None
-        self._cropped: list[Tiling] = []
+        self._told: set[str] = set()
 
     def options(self, **values: Any) -> PredictionOptions:
         """Makes options of a prediction that reports to these bars."""
@@ -41,13 +41,14 @@ class PredictionProgress:
             yield item
 
     def _begin(self, tiling: Tiling) -> None:
-        if tiling.unseen:
-            self._cropped.append(tiling)
         if len(tiling.starts) == 1:
             return
         from tqdm import tqdm
 
-        log.info("%s", tiling)
+        # Slices of one shape come by the hundred.
+        if str(tiling) not in self._told:
+            log.info("%s", tiling)
+            self._told.add(str(tiling))
         bar = self._windows or tqdm(total=0, unit="window", leave=False, disable=None)
         bar.total = (bar.total or 0) + len(tiling.starts)
         self._windows = bar
@@ -60,12 +61,6 @@ class PredictionProgress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._cropped:
-            log.info(
-                "%d image(s) are larger than what the model sees: what lies outside is called background, and missed. The first: "
-                "%s voxels seen, %d not",
-                len(self._cropped), "x".join(map(str, self._cropped[0].shape)), self._cropped[0].unseen,
-            )  # fmt: skip
         for bar in (self._bar, self._windows):
             if bar is not None:
                 bar.close()

@@ -24,7 +24,6 @@ class Tiling:
         starts: The first voxel of each window; the first axis varies slowest.
         num_classes: `K`.
         batch_size: Windows predicted together.
-        unseen: Voxels of the case that lie outside `P`, where it was cropped. They are called background.
     """
 
     shape: tuple[int, ...]
@@ -32,7 +31,6 @@ class Tiling:
     starts: tuple[tuple[int, ...], ...]
     num_classes: int
     batch_size: int
-    unseen: int = 0
 
     @property
     def slab_bytes(self) -> int:

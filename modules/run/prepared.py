@@ -9,6 +9,7 @@ import numpy as np
 from modules import networks
 from modules.data.cache import PreparedCase
 from modules.data.case import Case
+from modules.data.draws import AUGMENTATIONS
 from modules.data.spec import DatasetSpec
 from modules.predict.bundle import ModelBundle
 from modules.run.plan import Plan
@@ -46,6 +47,8 @@ class PreparedRun:
 
     def make_bundle(self, provenance: Mapping[str, Any]) -> ModelBundle:
         """Makes a bundle of the network with its head and all that prediction needs; it shares the network's weights."""
+        augmentation, deep = AUGMENTATIONS[self.settings.augment], self.plan.window.deep
+        flips = augmentation is not None and augmentation.flip > 0
         return ModelBundle(
             model=networks.with_head(self.network),
             preprocessing=self.plan.preprocessing,
@@ -54,6 +57,7 @@ class PreparedRun:
             channels=self.spec.channels,
             label_rule=self.spec.label_rule,
             mirrored_labels=self.spec.mirrored_indices(),
+            flipped_axes=tuple(axis for axis, size in enumerate(deep) if size > 1 and flips),
             provenance=provenance,
         )
 

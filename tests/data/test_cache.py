@@ -191,7 +191,7 @@ def test_what_is_wrong_is_named(case, tmp_path, write_nifti):
     with pytest.raises(ValueError, match=r"in \(0, 85\). Received: 170 in .*seg.nii.gz .*'d'"):
         _prepare(case, tmp_path / "cache", values={0: 0, 85: 1})
     short = Case("a", "s", case.image_paths, write_nifti("short.nii", np.zeros((10, 12, 13), np.uint8)))
-    with pytest.raises(ValueError, match=r"image and label of one shape. Received: image \(10, 12, 14\) in .*, label \(10, 12, 13\)"):
+    with pytest.raises(ValueError, match=r"image and label over the same space. Received: image 10x12x14 .*a.nii.gz; label 10x12x13 "):
         _prepare(short, tmp_path / "cache")
     with pytest.raises(ValueError, match="Expected a 2-D image for this model"):
         _prepare(case, tmp_path / "cache", Preprocessing(2))

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +14,13 @@ import cv2
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import make_spec
 
 from modules.data import formats, nifti
-from modules.data.case import LabelRule, read_label, read_volume
+from modules.data.case import Case, LabelRule, read_case, read_label, read_volume
 from modules.data.files import fingerprint_files, hash_file, replace_file, stem_of, suffix_of
 from modules.data.formats import write_label_like, write_probabilities_like
+from modules.data.preprocess import Preprocessing
 
 
 def test_suffix_and_stem_of_every_layout(tmp_path):
@@ -35,7 +38,7 @@ def test_suffix_and_stem_of_every_layout(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64])
 def test_nifti_of_any_dtype_with_trailing_axis(write_nifti, dtype):
     array = np.arange(12, dtype=dtype).reshape(3, 4, 1)
-    volume = read_volume([write_nifti("a.nii.gz", array, zooms=(0.5, 2.0, 3.0))])
+    volume = read_volume([write_nifti("a.nii.gz", array, np.diag([0.5, -2.0, 3.0, 1.0]))])
     assert volume.array.dtype == np.float32
     np.testing.assert_array_equal(volume.array[..., 0], array[..., 0])
     assert volume.array.shape == (3, 4, 1)
@@ -61,7 +64,7 @@ def test_channels_in_several_files_are_stacked(write_nifti):
     volume = read_volume([write_nifti("a.nii", first), write_nifti("b.nii", second)])
     assert volume.array.shape == (3, 4, 2)
     np.testing.assert_array_equal(volume.array[0, 0], [1, 2])
-    with pytest.raises(ValueError, match=r"one shape, \(3, 4\). Received: \(4, 4\) in .*c.nii"):
+    with pytest.raises(ValueError, match="image and channel over the same space. Received: image 3x4 .*a.nii; channel 4x4 .*c.nii"):
         read_volume([write_nifti("a.nii", first), write_nifti("c.nii", np.ones((4, 4), np.float32))])
 
 
@@ -147,8 +150,8 @@ def test_truncated_picture_is_refused(tmp_path, write_picture, suffix):
             read_volume([cut])
 
 
-@pytest.mark.parametrize(("dtype", "written"), [(np.float64, np.float32), (np.int16, np.uint8), (np.uint8, np.uint8)])
-def test_label_map_has_the_grid_and_dtype_family_of_its_nifti(tmp_path, write_nifti, dtype, written):
+@pytest.mark.parametrize(("dtype", "written"), [(np.float64, np.uint8), (np.int16, np.uint8), (np.uint8, np.uint8)])
+def test_label_map_has_the_grid_of_its_nifti_and_whole_numbers(tmp_path, write_nifti, dtype, written):
     affine = np.array([[-0.8, 0.1, 0, 5], [0.1, 0.9, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1]])
     source = write_nifti("a.nii.gz", np.ones((256, 144, 1), dtype), affine)
     label = np.zeros((256, 144), np.uint8)
@@ -290,9 +293,11 @@ def _check_as_nibabel(path):
     assert volume.array.flags.f_contiguous == expected.flags.f_contiguous
     np.testing.assert_array_equal(volume.array, expected)
     assert volume.affine.dtype == source.affine.dtype == np.float64
-    np.testing.assert_array_equal(volume.affine, source.affine)
-    zooms = [float(zoom) if zoom > 0 else 1.0 for zoom in source.header.get_zooms()]
-    assert volume.spacing_mm == tuple(zoom for zoom, size in zip(zooms, source.shape[:3], strict=False) if size > 1)
+    # Axes of length one are dropped, and their columns come last.
+    kept = [axis for axis, size in enumerate(source.shape[:3]) if size > 1]
+    order = [*kept, *(axis for axis in range(3) if axis not in kept), 3]
+    np.testing.assert_array_equal(volume.affine, source.affine[:, order])
+    assert volume.spacing_mm == pytest.approx(np.linalg.norm(source.affine[:3, kept], axis=0), rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -341,9 +346,7 @@ def test_any_usual_header_is_read_as_nibabel_reads_it(tmp_path, without_nibabel,
         {"sform_code": 9, "qform_code": 1},
         {"qform_code": 5},
         {"vox_offset": 352.5},
-        {"pixdim": np.inf},
         {"sizeof_hdr": 340},
-        {"qform_code": 1, "quatern_b": np.nan},
     ],
     ids=lambda fields: next(iter(fields)),
 )
@@ -501,3 +504,110 @@ def test_real_scans_are_read_as_nibabel_reads_them(real_data, without_nibabel, f
         if path.name.startswith("seg_") or "SEMANTIC" in path.name or "labels" in path.parent.name:
             array = np.asarray(nib.load(path).dataobj).squeeze()
             np.testing.assert_array_equal(read_label(path, LabelRule({value: value for value in range(6)})), array)
+
+
+# ------------------------------------------------------------------------------------------------ where voxels lie
+
+
+@pytest.mark.parametrize(("unit", "length"), [(1, 0.002), (2, 2.0), (3, 2000.0), (0, 2.0)])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_lengths_are_in_mm_whatever_the_headers_unit(tmp_path, unit, length, suffix):
+    fields = {"xyzt_units": unit, "sform_code": 1, "pixdim": [1, length, length, length, 1, 1, 1, 1]}
+    fields |= {"srow_x": [length, 0, 0, 5 * length], "srow_y": [0, length, 0, 0], "srow_z": [0, 0, length, 0]}
+    path = _write(tmp_path / f"a{suffix}", _make_nifti(np.zeros((3, 4, 5), np.int16), **fields))
+    for stored in (formats.read_file(path), formats.read_grid(path)):
+        assert stored.spacing_mm == pytest.approx((2, 2, 2))
+        np.testing.assert_allclose(stored.affine, [[2, 0, 0, 10], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]], rtol=1e-6)
+    nib.save(nib.Nifti2Image(np.zeros((3, 4, 5), np.int16), np.diag([length, length, length, 1])), tmp_path / "b.nii")
+    other = nib.load(tmp_path / "b.nii")
+    other.header["xyzt_units"] = unit
+    nib.save(other, tmp_path / "c.nii")
+    assert read_volume([tmp_path / "c.nii"]).spacing_mm == pytest.approx((2, 2, 2))
+
+
+def test_the_size_of_a_voxel_follows_the_affine_not_pixdim(tmp_path):
+    fields = {
+        "sform_code": 1,
+        "srow_x": [3, 0, 0, 0],
+        "srow_y": [0, 4, 0, 0],
+        "srow_z": [0, 3, 5, 0],
+        "pixdim": [1, 3.0001, 1, 9, 1, 1, 1, 1],
+    }
+    path = _write(tmp_path / "a.nii", _make_nifti(np.zeros((3, 4, 5), np.int16), **fields))
+    # The first is the affine's but for rounding, so the header's own number stays.
+    assert read_volume([path]).spacing_mm == pytest.approx((3.0001, 5, 5), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"sform_code": 1, "srow_x": [np.nan, 0, 0, 0]},
+            "a finite geometry in .*a.nii.gz. Received: NaN or infinity in its affine",
+        ),
+        ({"sform_code": 1, "srow_x": [1, 0, 0, np.inf]}, "Expected a finite geometry in .*a.nii.gz"),
+        ({"pixdim": np.inf}, "a.nii.gz. Received: "),
+        ({"qform_code": 1, "quatern_b": np.nan}, "a.nii.gz. Received: "),
+        (
+            {"qform_code": 1, "pixdim": [1, 1e9, 1, 1, 1, 1, 1, 1]},
+            r"voxels of 0.0001 to 100000 mm in .*a.nii.gz. Received: 1e\+09 mm along axis 0",
+        ),
+        ({"sform_code": 1}, "Expected voxels of 0.0001 to 100000 mm in .*a.nii.gz. Received: 0 mm along axis 0"),
+    ],
+)
+def test_a_geometry_that_cannot_be_true_is_refused_by_name(tmp_path, fields, message):
+    path = _write(tmp_path / "a.nii.gz", _make_nifti(np.zeros((3, 4, 5), np.int16), **fields))
+    for read in (lambda: read_volume([path]), lambda: formats.read_grid(path)):
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+def test_a_file_that_inflates_far_beyond_its_header_is_refused_before_it_does(tmp_path):
+    data = _make_nifti(np.zeros((3, 4, 5), np.int16))
+    bomb = tmp_path / "bomb.nii.gz"
+    for lie in (False, True):
+        packed = bytearray(gzip.compress(data + bytes(1 << 28), 9))
+        if lie:
+            packed[-4:] = (len(data)).to_bytes(4, "little")
+        bomb.write_bytes(packed)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=r"Received: a file of more than 1,049,\d+ bytes where its header promises 472"):
+            read_volume([bomb])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 24
+    # A little padding is common.
+    padded = _write(tmp_path / "padded.nii.gz", data + bytes(1000))
+    assert read_volume([padded]).array.shape == (3, 4, 5, 1)
+
+
+def test_a_label_on_another_grid_is_brought_onto_its_images_or_refused(write_nifti, caplog):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = 3
+    image = write_nifti("a.nii", rng.random((4, 5, 6)))
+    rules = make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2})
+    with caplog.at_level("INFO", "mri"):
+        _, label = read_case(Case("a", "a", (image,), write_nifti("mirrored.nii", truth[::-1], flip)), rules)
+    np.testing.assert_array_equal(label, truth)
+    assert "label" in caplog.text
+    assert "mirrored.nii has another grid over the same space than its image: turned" in caplog.text
+    moved = np.eye(4)
+    moved[0, 3] = 30
+    with pytest.raises(
+        ValueError,
+        match=r"image 4x5x6 of 1x1x1 mm, RAS, first voxel at \(0.0, 0.0, 0.0\) mm in .*a.nii; label 4x5x6 .* at \(30.0, .*beside",
+    ):
+        read_case(Case("a", "a", (image,), write_nifti("beside.nii", truth, moved)), rules)
+
+
+def test_a_channel_on_another_grid_is_turned_or_refused(write_nifti):
+    array = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
+    flip = np.diag([1.0, 1, -1, 1])
+    flip[2, 3] = 5
+    first = write_nifti("a_0000.nii", array)
+    volume = read_volume([first, write_nifti("a_0001.nii", array[..., ::-1] + 1, flip)])
+    np.testing.assert_allclose(volume.array[..., 1], array + 1, rtol=1e-6)
+    with pytest.raises(ValueError, match="Expected image and channel over the same space.*coarse.nii"):
+        read_volume([first, write_nifti("coarse.nii", array[::2], np.diag([2.0, 1, 1, 1]))])

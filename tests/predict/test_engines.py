@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -282,11 +283,11 @@ def test_each_engine_gives_the_same_label_map(run, slice_path, tmp_path, capsys,
         name = "keras" if engine == "keras" else "openvino"
         assert f"1 case(s), model {run} ({name}): background" in capsys.readouterr().out
     assert len(np.unique(found["keras"])) > 2
-    np.testing.assert_array_equal(found["auto"], found["keras"])
-    np.testing.assert_array_equal(found["openvino"], found["keras"])
+    np.testing.assert_array_equal(found["auto"], found["openvino"])
+    _check_alike(found["openvino"], found["keras"])
     # One model each way is as good as twice the same.
     mixed = _predict(slice_path, tmp_path / "mixed", "--model", str(run), str(run))
-    np.testing.assert_array_equal(mixed, found["keras"])
+    _check_alike(mixed, found["keras"])
 
 
 def test_an_engine_that_cannot_be_is_one_line(tmp_path, slice_path, capsys, on_cpu):
@@ -338,27 +339,41 @@ def test_a_prediction_with_openvino_imports_neither_keras_nor_telemetry(run, sli
 
 
 def _prepare_by_hand(description, image):
-    """Does what `preprocessing.json` says of a slice, in its order, as someone would who has nothing else."""
+    """Does what `preprocessing.json` says of a slice, in its order, as someone would who has nothing else; returns windows and starts."""
     for step in description["steps"]:
         if step["step"] == "intensity":
             assert (step["kind"], step["formula"]) == ("min_max", "(x - min) / (max - min)")
             image = (image - image.min()) / (image.max() - image.min())
-        elif step["step"] == "shape":
-            rows, columns = step["shape"]
-            top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
-            image = image[top : top + rows, left : left + columns]
         else:
             assert step["step"] == "read" or step["text"] == "As in the file."
-    assert list(image.shape) == description["windows"]["shape"] == description["input"]["shape"][1:3]
-    return image[np.newaxis, ..., np.newaxis].astype(description["input"]["dtype"]), (top, left)
+    shape, overlap = description["windows"]["shape"], description["windows"]["overlap"]
+    assert shape == description["input"]["shape"][1:3]
+    axes = []
+    for size, n in zip(image.shape, shape, strict=True):
+        m = math.ceil((size - n) / max(1, math.floor(n * (1 - overlap)))) + 1
+        axes.append([round(i * (size - n) / (m - 1)) for i in range(m)])
+    starts = [(top, left) for top in axes[0] for left in axes[1]]
+    windows = [image[top : top + shape[0], left : left + shape[1]] for top, left in starts]
+    return np.stack(windows)[..., np.newaxis].astype(description["input"]["dtype"]), starts
 
 
-def _label_by_hand(description, probabilities, shape, corner):
+def _label_by_hand(description, probabilities, shape, starts):
+    """Averages the windows with the weight that the description gives, and takes each voxel's likeliest class."""
     values = np.array([item["value_in_file"] for item in description["classes"]])
-    label = np.full(shape, values[0])
-    (rows, columns), (top, left) = probabilities.shape[1:3], corner
-    label[top : top + rows, left : left + columns] = values[probabilities[0].argmax(axis=-1)]
-    return label
+    rows, columns = probabilities.shape[1:3]
+    profiles = [np.maximum(np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 8)) ** 2), 0.001) for n in (rows, columns)]
+    weight = np.multiply.outer(*profiles)[..., np.newaxis]
+    total, weights = np.zeros((*shape, probabilities.shape[-1])), np.zeros((*shape, 1))
+    for window, (top, left) in zip(probabilities, starts, strict=True):
+        total[top : top + rows, left : left + columns] += window * weight
+        weights[top : top + rows, left : left + columns] += weight
+    return values[(total / weights).argmax(axis=-1)]
+
+
+def _check_alike(label, expected):
+    """An untrained network is undecided here and there, so that rounding may turn a voxel in ten thousand."""
+    assert label.shape == expected.shape
+    assert np.count_nonzero(label != expected) <= label.size / 10_000
 
 
 SERVE = """
@@ -389,7 +404,7 @@ def test_an_exported_model_is_used_without_keras_by_its_description_alone(own_ru
         for name, digest in known["files_sha256"].items():
             assert hash_file(folder / name) == digest
     scan = nib.load(slice_path).get_fdata(dtype=np.float32).squeeze()
-    images, corner = _prepare_by_hand(description, scan)
+    images, starts = _prepare_by_hand(description, scan)
 
     known = description["models"]["onnx"]
     session = onnxruntime.InferenceSession(folder / known["file"], providers=["CPUExecutionProvider"])
@@ -403,7 +418,7 @@ def test_an_exported_model_is_used_without_keras_by_its_description_alone(own_ru
     expected = _predict(slice_path, tmp_path / "expected", "--model", str(own_run))
     for probabilities in (by_onnx, by_tensorflow):
         assert list(probabilities.shape[1:]) == description["output"]["shape"][1:]
-        np.testing.assert_array_equal(_label_by_hand(description, probabilities, scan.shape, corner), expected)
+        _check_alike(_label_by_hand(description, probabilities, scan.shape, starts), expected)
 
 
 @on_tensorflow

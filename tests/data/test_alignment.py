@@ -1,0 +1,108 @@
+"""Files that belong together: the same grid, the same in another order, the same box in another resolution, or elsewhere."""
+
+from itertools import permutations, product
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from modules.data.alignment import TOLERANCE, align, describe_grid
+
+
+def _oblique(spacing=(0.8, 1.1, 2.5), origin=(-30.0, 12.0, 5.0)):
+    one, other = np.radians(11), np.radians(-7)
+    turn = np.array([[np.cos(one), -np.sin(one), 0], [np.sin(one), np.cos(one), 0], [0, 0, 1]])
+    turn = turn @ np.array([[1, 0, 0], [0, np.cos(other), -np.sin(other)], [0, np.sin(other), np.cos(other)]])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn @ np.diag(spacing), origin
+    return affine
+
+
+ARRAY = np.random.default_rng(0).integers(0, 9, (5, 6, 7), np.int16)
+
+
+def test_the_same_grid_is_the_array_itself():
+    assert align(ARRAY, _oblique(), (5, 6, 7), _oblique()) is ARRAY
+    rounded = _oblique()
+    rounded[:3] += 1e-4
+    assert align(ARRAY, rounded, (5, 6, 7), _oblique()) is ARRAY
+    assert align(ARRAY, _oblique().astype(np.float32), (5, 6, 7), _oblique()) is ARRAY
+
+
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+def test_another_order_is_turned_and_nothing_is_lost(axes):
+    for signs in product((1, -1), repeat=3):
+        orientation = np.stack([axes, signs], axis=1)
+        stored = nib.Nifti1Image(ARRAY, _oblique()).as_reoriented(orientation)
+        np.testing.assert_array_equal(align(np.asarray(stored.dataobj), stored.affine, ARRAY.shape, _oblique()), ARRAY)
+
+
+def test_channels_behind_the_spatial_axes_go_along():
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = 4
+    image = np.stack([ARRAY, ARRAY + 1], axis=-1)
+    np.testing.assert_array_equal(align(image, _oblique() @ flip, (5, 6, 7), _oblique()), image[::-1])
+
+
+def test_a_label_of_another_resolution_over_the_same_box_comes_from_the_nearest_voxel():
+    fine = np.diag([1.0, 1, 1, 1])
+    coarse = np.diag([2.0, 3.0, 1.0, 1.0])
+    coarse[:3, 3] = 0.5, 1.0, 0.0  # The centres of voxels two and three times as long, whose edges meet those of the image.
+    label = np.arange(3 * 2 * 4).reshape(3, 2, 4)
+    expected = label.repeat(2, axis=0).repeat(3, axis=1)
+    np.testing.assert_array_equal(align(label, coarse, (6, 6, 4), fine, resample=True), expected)
+    assert align(label, coarse, (6, 6, 4), fine) is None
+    # Half a voxel aside it is another box.
+    coarse[0, 3] += 0.5
+    assert align(label, coarse, (6, 6, 4), fine, resample=True) is None
+
+
+@pytest.mark.parametrize("change", ["shift", "turn", "scale", "cut"])
+def test_what_lies_elsewhere_is_none(change):
+    affine, array = _oblique(), ARRAY
+    if change == "shift":
+        affine[1, 3] += 30
+    elif change == "turn":
+        affine = np.diag([0.8, 1.1, 2.5, 1])
+    elif change == "scale":
+        affine[:3, :3] *= 1.1
+    else:
+        array = ARRAY[:-1]
+    assert align(array, affine, (5, 6, 7), _oblique(), resample=True) is None
+
+
+def test_the_tolerance_is_a_twentieth_of_a_voxel():
+    for share, same in ((0.9 * TOLERANCE, True), (1.1 * TOLERANCE, False)):
+        affine = np.eye(4)
+        affine[0, 3] = share
+        assert (align(ARRAY, affine, (5, 6, 7), np.eye(4)) is ARRAY) == same
+
+
+def test_slices_have_a_plane_of_their_own():
+    plane, array = np.diag([0.8, 0.9, 3.0, 1]), ARRAY[..., 0]
+    assert align(array, plane, (5, 6), plane) is array
+    mirrored = plane @ np.array([[-1.0, 0, 0, 4], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(align(array, mirrored, (5, 6), plane), array[::-1])
+    beside = plane.copy()
+    beside[2, 3] = 3
+    assert align(array, beside, (5, 6), plane) is None
+
+
+def test_without_a_place_in_the_world_shapes_decide():
+    assert align(ARRAY, None, (5, 6, 7), None) is ARRAY
+    assert align(ARRAY, None, (5, 6, 8), None) is None
+    assert align(ARRAY, np.full((4, 4), np.nan), (5, 6, 7), np.eye(4)) is None
+
+
+def test_singular_headers_have_to_be_the_same():
+    flat = np.diag([1.0, 1, 0, 1])
+    assert align(ARRAY, flat, (5, 6, 7), flat) is ARRAY
+    assert align(ARRAY, np.eye(4), (5, 6, 7), flat) is None
+
+
+def test_a_grid_in_words():
+    affine = np.diag([-0.8, 1.0, 2.5, 1])
+    affine[:3, 3] = 10, -20.25, 3
+    assert describe_grid((5, 6, 7), affine) == "5x6x7 of 0.8x1x2.5 mm, LAS, first voxel at (10.0, -20.2, 3.0) mm"
+    assert describe_grid((5, 6), None) == "5x6 without a place in the world"
+    assert describe_grid((5, 6), np.full((4, 4), np.nan)) == "5x6 with an affine that is not finite"
