@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from modules.data.case import Case, LabelRule, Volume
+from modules.data.files import TEMPORARY
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
-from modules.predict.bundle import ModelBundle, write_record
+from modules.predict.bundle import ModelBundle, write_description
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
 from modules.run.proof import hash_weights
 
@@ -79,7 +80,7 @@ def test_another_rank_or_number_of_channels_is_refused_by_name(write_picture, wr
 def test_a_save_that_was_killed_between_its_renames_loses_nothing(tmp_path):
     bundle = make_bundle()
     bundle.save(tmp_path / "bundle")
-    (tmp_path / "bundle").rename(tmp_path / ".bundle.old")
+    (tmp_path / "bundle").rename(tmp_path / f"{TEMPORARY}bundle.old")
     assert hash_weights(ModelBundle.load(tmp_path).model) == hash_weights(bundle.model)
     bundle.save(tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -155,11 +156,11 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     rule = record.pop("label_rule")
     # Format 3 kept the label's values in places of their own, and no rule for its name.
     old = record | {"format": 3, "label_values": rule["values"], "output_values": rule["output_values"]}
-    write_record(tmp_path / "bundle", old)
+    write_description(tmp_path / "bundle", old)
     loaded = ModelBundle.load(tmp_path, "keras")
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
-    write_record(tmp_path / "bundle", old | {"format": 2})
+    write_description(tmp_path / "bundle", old | {"format": 2})
     with pytest.raises(ValueError, match=r"Expected a bundle of format 3 or 4 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
 
