@@ -93,7 +93,8 @@ sys.exit(utils.run_command("train.py", command))
 def test_any_console_takes_any_text(tmp_path, environment):
     root = Path(utils.__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(root), **environment}
-    done = subprocess.run([sys.executable, "-c", TALK], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    (tmp_path / "talk.py").write_text(TALK, encoding="utf-8")
+    done = subprocess.run([sys.executable, "talk.py"], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
     assert done.stderr.startswith(b"train.py: error: nein: ")
@@ -110,8 +111,6 @@ def test_a_console_that_is_gone_ends_no_command(tmp_path, closed):
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
     assert (tmp_path / "done").is_file()
     assert done.stderr == ("" if "2>" in closed else "train.py: error: nein: ß\n")
 

@@ -71,15 +71,16 @@ def test_a_command_that_ends_after_the_second_signal_ends_by_itself(monkeypatch)
 
 
 def test_the_second_signal_is_obeyed_where_python_gets_no_turn():
-    # The main thread waits in C for another that never ends, as it waits for a compiler.
+    # The main thread waits in C for a lock that it holds, as it waits for a compiler.
     code = (
-        "import ctypes, threading\n"
+        "import ctypes\n"
         "from modules.run.signals import StopRequest, obey_signals\n"
-        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
-        "other = threading.enumerate()[-1].ident\n"
+        "libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(256)\n"
+        "libc.pthread_mutex_init(lock, None)\n"
+        "libc.pthread_mutex_lock(lock)\n"
         "with obey_signals('train.py', grace=0.5), StopRequest():\n"
         "    print('begun', flush=True)\n"
-        "    ctypes.CDLL(None).pthread_join(ctypes.c_ulong(other), None)\n"
+        "    libc.pthread_mutex_lock(lock)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
