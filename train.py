@@ -6,6 +6,7 @@ Without arguments it lists the data sets, says which of them are on this machine
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import utils
@@ -25,7 +26,7 @@ from modules.run.folder import RunFolder, list_runs
 from modules.run.plan import Plan, make_plan
 from modules.run.prepared import PreparedRun, build_network
 from modules.run.settings import Settings
-from modules.run.verify import check_resumable, describe_run, verify
+from modules.run.verify import check_backend, check_resumable, describe_run, verify
 from modules.score_tables import map_subjects
 from utils import log
 
@@ -50,7 +51,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if devices.find_host()[1] > 1 and (request.verify or all_folds):
         raise ValueError("Expected a single training for several hosts. Received: --verify, or --folds. Give --hosts 1, or one --fold.")
     if request.verify:
-        verify_runs(request.verify, request.devices)
+        verify_runs(request)
     elif all_folds:
         train_folds(request.settings, request)
     elif request.resume:
@@ -61,7 +62,9 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None) -> None:
     """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures."""
-    tracking.check_tracker(settings.track if devices.is_main() else "none")
+    if devices.is_main():
+        (run or RunFolder.name(settings)).check_new()
+        tracking.check_tracker(settings.track)
     prepared = prepare(settings, max_devices)
     run = run or RunFolder.name(settings, prepared.plan.network)
     cases = {name: [case.case_id for case in members] for name, members in prepared.splits.items()}
@@ -73,10 +76,9 @@ def train(settings: Settings, run: RunFolder | None = None, max_devices: int | N
 
 def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -> None:
     """Goes on with an interrupted run; raises ValueError for a run that is finished, in training, or made of other data."""
-    if run.finished:
-        raise ValueError(f"Expected an interrupted run. Received: {run.path}, which is finished. Start a new one.")
     devices.on_main(run.claim)
     with run:
+        check_backend(run)
         tracking.check_tracker(settings.track if devices.is_main() else "none", run)
         prepared = prepare(settings, max_devices, run.read_plan())
         environment = describe_run(prepared, ROOT)
@@ -148,8 +150,6 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
 def train_folds(settings: Settings, request: TrainingRequest) -> None:
     """Trains and scores every fold below one folder, then pools the scores. A model that never saw a subject has tested it."""
     run = RunFolder(request.resume) if request.resume else RunFolder.name(settings)
-    if run.finished:
-        raise ValueError(f"Expected an interrupted run. Received: {run.path}, which is finished. Start a new one.")
     if request.resume:
         run.claim()
     else:
@@ -164,13 +164,16 @@ def train_folds(settings: Settings, request: TrainingRequest) -> None:
         pool_folds(run, settings, map_subjects(load(settings)[1]))
 
 
-def verify_runs(path: Path, max_devices: int | None = None) -> None:
+def verify_runs(request: TrainingRequest) -> None:
     """Verifies a run, or every fold of a cross-validation; raises ValueError if something is not the same."""
-    for run in map(RunFolder, list_runs([path])):
-        settings = run.read_settings()
-        splits, _ = divide(load(settings)[1], settings)
-        manifest = proof.make_manifest(splits, settings.data_folder())
-        verify(run, manifest, lambda settings=settings, run=run: prepare(settings, max_devices, run.read_plan()), ROOT)
+    for run in map(RunFolder, list_runs([request.verify] if request.verify else [])):
+        settings, plan = replace(run.read_settings(), **request.places), run.read_plan()
+        verify(run, partial(hash_data, settings), partial(prepare, settings, request.devices, plan), ROOT)
+
+
+def hash_data(settings: Settings) -> proof.Manifest:
+    """Hashes every file of the data set as it lies on disk now."""
+    return proof.make_manifest(divide(load(settings)[1], settings)[0], settings.data_folder())
 
 
 if __name__ == "__main__":

@@ -1,21 +1,29 @@
 """The parts that the three commands share: console, log, and the way an error becomes one line and an exit status."""
 
+import io
 import logging
-import signal
+import os
 import sys
-import threading
 from collections.abc import Callable
+from typing import TextIO
+
+from modules.run.signals import obey_signals
 
 log = logging.getLogger("mri")
 
 
 class _ConsoleHandler(logging.Handler):
-    """A handler that writes to standard output without breaking a progress bar."""
+    """A handler that writes to standard output without breaking a progress bar. A reader that went away does not end the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            _silence(sys.stdout)
+            log.warning("the console cannot be written any more (%s): messages go to the run's log alone", error.strerror)
 
 
 def start_log(*, quiet: bool = False) -> None:
@@ -31,19 +39,75 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     """Runs a command. An error that the user can mend becomes one line on standard error and exit status 2.
 
     The traceback goes to the run's log, where there is one. SIGTERM ends the command like Ctrl-C; clusters send it before they take a
-    machine back.
+    machine back. So does SIGHUP, which a closed terminal sends.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
+    _open_console()
     try:
-        command()
-    except (ValueError, OSError) as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        with obey_signals(name):
+            command()
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        _tell(f"{name}: interrupted")
         return 130
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError) and not _is_lack_of_memory(error):
+            raise
+        _tell(f"{name}: error: {_describe(error)}")
+        return 2
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)
+        _flush(sys.stdout)
     return 0
+
+
+def _describe(error: Exception) -> str:
+    """Describes an error in one line."""
+    text = " ".join(str(error).split())
+    if _is_lack_of_memory(error):
+        return f"Expected enough memory. Received: {text or 'none left'}. Free some, or choose smaller scans, windows or batches."
+    return text
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Returns whether an error says that memory does not suffice: Python's and NumPy's, or TensorFlow's, which we do not import here."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+
+
+# ---------------------------------------------------------------------------------------------------------------- console
+
+
+def _open_console() -> None:
+    """Makes standard output and error such that any text can be written: one that is closed, or that knows only ASCII."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is taken. Otherwise the next file that is opened would get every message of a library.
+            os.open(os.devnull, os.O_RDWR)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _tell(line: str) -> None:
+    """Writes a line to standard error."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _flush(stream: TextIO) -> None:
+    """Writes what a stream still holds. Otherwise Python would complain at its end about a reader that went away."""
+    try:
+        stream.flush()
+    except OSError:
+        _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """Sends a stream that cannot be written any more nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

@@ -18,6 +18,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # By default TensorFlow uses oneDNN only on CPUs with AVX-512 VNNI or AMX. Without oneDNN, 3-D training takes four times as long.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+# The environment may choose another backend. Keras would also take it from `keras.json`, which the user may have forgotten.
+os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "tensorflow"
+
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Several hosts ask one another only once in this many steps whether to stop. Otherwise every step would wait for the slowest host.
 AGREE_STEPS = 20
@@ -35,6 +38,10 @@ def import_keras() -> None:
     """
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    # Keras imports these where it finds them, for tables and pictures of its own. That takes a second, and ours need neither. Matplotlib
+    # also ends the import where a notebook set MPLBACKEND. In `sys.modules` None forbids an import, which typeshed does not know.
+    unwanted = [name for name in ("matplotlib", "pandas") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(unwanted))  # ty: ignore[no-matching-overload]
     try:
         os.dup2(null, 2)
         import keras
@@ -45,6 +52,9 @@ def import_keras() -> None:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
+        for name in unwanted:
+            del sys.modules[name]
+    _set_keras()
     if keras.backend.backend() == "tensorflow" and on_cpu:
         # `enable_op_determinism` makes each operation repeatable, but not the order in which several threads run the operations. Sums
         # of gradients depend on that order. Each operation still uses all cores, so no time is lost.
@@ -52,6 +62,23 @@ def import_keras() -> None:
             tf.config.threading.set_inter_op_parallelism_threads(1)
         except RuntimeError:
             log.warning("TensorFlow was in use before: this run may not be repeatable bit for bit")
+
+
+def name_backend() -> str:
+    """Names the backend that Keras will have, without importing it."""
+    return os.environ["KERAS_BACKEND"]
+
+
+def _set_keras() -> None:
+    """Gives Keras the settings that this program is written for, whatever `keras.json` or its variables say."""
+    import keras
+
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    # With a limit, Keras would end every training early without a word.
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
 
 
 def start_backend(seed: int, deterministic: bool = False) -> None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from modules.scoring import DISTANCES, LEVELS, OVERLAPS, Score
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+# Whatever the console's language is. A name that is not UTF-8 keeps its bytes.
+_TEXT: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 
 
 def summarise(scores: Iterable[Score]) -> dict[str, dict[str, dict[str, float]]]:
@@ -59,7 +61,7 @@ def format_summary(means: dict[str, dict[str, dict[str, float]]]) -> list[str]:
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
     """Writes a CSV table with one row a case and class."""
-    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
+    with replace_file(path) as temporary, temporary.open("w", **_TEXT) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_name_columns())
         writer.writerows(astuple(score) for score in scores)
@@ -75,7 +77,7 @@ def read_scores(path: Path) -> list[Score]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Expected scores in {path}. Received: no such file. Give a run that has finished.")
-    with path.open(newline="") as file:
+    with path.open(**_TEXT) as file:
         reader = csv.reader(file)
         columns, header = _name_columns(), next(reader, [])
         if header != columns:

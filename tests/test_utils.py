@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +48,109 @@ def test_an_error_is_one_line(capsys, error, status):
 def test_a_defect_of_ours_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_command("train.py", lambda: 1 // 0)
+
+
+class ResourceExhaustedError(Exception):
+    """Stands for TensorFlow's, which is known by its name alone."""
+
+
+@pytest.mark.parametrize(
+    ("error", "received"),
+    [
+        (MemoryError(), "none left"),
+        (MemoryError("Unable to allocate\n 9 TiB"), "Unable to allocate 9 TiB"),
+        (ResourceExhaustedError("OOM"), "OOM"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(capsys, error, received):
+    def command():
+        raise error
+
+    assert run_command("train.py", command) == 2
+    assert capsys.readouterr().err == (
+        f"train.py: error: Expected enough memory. Received: {received}. Free some, or choose smaller scans, windows or batches.\n"
+    )
+
+
+# Logs, then prints what it was told to, under whatever console the test gives it.
+TALK = """
+import sys, utils
+def command():
+    utils.start_log()
+    utils.log.info("Großhirn %s", chr(0xdce9))
+    utils.log.info("more")
+    open("done", "w").close()
+    raise ValueError("nein: ß")
+sys.exit(utils.run_command("train.py", command))
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "utf-8"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_any_console_takes_any_text(tmp_path, environment):
+    root = Path(utils.__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(root), **environment}
+    (tmp_path / "talk.py").write_text(TALK, encoding="utf-8")
+    done = subprocess.run([sys.executable, "talk.py"], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.startswith(b"train.py: error: nein: ")
+    assert b"Gro" in done.stdout
+    assert done.stdout.endswith(b"more\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "> /dev/full", "| true"])
+def test_a_console_that_is_gone_ends_no_command(tmp_path, closed):
+    root = Path(utils.__file__).parent
+    (tmp_path / "talk.py").write_text(TALK, encoding="utf-8")
+    # The pipe's reader is gone before the first line comes.
+    command = f"set -o pipefail; (sleep 0.1; exec {sys.executable} talk.py) {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert (tmp_path / "done").is_file()
+    assert done.stderr == ("" if "2>" in closed else "train.py: error: nein: ß\n")
+
+
+# What a program does with Keras and Matplotlib under a user's own settings.
+SURROUNDINGS = """
+from modules import devices
+devices.import_keras()
+import keras, numpy as np
+from modules import reports
+config = keras.config
+print(config.backend(), config.image_data_format(), config.floatx(), config.epsilon(), config.max_epochs(), config.dtype_policy().name)
+reports.draw_overlay("a.png", np.arange(64.0).reshape(8, 8, 1), np.eye(8, dtype=int), ("background", "one"), title="a")
+"""
+
+
+def test_settings_of_keras_and_matplotlib_in_the_users_home_change_nothing(tmp_path):
+    root = Path(utils.__file__).parent
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "own").mkdir()
+    keras = {"floatx": "float16", "epsilon": 0.1, "backend": "numpy", "image_data_format": "channels_first"}
+    (tmp_path / "own" / "keras.json").write_text(json.dumps(keras))
+    (tmp_path / "own" / "matplotlibrc").write_text("font.size: 30\nsavefig.facecolor: red\ntext.color: green\nfont.family: serif\n")
+    own = {
+        "KERAS_HOME": str(tmp_path / "own"),
+        "MATPLOTLIBRC": str(tmp_path / "own"),
+        "MPLBACKEND": "module://not_there",
+        "KERAS_MAX_EPOCHS": "1",
+    }
+    texts = {}
+    for name, environment in (("plain", {}), ("own", own)):
+        environment = {**os.environ, "PYTHONPATH": str(root), **environment}
+        environment.pop("KERAS_BACKEND", None)
+        done = subprocess.run(
+            [sys.executable, "-c", SURROUNDINGS], cwd=tmp_path / name, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        texts[name] = done.stdout
+    assert texts["own"] == texts["plain"] == "tensorflow channels_last float32 1e-07 None float32\n"
+    assert (tmp_path / "own" / "a.png").read_bytes() == (tmp_path / "plain" / "a.png").read_bytes()
 
 
 STEPS = """

@@ -214,12 +214,12 @@ def prepare_cases(
         array, geometry = preprocessing.apply(image)
         label = preprocessing.apply_label(require_label(case, label), geometry)
         # The case's name is the seed, so that a copy of the data in another folder gives the same points.
-        rng = np.random.default_rng(list(case.case_id.encode()))
+        rng = np.random.default_rng(list(case.case_id.encode(errors="surrogateescape")))
         points = choose_points(label, spec.num_classes, rng) if label.ndim == 3 else ()
         return Decoded(array, label, points, geometry.measure_spacing(image.spacing_mm), b"".join(digests))
 
     def prepare(missing: Sequence[tuple[str, Case]]) -> dict[str, PreparedCase]:
-        name = hashlib.sha256("\n".join(key for key, _ in missing).encode()).hexdigest()
+        name = hashlib.sha256("\n".join(key for key, _ in missing).encode(errors="surrogateescape")).hexdigest()
         pack = folder / f"{name[:24]}{SUFFIX}"
         write_pack(pack, {key: decode(case) for key, case in missing})
         return read_pack(pack)

@@ -12,6 +12,8 @@ from pathlib import Path
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
 SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
+# Every name that we write under before a file or folder is whole begins like this, so that a sweep knows ours from a user's.
+TEMPORARY = ".mri-part-"
 
 # The mask can only be read by changing it, and that is not safe once there are threads.
 _UMASK = os.umask(0)
@@ -45,7 +47,7 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
             place = os.path.join(_resolve_folder(os.path.join(os.getcwd(), folder), where.st_dev, where.st_ino), name)
         else:
             status, place = os.stat(path), os.path.realpath(path)
-        digest.update(f"{place}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(f"{place}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -63,16 +65,41 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def replace_file(path: Path) -> Generator[Path, None, None]:
-    """Yields a temporary name beside `path` and renames it to `path` on success, so that no reader ever sees half a file."""
+    """Yields a temporary name beside `path` and renames it to `path` on success, so that no reader ever sees half a file.
+
+    Raises:
+        OSError: If the file cannot be written to its end, naming `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: libraries choose the format by it.
-    handle, name = tempfile.mkstemp(prefix=f".{stem_of(path)}-", suffix=suffix_of(path) or path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with name_failure(path):
+        # The suffix stays last: libraries choose the format by it. A part of the stem is enough, because names have a longest length.
+        prefix = f"{TEMPORARY}{stem_of(path)[:40]}-"
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix_of(path) or path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_UMASK)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def name_failure(path: Path) -> Generator[None, None, None]:
+    """Names `path` where writing it fails with an error that names no file, or only a temporary one. A full disk does that.
+
+    Raises:
+        OSError: In place of such an error.
+    """
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_UMASK)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except FileNotFoundError:
+        # It comes from reading something else. Our own errors of this kind name their file in the text alone.
+        raise
+    except OSError as error:
+        if error.filename is not None and TEMPORARY not in os.fsdecode(error.filename):
+            raise
+        reason = error.strerror or str(error)
+        raise OSError(f"Expected to write {path} to its end. Received: {reason}. Free some space, or write elsewhere.") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import modules
 from modules.data.case import LabelRule, Volume
-from modules.data.files import hash_file, replace_file
+from modules.data.files import TEMPORARY, hash_file, name_failure, replace_file
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.predict import engines
@@ -69,11 +69,12 @@ class ModelBundle:
         if self.engine != "keras":
             raise ValueError(f"Expected a bundle with its Keras model to save. Received: one loaded for {self.engine}. Load it for keras.")
         folder = recover(Path(folder))
-        temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+        temporary, old = folder.with_name(f"{TEMPORARY}{folder.name}.new"), _name_aside(folder)
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
-        self.model.save(temporary / MODEL_FILE)
+        with name_failure(folder / MODEL_FILE):
+            self.model.save(temporary / MODEL_FILE)
         rule = asdict(self.label_rule)
         description = {
             "format": FORMAT,
@@ -150,10 +151,15 @@ def find_bundle(folder: Path) -> Path:
 
 def recover(folder: Path) -> Path:
     """Brings back a bundle that `save` had moved aside when the run was killed between its two renames."""
-    old = folder.with_name(f".{folder.name}.old")
+    old = _name_aside(folder)
     if old.is_dir() and not folder.exists():
         old.rename(folder)
     return folder
+
+
+def _name_aside(folder: Path) -> Path:
+    """Names the place of a bundle while `save` puts a new one in its place, from where `recover` brings it back."""
+    return folder.with_name(f"{TEMPORARY}{folder.name}.old")
 
 
 def add_provenance(folder: Path, **values: Any) -> None:

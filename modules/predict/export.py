@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modules.data.files import hash_file, replace_file
+from modules.data.files import TEMPORARY, hash_file, replace_file
 from modules.data.preprocess import Preprocessing
 from modules.predict.bundle import INTENDED_USE, ModelBundle
 from modules.predict.convert import simplify_for_export
@@ -57,7 +57,7 @@ def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _FILES[kind]
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as parent:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as parent:
         temporary = Path(parent) / path.name
         handlers = list(logging.root.handlers)
         model, name = (simplify_for_export(bundle.model), kind) if kind == "onnx" else (bundle.model, "tf_saved_model")
@@ -82,7 +82,7 @@ def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
         other: known for other, known in _read_models(folder, description).items() if other != kind
     }
     with replace_file(folder / DESCRIPTION) as temporary:
-        temporary.write_text(json.dumps(description | {"models": models}, indent=2) + "\n")
+        temporary.write_text(json.dumps(description | {"models": models}, indent=2) + "\n", encoding="utf-8")
     return path
 
 
@@ -228,7 +228,7 @@ def _describe_files(path: Path, kind: str) -> dict[str, Any]:
 def _read_models(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
     """Reads the models that the folder's description names, if it describes the same bundle."""
     try:
-        known = json.loads((folder / DESCRIPTION).read_text())
+        known = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         return known.pop("models") if {**known, "models": {}} == {**description, "models": {}} else {}
     except (OSError, ValueError, AttributeError, KeyError):
         # A description that is missing or unreadable is written anew.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.reports import shipped_style  # noqa: F401  (before all that draw)
 from modules.reports.curves import find_best_epoch, plot_history
 from modules.reports.folds import draw_folds
 from modules.reports.montage import draw_montage

@@ -55,7 +55,7 @@ class _Page:
 
     def write(self, x: float, y: float, text: str, **style) -> None:
         style: dict[str, Any] = {"va": "center", "color": INK, "fontsize": TEXT_POINTS, **style}
-        self.figure.text(x, self.height - y, text, transform=IdentityTransform(), parse_math=False, **style)
+        self.figure.text(x, self.height - y, escape(text), transform=IdentityTransform(), parse_math=False, **style)
 
     def write_lines(self, y: float, lines: Sequence[str], height: int, **style) -> None:
         for i, line in enumerate(lines):
@@ -172,6 +172,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return Path(path)
 
 
+def escape(text: str) -> str:
+    """Escapes what no font can draw: the bytes of a file name that is not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _measure_text(figure: Figure, text: str, **style) -> float:
     """Measures the width of a text in pixels."""
     drawn = figure.text(0, 0, text, parse_math=False, **style)
@@ -182,6 +187,7 @@ def _measure_text(figure: Figure, text: str, **style) -> float:
 
 def _wrap_text(figure: Figure, text: str, width: float, **style) -> list[str]:
     """Breaks a text into lines of at most `width` pixels, between words where it can."""
+    text = escape(text)
     columns = max(len(text), 1)
     lines = textwrap.wrap(text, columns)
     while columns > 1 and any(_measure_text(figure, line, **style) > width for line in lines):

@@ -17,7 +17,7 @@ from keras import ops
 from tqdm import tqdm
 
 from modules import reports
-from modules.data.files import replace_file
+from modules.data.files import TEMPORARY, replace_file
 from modules.run.folder import RunFolder
 
 log = logging.getLogger("mri")
@@ -98,7 +98,7 @@ class HistoryWriter(keras.callbacks.Callback):
 
     def write(self) -> None:
         """Writes the table and the curves."""
-        with replace_file(self._run.history) as temporary, temporary.open("w", newline="") as file:
+        with replace_file(self._run.history) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
@@ -245,7 +245,7 @@ class Checkpoint(keras.callbacks.Callback):
         Raises:
             ValueError: If no file is whole, or they belong to another model.
         """
-        for leftover in self._folder.glob(".step_*") if self._write else ():
+        for leftover in self._folder.glob(f"{TEMPORARY}*") if self._write else ():
             leftover.unlink()
         model.optimizer.build(model.trainable_variables)
         variables = _list_variables(model)

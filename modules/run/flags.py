@@ -3,7 +3,7 @@
 import argparse
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from modules import networks
 from modules.data.spec import DatasetSpec
 from modules.run.folder import RunFolder
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
+
+# Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
+PLACES = ("data", "cache", "runs")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -35,6 +38,7 @@ class TrainingRequest:
         settings: The settings; None where the user only wants a list.
         resume: The run to go on with.
         verify: The run whose first steps are repeated.
+        places: Settings in `PLACES` that a run to resume or to verify has now, where the user names them.
         devices: Number of devices of each host that share a batch; None for as many as can.
         joined: Coordinator, number of hosts, and index of this host, see `modules.devices.start_hosts`.
     """
@@ -42,6 +46,7 @@ class TrainingRequest:
     settings: Settings | None
     resume: Path | None = None
     verify: Path | None = None
+    places: Mapping[str, Any] = field(default_factory=dict)
     devices: int | None = None
     joined: tuple[str | None, int | None, int | None] = (None, None, None)
 
@@ -73,9 +78,12 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     if run := resume or verify:
         settings = RunFolder(run).read_settings()
         _check_same(chosen, settings, run)
-        # The tracker may differ, because it does not affect the results of a run.
-        settings = replace(settings, track=chosen.get("track", settings.track))
-        return TrainingRequest(settings, resume, verify, **machines)
+        places = {name: chosen[name] for name in PLACES if name in chosen}
+        # The drawn data of a demo may have moved too.
+        places |= {"demo": False} if chosen.get("data") else {}
+        # The tracker may differ as well, because it does not affect the results of a run.
+        settings = replace(settings, track=chosen.get("track", settings.track), **places)
+        return TrainingRequest(settings, resume, verify, places, **machines)
     if given.get("demo") and not preset:
         volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
         chosen = read_preset("demo3d" if volumes else "demo") | chosen
@@ -103,7 +111,7 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
     parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
     parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; a setting given beside it must be the run's own")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; settings beside it must be its own, but for places")
     parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
     parser.add_argument("--devices", type=int, metavar="INT", help="GPUs of each host that share a batch (default: as many as can)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0, to train on several hosts (JAX; Slurm needs none of these)")
@@ -130,7 +138,7 @@ def _check_same(chosen: dict[str, Any], settings: Settings, run: Path) -> None:
     """Raises ValueError for settings that are not those of a run, naming the first that differs."""
     begun = settings.to_json()
     for name, value in Settings.from_json({"dataset": settings.dataset, **chosen}, "the flags").to_json().items():
-        if name in chosen and name != "track" and value != begun.get(name):
+        if name in chosen and name not in ("track", *PLACES) and value != begun.get(name):
             raise ValueError(
                 f"Expected `{name}` {begun.get(name)!r}, as {run} has it. Received: {value!r}. "
                 "A run keeps its settings: leave it out, or start a new run."

@@ -1,5 +1,7 @@
 """The folder of a run: its files by name, the writing of each as a whole, and the claim of the process that trains there."""
 
+import contextlib
+import itertools
 import json
 import logging
 import os
@@ -12,7 +14,8 @@ from types import TracebackType
 from typing import Any
 
 import modules
-from modules.data.files import replace_file
+from modules.data.files import TEMPORARY, name_failure, replace_file
+from modules.predict.bundle import recover
 from modules.run.plan import Plan
 from modules.run.settings import Settings
 
@@ -37,6 +40,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Takes the folder's path; the folder need not exist yet."""
         self.path = Path(path)
+        # A run without a name of its own is named by its time, and by a number where another began in the same second.
+        self._numbered = False
         self._lock: int | None = None
         self._handler: logging.Handler | None = None
 
@@ -44,7 +49,9 @@ class RunFolder:
     def name(cls, settings: Settings, network: str = "") -> "RunFolder":
         """Names a new run below `--runs`: by `--name`, or by data set, network and time."""
         parts = (settings.dataset, network or settings.network, f"{datetime.now():%Y%m%d-%H%M%S}")
-        return cls(Path(settings.runs) / (settings.name or "-".join(filter(None, parts))))
+        run = cls(Path(settings.runs) / (settings.name or "-".join(filter(None, parts))))
+        run._numbered = not settings.name
+        return run
 
     # ------------------------------------------------------------------------------------------------------------------ files
 
@@ -124,8 +131,28 @@ class RunFolder:
 
     # --------------------------------------------------------------------------------------------------- creation and claim
 
+    def check_new(self) -> None:
+        """Checks that the run can be made, before any data is read.
+
+        Raises:
+            ValueError: If a run of that name exists.
+            OSError: If its folder cannot be made.
+        """
+        if self.path.exists() and not self._numbered:
+            raise self._taken()
+        place = next(folder for folder in self.path.absolute().parents if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise OSError(f"Expected a folder to write runs to. Received: {place}, which is none. Choose `--runs`.")
+
+    def _taken(self) -> ValueError:
+        return ValueError(
+            f"Expected a new name for the run. Received: {self.path}, which exists. Choose `--name`, or `--resume {self.path}`."
+        )
+
     def create(self, settings: Settings, plan: Plan | None = None, data: Any = None, **details: Any) -> None:
         """Makes the folder with all that a resume needs, at once or not at all, and claims it.
+
+        A run that is named by its time takes the next free number where that name is taken: `path` then ends in -2, -3 and so on.
 
         Args:
             settings: The settings of the run.
@@ -135,14 +162,12 @@ class RunFolder:
 
         Raises:
             ValueError: If a run of that name exists.
+            OSError: If the folder cannot be made.
         """
-        exists = ValueError(
-            f"Expected a new name for the run. Received: {self.path}, which exists. Choose `--name`, or `--resume {self.path}`."
-        )
-        if self.path.exists():
-            raise exists
+        self.check_new()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = RunFolder(Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent)))
+        with name_failure(self.path):
+            draft = RunFolder(Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{self.path.name[:40]}-", dir=self.path.parent)))
         try:
             # `mkdtemp` makes a folder that other users cannot read.
             draft.path.chmod(0o755)
@@ -153,24 +178,47 @@ class RunFolder:
             if data is not None:
                 write_json(draft.data, data)
             draft.claim()
-            try:
-                # A rename onto an empty folder succeeds. Ours is not empty, so one of two runs that begin at once fails here.
-                draft.path.rename(self.path)
-            except OSError:
-                if self.path.exists():
-                    raise exists from None
-                raise
+            self._take_name(draft)
             self._lock, draft._lock = draft._lock, None
         finally:
             draft.release()
             shutil.rmtree(draft.path, ignore_errors=True)
 
+    def _take_name(self, draft: "RunFolder") -> None:
+        first = self.path
+        for number in itertools.count(2):
+            try:
+                # A rename onto an empty folder succeeds. Ours is not empty, so one of two runs that begin at once fails here.
+                if not self.path.exists():
+                    draft.path.rename(self.path)
+                    return
+            except OSError:
+                if not self.path.exists():
+                    raise
+            if not self._numbered:
+                raise self._taken()
+            self.path = first.with_name(f"{first.name}-{number}")
+
     def claim(self) -> None:
         """Claims the folder for this process.
 
         Raises:
-            ValueError: If another process trains there.
+            ValueError: If another process trains there, or the run is finished.
         """
+        self._check_unfinished()
+        self._take_lock()
+        try:
+            # The process that trained here may have finished the run just before it let go of the lock.
+            self._check_unfinished()
+        except ValueError:
+            self.release()
+            raise
+
+    def _check_unfinished(self) -> None:
+        if self.finished:
+            raise ValueError(f"Expected an interrupted run. Received: {self.path}, which is finished. Start a new one.")
+
+    def _take_lock(self) -> None:
         if fcntl is None:
             return
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -183,7 +231,7 @@ class RunFolder:
             ) from error
         except OSError as error:
             # Some network file systems know no locks.
-            log.debug("no lock on %s: %s", self.path, error)
+            log.warning("no lock on %s (%s): nothing keeps a second training out of this run", self.path, error)
         self._lock = lock
 
     def release(self) -> None:
@@ -193,14 +241,18 @@ class RunFolder:
             self._lock = None
 
     def sweep(self) -> None:
-        """Removes temporary files that a killed run left behind, but keeps a bundle that it had just moved aside."""
-        for path in list(self.path.rglob(".*")):
-            if path.name not in (".bundle.old", ".lock"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Removes the temporary files that a killed command left behind, and nothing else. A bundle that was moved aside comes back."""
+        recover(self.bundle)
+        for path in list(self.path.rglob(f"{TEMPORARY}*")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def __enter__(self) -> "RunFolder":
         if self._lock is not None or fcntl is None:
-            self._handler = logging.FileHandler(self.log, encoding="utf-8")
+            # A file name that is not UTF-8 is told with escapes, so that the log stays a text.
+            self._handler = _RunLog(self.log, encoding="utf-8", errors="backslashreplace")
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             log.addHandler(self._handler)
         return self
@@ -208,10 +260,12 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._handler is not None:
             if kind is not None and issubclass(kind, Exception):
-                # The console shows one line of the error, the log the traceback.
-                log.debug("stopped by an error", exc_info=error)
+                # The console shows one line of the error, the log the traceback. On a full disk the first error is the one to tell.
+                with contextlib.suppress(OSError):
+                    log.debug("stopped by an error", exc_info=error)
             log.removeHandler(self._handler)
-            self._handler.close()
+            with contextlib.suppress(OSError):
+                self._handler.close()
             self._handler = None
         self.release()
 
@@ -243,6 +297,15 @@ class RunFolder:
     def read_plan(self) -> Plan:
         """Reads the plan of the run; raises ValueError if it is not what a run wrote."""
         return Plan.from_json(read_json(self.plan), str(self.plan))
+
+
+class _RunLog(logging.FileHandler):
+    """The log of a run. One that cannot be written ends the run, as any other of its files does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raises OSError in the place of a traceback on the console."""
+        with name_failure(Path(self.baseFilename)):
+            raise
 
 
 def list_runs(runs: Iterable[Path]) -> list[Path]:

@@ -42,7 +42,7 @@ class MlflowSink:
             number = found.experiment_id if found else self._client.create_experiment(experiment, tags=kind)
             entry = self._client.create_run(number, run_name=_name_run(run.path))
             with replace_file(run.tracking) as temporary:
-                temporary.write_text(json.dumps({"mlflow_run": entry.info.run_id, "uri": _hide_password(uri)}) + "\n")
+                temporary.write_text(json.dumps({"mlflow_run": entry.info.run_id, "uri": _hide_password(uri)}) + "\n", encoding="utf-8")
         self._id = entry.info.run_id
         # A resumed run has its parameters and tags, unless it was stopped while they were sent.
         new = [Param(name, value[:_PARAMETER_LENGTH]) for name, value in parameters.items() if name not in entry.data.params]
@@ -133,7 +133,7 @@ def _read_tracking(run: RunFolder) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return {name: str(content[name]) for name in ("mlflow_run", "uri")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"Expected an MLflow run in {path}. Received: {error!r}. Remove the file to log a new one.") from error

@@ -27,7 +27,7 @@ def make_manifest(splits: Mapping[str, Sequence[Case]], root: Path, hashes: Iter
 def hash_manifest(manifest: Manifest) -> str:
     """Returns the SHA-256 of a manifest, which is the same for the same bytes in the same splits, wherever the folder lies."""
     lines = sorted(f"{split} {digest} {name}\n" for name, (split, digest) in manifest.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def hash_code(root: Path) -> str:

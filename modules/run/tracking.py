@@ -47,7 +47,7 @@ class Tracker:
             return
         self._last_epoch = self._sink.find_last_epoch()
         if self._run.history.is_file():
-            with self._run.history.open(newline="") as file:
+            with self._run.history.open(newline="", encoding="utf-8") as file:
                 rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
             for row in rows:
                 self._send_row(row)

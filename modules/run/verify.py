@@ -46,20 +46,26 @@ def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: pr
             log.warning("%s differs from what %s began with: the weights may not be those of an uninterrupted run", name, run.path)
 
 
-def verify(run: RunFolder, manifest: proof.Manifest, prepare: Callable[[], PreparedRun], root: Path) -> None:
+def check_backend(run: RunFolder) -> None:
+    """Checks before any data is read that the backend is the run's own; raises ValueError otherwise."""
+    proof.check_equal("backend", run.read_record()["backend"], devices.name_backend(), run.path)
+
+
+def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Callable[[], PreparedRun], root: Path) -> None:
     """Checks that a run's data and model are unaltered, and that its first steps give the same weights; warns of another program.
 
     Args:
         run: The run.
-        manifest: The data as they lie on disk now, hashed from their bytes. The cache trusts sizes and times, which a proof must not.
+        hash_data: A function that hashes the data as they lie on disk now. The cache trusts sizes and times, which a proof must not.
         prepare: A function that prepares the run anew.
         root: The program's folder.
 
     Raises:
         ValueError: If something is not the same, naming it.
     """
-    record, expected = run.read_record(), read_json(run.proof)
-    proof.check_data(read_json(run.data), manifest, run.path)
+    record, expected, begun = run.read_record(), read_json(run.proof), read_json(run.data)
+    manifest = hash_data()
+    proof.check_data(begun, manifest, run.path)
     log.info("data: %d files are those of %s, SHA-256 %.16s...", len(manifest), run.path, record["data_sha256"])
     prepared = prepare()
     now = describe_run(prepared, root)

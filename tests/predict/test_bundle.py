@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from modules.data.case import Case, LabelRule, Volume
+from modules.data.files import TEMPORARY
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
@@ -83,7 +84,7 @@ def test_another_rank_or_number_of_channels_is_refused_by_name(write_picture, wr
 def test_a_save_that_was_killed_between_its_renames_loses_nothing(tmp_path):
     bundle = make_bundle()
     bundle.save(tmp_path / "bundle")
-    (tmp_path / "bundle").rename(tmp_path / ".bundle.old")
+    (tmp_path / "bundle").rename(tmp_path / f"{TEMPORARY}bundle.old")
     assert hash_weights(ModelBundle.load(tmp_path).model) == hash_weights(bundle.model)
     bundle.save(tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

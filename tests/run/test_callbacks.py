@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, cap
     for step in (4, 8):
         checkpoint.step = step
         checkpoint.on_epoch_end(0)
-    (tmp_path / ".step_000000012-left.npz").write_bytes(b"half")
+    (tmp_path / ".mri-part-step_000000012-left.npz").write_bytes(b"half")
     newest = tmp_path / "step_000000008.npz"
     newest.write_bytes(damage(newest.read_bytes()))
     assert _checkpoint(tmp_path, model).restore(model) == 4

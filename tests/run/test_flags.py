@@ -76,6 +76,13 @@ def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
         request = parse(["--resume", str(tmp_path), *flags])
         assert (request.settings.epochs, request.resume) == (3, tmp_path)
     assert parse(["--resume", str(tmp_path), "--track", "tensorboard"]).settings.track == "tensorboard"
+    # Places may have moved, that of a demo too.
+    for way in ("--resume", "--verify"):
+        request = parse([way, str(tmp_path), "--data", "moved", "--cache", "other", "--runs", "here"])
+        assert (request.settings.data, request.settings.cache, request.settings.runs) == ("moved", "other", "here")
+        assert request.places == {"data": "moved", "cache": "other", "runs": "here", "demo": False}
+    write_json(tmp_path / "run.json", {"config": Settings(dataset="oasis", epochs=3, demo=True).to_json()})
+    assert str(parse(["--resume", str(tmp_path), "--data", "moved"]).settings.data_folder()) == "moved"
     with pytest.raises(ValueError, match=r"Expected `epochs` 3, as .* has it. Received: 4. A run keeps its settings"):
         parse(["--resume", str(tmp_path), "--epochs", "4"])
     with pytest.raises(ValueError, match=r"Expected `network` '', as .* has it. Received: 'unet2d'"):

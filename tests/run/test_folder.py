@@ -1,5 +1,6 @@
 """The folder of a run: it comes whole, is claimed by one process, and is found again."""
 
+import errno
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import time
 
 import pytest
 
+from modules.data.files import TEMPORARY, replace_file
 from modules.run.folder import RunFolder, find_newest_run, list_runs, write_json
 from modules.run.settings import Settings
 
@@ -90,19 +92,115 @@ def test_newest_run_is_the_one_finished_last(tmp_path):
     assert find_newest_run(tmp_path).name == "b"
 
 
-def test_what_a_killed_run_left_is_swept_away_but_for_a_bundle_moved_aside(tmp_path):
-    for name in (
-        "figures/.dice-abc.png",
-        "bundle/.tmp/openvino.bin",
-        ".bundle.old/model.keras",
-        "figures/dice.png",
-        ".bundle.new/model.keras",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+def _touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_what_a_killed_command_left_is_swept_away_and_nothing_else(tmp_path):
+    own = [".git/HEAD", ".notes", ".lock", "figures/dice.png", "figures/.DS_Store", "bundle/model.keras"]
+    parts = [
+        "figures/X-dice.png",
+        "bundle/Xa/openvino.bin",
+        "Xbundle.old/model.keras",
+        "Xbundle.new/model.keras",
+        "predictions/Xscan.nii.gz",
+    ]
+    _touch(tmp_path, *own, *(name.replace("X", TEMPORARY) for name in parts))
+    (tmp_path / f"{TEMPORARY}link").symlink_to(tmp_path / ".git")
     RunFolder(tmp_path).sweep()
-    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    assert left == [".bundle.old/model.keras", "figures/dice.png"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(own)
+
+
+def test_everything_unfinished_has_the_name_that_a_sweep_knows(tmp_path, monkeypatch):
+    seen = []
+
+    def look(*_):
+        seen.extend(path.name for path in tmp_path.iterdir())
+
+    with replace_file(tmp_path / f"{'long' * 60}.csv"):
+        look()
+    monkeypatch.setattr(RunFolder, "claim", look)
+    RunFolder(tmp_path / "run").create(Settings("oasis"))
+    assert len(seen) == 3
+    assert all(name.startswith(TEMPORARY) for name in seen if not name.startswith("long"))
+
+
+def test_a_bundle_that_was_moved_aside_comes_back_in_a_sweep(tmp_path):
+    _touch(tmp_path, f"{TEMPORARY}bundle.old/model.keras")
+    RunFolder(tmp_path).sweep()
+    assert (tmp_path / "bundle" / "model.keras").is_file()
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path):
+    # Each is named before any of them is made.
+    runs = [RunFolder.name(Settings("oasis", runs=str(tmp_path))) for _ in range(3)]
+    first = runs[0].path.name
+    for run in runs:
+        run.path = tmp_path / first
+        run.create(Settings("oasis"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [first, f"{first}-2", f"{first}-3"]
+    assert [run.path.name for run in runs] == [first, f"{first}-2", f"{first}-3"]
+    with pytest.raises(ValueError, match=r"-2, which another process trains"):
+        RunFolder(runs[1].path).claim()
+
+
+def test_a_name_that_cannot_be_had_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="Expected a new name for the run"):
+        RunFolder.name(Settings("oasis", runs=str(tmp_path), name="a")).check_new()
+    with pytest.raises(OSError, match=r"Expected a folder to write runs to. Received: .*file, which is none. Choose `--runs`"):
+        RunFolder.name(Settings("oasis", runs=str(tmp_path / "file" / "runs"))).check_new()
+    RunFolder.name(Settings("oasis", runs=str(tmp_path / "new" / "runs"))).check_new()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_finished_while_another_waited_is_not_claimed(tmp_path, monkeypatch):
+    run, lock = RunFolder(tmp_path), RunFolder._take_lock
+
+    def finish_meanwhile(self):
+        lock(self)
+        write_json(tmp_path / "summary.json", {})
+
+    monkeypatch.setattr(RunFolder, "_take_lock", finish_meanwhile)
+    with pytest.raises(ValueError, match="Expected an interrupted run. Received: .*, which is finished"):
+        run.claim()
+    monkeypatch.undo()
+    (tmp_path / "summary.json").unlink()
+    run.claim()
+    run.release()
+
+
+def test_a_log_that_cannot_be_written_is_named_and_the_first_error_is_told(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "a")
+    run.create(Settings("oasis"))
+    log = logging.getLogger("mri")
+    log.setLevel(logging.DEBUG)
+
+    def fail(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def tell(error=None):
+        with run:
+            monkeypatch.setattr(logging.FileHandler, "flush", fail)
+            if error:
+                raise error
+            log.info("inside")
+
+    with pytest.raises(OSError, match=r"Expected to write .*log.txt to its end. Received: No space left on device"):
+        tell()
+    with pytest.raises(ValueError, match="the first"):
+        tell(ValueError("the first"))
+
+
+def test_names_that_are_not_utf8_are_logged(tmp_path):
+    run = RunFolder(tmp_path / "a")
+    run.create(Settings("oasis"))
+    with run:
+        logging.getLogger("mri").info("scan %s", os.fsdecode(b"p\xe9.nii.gz"))
+    assert "p\\udce9.nii.gz" in run.log.read_text(encoding="utf-8")
 
 
 def test_nan_becomes_null(tmp_path):

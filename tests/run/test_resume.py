@@ -12,6 +12,7 @@ import time
 import pytest
 from helpers import make_jax_environment
 
+import predict
 import train
 from benchmarks import kill_and_resume
 
@@ -89,7 +90,8 @@ def _start(folder, *flags):
     )
 
 
-def test_sigterm_writes_a_checkpoint_and_ends_cleanly(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_writes_a_checkpoint_and_ends_cleanly(tmp_path, number):
     kill_and_resume.draw_phantom(tmp_path)
     places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "a"]
     # So many epochs that it does not end by itself, and no checkpoint but those of epochs and of the signal.
@@ -98,12 +100,12 @@ def test_sigterm_writes_a_checkpoint_and_ends_cleanly(tmp_path):
         deadline = time.monotonic() + 120
         while not (tmp_path / "runs" / "a" / "history.csv").is_file() and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, output
-    assert "SIGTERM: stops after this step, with a checkpoint" in output
+    assert f"{number.name}: stops after this step, with a checkpoint" in output
     assert f"go on with: python train.py --resume {tmp_path / 'runs' / 'a'}" in output
     assert "Traceback" not in output
     assert list((tmp_path / "runs" / "a" / "checkpoint").glob("step_*.npz"))
@@ -111,9 +113,13 @@ def test_sigterm_writes_a_checkpoint_and_ends_cleanly(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(phantoms, tmp_path_factory):
-    """A run on data of its own, and those data."""
+    """A run on data of its own, and those data. The names of one test subject are not UTF-8."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(phantoms / "oasis", folder / "data")
+    for split in ("test", "seg_test"):
+        for path in (folder / "data" / f"keras_png_slices_{split}").iterdir():
+            number, _, rest = path.name.removeprefix("case_").removeprefix("seg_").partition("_")
+            path.rename(path.with_name(f"{path.name.split('_')[0]}_{os.fsdecode(bytes([0xE9]))}{number}_{rest}"))
     places = ["--data", str(folder / "data"), "--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", "a"]
     small = ["--dataset", "oasis", "--base-filters", "2", "--shape", "64", "64", "--batch-size", "4", "--epochs", "1"]
     assert train.main([*small, *places]) == 0
@@ -132,6 +138,33 @@ def test_a_run_is_proven(finished, capsys):
     assert "differs" not in text
 
 
+def test_names_that_are_not_utf8_are_trained_scored_and_predicted(finished, tmp_path):
+    run, images = finished / "runs" / "a", finished / "data" / "keras_png_slices_test"
+    record = json.loads((run / "run.json").read_text())
+    assert all(name.startswith("case_\udce9") for name in record["splits"]["test"])
+    with (run / "scores.csv").open("rb") as file:
+        assert b"case_\xe9" in file.read()
+    assert list((run / "figures").glob("comparison_best_case_\udce9*.png"))
+    labels = str(finished / "data" / "keras_png_slices_seg_test")
+    assert predict.main([str(images), "--model", str(run), "--output", str(tmp_path), "--labels", labels]) == 0
+    assert (tmp_path / "scores.csv").read_bytes() == (run / "scores.csv").read_bytes()
+    assert len(list(tmp_path.glob("case_\udce9*_prediction.png"))) == len(list(images.iterdir()))
+
+
+def test_a_run_whose_data_have_moved_is_proven(finished, tmp_path, capsys):
+    run = tmp_path / "elsewhere"
+    shutil.copytree(finished / "runs" / "a", run)
+    shutil.copytree(finished / "data", tmp_path / "moved")
+    assert train.main(["--verify", str(run), "--data", "nowhere"]) == 2
+    assert "Expected the data set 'oasis' in the folder nowhere" in capsys.readouterr().err
+    assert train.main(["--verify", str(run), "--data", str(tmp_path / "moved"), "--cache", str(tmp_path / "cache")]) == 0
+    assert list((tmp_path / "cache").iterdir())
+    path = next((tmp_path / "moved" / "keras_png_slices_train").iterdir())
+    path.write_bytes(path.read_bytes() + b"0")
+    assert train.main(["--verify", str(run), "--data", str(tmp_path / "moved")]) == 2
+    assert f"Expected the data that {run} began with. Received: keras_png_slices_train/{path.name} changed." in capsys.readouterr().err
+
+
 def test_a_changed_byte_is_found_although_size_and_time_are_as_before(finished, capsys):
     run, path = finished / "runs" / "a", next((finished / "data" / "keras_png_slices_test").iterdir())
     before, data = path.stat(), path.read_bytes()
@@ -144,6 +177,27 @@ def test_a_changed_byte_is_found_although_size_and_time_are_as_before(finished, 
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     error = capsys.readouterr().err
     assert f"Expected the data that {run} began with. Received: keras_png_slices_test/{path.name} changed." in error
+
+
+def test_what_is_cheap_is_checked_before_any_data_are_read(finished, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "unfinished"
+    shutil.copytree(finished / "runs" / "a", run)
+    (run / "summary.json").unlink()
+    monkeypatch.setattr(train, "load", lambda settings: pytest.fail("it read data"))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"backend": "other"}))
+    (tmp_path / "file").touch()
+    (run / "proof.json").unlink()
+    small = ["--dataset", "oasis", "--data", str(finished / "data")]
+    for flags, message in (
+        (["--resume", str(run)], f"Expected the backend of {run}, other. Received: "),
+        (["--resume", str(finished / "runs" / "a")], "which is finished"),
+        (["--verify", str(run)], f"Expected what a run wrote in {run / 'proof.json'}"),
+        ([*small, "--runs", str(finished / "runs"), "--name", "a"], "Expected a new name for the run"),
+        ([*small, "--runs", str(tmp_path / "file")], "Expected a folder to write runs to"),
+    ):
+        assert train.main(flags) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_other_weights_and_another_setting_are_found(finished, tmp_path, capsys):

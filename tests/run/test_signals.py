@@ -1,15 +1,30 @@
-"""Signals that ask a training to stop."""
+"""Signals that ask a command to stop, and the ones that enforce it."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from modules.run.signals import StopRequest
+from modules.run import signals
+from modules.run.signals import StopRequest, obey_signals
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _handlers():
+    # A shell that starts tests in the background lets them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGHUP, before[1])
 
 
 def test_the_first_signal_asks_and_the_second_enforces():
-    # A shell that starts tests in the background lets them ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.made
@@ -17,3 +32,69 @@ def test_the_first_signal_asks_and_the_second_enforces():
             signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_closed_terminal_asks_however_often_it_says_so():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.made
+        # Its shell says so once more. Afterwards somebody may still end the run at once.
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_nohup_is_respected():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with obey_signals("a"), StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.made
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_is_interrupted_and_the_handlers_come_back(number):
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(KeyboardInterrupt), obey_signals("a"):
+        signal.raise_signal(number)
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_command_that_ends_after_the_second_signal_ends_by_itself(monkeypatch):
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("it was ended"))
+    with obey_signals("a", grace=0.2), StopRequest():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    time.sleep(0.3)
+
+
+def test_the_second_signal_is_obeyed_where_python_gets_no_turn():
+    # The main thread waits in C for a lock that it holds, as it waits for a compiler.
+    code = (
+        "import ctypes\n"
+        "from modules.run.signals import StopRequest, obey_signals\n"
+        "libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(256)\n"
+        "libc.pthread_mutex_init(lock, None)\n"
+        "libc.pthread_mutex_lock(lock)\n"
+        "with obey_signals('train.py', grace=0.5), StopRequest():\n"
+        "    print('begun', flush=True)\n"
+        "    libc.pthread_mutex_lock(lock)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.2)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(number)
+        time.sleep(1)
+        assert process.poll() is None  # one alone, and that of a terminal, enforce nothing
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert error == "train.py: interrupted\n"
+    assert time.monotonic() - began < signals.GRACE
