@@ -1,10 +1,13 @@
 """The cache on disk: each case is decoded and preprocessed once, and its bare numbers are read only where a sample needs them."""
 
+import functools
 import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,10 +21,15 @@ from modules.data.patches import choose_points, cut_into
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
 
-FORMAT = 5
+log = logging.getLogger("mri")
+
+FORMAT = 6
 SUFFIX = ".pack"
 SLICES_A_PACK = 64
 _ALIGNMENT = 64
+_PIECE = 1 << 20
+# The state of each pack when all its checksums were last found right, see `_find_state`.
+_CHECKED: dict[str, tuple[int, ...]] = {}
 
 
 class PreparedCase(NamedTuple):
@@ -38,6 +46,8 @@ class PreparedCase(NamedTuple):
         counts: Number of listed voxels of each class.
         spacing_mm: Size of a voxel along each axis of `P`.
         digests: SHA-256 of the bytes of each image file, then of the label file.
+        classes: Indices of the classes that the label holds, in ascending order.
+        crc32: Checksum of the case's bytes in the file.
     """
 
     path: str
@@ -48,6 +58,8 @@ class PreparedCase(NamedTuple):
     counts: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     digests: bytes
+    classes: tuple[int, ...]
+    crc32: int
 
     @property
     def voxels(self) -> int:
@@ -69,6 +81,7 @@ class PreparedCase(NamedTuple):
         """Voxels `(n, r)` uint16 of each class from `modules.data.patches.choose_points`; empty for a slice. They stay on disk."""
         if not self.counts:
             return []
+        self.check()
         first = self.offset + self.voxels * (2 * self.channels + 1)
         flat = np.memmap(self.path, np.uint8, "r")[first : self.offset + self.size].view(np.uint16)
         return np.split(flat.reshape(-1, len(self.shape)), np.cumsum(self.counts)[:-1])
@@ -81,6 +94,7 @@ class PreparedCase(NamedTuple):
 
     def read_into(self, image: np.ndarray, label: np.ndarray, start: Sequence[int]) -> None:
         """Reads the window that begins at `start` into two contiguous arrays, `(*window, C)` and `(*window)`."""
+        self.check()
         if label.shape == self.shape and not any(start):
             # The whole case lies in one piece, so one system call reads it straight into the arrays.
             file = os.open(self.path, os.O_RDONLY)
@@ -89,9 +103,7 @@ class PreparedCase(NamedTuple):
             finally:
                 os.close(file)
             if size != image.nbytes + label.nbytes:
-                raise ValueError(
-                    f"Expected {image.nbytes + label.nbytes} bytes in {self.path}. Received: {size}. Delete the cache's folder."
-                )
+                raise self._describe_damage()
             return
         data = np.memmap(self.path, np.uint8, "r")
         middle = self.offset + 2 * self.voxels * self.channels
@@ -101,8 +113,31 @@ class PreparedCase(NamedTuple):
 
     def count_classes(self, num_classes: int) -> np.ndarray:
         """Counts the voxels of each class, `(num_classes,)`."""
+        self.check()
         label = np.fromfile(self.path, np.uint8, self.voxels, offset=self.offset + 2 * self.voxels * self.channels)
         return np.bincount(label, minlength=num_classes)
+
+    def check(self) -> None:
+        """Checks that the file is as it was when its checksums were right, or that they are right again.
+
+        Raises:
+            ValueError: If the file is gone or damaged. It may have been deleted or overwritten while a training reads it.
+        """
+        try:
+            if _CHECKED.get(self.path) == _find_state(self.path):
+                return
+            cases = read_pack(Path(self.path)).values()
+            whole = self in cases and _check_pack(self.path, cases)
+        except OSError as error:
+            raise self._describe_damage() from error
+        if not whole:
+            raise self._describe_damage()
+
+    def _describe_damage(self) -> ValueError:
+        return ValueError(
+            f"Expected the cache's file {self.path} as it was written. Received: one that is gone or damaged. "
+            "Go on with `train.py --resume RUN`, which makes it again."
+        )
 
 
 class Decoded(NamedTuple):
@@ -118,7 +153,7 @@ class Decoded(NamedTuple):
 def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
     """Writes a cache file: a line of JSON that says where each case lies, then the cases.
 
-    The file has a temporary name until it is whole.
+    The file has a temporary name until it is whole and on the disk. Its first line is followed by that line's checksum.
     """
     records, parts, offset = [], [], 0
     for key, case in cases.items():
@@ -136,29 +171,38 @@ def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
                 "counts": [len(places) for places in case.points],
                 "spacing_mm": [float(size) for size in case.spacing_mm],
                 "digests": case.digests.hex(),
+                "classes": np.flatnonzero(np.bincount(arrays[1].ravel())).tolist(),
+                "crc32": functools.reduce(lambda value, array: zlib.crc32(array.data, value), arrays, 0),
             }
         )
         size = sum(array.nbytes for array in arrays)
         parts += [*(array.data for array in arrays), bytes(_align(size) - size)]
         offset += _align(size)
     line = json.dumps(records).encode() + b"\n"
+    line += b"%08x\n" % zlib.crc32(line)
     with replace_file(path) as temporary, temporary.open("wb") as file:
         file.writelines((line.ljust(_align(len(line)), b"\0"), *parts))
+        # A power cut after the rename must not leave a file of zeros.
+        file.flush()
+        os.fsync(file.fileno())
+    _CHECKED[str(path)] = _find_state(path)
 
 
 def read_pack(path: Path) -> dict[str, PreparedCase]:
-    """Returns the cases of a cache file by their keys; none if the file is missing, cut short or damaged."""
+    """Returns the cases of a cache file by their keys; none if the file is missing or cut short, or its first line damaged."""
     try:
         with path.open("rb") as file:
-            line = file.readline()
+            line, checksum = file.readline(), file.readline(_ALIGNMENT)
             size = os.fstat(file.fileno()).st_size
-        place, body, cases, end = str(path), _align(len(line)), {}, 0
+        if int(checksum, 16) != zlib.crc32(line):
+            return {}
+        place, body, cases, end = str(path), _align(len(line) + len(checksum)), {}, 0
         for record in json.loads(line):
             # Cases of one size share one tuple.
-            own = {name: tuple(record[name]) for name in ("shape", "darkest", "counts", "spacing_mm")}
-            own |= {name: _SHARED.setdefault(own[name], own[name]) for name in ("shape", "spacing_mm")}
+            own = {name: tuple(record[name]) for name in ("shape", "darkest", "counts", "spacing_mm", "classes")}
+            own |= {name: _SHARED.setdefault(own[name], own[name]) for name in ("shape", "spacing_mm", "classes")}
             offset, digests = body + record["offset"], bytes.fromhex(record["digests"])
-            case = PreparedCase(place, offset, channels=record["channels"], digests=digests, **own)
+            case = PreparedCase(place, offset, channels=record["channels"], digests=digests, crc32=record["crc32"], **own)
             cases[record["key"]] = case
             end = offset + _align(case.size)
     except (OSError, ValueError, KeyError, TypeError):
@@ -167,6 +211,29 @@ def read_pack(path: Path) -> dict[str, PreparedCase]:
 
 
 _SHARED: dict[tuple, tuple] = {}
+
+
+def _check_pack(path: str, cases: Iterable[PreparedCase]) -> bool:
+    """Returns whether all cases of a file have the checksums that they were written with; it reads an unchanged file only once."""
+    state = _find_state(path)
+    if _CHECKED.get(path) == state:
+        return True
+    with Path(path).open("rb") as file:
+        for case in cases:
+            file.seek(case.offset)
+            checksum, left = 0, case.size
+            while left and (piece := file.read(min(left, _PIECE))):
+                checksum, left = zlib.crc32(piece, checksum), left - len(piece)
+            if left or checksum != case.crc32:
+                return False
+    _CHECKED[path] = state
+    return True
+
+
+def _find_state(path: str | Path) -> tuple[int, ...]:
+    """Returns four numbers of a file, one of which changes when somebody writes to it or replaces it."""
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _align(size: int) -> int:
@@ -181,8 +248,9 @@ def prepare_cases(
 ) -> list[PreparedCase]:
     """Decodes and preprocesses each case once and keeps the result in `folder`.
 
-    The key of a case is a hash of its files: path, size and time of change. Its subfolder is named by the preprocessing and the label
-    values. A changed file or setting is therefore decoded anew, and everything else is found again.
+    The key of a case is a hash of its files: path, inode, size and times of change. Its subfolder is named by the preprocessing and the
+    label values. A changed file or setting is therefore decoded anew, and everything else is found again. Its checksums are checked when
+    a process first opens it. A damaged file is removed with a warning, and its cases are decoded anew.
 
     Many slices share a file, because making a file takes as long as decoding a slice. 9,664 slices of 256x256 take 1.8 GiB of disk.
     Memory holds no more of them than the operating system cares to keep.
@@ -227,13 +295,35 @@ def prepare_cases(
     keys = []
     for case in cases:
         keys.append(f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}")
-    known = {key: case for pack in sorted(folder.glob(f"*{SUFFIX}")) for key, case in read_pack(pack).items()}
+    known = _find_whole(folder, set(keys))
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     # Volumes take a gigabyte each while they are prepared.
     workers = os.cpu_count() or 1
     chunk = min(SLICES_A_PACK, -(-len(missing) // (2 * workers))) if preprocessing.spatial_dims == 2 else 1
     known |= _map_threads(prepare, [missing[first : first + chunk] for first in range(0, len(missing), chunk or 1)], workers)
     return [known[key] for key in keys]
+
+
+def _find_whole(folder: Path, wanted: set[str]) -> dict[str, PreparedCase]:
+    """Finds the wanted cases in the files of a folder, but for those in damaged files, which it removes."""
+
+    def read(path: Path) -> dict[str, PreparedCase]:
+        cases = read_pack(path)
+        if cases and not wanted & cases.keys():
+            return {}
+        try:
+            if cases and _check_pack(str(path), cases.values()):
+                return cases
+        except OSError as error:
+            log.debug("%s cannot be read: %s", path, error)
+        log.warning("cache: %s is damaged; its cases are decoded anew", path)
+        path.unlink(missing_ok=True)
+        return {}
+
+    # A hidden file is one that another process still writes.
+    packs = sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as executor:
+        return {key: case for cases in executor.map(read, packs) for key, case in cases.items()}
 
 
 def _map_threads(function: Callable[[Sequence], dict], chunks: Sequence[Sequence], workers: int) -> dict:

@@ -36,7 +36,8 @@ def stem_of(path: Path) -> str:
 def fingerprint_files(paths: Iterable[Path]) -> str:
     """Returns a hash that changes when a file is replaced.
 
-    The hash covers each absolute path, size and time of last change, not the content.
+    The hash covers each absolute path, inode, size, time of last change, and the time at which the system noticed a change. A program
+    can set back the former time, but not the latter. The hash does not cover the content.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -47,7 +48,8 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
             place = os.path.join(_resolve_folder(os.path.join(os.getcwd(), folder), where.st_dev, where.st_ino), name)
         else:
             status, place = os.stat(path), os.path.realpath(path)
-        digest.update(f"{place}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        digest.update(f"{place}\0{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

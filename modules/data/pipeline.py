@@ -55,6 +55,7 @@ def make_pipeline(
     seed: int = 42,
     first_step: int = 0,
     host_slice: tuple[int, int] = (0, 1),
+    failures: list[Exception] | None = None,
 ):
     """Makes a `tf.data.Dataset` of dicts: `image (B, *P, C)` float16, `label (B, *P)` uint8, and what `draw_augmentation` adds.
 
@@ -81,6 +82,7 @@ def make_pipeline(
         seed: Seed of the order and of all draws.
         first_step: The step that training begins at.
         host_slice: `(i, n)` gives only the `i`-th of `n` equal parts of each batch: the part of one host among several.
+        failures: Takes the errors of reading. TensorFlow wraps them in errors of its own, which are no single line.
 
     Raises:
         ValueError: If the hosts cannot divide a batch equally.
@@ -117,6 +119,14 @@ def make_pipeline(
         parameters = [np.stack([one[name] for one in drawn]) for name in example]
         return [image.reshape(part, *window.shape, channels), label.reshape(part, *window.shape), *parameters]
 
+    def try_to_read(samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
+        try:
+            return read_samples(samples, positions)
+        except (OSError, ValueError) as error:
+            if failures is not None:
+                failures.append(error)
+            raise
+
     def load_batch(index):
         # The positions are the same, whichever host reads them.
         positions = samples = index * batch_size + host * part + tf.range(part, dtype=tf.int64)
@@ -127,7 +137,7 @@ def make_pipeline(
         # The function is not stateful: its result depends on the arguments alone. Deterministic pipelines run stateful functions one
         # by one.
         types = [tf.float16, tf.uint8, *(array.dtype for array in example.values())]
-        arrays = tf.numpy_function(read_samples, (samples % number, positions), types, stateful=False)
+        arrays = tf.numpy_function(try_to_read, (samples % number, positions), types, stateful=False)
         sizes = [(*window.shape, channels), window.shape, *(array.shape for array in example.values())]
         arrays = [tf.ensure_shape(array, (part, *size)) for array, size in zip(arrays, sizes, strict=True)]
         batch = dict(zip(("image", "label", *example), arrays, strict=True))

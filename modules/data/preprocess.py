@@ -18,6 +18,10 @@ from modules.data.case import Volume
 from modules.data.resample import centre, fit_planes, fit_shape, resample, resample_planes, to_c_order
 
 INTENSITIES = ("min_max", "percentile", "zscore", "fixed")
+# The cache holds float16, which ends here.
+MOST = float(np.finfo(np.float16).max)
+# Differences and products of larger intensities may leave float32.
+_BRIGHTEST = 1e30
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
 
 
@@ -78,7 +82,8 @@ class Preprocessing:
         foreground_crop: Whether margins that are as dark as the darkest voxel are cut off.
         intensity: "min_max" scales each case's channel to [0, 1]. "percentile" does so between the 0.5 and 99.5 percentile of the
             foreground and clips. "zscore" takes mean and standard deviation of the foreground to 0 and 1. "fixed" gives
-            `(x / scale - mean) / std`. The foreground here is every voxel brighter than the channel's darkest.
+            `(x / scale - mean) / std`. The foreground here is every voxel brighter than the channel's darkest. "min_max" and "zscore"
+            raise a fill to one range of the foreground below the foreground, see `_find_floor`.
         scale: Divisor that "fixed" applies first, 255 for 8-bit pictures.
         mean: Mean of the training set after scaling, for "fixed".
         std: Standard deviation of the training set after scaling, for "fixed".
@@ -120,6 +125,11 @@ class Preprocessing:
             raise ValueError(f"Expected an affine that gives each axis a direction. Received: a singular one in {name}. Mend its header.")
         self._check_size(image, name)
         brightest = float(image.array.max())
+        largest = max(brightest, -float(image.array.min()))
+        if largest > _BRIGHTEST:
+            raise ValueError(
+                f"Expected intensities within {_BRIGHTEST:g} of 0. Received: {largest:g} in {name}. Divide them, or leave it out."
+            )
         if self.intensity == "fixed" and brightest > self.scale:
             raise ValueError(f"Expected intensities up to {self.scale:g}. Received: {brightest:g} in {name}. Convert it to that range.")
 
@@ -144,7 +154,7 @@ class Preprocessing:
             image: A volume whose array is `(*S, C)` float32.
 
         Returns:
-            `(*P, C)` float32, and the `Geometry` for the way back. Padding takes each channel's darkest value.
+            `(*P, C)` float32 in the range of float16, and the `Geometry` for the way back. Padding takes each channel's darkest value.
         """
         if image.array.ndim - 1 != self.spatial_dims:
             raise ValueError(f"Expected an image of {self.spatial_dims} dimensions. Received: shape {image.array.shape[:-1]}.")
@@ -153,6 +163,8 @@ class Preprocessing:
         array = resample(self._normalise(array), geometry.grid, INTERPOLATIONS[self.interpolation])
         if self.shape and array.shape[:-1] != self.shape:
             array = fit_shape(array, self.shape, fill=array.min(axis=tuple(range(array.ndim - 1))))
+        if array.max() > MOST or array.min() < -MOST:
+            array = np.clip(array, -MOST, MOST)
         return array, geometry
 
     def apply_label(self, label: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -234,19 +246,25 @@ class Preprocessing:
         for channel in range(array.shape[-1]):
             source = array[..., channel]
             low, high = darkest, brightest = float(source.min()), float(source.max())
-            if self.intensity != "min_max":
+            floor = darkest if self.intensity == "percentile" else _find_floor(source, darkest, brightest)
+            if self.intensity == "min_max":
+                low = floor
+            else:
                 foreground = source[source > darkest]
                 if foreground.size and self.intensity == "percentile":
                     low, high = (float(value) for value in np.percentile(foreground, (0.5, 99.5)))
                 elif foreground.size:
                     low = float(foreground.mean(dtype=np.float64))
                     high = low + float(foreground.std(dtype=np.float64))
-            if high - low <= 1e-6 * (brightest - darkest):
+            if high - low <= 1e-6 * (brightest - floor):
                 # A foreground of one value has no spread, so the channel's own range stands for it.
-                low, high = darkest, brightest
+                low, high = floor, brightest
             # A constant channel carries nothing. It becomes 0, so that nothing is divided by zero.
             np.subtract(source, np.float32(low), out=result[..., channel])
             np.divide(result[..., channel], np.float32(high - low or 1), out=result[..., channel])
+            if floor > darkest:
+                least = np.float32((floor - low) / (high - low or 1))
+                np.maximum(result[..., channel], least, out=result[..., channel])
         return np.clip(result, 0, 1, out=result) if self.intensity == "percentile" else result
 
 
@@ -272,6 +290,28 @@ def _orient(affine: np.ndarray) -> np.ndarray:
     from nibabel import io_orientation
 
     return io_orientation(affine)
+
+
+def _find_floor(source: np.ndarray, darkest: float, brightest: float) -> float:
+    """Finds the least intensity of a channel that means anything.
+
+    It is the darkest voxel's own, but where this is a fill such as -1000 or -32768 about a small object. Beside such a fill the object's
+    own contrast would vanish. A fill is below 0, and lies further below all others than these span; or it lies 100 times as far below.
+    It is raised to as far below the others as these span. Scanners measure magnitudes of 0 or more, so their images stay as they are.
+
+    Args:
+        source: The channel `(*S)`.
+        darkest: Its least intensity.
+        brightest: Its greatest intensity.
+    """
+    # Beside a fill all others lie in the brighter half of the range. In most images one voxel in hundreds suffices to rule that out.
+    sample = source[(slice(None, None, 8),) * source.ndim]
+    if ((sample > darkest) & (sample <= (darkest + brightest) / 2)).any() or darkest == brightest:
+        return darkest
+    least = float(source[source > darkest].min())
+    span, gap = brightest - least, least - darkest
+    is_fill = span > 0 and gap > span * (1 if darkest < 0 else 100)
+    return least - span if is_fill else darkest
 
 
 def _find_foreground(array: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ def classify(logits):
 class Overlap(keras.metrics.Metric):
     """A metric of pixel accuracy, and of Dice and IoU of each foreground class, pooled over all voxels since the last reset.
 
-    `result()` is a dict: `accuracy`, `mean_dice` (over the foreground classes that occur), and `dice_<class>` and
-    `iou_<class>`. A class that occurs neither in the labels nor in the predictions is NaN.
+    `result()` is a dict: `accuracy`, `mean_dice` (over the foreground classes that occur in the labels), and `dice_<class>` and
+    `iou_<class>`. A class that occurs neither in the labels nor in the predictions is NaN. The labels alone decide which classes the mean
+    is over, so that it is the same ones in each epoch. It is NaN where no label holds any.
 
     Counts are float32, because JAX has no 64-bit integers by default. Beyond 16 million voxels they are right to about seven digits.
     """
@@ -34,6 +35,7 @@ class Overlap(keras.metrics.Metric):
         shape = (len(self.class_names),)
         self._intersection = self.add_variable(shape, initializer="zeros", name="intersection")
         self._total = self.add_variable(shape, initializer="zeros", name="total")
+        self._truth = self.add_variable(shape, initializer="zeros", name="truth")
 
     def update_state(self, y_true, y_pred, sample_weight=None) -> None:
         """Adds a batch of labels `(B, *P)` and logits `(B, *P, K)`; `K` is 1 for a binary task. Samples of weight 0 are left out."""
@@ -42,16 +44,18 @@ class Overlap(keras.metrics.Metric):
         counted = None
         if sample_weight is not None:
             counted = ops.cast(ops.reshape(sample_weight, (-1, *(1 for _ in label.shape[1:]))) > 0, "float32")
-        intersection, total = [], []
+        intersection, total, truths = [], [], []
         for index in range(len(self.class_names)):
             truth = ops.cast(label == index, "float32")
             guess = ops.cast(prediction == index, "float32")
             if counted is not None:
                 truth, guess = truth * counted, guess * counted
             intersection.append(ops.sum(truth * guess))
-            total.append(ops.sum(truth) + ops.sum(guess))
+            truths.append(ops.sum(truth))
+            total.append(truths[-1] + ops.sum(guess))
         self._intersection.assign_add(ops.stack(intersection))
         self._total.assign_add(ops.stack(total))
+        self._truth.assign_add(ops.stack(truths))
 
     def result(self) -> dict:
         """Returns the scores described above."""
@@ -59,9 +63,9 @@ class Overlap(keras.metrics.Metric):
         nan = ops.full_like(ops.convert_to_tensor(total), float("nan"))
         dice = ops.where(total > 0, 2.0 * intersection / ops.maximum(total, 1.0), nan)
         iou = ops.where(total > 0, intersection / ops.maximum(total - intersection, 1.0), nan)
-        occurs = ops.cast(total[1:] > 0, "float32")
-        number = ops.sum(occurs)
-        mean = ops.sum(ops.where(total[1:] > 0, dice[1:], ops.zeros_like(nan[1:]))) / ops.maximum(number, 1.0)
+        occurs = self._truth[1:] > 0
+        number = ops.sum(ops.cast(occurs, "float32"))
+        mean = ops.sum(ops.where(occurs, dice[1:], ops.zeros_like(nan[1:]))) / ops.maximum(number, 1.0)
         scores = {
             # The total counts every voxel twice: once in the labels and once in the predictions.
             "accuracy": 2.0 * ops.sum(intersection) / ops.maximum(ops.sum(total), 1.0),

@@ -18,16 +18,17 @@ from modules.reports.panels import DPI, INK, TEXT_POINTS, TITLE_POINTS, save_fig
 def find_best_epoch(history: Sequence[dict[str, float]]) -> int | None:
     """Finds the row of `history` with the highest mean Dice.
 
-    Validation decides wherever it was measured at least once; otherwise training does. The earliest of equals wins.
+    Validation decides wherever it was measured at least once. Where it has no Dice, the least validation loss decides, and without that
+    the training's Dice. The earliest of equals wins.
 
     Args:
         history: One row an epoch, see `plot_history`.
 
     Returns:
-        Index of the row (from 0), or None where no row has a finite mean Dice.
+        Index of the row (from 0), or None where no row has a finite value of these.
     """
-    for key in ("val_mean_dice", "mean_dice"):
-        values = _read_column(history, key)
+    for key, sign in (("val_mean_dice", 1), ("val_loss", -1), ("mean_dice", 1)):
+        values = sign * _read_column(history, key)
         if np.isfinite(values).any():
             return int(np.nanargmax(values))
     return None

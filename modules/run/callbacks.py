@@ -6,14 +6,12 @@ import logging
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from tqdm import tqdm
 
 from modules import reports
@@ -98,11 +96,16 @@ class HistoryWriter(keras.callbacks.Callback):
 
     def write(self) -> None:
         """Writes the table and the curves."""
-        with replace_file(self._run.history) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        self.write_table()
         reports.plot_history(self.rows, self._run.figures)
+
+    def write_table(self) -> None:
+        """Writes the table, which has no rows before the first epoch has ended."""
+        if self._write:
+            with replace_file(self._run.history) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, ["epoch", "seconds", "images_per_s", "learning_rate", *self._columns])
+                writer.writeheader()
+                writer.writerows(self.rows)
 
     def state(self) -> Any:
         """Returns the values that a checkpoint must hold."""
@@ -114,20 +117,26 @@ class HistoryWriter(keras.callbacks.Callback):
 
 
 class KeepBest(keras.callbacks.Callback):
-    """A callback that saves the best model so far, by mean foreground Dice on the validation set, and stops the training early."""
+    """A callback that saves the best model so far, and stops the training early.
 
-    def __init__(self, save: Callable[[], None], patience: int, stop_at_dice: float = 0.0) -> None:
+    The best has the highest mean foreground Dice on the validation set. Where no validation label holds foreground, it has the least
+    validation loss.
+    """
+
+    def __init__(self, save: Callable[[], None], patience: int, stop_at_dice: float = 0.0, *, by_loss: bool = False) -> None:
         """Starts with no best model.
 
         Args:
             save: A function that saves the model as it is now.
             patience: Epochs without a better model before the training stops; 0 for never.
             stop_at_dice: The validation Dice at which the training stops once every class has it; 0 for never.
+            by_loss: Whether the validation loss decides.
         """
         super().__init__()
         self._save = save
         self._patience = patience
         self._stop_at_dice = stop_at_dice
+        self._by_loss = by_loss
         self._reached = False
         self.best = -math.inf
         self.best_epoch = 0
@@ -139,24 +148,27 @@ class KeepBest(keras.callbacks.Callback):
         return self._reached or 0 < self._patience <= self._last_epoch - self.best_epoch
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Compares, saves and stops. A Dice of NaN (no foreground in the validation set) counts as the worst."""
-        dice = float(logs["val_mean_dice"])
-        dice = -1.0 if math.isnan(dice) else dice
+        """Compares, saves and stops. A Dice of NaN counts as the worst. A model whose validation loss is not finite is never saved."""
+        value = -float(logs["val_loss"]) if self._by_loss else float(logs["val_mean_dice"])
+        value = -1.0 if math.isnan(value) else value
         self._last_epoch = epoch + 1
-        if dice > self.best:
-            self.best, self.best_epoch = dice, epoch + 1
+        finite = math.isfinite(float(logs.get("val_loss", 0.0)))
+        if finite and value > self.best:
+            self.best, self.best_epoch = value, epoch + 1
             self._save()
         # A class that the validation set lacks is NaN and never good enough, because nobody measured it.
-        if self._stop_at_dice > 0 and all(value >= self._stop_at_dice for key, value in logs.items() if key.startswith("val_dice_")):
+        classes = [dice for key, dice in logs.items() if key.startswith("val_dice_")]
+        if self._stop_at_dice > 0 and finite and all(dice >= self._stop_at_dice for dice in classes):
             self._reached = True
             if self.best_epoch != epoch + 1:
                 # We keep this model although another had a better mean, because this one is what the user asked for.
-                self.best, self.best_epoch = dice, epoch + 1
+                self.best, self.best_epoch = value, epoch + 1
                 self._save()
             log.info("stopped: every class has a validation Dice of %.4f or more", self._stop_at_dice)
             self.model.stop_training = True
         elif self.finished:
-            log.info("stopped: no better validation Dice than %.4f (epoch %d) for %d epochs", self.best, self.best_epoch, self._patience)
+            best = f"loss than {-self.best:.4f}" if self._by_loss else f"Dice than {self.best:.4f}"
+            log.info("stopped: no better validation %s (epoch %d) for %d epochs", best, self.best_epoch, self._patience)
             self.model.stop_training = True
 
     def state(self) -> Any:
@@ -278,7 +290,13 @@ class Checkpoint(keras.callbacks.Callback):
     def _save(self) -> None:
         if self._write:
             variables = _list_variables(self.model)
-            arrays = {f"variable_{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
+            values = [keras.ops.convert_to_numpy(variable) for variable in variables]
+            self._last_save = time.monotonic()
+            # The loss of the last two steps is not known yet. Nobody could go on from weights of NaN.
+            if not all(np.isfinite(value).all() for value in values[: len(self.model.variables)]):
+                log.warning("step %d: some weights are not finite, so no checkpoint is written", self.step)
+                return
+            arrays = {f"variable_{index}": value for index, value in enumerate(values)}
             arrays["state"] = np.array(json.dumps({"step": self.step, "others": [other.state() for other in self._others]}))
             # With nine digits, alphabetical order is order of time.
             with replace_file(self._folder / f"step_{self.step:09d}.npz") as temporary, temporary.open("wb") as file:
@@ -315,30 +333,6 @@ class FirstSteps(keras.callbacks.Callback):
         self._done += 1
         if self._done == self._number:
             self._on_reached(self.model)
-
-
-class StepCallbacks(keras.callbacks.CallbackList):
-    """A list of callbacks that learn of each training step, but not of its losses.
-
-    Keras reads the losses of every step before it starts the next, and a GPU idles meanwhile. Our callbacks only count steps. They get the
-    losses at the end of an epoch.
-    """
-
-    # The device may be this many steps behind. Without a bound the batches that wait for it would fill its memory.
-    AHEAD = 2
-
-    def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model) -> None:
-        """Takes the callbacks in their order, and the model that is fitted."""
-        super().__init__(callbacks, add_history=True, model=model)
-        self._waiting: deque = deque()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Passes the step on once the device is at most `AHEAD` steps behind."""
-        self._waiting.extend(list(logs.values())[:1])
-        if len(self._waiting) > self.AHEAD:
-            ops.convert_to_numpy(self._waiting.popleft())
-        for callback in self.callbacks:
-            callback.on_train_batch_end(batch)
 
 
 class Progress(keras.callbacks.Callback):

@@ -11,6 +11,7 @@ from modules.predict.bundle import ModelBundle, add_provenance
 from modules.predict.cases import predict_cases
 from modules.predict.convert import convert_bundle
 from modules.predict.progress import PredictionProgress
+from modules.run.classes import describe_findings
 from modules.run.folder import RunFolder, read_json, without_nan, write_json
 from modules.run.proof import hash_weights
 from modules.run.tracking import Tracker
@@ -39,6 +40,8 @@ def evaluate(cases: Sequence[Case], run: RunFolder, summary: Mapping[str, Any], 
     means = score_tables.summarise(scores)
     for line in score_tables.format_summary(means):
         log.info("%s", line)
+    for line in describe_findings(scores):
+        log.warning("%s", line)
     _draw_examples(bundle, scores, cases, run)
     add_provenance(run.path, scores=without_nan(means))
     write_json(

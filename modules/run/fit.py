@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,11 +12,16 @@ from modules import devices, networks
 from modules.data.draws import AUGMENTATIONS, draw_parameters
 from modules.data.pipeline import DrawAugmentation, make_pipeline
 from modules.predict.bundle import ModelBundle
+from modules.run.classes import describe_classes, find_classes
 from modules.run.folder import RunFolder, write_json
 from modules.run.prepared import PreparedRun
 from modules.run.proof import hash_weights
 from modules.run.signals import StopRequest
 from modules.run.tracking import Tracker
+
+if TYPE_CHECKING:
+    from modules.run.callbacks import Checkpoint, KeepBest
+    from modules.run.finite import StepCallbacks
 
 # `--verify` trains this many steps again.
 PROOF_STEPS = 10
@@ -34,9 +40,13 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
 
     Returns:
         The epoch of the best bundle, from 1.
+
+    Raises:
+        ValueError: If the loss is not finite, or the cache is gone or damaged.
     """
     from modules.model.trainer import UseAverages
-    from modules.run.callbacks import Checkpoint, FirstSteps, HistoryWriter, KeepBest, Progress, StepCallbacks
+    from modules.run.callbacks import Checkpoint, FirstSteps, HistoryWriter, KeepBest, Progress
+    from modules.run.finite import LossError, LossGuard, StepCallbacks
 
     settings, plan = prepared.settings, prepared.plan
     steps, writes = plan.steps_per_epoch, devices.is_main()
@@ -53,34 +63,53 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
             write_json(run.proof, {"steps": proof_steps, "weights_sha256": hash_weights(model.network)})
 
     history = HistoryWriter(run, bundle.class_names, plan.batch_size, write=writes, on_row=tracker.log_row)
-    keep_best = KeepBest(save_best, settings.patience, settings.stop_at_dice)
+    judged = find_classes(prepared.prepared["validate"]) - {0}
+    keep_best = KeepBest(save_best, settings.patience, settings.stop_at_dice, by_loss=not judged)
     proof_steps = min(PROOF_STEPS, steps)
     with StopRequest() as stop:
         stops = devices.agree(lambda: stop.made)
         checkpoint = Checkpoint(run.checkpoint, [history, keep_best], steps, minutes=settings.checkpoint_minutes, stop=stops, write=writes)
         done = checkpoint.restore(trainer)
         first = f"epoch {done // steps + 1}" + (f", step {done % steps + 1}" if done % steps else "")
+        for line, level in describe_classes(*(prepared.prepared[split] for split in ("train", "validate")), bundle.class_names):
+            log.log(level, "%s", line)
         log.info("%s: %s weights, %d steps an epoch, begins at %s", plan.network, f"{prepared.network.count_params():,}", steps, first)
         proof = FirstSteps(proof_steps, done, write_proof)
         # The checkpoint comes last. Files that were written after it are then written again after a resume.
-        callbacks: list[Any] = [UseAverages(trainer), history, keep_best, proof, checkpoint]
+        guard = LossGuard(checkpoint, steps, str(run.path))
+        callbacks: list[Any] = [UseAverages(trainer), history, guard, keep_best, proof, checkpoint]
         callbacks += [Progress(settings.epochs * steps, checkpoint)] if writes else []
-        # A fit of its own finishes an interrupted epoch, because all epochs of a fit have one length in Keras.
-        epoch, inside = divmod(done, steps)
-        for begin, end in ((epoch, epoch + 1), (epoch + 1, settings.epochs)) if inside else ((epoch, settings.epochs),):
-            if begin >= end or keep_best.finished:
-                break
+        try:
+            _run_epochs(prepared, trainer, checkpoint, keep_best, StepCallbacks(callbacks, trainer, guard.judge))
+        except LossError:
+            kept = f"the model of epoch {keep_best.best_epoch}" if keep_best.best_epoch else "no model"
+            log.info("went back to the weights after step %d, the last good checkpoint; %s is kept", checkpoint.restore(trainer), kept)
+            history.write_table()
+            raise
+    if not keep_best.best_epoch:
+        raise ValueError(f"Expected a finite validation loss. Received: none in any epoch of {run.path}. Lower `--learning-rate`.")
+    return keep_best.best_epoch
+
+
+def _run_epochs(prepared: PreparedRun, trainer, checkpoint: "Checkpoint", keep_best: "KeepBest", callbacks: "StepCallbacks") -> None:
+    """Trains from the checkpoint's step to the end."""
+    steps, epochs = prepared.plan.steps_per_epoch, prepared.settings.epochs
+    # A fit of its own finishes an interrupted epoch, because all epochs of a fit have one length in Keras.
+    epoch, inside = divmod(checkpoint.step, steps)
+    for begin, end in ((epoch, epoch + 1), (epoch + 1, epochs)) if inside else ((epoch, epochs),):
+        if begin >= end or keep_best.finished:
+            break
+        with name_failures() as failures:
             trainer.fit(
-                make_training_data(prepared, checkpoint.step),
-                validation_data=make_pipeline(prepared.prepared["validate"], training=False, **_list_pipeline_options(prepared)),
+                make_training_data(prepared, checkpoint.step, failures),
+                validation_data=make_validation_data(prepared, failures),
                 initial_epoch=begin,
                 epochs=end,
                 steps_per_epoch=steps - checkpoint.step % steps,
-                callbacks=StepCallbacks(callbacks, trainer),
+                callbacks=callbacks,
                 shuffle=False,
                 verbose=0,
             )
-    return keep_best.best_epoch
 
 
 def make_trainer(prepared: PreparedRun):
@@ -119,7 +148,24 @@ def make_trainer(prepared: PreparedRun):
     return trainer
 
 
-def make_training_data(prepared: PreparedRun, first_step: int):
+@contextmanager
+def name_failures() -> Generator[list[Exception], None, None]:
+    """Yields a list for the errors of reading, and raises the first of them in place of TensorFlow's, which is many lines."""
+    failures: list[Exception] = []
+    try:
+        yield failures
+    except Exception as error:
+        if failures and error is not failures[0]:
+            raise failures[0] from error
+        raise
+
+
+def make_validation_data(prepared: PreparedRun, failures: list[Exception] | None = None):
+    """Makes the validation pipeline, see `modules.data.pipeline.make_pipeline`."""
+    return make_pipeline(prepared.prepared["validate"], training=False, failures=failures, **_list_pipeline_options(prepared))
+
+
+def make_training_data(prepared: PreparedRun, first_step: int, failures: list[Exception] | None = None):
     """Makes the endless training pipeline from a step on, see `modules.data.pipeline.make_pipeline`."""
     return make_pipeline(
         prepared.prepared["train"],
@@ -127,6 +173,7 @@ def make_training_data(prepared: PreparedRun, first_step: int):
         sampler=prepared.plan.sampler,
         draw_augmentation=_make_draw_augmentation(prepared),
         first_step=first_step,
+        failures=failures,
         **_list_pipeline_options(prepared),
     )
 
@@ -146,8 +193,9 @@ def _weigh_classes(prepared: PreparedRun) -> tuple[float, ...] | None:
     if prepared.settings.class_weights == "none":
         return None
     counts = np.sum([case.count_classes(prepared.spec.num_classes) for case in prepared.prepared["train"]], axis=0)
-    weights = 1 / np.maximum(counts, 1)
-    weights = weights / weights.mean()
+    # A class in no label weighs nothing. By its frequency it would take all the weight of the others.
+    weights = np.where(counts > 0, 1 / np.maximum(counts, 1), 0)
+    weights = weights / weights[counts > 0].mean()
     log.info("weights of the classes in the loss: %s", ", ".join(f"{weight:.4g}" for weight in weights))
     return tuple(float(weight) for weight in weights)
 

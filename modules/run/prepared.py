@@ -12,6 +12,7 @@ from modules.data.case import Case
 from modules.data.draws import AUGMENTATIONS
 from modules.data.spec import DatasetSpec
 from modules.predict.bundle import ModelBundle
+from modules.run.classes import check_foreground
 from modules.run.plan import Plan
 from modules.run.proof import Manifest
 from modules.run.settings import Settings
@@ -19,7 +20,7 @@ from modules.run.settings import Settings
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Everything that a training has before its first step.
+    """Everything that a training has before its first step. Making it raises ValueError if no training label holds foreground.
 
     Attributes:
         settings: The user's settings.
@@ -44,6 +45,9 @@ class PreparedRun:
     precision: str
     devices: Sequence[str]
     manifest: Manifest
+
+    def __post_init__(self) -> None:
+        check_foreground(self.prepared["train"], self.spec.class_names, self.spec.name)
 
     def make_bundle(self, provenance: Mapping[str, Any]) -> ModelBundle:
         """Makes a bundle of the network with its head and all that prediction needs; it shares the network's weights."""

@@ -8,7 +8,7 @@ from typing import Any
 from modules import devices
 from modules.predict.bundle import ModelBundle
 from modules.run import proof
-from modules.run.fit import make_trainer, make_training_data
+from modules.run.fit import make_trainer, make_training_data, name_failures
 from modules.run.folder import RunFolder, read_json
 from modules.run.prepared import PreparedRun
 
@@ -68,12 +68,16 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     proof.check_data(begun, manifest, run.path)
     log.info("data: %d files are those of %s, SHA-256 %.16s...", len(manifest), run.path, record["data_sha256"])
     prepared = prepare()
+    # The cache must have been made from these very bytes.
+    proof.check_data(manifest, prepared.manifest, run.path)
     now = describe_run(prepared, root)
     for name in ("backend", "devices", "python", "versions", "code_sha256"):
         if now[name] != record[name]:
             log.warning("%s differs: %s had %s, here it is %s", name, run.path, record[name], now[name])
     trainer = make_trainer(prepared)
-    trainer.fit(make_training_data(prepared, 0), epochs=1, steps_per_epoch=expected["steps"], shuffle=False, verbose=0)
+    with name_failures() as failures:
+        data = make_training_data(prepared, 0, failures)
+        trainer.fit(data, epochs=1, steps_per_epoch=expected["steps"], shuffle=False, verbose=0)
     weights = proof.hash_weights(prepared.network)
     proof.check_equal(f"weights after {expected['steps']} steps", expected["weights_sha256"], weights, run.path)
     log.info("training: the first %d steps give the same weights, SHA-256 %.16s...", expected["steps"], weights)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 import tracemalloc
 import zlib
 from itertools import pairwise
@@ -204,6 +205,21 @@ def test_fingerprint_changes_with_the_file(tmp_path):
     assert fingerprint_files([path]) != before
 
 
+def test_fingerprint_changes_although_size_and_time_are_set_back(tmp_path):
+    path, copy = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"12")
+    os.utime(path, ns=(10**9, 10**9))
+    before = fingerprint_files([path])
+    time.sleep(0.02)
+    path.write_bytes(b"34")
+    os.utime(path, ns=(10**9, 10**9))
+    written = fingerprint_files([path])
+    copy.write_bytes(b"56")
+    os.utime(copy, ns=(10**9, 10**9))
+    copy.replace(path)
+    assert len({before, written, fingerprint_files([path])}) == 3
+
+
 def test_fingerprint_follows_links_even_when_they_are_turned_elsewhere(tmp_path, monkeypatch):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -212,7 +228,9 @@ def test_fingerprint_follows_links_even_when_they_are_turned_elsewhere(tmp_path,
     (tmp_path / "here").symlink_to("a")
     (tmp_path / "x.nii").symlink_to("a/x.nii")
     first, second = (fingerprint_files([tmp_path / folder / "x.nii"]) for folder in "ab")
-    expected = hashlib.sha256(f"{(tmp_path / 'a' / 'x.nii').resolve()}\0002\0{10**9}\n".encode()).hexdigest()
+    status = (tmp_path / "a" / "x.nii").stat()
+    state = (2, 10**9, status.st_ctime_ns, status.st_ino)
+    expected = hashlib.sha256(f"{(tmp_path / 'a' / 'x.nii').resolve()}\0{state}\n".encode()).hexdigest()
     assert expected == first != second
     assert fingerprint_files([tmp_path / "here" / "x.nii"]) == fingerprint_files([tmp_path / "x.nii"]) == first
     (tmp_path / "here").unlink()

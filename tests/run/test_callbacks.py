@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from modules.run.callbacks import Checkpoint, FirstSteps, HistoryWriter, KeepBest, StepCallbacks
+from modules.run.callbacks import Checkpoint, FirstSteps, HistoryWriter, KeepBest
+from modules.run.finite import StepCallbacks
 from modules.run.folder import RunFolder
 
 

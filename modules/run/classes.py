@@ -1,0 +1,71 @@
+"""Says which classes a training can learn, which ones its validation judges, and which ones its model never finds."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from modules.data.cache import PreparedCase
+from modules.scoring import Score
+
+
+def find_classes(cases: Iterable[PreparedCase]) -> set[int]:
+    """Returns the indices of the classes that any label of the cases holds."""
+    return {index for case in cases for index in case.classes}
+
+
+def check_foreground(train: Sequence[PreparedCase], class_names: Sequence[str], dataset: str) -> None:
+    """Raises ValueError if no training label holds any foreground: there is nothing to learn."""
+    if not find_classes(train) - {0}:
+        raise ValueError(
+            f"Expected {', '.join(class_names[1:])} in the training labels of '{dataset}'. Received: only background in {len(train)} "
+            "cases. Check the label files, the label values and `--target`."
+        )
+
+
+def describe_classes(train: Sequence[PreparedCase], validate: Sequence[PreparedCase], class_names: Sequence[str]) -> list[tuple[str, int]]:
+    """Describes the classes that count.
+
+    Args:
+        train: The training cases.
+        validate: The validation cases.
+        class_names: Names of all classes, the background first.
+
+    Returns:
+        Sentences with their level in the log. Warnings name each class in no training label, and those in no validation label.
+    """
+    named = list(enumerate(class_names))[1:]
+    learned, judged = find_classes(train), find_classes(validate)
+    warnings = [
+        f"no training label holds '{name}': the network cannot learn it. Add cases that show it, or choose classes with `--target`"
+        for index, name in named
+        if index not in learned
+    ]
+    counted = [name for index, name in named if index in judged]
+    if not counted:
+        warnings.append("no validation label holds any foreground: the least val_loss decides which epoch is kept, not the Dice")
+        return [(line, logging.WARNING) for line in warnings]
+    missing = [name for index, name in named if index not in judged]
+    if missing:
+        warnings.append(f"no validation label holds {', '.join(missing)}: nobody judges the network there before the test")
+    line = f"the mean validation Dice of {', '.join(counted)} decides which epoch is kept"
+    return [(line, logging.INFO), *((warning, logging.WARNING) for warning in warnings)]
+
+
+def describe_findings(scores: Iterable[Score]) -> list[str]:
+    """Describes in warnings what a model never finds in its test cases, although their labels hold it; nothing if it finds all."""
+    found: dict[str, int] = {}
+    present: dict[str, int] = {}
+    cases = set()
+    for score in scores:
+        cases.add(score.case)
+        found[score.class_name] = found.get(score.class_name, 0) + score.voxels
+        present[score.class_name] = present.get(score.class_name, 0) + score.reference_voxels
+    if not any(present.values()):
+        return ["no test label holds any foreground: the scores do not say whether the model finds anything"] if cases else []
+    if not any(found.values()):
+        return [
+            "the model predicts only background in all test cases. Likely causes: too few epochs, a `--learning-rate` too small or too "
+            "large, rare classes (try `--loss dice_ce`, `--class-weights balanced` or `--mode patch`), labels that do not fit their images "
+            "(look with `python dataset.py show`), or a validation set without these classes"
+        ]
+    never = [name for name, voxels in present.items() if voxels and not found[name]]
+    return [f"the model never finds {', '.join(never)} in the test cases, although their labels hold it"] if never else []
