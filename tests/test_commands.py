@@ -166,6 +166,23 @@ def test_binary_target_has_one_logit_and_the_files_own_value(phantoms, tmp_path)
     assert (bundle.class_names, bundle.output_values) == (("background", "body"), (0, 1))
 
 
+def test_a_training_says_what_it_uses_and_warns_of_leaks(phantoms, tmp_path, capsys):
+    root = tmp_path / "hipmri"
+    shutil.copytree(phantoms / "hipmri", root)
+    cases = find_cases(DATASETS["hipmri"], root)
+    first, test = (next(case for case in cases if case.split == split) for split in ("train", "test"))
+    shutil.copy(first.image_paths[0], test.image_paths[0])
+    (root / "notes.png").touch()
+    run = _train(tmp_path, root, "--epochs", "1", "--subjects", r"(case_\d+)")
+    for text in (capsys.readouterr().out, (run / "log.txt").read_text()):
+        assert f"files: {2 * len(cases) + 1} found below {root}, {2 * len(cases)} used, 1 left out" in text
+        assert "left out in .: 1 (notes.png)" in text
+        assert f"warning: {first.image_paths[0]} (train) and {test.image_paths[0]} (test) are equal to the byte" in text
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    status = train.main(["--dataset", "hipmri", "--data", str(root), *TINY, *places, "--subjects", "(patient)"])
+    _one_line(capsys, status, "Expected the subject of every case from `subjects`, (patient). Received: none for case_")
+
+
 def test_half_precision_and_its_name_in_the_record(phantoms, tmp_path, capsys):
     run = _train(tmp_path, phantoms / "hipmri", "--epochs", "1", "--precision", "bfloat16", "--deterministic")
     assert json.loads((run / "run.json").read_text())["precision"] == "bfloat16"
