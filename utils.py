@@ -27,16 +27,16 @@ def start_log(*, quiet: bool = False) -> None:
     log.addHandler(_ConsoleHandler(logging.WARNING if quiet else logging.INFO))
 
 
-def run_command(name: str, command: Callable[[], None]) -> int:
+def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Runs a command. An error that the user can mend becomes one line on standard error and exit status 2.
 
-    The traceback goes to the run's log, where there is one. SIGTERM ends the command like Ctrl-C; clusters send it before they take a
-    machine back.
+    The command may return an exit status of its own; None is 0. The traceback of an error goes to the run's log, where there is one.
+    SIGTERM ends the command like Ctrl-C; clusters send it before they take a machine back.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
-        command()
+        return command() or 0
     except (ValueError, OSError) as error:
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -46,4 +46,3 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, before)
-    return 0

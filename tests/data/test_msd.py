@@ -462,7 +462,7 @@ def test_hipmri3d_names_its_labels_as_its_finder_finds_them(pelves, release):
 
 
 def test_hipmri3d_labels_are_not_predicted(pelves):
-    assert len(find_images([str(pelves)], [spec.label_rule for spec in DATASETS.values()])) == 10
+    assert len(find_images([str(pelves)], [spec.label_rule for spec in DATASETS.values()]).images) == 10
 
 
 # ----------------------------------------------------------------------------------------------------------- IBSR18
