@@ -9,7 +9,7 @@ one.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import utils
 from modules.data import msd
 from modules.data.case import Case, LabelRule, place_in_volume, read_case, rename, require_label
 from modules.data.draws import AUGMENTATIONS
-from modules.data.files import stem_of, suffix_of
+from modules.data.files import NIFTI_SUFFIXES, index_images, stem_of, suffix_of, walk_files
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec, find_cases, load_spec
 from modules.data.splits import SPLITS
@@ -43,21 +43,21 @@ Renames = tuple[tuple[str, str], ...]
 # Pairs of a pattern and its replacement turn an image's file name into its label's; see `modules.data.case.LabelRule`.
 _SLICE_RENAMES = ((r"^case_", "seg_"),)
 _LGG_RENAMES = ((r"(?i)(\.tiff?)$", r"_mask\1"),)
-_IBSR18_RENAMES = ((r"^(IBSR_\d+)(\.nii(\.gz)?)$", r"\1_seg\2"),)
+_IBSR18_RENAMES = ((r"^(IBSR_\d+)((?i:\.nii(\.gz)?))$", r"\1_seg\2"),)
 _HIPMRI3D_RENAMES = (
-    (r"^(Case_\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC_LFOV\2"),
-    (r"^(B\d+_Week\d+)_LFOV(\.nii(\.gz)?)$", r"\1_SEMANTIC\2"),
+    (r"^(Case_\d+_Week\d+)_LFOV((?i:\.nii(\.gz)?))$", r"\1_SEMANTIC_LFOV\2"),
+    (r"^(B\d+_Week\d+)_LFOV((?i:\.nii(\.gz)?))$", r"\1_SEMANTIC\2"),
 )
 
 
 def find_hipmri(root: Path) -> list[Case]:
     """Finds slices `keras_slices_<split>/case_005_week_1_slice_0.nii.gz` with labels `keras_slices_seg_<split>/seg_...`."""
-    return _find_split_folders(root, "keras_slices", r"(case_[^_]+)_week_[^_]+_slice_\d+\.nii(\.gz)?")
+    return _find_split_folders(root, "keras_slices", r"(case_[^_]+)_week_[^_]+_slice_\d+")
 
 
 def find_oasis(root: Path) -> list[Case]:
     """Finds slices `keras_png_slices_<split>/case_001_slice_0.nii.png` with labels `keras_png_slices_seg_<split>/seg_...`."""
-    return _find_split_folders(root, "keras_png_slices", r"(case_[^_]+)_slice_\d+(\.nii)?\.png")
+    return _find_split_folders(root, "keras_png_slices", r"(case_[^_]+)_slice_\d+")
 
 
 def find_lgg(root: Path) -> list[Case]:
@@ -67,14 +67,14 @@ def find_lgg(root: Path) -> list[Case]:
         raise FileNotFoundError(f"Expected folders TCGA_* in {root}. Received: none. Give the folder kaggle_3m with `--data`.")
     cases = []
     for folder in folders:
-        files = _list_image_names(folder)
-        images = {name for name in files if not stem_of(Path(name)).endswith("_mask")}
-        _check_pairs(folder, images, folder, files - images, _LGG_RENAMES)
+        files = index_images(folder)
+        labels = {stem: path for stem, path in files.items() if stem.endswith("_mask")}
+        images = [path for stem, path in files.items() if stem not in labels]
         subject = "_".join(folder.name.split("_")[:3])
-        for name in images:
-            if not re.fullmatch(rf"{re.escape(folder.name)}_\d+\.tiff?", name, re.IGNORECASE):
-                raise ValueError(f"Expected slices named {folder.name}_<number>.tif. Received: {folder / name}. Rename or remove it.")
-            cases.append(_slice_case(folder / name, folder / rename(name, _LGG_RENAMES), subject))
+        for image, label in _pair(images, folder, labels, _LGG_RENAMES):
+            if not re.fullmatch(rf"{re.escape(folder.name)}_\d+\.tiff?", image.name, re.IGNORECASE):
+                raise ValueError(f"Expected slices named {folder.name}_<number>.tif. Received: {image}. Rename or remove it.")
+            cases.append(_slice_case(image, label, subject))
     return cases
 
 
@@ -84,14 +84,14 @@ def find_hipmri3d(root: Path) -> list[Case]:
     The other release's `B006_Week0_LFOV.nii.gz` and `B006_Week0_SEMANTIC.nii.gz` are taken too, and files that lie in a folder of
     their own name. The subject is the patient, by number in either release, so that one patient's weeks never part.
     """
-    pattern = re.compile(r"((?:Case_|B)(\d+)_Week\d+)(_SEMANTIC)?(?:_LFOV)?\.nii(?:\.gz)?")
+    pattern = re.compile(r"((?:Case_|B)(\d+)_Week\d+)(_SEMANTIC)?(?:_LFOV)?")
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     patients: dict[str, int] = {}
     for folder, found in (("semantic_MRs*", images), ("semantic_labels*", labels)):
-        for path in sorted(path for place in root.glob(folder) for path in place.rglob("*.nii*") if path.is_file()):
-            match = pattern.fullmatch(path.name)
-            if path.name.startswith("."):
+        for path in (path for place in sorted(root.glob(folder)) for path in walk_files(place)):
+            match = pattern.fullmatch(stem_of(path))
+            if suffix_of(path) not in NIFTI_SUFFIXES:
                 continue
             if not match or bool(match[3]) != (found is labels):
                 raise ValueError(f"Expected volumes named Case_<n>_Week<n>_[SEMANTIC_]LFOV.nii.gz. Received: {path}. Rename or remove it.")
@@ -111,15 +111,14 @@ def find_ibsr18(root: Path) -> list[Case]:
     cases = []
     for split, name in zip(SPLITS, ("Training_Set", "Validation_Set", "Test_Set"), strict=True):
         for folder in sorted(path for path in (root / name).glob("IBSR_*") if path.is_dir()):
-            images = sorted(folder / file for file in _list_image_names(folder) if stem_of(Path(file)) == folder.name)
-            if len(images) != 1:
-                found = " and ".join(image.name for image in images) or "nothing there"
-                raise ValueError(f"Expected one volume {folder / folder.name}.nii.gz. Received: {found}. Mend or remove the folder.")
-            image = images[0]
-            label = image.with_name(rename(image.name, _IBSR18_RENAMES))
-            if not label.is_file() and split != "test":
-                raise ValueError(f"Expected a label for {image}. Received: no {label}. Add it or remove the image.")
-            cases.append(Case(folder.name, folder.name, (image,), label if label.is_file() else None, split))
+            files = index_images(folder)
+            if (image := files.get(folder.name)) is None:
+                raise ValueError(f"Expected one volume {folder / folder.name}.nii.gz. Received: nothing there. Mend or remove the folder.")
+            expected = image.with_name(rename(image.name, _IBSR18_RENAMES))
+            label = files.get(stem_of(expected))
+            if label is None and split != "test":
+                raise ValueError(f"Expected a label for {image}. Received: no {expected}. Add it or remove the image.")
+            cases.append(Case(folder.name, folder.name, (image,), label, split))
     if not cases:
         raise FileNotFoundError(f"Expected volumes in {root / 'Training_Set'}. Received: none. Give the data set's folder with `--data`.")
     return cases
@@ -133,21 +132,14 @@ def _find_split_folders(root: Path, prefix: str, pattern: str) -> list[Case]:
             continue
         if not labels.is_dir():
             raise FileNotFoundError(f"Expected the labels of {images} in {labels}. Received: no such folder.")
-        names, label_names = _list_image_names(images), _list_image_names(labels)
-        _check_pairs(images, names, labels, label_names, _SLICE_RENAMES)
-        for name in names:
-            match = re.fullmatch(pattern, name)
+        for image, label in _pair(index_images(images).values(), labels, index_images(labels), _SLICE_RENAMES):
+            match = re.fullmatch(pattern, stem_of(image))
             if not match:
-                raise ValueError(f"Expected slices named like {pattern}. Received: {images / name}. Rename or remove it.")
-            cases.append(_slice_case(images / name, labels / rename(name, _SLICE_RENAMES), match[1], split))
+                raise ValueError(f"Expected slices named like {pattern}. Received: {image}. Rename or remove it.")
+            cases.append(_slice_case(image, label, match[1], split))
     if not cases:
         raise FileNotFoundError(f"Expected slices in {root / prefix}_train. Received: none. Give the data set's folder with `--data`.")
     return cases
-
-
-def _list_image_names(folder: Path) -> set[str]:
-    """Returns the names of the image files in a folder, without the files that a desktop or an archive leaves beside them."""
-    return {path.name for path in folder.iterdir() if suffix_of(path) and not path.name.startswith(".")}
 
 
 def _slice_case(image: Path, label: Path, subject: str, split: str | None = None) -> Case:
@@ -155,12 +147,15 @@ def _slice_case(image: Path, label: Path, subject: str, split: str | None = None
     return Case(stem_of(image), subject, (image,), label, split, volume_id, index)
 
 
-def _check_pairs(folder: Path, images: set[str], label_folder: Path, labels: set[str], renames: Renames) -> None:
-    expected = {rename(name, renames): name for name in images}
-    for name in sorted(set(expected) - labels):
-        raise ValueError(f"Expected a label for {folder / expected[name]}. Received: no {label_folder / name}. Add it or remove the image.")
-    for name in sorted(labels - set(expected)):
-        raise ValueError(f"Expected an image for the label {label_folder / name}. Received: none in {folder}. Add it or remove the label.")
+def _pair(images: Iterable[Path], folder: Path, labels: Mapping[str, Path], renames: Renames) -> list[tuple[Path, Path]]:
+    """Pairs images with the labels in `folder`, given by their stems; the endings of a pair may differ."""
+    expected = {stem_of(Path(rename(image.name, renames))): image for image in images}
+    for stem in sorted(set(expected) - set(labels)):
+        image = expected[stem]
+        raise ValueError(f"Expected a label for {image}. Received: no {folder / rename(image.name, renames)}. Add it or remove the image.")
+    for stem in sorted(set(labels) - set(expected)):
+        raise ValueError(f"Expected an image for the label {labels[stem]}. Received: none that fits it. Add it or remove the label.")
+    return [(image, labels[stem]) for stem, image in expected.items()]
 
 
 # -------------------------------------------------------------------------------------------------------------- catalogue

@@ -1,22 +1,23 @@
 """Predicts label maps for scans, each on its own grid: `python predict.py image.nii.gz`.
 
-The model knows its preprocessing and classes. Without `--model` the run that finished last gives the model. `--export` writes a run's
-model for other programs instead.
+The model knows its preprocessing and classes. Without `--model` the run that finished last gives the model. A file that cannot be
+predicted does not end the others; the exit status is then 3. `--export` writes a run's model for other programs instead.
 """
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import utils
 from dataset import DATASETS
 from modules import score_tables, scoring
-from modules.data.case import Predicted
-from modules.data.files import NIFTI_SUFFIXES, SUFFIXES, suffix_of
+from modules.data.case import Case, Predicted
+from modules.data.files import SUFFIXES
 from modules.data.formats import write_label_like, write_probabilities_like
 from modules.predict import engines
-from modules.predict.bundle import ModelBundle
+from modules.predict.batch import Batch, find_incomplete
+from modules.predict.bundle import ModelBundle, identify
 from modules.predict.cases import predict_cases
 from modules.predict.export import DESCRIPTION, FORMATS, export_model
 from modules.predict.inputs import find_images, make_cases
@@ -25,36 +26,67 @@ from modules.run.flags import OneLineParser
 from modules.run.folder import RunFolder, find_newest_run, list_runs
 from utils import log
 
+SOME_FAILED = 3
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     return utils.run_command("predict.py", lambda: _main(argv))
 
 
-def _main(argv: Sequence[str] | None) -> None:
+def _main(argv: Sequence[str] | None) -> int:
     options = _parse(argv)
     utils.start_log()
     if options.export:
         export(options)
-        return
+        return 0
     runs = list_runs(Path(run) for run in options.model or [find_newest_run()])
-    files = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()])
+    found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()])
+    if not found.images:
+        raise found.failures[0]
     bundles = [ModelBundle.load(run, options.engine) for run in runs]
-    cases = make_cases(files, Path(options.labels) if options.labels else None, bundles[0])
+    cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     names = [f"{run} ({bundle.engine})" for run, bundle in zip(runs, bundles, strict=True)]
     log.info("%d case(s), model %s: %s", len(cases), ", ".join(names), ", ".join(bundles[0].class_names))
+    for remark in found.remarks:
+        log.info("%s", remark)
 
-    output = Path(options.output or "predictions")
-    with PredictionProgress(len(cases), "predicting") as progress:
-        settings = progress.options(overlap=options.overlap, mirror=options.mirror)
-        predicted = progress.count(predict_cases(bundles, cases, settings, keep_probabilities=options.probabilities))
-        written = write_predictions(predicted, bundles[0], output)
-        scores = list(scoring.score_predictions(written, bundles[0].class_names))
+    models = [[identify(run), bundle.engine] for run, bundle in zip(runs, bundles, strict=True)]
+    made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
+    batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
+    for error in [*found.failures, *unusable]:
+        batch.refuse(error)
+    predict(bundles, cases, batch, options)
+    log.info("%s", batch.describe())
+    if batch.errors and not batch.done and not batch.skipped:
+        raise batch.errors[0]
+    log.info("label maps and pictures: %s", batch.output)
+    return SOME_FAILED if batch.errors else 0
+
+
+def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch, options: Namespace) -> None:
+    """Predicts the cases that are not there yet, and writes the scores of all that are, if `options.labels` asks for them."""
+    table = batch.output / "scores.csv"
+    earlier = score_tables.read_scores(table) if options.labels and table.is_file() and not options.overwrite else []
+    batch.add(cases, [score.case for score in earlier] if options.labels else None, overwrite=options.overwrite)
+    scores = []
+    try:
+        with PredictionProgress(len(batch.todo), "predicting") as progress:
+            settings = progress.options(overlap=options.overlap, mirror=options.mirror, on_failure=batch.fail)
+            predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
+            for score in scoring.score_predictions(write_predictions(predicted, bundles[0], batch), bundles[0].class_names):
+                scores.append(score)
+    finally:
+        # An interrupted call keeps the scores of the label maps that it leaves.
+        kept = {name for case in batch.skipped for name in (case.case_id, case.volume_id)}
+        scores = [score for score in earlier if score.case in kept] + scores
+        incomplete = find_incomplete([*batch.failed, *(case for case in cases if case.label_path is None)])
+        scores = score_tables.sort_by_case([score for score in scores if score.case not in incomplete], cases)
+        if options.labels and scores:
+            score_tables.write_scores(table, scores)
     if options.labels:
-        score_tables.write_scores(output / "scores.csv", scores)
         for line in score_tables.format_summary(score_tables.summarise(scores)):
             log.info("%s", line)
-    log.info("label maps and pictures: %s", output)
 
 
 def export(options: Namespace) -> None:
@@ -71,22 +103,29 @@ def export(options: Namespace) -> None:
     log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))
 
 
-def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, output: Path) -> Iterator[Predicted]:
-    """Writes label map, overlay and kept probabilities of each case, and passes the case on."""
+def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, batch: Batch) -> Iterator[Predicted]:
+    """Writes label map, overlay and kept probabilities of each case, and passes on the case unless that fails."""
+    for item in predicted:
+        try:
+            batch.begin(item.case)
+            write_prediction(item, bundle, batch.list_outputs(item.case))
+            batch.finish(item.case)
+        except (ValueError, OSError) as error:
+            batch.fail(item.case, error)
+        else:
+            yield item
+
+
+def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, Path]) -> None:
+    """Writes label map, overlay and kept probabilities of one case into `files`, given by kind."""
     from modules import reports
 
-    for item in predicted:
-        case, image, source = item.case, item.image, item.case.image_paths[0]
-        write_label_like(
-            output / f"{case.case_id}_prediction{suffix_of(source)}", bundle.label_rule.to_file_values(item.prediction), source
-        )
-        maps = (image.array, item.prediction, bundle.class_names)
-        geometry = {"spacing_mm": image.spacing_mm, "affine": image.affine}
-        reports.draw_overlay(output / f"{case.case_id}_overlay.png", *maps, title=case.case_id, **geometry)
-        if item.probabilities is not None:
-            suffix = suffix_of(source) if suffix_of(source) in NIFTI_SUFFIXES else ".npz"
-            write_probabilities_like(output / f"{case.case_id}_probabilities{suffix}", item.probabilities, source)
-        yield item
+    image, source = item.image, item.case.image_paths[0]
+    write_label_like(files["prediction"], bundle.label_rule.to_file_values(item.prediction), source)
+    maps = (image.array, item.prediction, bundle.class_names)
+    reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
+    if item.probabilities is not None:
+        write_probabilities_like(files["probabilities"], item.probabilities, source)
 
 
 def _parse(argv: Sequence[str] | None) -> Namespace:
@@ -108,6 +147,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
+    parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
     parser.add_argument(
         "--export",

@@ -15,9 +15,11 @@ from modules import devices
 from modules.data.cache import prepare_cases
 from modules.data.case import Case
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
-from modules.data.splits import describe_splits, split_cases, split_folds
+from modules.data.splits import describe_splits
+from modules.data.subjects import assign_subjects, find_copies
 from modules.run import proof, tracking
 from modules.run.crossvalidation import pool_folds
+from modules.run.division import divide
 from modules.run.evaluate import evaluate
 from modules.run.fingerprint import measure
 from modules.run.fit import fit
@@ -93,15 +95,7 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     if settings.demo:
         devices.on_main(lambda: log.info("phantom: %s", DATASETS[settings.dataset].write_phantom(root, seed=settings.seed)))
     spec = load_spec(DATASETS[settings.dataset], root)
-    return spec, find_cases(spec, root)
-
-
-def divide(cases: Sequence[Case], settings: Settings) -> tuple[dict[str, list[Case]], list[str]]:
-    """Divides cases by subject; returns the cases by split, and remarks about the splits in sentences."""
-    fractions = settings.validate_fraction, settings.test_fraction
-    if settings.fold is None:
-        return split_cases(cases, fractions, settings.seed)
-    return split_folds(cases, settings.folds, settings.fold, fractions[0], settings.seed)
+    return spec, assign_subjects(find_cases(spec, root), settings.subjects)
 
 
 def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None) -> PreparedRun:
@@ -124,6 +118,7 @@ def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | Non
     prepared = {name: prepare_cases(members, spec, plan.preprocessing, Path(settings.cache)) for name, members in splits.items()}
     hashes = [digest for members in prepared.values() for case in members for digest in case.sources_sha256]
     manifest = proof.make_manifest(splits, settings.data_folder(), hashes)
+    remarks += find_copies(splits, {name: [case.sources_sha256 for case in members] for name, members in prepared.items()})
     return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest)
 
 

@@ -35,16 +35,17 @@ def start_log(*, quiet: bool = False) -> None:
     log.addHandler(_ConsoleHandler(logging.WARNING if quiet else logging.INFO))
 
 
-def run_command(name: str, command: Callable[[], None]) -> int:
+def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Runs a command. An error that the user can mend becomes one line on standard error and exit status 2.
 
-    The traceback goes to the run's log, where there is one. SIGTERM ends the command like Ctrl-C; clusters send it before they take a
-    machine back. So does SIGHUP, which a closed terminal sends.
+    The command may return an exit status of its own; None is 0. The traceback of an error goes to the run's log, where there is one.
+    SIGTERM ends the command like Ctrl-C; clusters send it before they take a machine back. So does SIGHUP, which a closed terminal
+    sends.
     """
     _open_console()
     try:
         with obey_signals(name):
-            command()
+            return command() or 0
     except KeyboardInterrupt:
         _tell(f"{name}: interrupted")
         return 130
@@ -55,7 +56,6 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         return 2
     finally:
         _flush(sys.stdout)
-    return 0
 
 
 def _describe(error: Exception) -> str:

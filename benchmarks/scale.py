@@ -70,8 +70,8 @@ def measure_prediction(options: argparse.Namespace) -> dict[str, float]:
 
     began = time.perf_counter()
     bundle = ModelBundle.load(options.folder / "bundle", engine="keras")
-    files = find_images([str(options.folder / "keras_slices_train")], [spec.label_rule for spec in DATASETS.values()])
-    cases = make_cases(files, None, bundle)
+    files = find_images([str(options.folder / "keras_slices_train")], [spec.label_rule for spec in DATASETS.values()]).images
+    cases, _ = make_cases(files, None, bundle)
     for _ in predict_cases([bundle], cases):
         pass
     return {"memory": _peak(), "seconds": time.perf_counter() - began}

@@ -132,6 +132,12 @@ def map_subjects(cases: Iterable[Case]) -> dict[str, str]:
     return subjects
 
 
+def sort_by_case(scores: Iterable[Score], cases: Sequence[Case]) -> list[Score]:
+    """Sorts scores by the order of cases; a scan that slices make up follows its last slice."""
+    places = {name: place for place, case in enumerate(cases) for name in (case.case_id, case.volume_id)}
+    return sorted(scores, key=lambda score: (places[score.case], score.case != cases[places[score.case]].case_id))
+
+
 def score_subjects(scores: Iterable[Score], subjects: Mapping[str, str], key: str) -> dict[str, dict[str, dict[str, float]]]:
     """Averages a score over the cases of each subject: `{level: {class: {subject: mean}}}`.
 

@@ -111,17 +111,101 @@ def test_a_whole_data_folder_is_predicted_without_its_labels(runs, phantoms, tmp
         shutil.copytree(phantoms / name, root)
         for _ in range(2):
             assert predict.main([str(root), "--labels", str(root), "--model", str(runs[name]), "--output", str(output)]) == 0
-            assert len(list(output.glob("*_overlay.png"))) == 16
-            assert not list(output.glob("seg_*"))
+            # The folders of the images are mirrored.
+            found = {path.relative_to(output).parent for path in output.rglob("*_overlay.png")}
+            assert found == {case.image_paths[0].parent.relative_to(root) for case in find_cases(DATASETS[name], root)}
+            assert len(list(output.rglob("*_overlay.png"))) == 16
+            assert not list(output.rglob("seg_*"))
 
 
-def test_what_lies_before_a_bad_file_is_predicted(runs, phantoms, tmp_path, capsys):
-    good = sorted((phantoms / "oasis" / "keras_png_slices_test").iterdir())[:2]
-    bad = tmp_path / "zzz_9.png"
-    bad.write_bytes(good[0].read_bytes()[:-9])
-    status = predict.main([*map(str, good), str(bad), "--model", str(runs["oasis"]), "--output", str(tmp_path / "out")])
-    _one_line(capsys, status, "zzz_9.png")
-    assert len(list((tmp_path / "out").glob("*_prediction.png"))) == 2
+@pytest.fixture
+def scans(phantoms, tmp_path):
+    """Three slices of one scan of OASIS in `images`, their labels in `labels`, and how they are predicted."""
+    for kind, prefix in (("", "case"), ("seg_", "seg")):
+        folder = tmp_path / ("labels" if kind else "images")
+        folder.mkdir()
+        for path in sorted((phantoms / "oasis" / f"keras_png_slices_{kind}test").glob(f"{prefix}_*"))[:3]:
+            shutil.copy(path, folder)
+    return sorted((tmp_path / "images").iterdir())
+
+
+def _predict(runs, tmp_path, *argv):
+    return predict.main([*map(str, argv), "--model", str(runs["oasis"]), "--output", str(tmp_path / "out")])
+
+
+def _read_cases(tmp_path, level="slice"):
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        return list(dict.fromkeys(row["case"] for row in csv.DictReader(file) if row["level"] == level))
+
+
+def test_a_bad_file_does_not_end_the_others_and_a_later_call_does_what_is_missing(runs, scans, tmp_path, capsys):
+    labels = ["--labels", tmp_path / "labels"]
+    names = [path.name.removesuffix(".nii.png") for path in scans]
+    whole = scans[1].read_bytes()
+    scans[1].write_bytes(whole[:-9])
+    (tmp_path / "images" / "notes.txt").touch()
+    assert _predict(runs, tmp_path, tmp_path / "images", *labels) == 3
+    text = capsys.readouterr().out
+    assert f"failed: Expected a whole PNG picture in {scans[1]}" in text
+    assert "2 done, 1 failed, 0 skipped" in text
+    assert f"1 file(s) of other kinds below {tmp_path / 'images'} are left out" in text
+    assert _read_cases(tmp_path) == [names[0], names[2]]
+    # What two of three slices score is not the scan's score.
+    assert _read_cases(tmp_path, "volume") == []
+
+    scans[1].write_bytes(whole)
+    assert _predict(runs, tmp_path, tmp_path / "images", *labels) == 0
+    # The scan is scored as one, so all its slices are predicted.
+    assert "3 done, 0 failed, 0 skipped" in capsys.readouterr().out
+    scores = (tmp_path / "out" / "scores.csv").read_text()
+    assert _read_cases(tmp_path) == names
+    assert len(_read_cases(tmp_path, "volume")) == 1
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*_prediction.png")}
+    assert _predict(runs, tmp_path, tmp_path / "images", *labels) == 0
+    assert f"0 done, 0 failed, 3 skipped, whose files are there already ({names[0]}, " in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (tmp_path / "out" / "scores.csv").read_text() == scores
+    next(iter(before)).unlink()
+    assert _predict(runs, tmp_path, tmp_path / "images") == 0
+    assert "1 done, 0 failed, 2 skipped" in capsys.readouterr().out
+    for more in (["--overwrite"], ["--overlap", "0.25"]):
+        assert _predict(runs, tmp_path, tmp_path / "images", *more) == 0
+        assert "3 done, 0 failed, 0 skipped" in capsys.readouterr().out
+
+
+def test_a_scan_without_its_label_is_predicted_and_not_scored(runs, scans, tmp_path, capsys):
+    missing = tmp_path / "labels" / scans[0].name.replace("case_", "seg_")
+    missing.unlink()
+    assert _predict(runs, tmp_path, tmp_path / "images", "--labels", tmp_path / "labels") == 3
+    assert f"failed: Expected a label for {scans[0]}. Received: no {missing.name} or " in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("*_prediction.png"))) == 3
+    assert len(_read_cases(tmp_path)) == 2
+
+
+def test_scans_of_one_name_never_replace_each_other(runs, scans, tmp_path, capsys):
+    for number, scan in enumerate(scans[:2]):
+        (tmp_path / f"p{number}").mkdir()
+        shutil.copy(scan, tmp_path / f"p{number}" / "T1.png")
+    first, second = tmp_path / "p0" / "T1.png", tmp_path / "p1" / "T1.png"
+    assert _predict(runs, tmp_path, first) == 0
+    before = (tmp_path / "out" / "T1_prediction.png").read_bytes()
+    capsys.readouterr()
+    _one_line(capsys, _predict(runs, tmp_path, second), f"Received: a file made of {first}. Name another --output, or replace it")
+    assert (tmp_path / "out" / "T1_prediction.png").read_bytes() == before
+    assert _predict(runs, tmp_path, second, "--overwrite") == 0
+    assert (tmp_path / "out" / "T1_prediction.png").read_bytes() != before
+    assert _predict(runs, tmp_path, first, second) == 0
+    assert (tmp_path / "out" / "p0" / "T1_prediction.png").read_bytes() == before
+    assert (tmp_path / "out" / "p1" / "T1_overlay.png").is_file()
+
+
+def test_files_of_unknown_origin_are_not_replaced(runs, scans, tmp_path, capsys):
+    path = tmp_path / "out" / scans[0].name.replace(".nii.png", "_prediction.png")
+    path.parent.mkdir()
+    path.write_text("mine")
+    _one_line(capsys, _predict(runs, tmp_path, scans[0]), "which is not in predictions.jsonl")
+    assert path.read_text() == "mine"
 
 
 def test_scores_of_predict_equal_those_of_train(runs, phantoms, tmp_path):
@@ -145,10 +229,10 @@ def test_folders_are_searched_without_labels_and_earlier_output(runs, phantoms, 
     monkeypatch.chdir(root)
     for _ in range(2):
         assert predict.main([".", "--model", str(runs["lgg"])]) == 0
-        assert len(list((root / "predictions").glob("*_prediction.tif"))) == 16
-    assert len(list((root / "predictions").iterdir())) == 32
+        assert len(list((root / "predictions").rglob("*_prediction.tif"))) == 16
+    assert len([path for path in (root / "predictions").rglob("*.*") if path.is_file()]) == 33
     assert predict.main([str(root / "TCGA_*" / "*_1.tif"), "--model", str(runs["lgg"]), "--output", str(tmp_path / "glob")]) == 0
-    assert len(list((tmp_path / "glob").glob("*_prediction.tif"))) == 4
+    assert len(list((tmp_path / "glob").glob("*/*_prediction.tif"))) == 4
 
 
 def test_without_a_model_the_run_that_finished_last_is_taken(runs, phantoms, monkeypatch, tmp_path, capsys):
@@ -168,6 +252,23 @@ def test_a_binary_target_in_half_precision(phantoms, tmp_path, capsys):
     assert (bundle.class_names, bundle.label_rule.output_values) == (("background", "body"), (0, 1))
     assert json.loads((run / "run.json").read_text())["precision"] == "bfloat16"
     assert "deterministic kernels: no cost" in capsys.readouterr().out
+
+
+def test_a_training_says_what_it_uses_and_warns_of_leaks(phantoms, tmp_path, capsys):
+    root = tmp_path / "hipmri"
+    shutil.copytree(phantoms / "hipmri", root)
+    cases = find_cases(DATASETS["hipmri"], root)
+    first, test = (next(case for case in cases if case.split == split) for split in ("train", "test"))
+    shutil.copy(first.image_paths[0], test.image_paths[0])
+    (root / "notes.png").touch()
+    run = _train(tmp_path, root, "--epochs", "1", "--subjects", r"(case_\d+)")
+    for text in (capsys.readouterr().out, (run / "log.txt").read_text()):
+        assert f"files: {2 * len(cases) + 1} found below {root}, {2 * len(cases)} used, 1 left out" in text
+        assert "left out in .: 1 (notes.png)" in text
+        assert f"warning: {first.image_paths[0]} (train) and {test.image_paths[0]} (test) are equal to the byte" in text
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    status = train.main(["--dataset", "hipmri", "--data", str(root), *TINY, *places, "--subjects", "(patient)"])
+    _one_line(capsys, status, "Expected the subject of every case from `subjects`, (patient). Received: none for case_")
 
 
 def test_the_same_command_gives_the_same_weights(runs, phantoms, tmp_path):

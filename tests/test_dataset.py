@@ -1,6 +1,7 @@
 """Finders, splits by subject, the cache and the order of the pipeline."""
 
 import dataclasses
+import gzip
 import shutil
 from pathlib import Path
 
@@ -102,6 +103,36 @@ def test_missing_and_empty_folders_say_what_to_give(tmp_path, name):
         load_spec(DATASETS[name], tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="Received: no"):
         find_cases(load_spec(DATASETS[name], tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["hipmri", "hipmri3d", "ibsr18"])
+def test_endings_in_upper_case_and_pairs_of_two_endings_are_found(phantoms, tmp_path, name):
+    spec, root = DATASETS[name], tmp_path / name
+    shutil.copytree(phantoms / name, root)
+    before = find_cases(spec, root)
+    for number, case in enumerate(before):
+        for path in (*case.image_paths, case.label_path):
+            if path and path.name.endswith(".gz"):
+                path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+        label = case.label_path
+        if label and number % 2 and label.name.endswith(".gz"):
+            label = label.with_name(label.name.replace(".nii.gz", ".NII.GZ"))
+            plain = label.with_name(label.name.replace(".NII.GZ", ".nii"))
+            plain.write_bytes(gzip.decompress(label.read_bytes()))
+            label.unlink()
+    after = find_cases(spec, root)
+    assert [(case.case_id, case.subject_id, case.split, case.label_path is None) for case in after] == [
+        (case.case_id, case.subject_id, case.split, case.label_path is None) for case in before
+    ]
+    assert all(path.is_file() for case in after for path in (*case.image_paths, case.label_path) if path)
+    assert not {case.label_path for case in after} & {case.image_paths[0] for case in after}
+
+
+def test_two_cases_of_one_name_are_refused_by_both_files(tmp_path):
+    twice = [Case("a", "a", (tmp_path / folder / "a.nii",), None) for folder in ("x", "y")]
+    spec = dataclasses.replace(DATASETS["ibsr18"], find=lambda root: twice)
+    with pytest.raises(ValueError, match=r"Expected cases of different names. Received: a for .*x/a.nii and .*y/a.nii. Rename or remove"):
+        find_cases(spec, tmp_path)
 
 
 def test_split_by_subject_repeats_and_follows_the_seed():

@@ -45,6 +45,10 @@ def test_an_error_is_one_line(capsys, error, status):
         assert lines[0] == f"train.py: error: {' '.join(str(error).split())}"
 
 
+def test_a_command_may_have_a_status_of_its_own():
+    assert run_command("predict.py", lambda: 3) == 3
+
+
 def test_a_defect_of_ours_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_command("train.py", lambda: 1 // 0)

@@ -21,6 +21,7 @@ from modules.data.formats import read_file, read_grid, to_float32
 log = logging.getLogger("mri")
 
 _UNKNOWN = 255
+_TOLERANCE = 1e-3
 _PIECE = 1 << 16
 
 
@@ -259,8 +260,9 @@ def _read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object]
     label = _look_up(array, rule.values)
     strange = array[label == _UNKNOWN]
     if strange.size:
+        received = np.format_float_positional(strange.flat[0], trim="-") if array.dtype.kind == "f" else strange.flat[0]
         raise ValueError(
-            f"Expected `label` values in {tuple(sorted(rule.values))}. Received: {strange.flat[0]:g} in {path} "
+            f"Expected `label` values in {tuple(sorted(rule.values))}. Received: {received} in {path} "
             f"({strange.size} pixels). Correct the file, or add the value to the label rule of '{rule.source}' in dataset.py."
         )
     return label, affine
@@ -308,11 +310,16 @@ def _look_up_bytes(array: np.ndarray, values: Mapping[int, int]) -> np.ndarray |
 
 
 def _look_up(array: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
-    """Returns the class index of each value, uint8. Values outside the table, fractions included, become `_UNKNOWN`."""
+    """Returns the class index of each value, uint8. Values outside the table become `_UNKNOWN`.
+
+    A value within `_TOLERANCE` of a whole number means that number, because programs that resample or rescale labels leave such
+    values. Any other fraction is unknown.
+    """
     lookup = np.full(max(values) + 2, _UNKNOWN, np.uint8)
     for value, index in values.items():
         lookup[value] = index
     # Float64 holds every integer of the table exactly. The table's last entry stays unknown.
     array = array.astype(np.float64)
-    inside = (array >= 0) & (array < len(lookup) - 1) & (array == np.rint(array))
-    return lookup[np.where(inside, array, len(lookup) - 1).astype(np.int32)]
+    whole = np.rint(array)
+    inside = (whole >= 0) & (whole < len(lookup) - 1) & (np.abs(array - whole) <= _TOLERANCE)
+    return lookup[np.where(inside, whole, len(lookup) - 1).astype(np.int32)]

@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,7 +30,64 @@ def stem_of(path: Path) -> str:
     """Returns the file's name without its suffix: `case_1` for `case_1.nii.gz` and for `case_1.nii.png`."""
     name = path.name[: len(path.name) - len(suffix_of(path))]
     # OASIS slices are called `*.nii.png` although they are plain PNG files.
-    return name.removesuffix(".nii")
+    return name[:-4] if name.lower().endswith(".nii") else name
+
+
+def index_images(folder: Path, suffixes: Collection[str] = SUFFIXES) -> dict[str, Path]:
+    """Maps the stem of each image file in a folder to the file, so that pairs are found whatever their endings.
+
+    Hidden files are passed over. A folder that is not there has none.
+
+    Raises:
+        ValueError: If two files have one stem, such as `a.nii` and `a.nii.gz`.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or suffix_of(path) not in suffixes:
+            continue
+        other = found.setdefault(stem_of(path), path)
+        if other != path:
+            raise ValueError(
+                f"Expected one file of the name {stem_of(path)} in {folder}. Received: {other.name} and {path.name}. Remove one."
+            )
+    return found
+
+
+def walk_files(root: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[Path]:
+    """Yields all files below a folder, sorted, without hidden files and folders. A link to nothing counts as a file.
+
+    Linked folders are entered too. A link back to a folder that holds it is not, so that the walk always ends.
+
+    Args:
+        root: The folder.
+        on_error: Called with the error of a folder that cannot be read. Without it the error is raised.
+    """
+    real = root.resolve()
+    yield from _walk(root, {_identify(folder) for folder in (real, *real.parents)}, on_error)
+
+
+def _walk(folder: Path, above: set[tuple[int, int]], on_error: Callable[[OSError], object] | None) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        if on_error is None:
+            raise
+        on_error(error)
+        return
+    for entry in listed:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield path
+        elif (place := _identify(path)) not in above:
+            yield from _walk(path, above | {place}, on_error)
+
+
+def _identify(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:

@@ -1,12 +1,14 @@
 """Folders in the Medical Segmentation Decathlon's layout and in nnU-Net v2's raw layout. Both describe themselves in `dataset.json`."""
 
 import json
+import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from modules.data.case import Case
-from modules.data.files import stem_of
+from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, index_images, stem_of
 
 _DECATHLON, _NNUNET = "modality", "channel_names"
 
@@ -31,8 +33,7 @@ def read_description(root: Path) -> dict[str, Any]:
         channels = tuple(modalities[key] for key in sorted(modalities, key=int))
         if any(isinstance(value, list) for value in content["labels"].values()):
             raise ValueError("regions (lists of values), which are not supported")
-        # The Decathlon writes {"1": "Anterior"}, nnU-Net {"Anterior": 1}.
-        pairs = [(int(key), str(name)) if str(key).isdigit() else (int(name), str(key)) for key, name in content["labels"].items()]
+        pairs = _read_labels(content["labels"], _NNUNET in content)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"Expected `labels` of one value each and `{_DECATHLON}` or `{_NNUNET}` in {path}. Received: {error!r}. Correct the file."
@@ -58,58 +59,123 @@ def read_description(root: Path) -> dict[str, Any]:
     }
 
 
+def _read_labels(labels: Mapping[str, Any], nnunet: bool) -> list[tuple[int, str]]:
+    """Reads labels as pairs of a value and a name. The Decathlon writes `{"1": "Anterior"}`, nnU-Net `{"Anterior": 1}`.
+
+    Names may be digits too, so the layout says which is which. The other way is read only where the layout's own gives no values.
+    """
+    ways = [list(labels.items()), [(value, name) for name, value in labels.items()]]
+    for pairs in reversed(ways) if nnunet else ways:
+        if all(_is_whole(value) for value, _ in pairs):
+            return [(int(value), str(name)) for value, name in pairs]
+    raise ValueError(f"labels {dict(labels)!r}, which have no whole numbers for values")
+
+
+def _is_whole(value: object) -> bool:
+    """Tells whether a value of JSON is a whole number, or a text of digits."""
+    if isinstance(value, str):
+        return value.isdecimal()
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+
+
 def find_msd(root: Path) -> list[Case]:
     """Finds the cases: images in `imagesTr` with labels of the same name in `labelsTr`. Each case counts as a subject of its own.
 
-    The Decathlon lists its pairs in `dataset.json` and keeps channels in a fourth axis. nnU-Net keeps one file for each channel,
-    `..._0000`.
+    The Decathlon lists its pairs under `training` in `dataset.json` and keeps channels in a fourth axis. nnU-Net keeps one file for
+    each channel, `..._0000`, and may list its cases under `dataset`. Without a list the folders say which cases there are.
 
     Raises:
         FileNotFoundError: If there is no `dataset.json` or no image.
         ValueError: If a pair is incomplete or listed twice.
     """
     description = read_description(root)
-    cases = _find_nnunet(root, description) if description["suffix"] else _find_decathlon(root)
+    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    number = len(description["channels"])
+    if description["suffix"] and "dataset" in content:
+        return _find_mapped(root, content["dataset"], number)
+    if description["suffix"] is None and content.get("training") is not None:
+        return _find_listed(root, content["training"])
+    cases = _find_in_folders(root, description["suffix"], number)
     if not cases:
         raise FileNotFoundError(f"Expected images in {root / 'imagesTr'}. Received: none. Give the data set's folder with `--data`.")
-    if len({case.case_id for case in cases}) < len(cases):
-        repeated = next(case.case_id for case in cases if sum(other.case_id == case.case_id for other in cases) > 1)
-        raise ValueError(f"Expected each case once in {root / 'dataset.json'}. Received: {repeated} twice. Correct the file.")
     return cases
 
 
 # A label has its image's file name without nnU-Net's number of the channel.
-LABEL_RENAMES = ((r"_\d{4}(\.nii(\.gz)?)$", r"\1"),)
+LABEL_RENAMES = ((r"_\d{4}((?i:\.nii(\.gz)?))$", r"\1"),)
 
 
-def _find_decathlon(root: Path) -> list[Case]:
-    cases = []
-    listed = json.loads((root / "dataset.json").read_text(encoding="utf-8")).get("training") or []
+def _find_listed(root: Path, listed: Any) -> list[Case]:
+    """Finds the pairs that the Decathlon lists."""
+    if listed == []:
+        raise FileNotFoundError(
+            f"Expected cases in `training` of {root / 'dataset.json'}. Received: none. List them, or remove the entry to take all "
+            f"images in {root / 'imagesTr'}."
+        )
+    cases: dict[str, Case] = {}
     for entry in listed if isinstance(listed, list) else [listed]:
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
             raise ValueError(f"Expected image and label of each training case in {root / 'dataset.json'}. Received: {entry!r}.")
-        image, label = root / entry["image"], root / entry["label"]
-        for path in (image, label):
-            if not path.is_file():
-                raise ValueError(f"Expected {path}, which dataset.json lists. Received: nothing there. Add it, or take it off the list.")
-        cases.append(Case(stem_of(image), stem_of(image), (image,), label))
+        image, label = _resolve(root, entry["image"]), _resolve(root, entry["label"])
+        case = Case(stem_of(image), stem_of(image), (image,), label)
+        if case.case_id in cases:
+            raise ValueError(f"Expected each case once in {root / 'dataset.json'}. Received: {case.case_id} twice. Correct the file.")
+        cases[case.case_id] = case
+    return list(cases.values())
+
+
+def _find_mapped(root: Path, mapping: Any, number: int) -> list[Case]:
+    """Finds the cases that nnU-Net lists: `{name: {"images": [a file a channel], "label": file}}`."""
+    path = root / "dataset.json"
+    if not isinstance(mapping, dict) or not mapping:
+        raise ValueError(f"Expected a mapping from cases to their files in `dataset` of {path}. Received: {mapping!r:.80}. Correct it.")
+    cases = []
+    for name, entry in mapping.items():
+        images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
+        given = isinstance(images, list) and all(isinstance(file, str) for file in images)
+        if not given or not isinstance(label, str) or Path(name).name != name:
+            raise ValueError(f"Expected a name, `images` and `label` of each case in `dataset` of {path}. Received: {name!r}: {entry!r}.")
+        if len(images) != number:
+            raise ValueError(f"Expected {number} images, one a channel, of {name} in {path}. Received: {len(images)}. Correct the file.")
+        cases.append(Case(name, name, tuple(_resolve(root, file) for file in images), _resolve(root, label)))
     return cases
 
 
-def _find_nnunet(root: Path, description: dict[str, Any]) -> list[Case]:
-    suffix, number = description["suffix"], len(description["channels"])
-    images, labels = root / "imagesTr", root / "labelsTr"
+def _resolve(root: Path, name: str) -> Path:
+    """Returns the file that `dataset.json` lists; its ending may be another one, such as `.NII.GZ` for `.nii.gz`."""
+    path = root / os.path.expandvars(name)
+    found = path if path.is_file() else index_images(path.parent).get(stem_of(path))
+    if found is None:
+        raise ValueError(f"Expected {path}, which dataset.json lists. Received: nothing there. Add it, or take it off the list.")
+    return found
+
+
+def _find_in_folders(root: Path, suffix: str | None, number: int) -> list[Case]:
+    """Finds the cases that lie in `imagesTr` and `labelsTr`; with nnU-Net's `suffix`, one file for each of `number` channels."""
+    suffixes = _choose_suffixes(suffix, root)
+    images, labels = (index_images(root / name, suffixes) for name in ("imagesTr", "labelsTr"))
     # Names come from images and labels: a case that lacks its first channel, or its whole image, must not vanish without a word.
-    names = {re.sub(r"_\d{4}$", "", path.name.removesuffix(suffix)) for path in images.glob(f"[!.]*{suffix}")}
+    names = {re.sub(r"_\d{4}$", "", stem) if suffix else stem for stem in images}
     if not names:
         return []
-    names |= {path.name.removesuffix(suffix) for path in labels.glob(f"[!.]*{suffix}")}
     cases = []
-    for name in sorted(names):
-        channels = tuple(images / f"{name}_{channel:04d}{suffix}" for channel in range(number))
-        label = labels / f"{name}{suffix}"
-        for path in (*channels, label):
-            if not path.is_file():
+    for name in sorted(names | set(labels)):
+        stems = [f"{name}_{channel:04d}" for channel in range(number)] if suffix else [name]
+        for stem, folder, found in (*((stem, "imagesTr", images) for stem in stems), (name, "labelsTr", labels)):
+            if stem not in found:
+                path = root / folder / f"{stem}{suffix or '.nii.gz'}"
                 raise ValueError(f"Expected {path} for case {name}. Received: nothing there. Add it or remove the case.")
-        cases.append(Case(name, name, channels, label))
+        cases.append(Case(name, name, tuple(images[stem] for stem in stems), labels[name]))
     return cases
+
+
+def _choose_suffixes(suffix: str | None, root: Path) -> Sequence[str]:
+    """Returns the endings of the kind that `file_ending` of nnU-Net is of. Copies and other programs change one into another."""
+    if suffix is None:
+        return NIFTI_SUFFIXES
+    for suffixes in (NIFTI_SUFFIXES, PICTURE_SUFFIXES):
+        if suffix.lower() in suffixes:
+            return suffixes
+    raise ValueError(
+        f"Expected a `file_ending` of {', '.join(SUFFIXES)} in {root / 'dataset.json'}. Received: {suffix!r}. Convert the files."
+    )

@@ -88,9 +88,16 @@ def find_cases(spec: DatasetSpec, root: Path) -> list[Case]:
 
     Raises:
         FileNotFoundError: If the folder holds no case.
-        ValueError: If a pair is incomplete.
+        ValueError: If a pair is incomplete, or two cases of one split have one name.
     """
-    return sorted(spec.find(root), key=lambda case: (case.volume_id or case.case_id, case.slice_index, case.case_id))
+    cases = sorted(spec.find(root), key=lambda case: (case.volume_id or case.case_id, case.slice_index, case.case_id))
+    known: dict[tuple[str, str | None], Case] = {}
+    for case in cases:
+        other = known.setdefault((case.case_id, case.split), case)
+        if other is not case:
+            files = f"{other.image_paths[0]} and {case.image_paths[0]}"
+            raise ValueError(f"Expected cases of different names. Received: {case.case_id} for {files}. Rename or remove one.")
+    return cases
 
 
 def choose_target(spec: DatasetSpec, target: Sequence[str]) -> DatasetSpec:

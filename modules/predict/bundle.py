@@ -149,6 +149,11 @@ def find_bundle(folder: Path) -> Path:
     return folder
 
 
+def identify(folder: Path) -> str:
+    """Returns a hash that tells a bundle from others: that of its description, which holds the hashes of its files."""
+    return hash_file(find_bundle(folder) / DESCRIPTION_FILE)
+
+
 def recover(folder: Path) -> Path:
     """Brings back a bundle that `save` had moved aside when the run was killed between its two renames."""
     old = _name_aside(folder)

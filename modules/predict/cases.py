@@ -33,6 +33,8 @@ class PredictionOptions:
         mirror: Whether to average over flips as well.
         on_tiling: A function called with each image's windows before the first of them is predicted.
         on_batch: A function called after each batch with the number of its windows.
+        on_failure: A function called with each case that cannot be read and with its error, so that the others are still predicted.
+            Without it the error is raised.
     """
 
     overlap: float = 0.5
@@ -40,6 +42,7 @@ class PredictionOptions:
     mirror: bool = False
     on_tiling: Callable[[windows.Tiling], None] = _do_nothing
     on_batch: Callable[[int], None] = _do_nothing
+    on_failure: Callable[[Case, Exception], None] | None = None
 
 
 class _TiledImage(NamedTuple):
@@ -68,7 +71,8 @@ def predict_cases(
         keep_probabilities: Whether to keep the probabilities of all classes. Otherwise they are dropped plane by plane.
 
     Raises:
-        FileNotFoundError, ValueError: If a case cannot be read or an image does not fit a model, naming the file.
+        FileNotFoundError, ValueError: If a case cannot be read or an image does not fit a model, naming the file. With
+            `options.on_failure` such a case is passed over.
         ValueError: If the models do not fit one another.
     """
     first = bundles[0]
@@ -136,8 +140,11 @@ def _read_chunk(
             for bundle in bundles[1:]:
                 bundle.check_image(image, str(case.image_paths[0]))
             tiled = [_tile(bundle, image, options, order) for bundle in bundles]
-        except (ValueError, OSError) as error:
-            return chunk, error
+        except (ValueError, OSError, MemoryError) as error:
+            if options.on_failure is None:
+                return chunk, error
+            options.on_failure(case, error)
+            continue
         chunk.append((case, image, label, tiled))
         lacking = [
             one.tiling.batch_size - sum(len(member[3][number].tiling.starts) for member in chunk) for number, one in enumerate(tiled)

@@ -1,101 +1,261 @@
-"""Turns the paths that a user gives into the cases that are predicted."""
+"""Turns the paths that a user gives into the cases that are predicted; a path that cannot be used does not end the others."""
 
 import glob
+import os
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from modules.data.case import Case, LabelRule, place_in_volume
-from modules.data.files import SUFFIXES, stem_of, suffix_of
+from modules.data.files import SUFFIXES, stem_of, suffix_of, walk_files
 from modules.predict.bundle import ModelBundle
 
 # The endings that predict.py gives to the names of the files that it writes.
 OUTPUTS = ("_prediction", "_overlay", "_probabilities")
+# Endings of names and names of folders that reference labels have. The first four endings are common, the others those of BIDS and others.
+_LABEL_ENDING = re.compile(r"(?i)[_-](seg|mask|label|labels|dseg|probseg|labelmap|segmentation|gt)$")
+_LABEL_FOLDER = re.compile(r"(?i)(^|[_-])(labels?|segs?|segmentations?|masks?|annotations?|gt|groundtruth)(tr|ts|val)?($|[_-])")
+_MOST_NAMES = 8
 
 
-def find_images(paths: Sequence[str], rules: Sequence[LabelRule]) -> list[Path]:
-    """Resolves files, folders (with all that is below them) and globs to images; leaves out their labels and earlier output.
+class FoundImage(NamedTuple):
+    """An image to predict.
+
+    Attributes:
+        path: The file.
+        folder: The sub-folder of the output that its results go to, with `/`; "" for the output itself.
+    """
+
+    path: Path
+    folder: str = ""
+
+
+@dataclass
+class Search:
+    """The result of a search.
+
+    Attributes:
+        images: The images, in the order of the paths.
+        failures: An error for each path or file that cannot be used.
+        remarks: Files that are left out, in sentences.
+    """
+
+    images: list[FoundImage] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def find_images(paths: Sequence[str], rules: Sequence[LabelRule]) -> Search:
+    """Resolves files, folders (with all that is below them) and globs to images; leaves out reference labels and earlier output.
+
+    Sub-folders of a folder are mirrored in the output. Linked folders are entered. Files of one name that were given one by one get
+    the folders that tell them apart.
 
     Args:
         paths: Files, folders and globs.
         rules: Label rules of all data sets. They recognise a label by its name, in any folder.
-
-    Raises:
-        FileNotFoundError: If a path matches nothing.
-        ValueError: If a file is of an unknown kind, or two images would be written under one name.
     """
-    files: list[Path] = []
+    search = Search()
+    found: list[tuple[FoundImage, bool]] = []
+    known: set[tuple[str, str]] = set()
     for path in paths:
-        if Path(path).is_file():
-            found = [Path(path)]
-        else:
-            below = Path(path).rglob("*") if Path(path).is_dir() else (Path(name) for name in glob.glob(path, recursive=True))
-            found = sorted(file for file in below if file.is_file() and suffix_of(file) and not file.name.startswith("."))
-            found = [file for file in found if not stem_of(file).endswith(OUTPUTS)]
-        if not found:
-            raise FileNotFoundError(f"Expected images ({', '.join(SUFFIXES)}) at {path}. Received: none there. Check the path.")
-        files += found
-    labels = {name for file in files for rule in rules if (name := rule.name_label(file.name)) != file.name}
-    images: dict[str, Path] = {}
-    for file in files:
-        if file.name in labels:
-            continue
-        if not suffix_of(file):
-            raise ValueError(f"Expected an image ({', '.join(SUFFIXES)}). Received: {file}.")
-        if images.setdefault(stem_of(file), file) != file:
-            raise ValueError(
-                f"Expected images of different names. Received: {images[stem_of(file)]} and {file}. Predict them in two calls."
+        for image, searched in _resolve(path, search):
+            # Two ways may lead to one file, by a link or by a path that is given twice.
+            place = os.path.realpath(image.path.parent), image.path.name
+            if place not in known:
+                known.add(place)
+                found.append((image, searched))
+    labels = _find_labels(found, rules)
+    if labels:
+        names = ", ".join(path.name for path in sorted(labels)[:_MOST_NAMES]) + (", ..." if len(labels) > _MOST_NAMES else "")
+        search.remarks.append(f"{len(labels)} reference label(s) among the images are left out: {names}")
+    search.images = _part_names([image for image, _ in found if image.path not in labels], search.failures)
+    if not search.images and labels and not search.failures:
+        one = min(labels)
+        search.failures.append(ValueError(f"Expected images. Received: {one}, which looks like a reference label. Give it as a file."))
+    return search
+
+
+def _resolve(path: str, search: Search) -> list[tuple[FoundImage, bool]]:
+    """Returns the images at a path, each with whether it was found by searching a folder."""
+    place = Path(path)
+    if place.is_file() or (place.is_symlink() and not place.is_dir()):
+        if not suffix_of(place):
+            search.failures.append(ValueError(f"Expected an image ({', '.join(SUFFIXES)}). Received: {place}."))
+            return []
+        return [(FoundImage(place), False)]
+    if place.is_dir():
+        root, files = place, list(walk_files(place, search.failures.append))
+    else:
+        root = _find_plain_part(path)
+        files = sorted(file for file in map(Path, glob.glob(path, recursive=True)) if not file.is_dir() and not file.name.startswith("."))
+    images = [file for file in files if suffix_of(file)]
+    earlier = sum(stem_of(file).endswith(OUTPUTS) for file in images)
+    images = [file for file in images if not stem_of(file).endswith(OUTPUTS)]
+    if not images:
+        received = f"only {earlier} file(s) of earlier output" if earlier else "none there"
+        search.failures.append(
+            FileNotFoundError(f"Expected images ({', '.join(SUFFIXES)}) at {path}. Received: {received}. Check the path.")
+        )
+    elif place.is_dir() and len(images) + earlier < len(files):
+        search.remarks.append(f"{len(files) - len(images) - earlier} file(s) of other kinds below {path} are left out")
+    return [(FoundImage(file, _to_folder(file.parent.relative_to(root))), True) for file in images]
+
+
+def _find_plain_part(pattern: str) -> Path:
+    """Returns the folder of a glob up to its first part with a wildcard."""
+    parts = Path(pattern).parts
+    plain = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return Path(*parts[:plain])
+
+
+def _to_folder(relative: Path) -> str:
+    folder = relative.as_posix()
+    return "" if folder == "." else folder
+
+
+def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[LabelRule]) -> set[Path]:
+    """Finds the reference labels among images: by a data set's rule, by an ending such as `_dseg`, or in a folder such as `labels`.
+
+    A file that the user named is a label only where its image is given too.
+    """
+    stems = {stem_of(image.path) for image, _ in found}
+    plain = {stem_of(image.path) for image, _ in found if not _lies_among_labels(image)}
+    named, numbered = set(), set()
+    for image, _ in found:
+        stem = stem_of(image.path)
+        for rule in rules:
+            label = stem_of(Path(rule.name_label(image.path.name)))
+            if label != stem:
+                # A rule that only takes something away, such as a channel's number, would call the scan p01 the label of p01_2019.
+                (numbered if stem.startswith(label) else named).add(label)
+    labels = set()
+    for image, searched in found:
+        stem = stem_of(image.path)
+        ending = _LABEL_ENDING.search(stem)
+        base = stem[: ending.start()] if ending else ""
+        paired = any(other == base or other.startswith(f"{base}_") for other in stems - {stem}) if ending and not searched else bool(ending)
+        twin = _lies_among_labels(image) and (stem in plain or stem in numbered)
+        if stem in named or paired or twin:
+            labels.add(image.path)
+    return labels
+
+
+def _lies_among_labels(image: FoundImage) -> bool:
+    parts = PurePosixPath(image.folder).parts or (image.path.parent.name,)
+    return any(_LABEL_FOLDER.search(part) for part in parts)
+
+
+def _part_names(images: Sequence[FoundImage], failures: list[Exception]) -> list[FoundImage]:
+    """Gives images of one name in one folder of the output the folders that tell them apart; others become failures."""
+    groups: dict[tuple[str, str], list[FoundImage]] = {}
+    for image in images:
+        groups.setdefault((image.folder, stem_of(image.path)), []).append(image)
+    parted: dict[tuple[str, str], FoundImage] = {}
+    for image in images:
+        members = groups[image.folder, stem_of(image.path)]
+        parents = {os.path.abspath(member.path.parent) for member in members}
+        if len(parents) > 1:
+            own = os.path.abspath(image.path.parent)
+            image = image._replace(folder=_to_folder(Path(os.path.relpath(own, os.path.commonpath(sorted(parents))))))
+        other = parted.setdefault((image.folder, stem_of(image.path)), image)
+        if other is not image:
+            failures.append(
+                ValueError(f"Expected images of different names. Received: {other.path} and {image.path}. Predict them into two folders.")
             )
-    return list(images.values())
+    return list(parted.values())
 
 
-def make_cases(files: Sequence[Path], labels: Path | None, bundle: ModelBundle) -> list[Case]:
+def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelBundle) -> tuple[list[Case], list[Exception]]:
     """Makes a case of each image, with the label that the model's rule names for it in the folder `labels` or below it.
 
     Files `<name>_0000`, `<name>_0001`, ... (nnU-Net's way) are the channels of one case.
 
+    Returns:
+        The cases, slices of one scan together, and an error for each image that lacks a channel or whose label is not found. An image
+        without its label is a case all the same.
+
     Raises:
-        FileNotFoundError: If `labels` is given and holds no label for an image.
-        ValueError: If it holds several labels for an image.
+        FileNotFoundError: If `labels` is given and holds no label for any image.
     """
+    groups, failures = group_channels(images, len(bundle.channels))
     candidates: dict[str, list[Path]] = {}
-    for path in labels.rglob("*") if labels is not None else ():
-        candidates.setdefault(path.name, []).append(path)
-    cases = []
-    for paths in group_channels(files, len(bundle.channels)):
-        file, name = paths[0], stem_of(paths[0])
+    for path in walk_files(labels) if labels is not None else ():
+        if suffix_of(path):
+            candidates.setdefault(stem_of(path), []).append(path)
+    cases, lacking = [], []
+    for group in groups:
+        paths, folder = tuple(image.path for image in group), group[0].folder
+        name, prefix = stem_of(paths[0]), f"{folder}/" if folder else ""
         volume_id, index = place_in_volume(name) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
         if len(paths) > 1:
             name = name.removesuffix("_0000")
         label = None
         if labels is not None:
-            names = dict.fromkeys([bundle.label_rule.name_label(file.name), file.name])
-            found = next(filter(None, ([path for path in candidates.get(other, ()) if path != file] for other in names)), [])
-            if not found:
-                raise FileNotFoundError(f"Expected a label for {file}. Received: no {' or '.join(names)} in {labels}.")
-            if len(found) > 1:
-                raise ValueError(f"Expected one label for {file}. Received: {found[0]} and {found[1]}. Name a folder with one of them.")
-            label = found[0]
-        cases.append(Case(name, volume_id or name, paths, label, None, volume_id, index))
-    return sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index))
+            try:
+                label = _find_label(group[0], name, candidates, bundle.label_rule, labels)
+            except (FileNotFoundError, ValueError) as error:
+                lacking.append(error)
+        volume_id = volume_id and prefix + volume_id
+        cases.append(Case(prefix + name, volume_id or prefix + name, paths, label, None, volume_id, index))
+    if labels is not None and cases and len(lacking) == len(cases):
+        raise lacking[0]
+    return sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index)), [*failures, *lacking]
 
 
-def group_channels(files: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:
-    """Groups files `<name>_0000`, `<name>_0001`, ... of one case, for a model of several channels; others stay alone.
+def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]], rule: LabelRule, labels: Path) -> Path:
+    """Finds an image's label among files by their stems: by the model's rule, by the image's name, or by that with an ending.
 
     Raises:
-        FileNotFoundError: If a channel's file is not among `files`.
+        FileNotFoundError: If there is none.
+        ValueError: If there are several, and not one alone lies in the image's own sub-folder.
+    """
+    file = image.path
+    expected = dict.fromkeys([stem_of(Path(rule.name_label(file.name))), stem_of(file), name])
+    marked = [stem for stem in candidates if (match := _LABEL_ENDING.search(stem)) and stem[: match.start()] in expected]
+    ways = [[path for path in candidates.get(stem, ()) if path != file] for stem in (*expected, *marked)]
+    found = next(filter(None, ways), [])
+    if not found:
+        names = dict.fromkeys([rule.name_label(file.name), file.name])
+        raise FileNotFoundError(
+            f"Expected a label for {file}. Received: no {' or '.join(names)} in {labels}. Without it, it is not scored."
+        )
+    near = [path for path in found if _to_folder(path.parent.relative_to(labels)) == image.folder]
+    found = near if len(near) == 1 else found
+    if len(found) > 1:
+        raise ValueError(f"Expected one label for {file}. Received: {found[0]} and {found[1]}. Name a folder with one of them.")
+    return found[0]
+
+
+def group_channels(images: Sequence[FoundImage], channels: int) -> tuple[list[tuple[FoundImage, ...]], list[Exception]]:
+    """Groups files `<name>_0000`, `<name>_0001`, ... of one case, for a model of several channels; others stay alone.
+
+    Returns:
+        The groups, and an error for each group that lacks a file.
     """
     if channels == 1:
-        return [(file,) for file in files]
-    given = set(files)
-    groups, grouped = [], set()
-    for first in files:
-        if stem_of(first).endswith("_0000"):
-            stem = stem_of(first).removesuffix("_0000")
-            group = tuple(first.with_name(f"{stem}_{channel:04d}{suffix_of(first)}") for channel in range(channels))
-            for file in group:
-                if file not in given:
-                    raise FileNotFoundError(f"Expected {channels} channels of {first}. Received: no {file.name}. Give all its files.")
-            groups.append(group)
-            grouped |= set(group)
-    return groups + [(file,) for file in files if file not in grouped]
+        return [(image,) for image in images], []
+    given = {(image.path.parent, stem_of(image.path)): image for image in images}
+    groups: list[tuple[FoundImage, ...]] = []
+    failures: list[Exception] = []
+    grouped: set[Path] = set()
+    for first in images:
+        stem = stem_of(first.path)
+        if not stem.endswith("_0000"):
+            continue
+        names = [f"{stem.removesuffix('_0000')}_{channel:04d}" for channel in range(channels)]
+        members = [given.get((first.path.parent, name)) for name in names]
+        present = tuple(member for member in members if member is not None)
+        grouped |= {member.path for member in present}
+        if len(present) == channels:
+            groups.append(present)
+        else:
+            missing = names[members.index(None)]
+            failures.append(
+                FileNotFoundError(
+                    f"Expected {channels} channels of {first.path}. Received: no {missing}{suffix_of(first.path)}. Give all its files."
+                )
+            )
+    return groups + [(image,) for image in images if image.path not in grouped], failures

@@ -13,6 +13,7 @@ from typing import Any
 from modules.data.draws import AUGMENTATIONS
 from modules.data.patches import PLANES, SAMPLINGS
 from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
+from modules.data.subjects import check_subjects
 from modules.devices import PRECISIONS
 from modules.model.loss_spec import parse_loss
 from modules.networks import NETWORKS, Option, list_options
@@ -53,6 +54,7 @@ class Settings:
     target: tuple[str, ...] = _setting((), help="classes to find, all others being background (default every class)")
     validate_fraction: float = _setting(0.1, help="fraction of subjects for validation, where the data set has no such split")
     test_fraction: float = _setting(0.1, help="fraction of subjects for test, where the data set has no such split")
+    subjects: str = _setting("", help="who was scanned: a regular expression whose first group is the subject, or a .csv of case,subject")
     mode: str = _setting("", help="kind of sample: a slice, a whole volume at a fixed size, or a patch of a volume", choices=MODES)
     shape: tuple[int, ...] = _setting((), help="size of a sample (default the data set's own, or one that fits its scans)")
     plane: str = _setting("", help="plane of slices of volumes (default the data set's own, or axial)", choices=tuple(PLANES))
@@ -104,6 +106,7 @@ class Settings:
         for name in ("validate_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
+        check_subjects(self.subjects)
         parse_loss(self.loss, LOSSES)
         if not 0 <= self.stop_at_dice <= 1:
             raise ValueError(f"Expected `stop_at_dice` from 0 to 1. Received: {self.stop_at_dice}.")

@@ -74,6 +74,18 @@ def test_label_values_become_classes(write_picture):
     np.testing.assert_array_equal(read_label(path, LabelRule({0: 0, 85: 1, 170: 2, 255: 3})), [[0, 1], [2, 3]])
 
 
+def test_label_values_within_a_thousandth_of_a_whole_number_are_that_number(write_nifti):
+    values = np.array([[0, 0.9999999], [2.9992, 1.0009]], np.float32)
+    path = write_nifti("seg.nii", np.stack([values, np.zeros((2, 2), np.float32)], axis=-1))
+    label = read_label(path, LabelRule({0: 0, 1: 1, 3: 2}))
+    np.testing.assert_array_equal(label[..., 0], [[0, 1], [2, 1]])
+    for value, text in ((0.998, "0.998"), (3.0012, "3.0012"), (-0.0011, "-0.0011"), (1.5000001, "1.5000001"), (1e30, "1" + "0" * 30)):
+        values[0, 1] = value
+        path = write_nifti("seg.nii", np.stack([values, values], axis=-1))
+        with pytest.raises(ValueError, match=rf"Received: {text} in .*seg.nii \(2 pixels\)"):
+            read_label(path, LabelRule({0: 0, 1: 1, 3: 2}))
+
+
 @pytest.mark.parametrize("value", [7, -2, 1.5])
 def test_unexpected_label_value_names_file_and_value(write_nifti, value):
     array = np.zeros((4, 4), np.float32)
@@ -471,7 +483,7 @@ def test_labels_of_every_dtype_become_classes(tmp_path, without_nibabel, dtype, 
         ("i2", 256, "256"),
         ("i2", -32768, "-32768"),
         ("u2", 65281, "65281"),
-        ("u8", 2**64 - 1, "1.84467e"),
+        ("u8", 2**64 - 1, "18446744073709551615"),
         ("f4", 0.5, "0.5"),
     ],
 )

@@ -120,11 +120,12 @@ def test_labels_are_sorted_by_value_not_by_name(tmp_path):
 
 def test_another_file_ending_and_names_with_points(tmp_path):
     root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1}, file_ending=".nii")
-    with pytest.raises(FileNotFoundError, match=r"Expected images in .*imagesTr. Received: none"):
-        find_msd(root)
     for name in ("imagesTr/x.1_y_0000.nii", "labelsTr/x.1_y.nii"):
         nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), root / name)
-    assert [case.case_id for case in find_msd(root)] == ["x.1_y"]
+    assert [case.case_id for case in find_msd(root)] == ["a", "b", "x.1_y"]
+    _edit(root, file_ending=".mha")
+    with pytest.raises(ValueError, match=r"Expected a `file_ending` of .nii, .*dataset.json. Received: '.mha'"):
+        find_msd(root)
 
 
 def test_what_a_desktop_leaves_behind_is_passed_over(root):
@@ -245,19 +246,93 @@ def test_a_case_of_nnunet_without_its_first_channel_is_not_passed_over(tmp_path,
 
 
 def test_no_images(root):
-    if _is_nnunet(root):
-        for path in (root / "imagesTr").iterdir():
-            path.unlink()
-    else:
-        _edit(root, training=[])
+    for path in (root / "imagesTr").iterdir():
+        path.unlink()
+    _edit(root, training=None)
     with pytest.raises(FileNotFoundError, match=r"Expected images in .*imagesTr. Received: none. Give the data set's folder with `--data`"):
         find_msd(root)
-    if not _is_nnunet(root):
-        _edit(root, training=None)
-        with pytest.raises(FileNotFoundError, match="Received: none"):
-            find_msd(root)
     shutil.rmtree(root / "imagesTr")
     with pytest.raises(FileNotFoundError, match="Received: none"):
+        find_msd(root)
+
+
+def test_a_list_of_no_cases(tmp_path):
+    root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, training=[])
+    with pytest.raises(FileNotFoundError, match=r"Expected cases in `training` of .*dataset.json. Received: none. List them, or remove"):
+        find_msd(root)
+
+
+def test_a_decathlon_folder_without_a_list_is_read_as_it_lies(tmp_path):
+    root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False)
+    _edit(root, training=None)
+    assert find_msd(root) == [Case(name, name, (root / f"imagesTr/{name}.nii.gz",), root / f"labelsTr/{name}.nii.gz") for name in "ab"]
+    (root / "labelsTr/a.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"Expected .*labelsTr/a.nii.gz for case a. Received: nothing there"):
+        find_msd(root)
+
+
+@pytest.mark.parametrize("nnunet", [False, True])
+def test_pairs_of_different_endings_are_all_found(tmp_path, nnunet):
+    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1} if nnunet else {"0": "background", "1": "a"}, nnunet)
+    image = root / f"imagesTr/a{'_0000' if nnunet else ''}.nii.gz"
+    image.rename(image.with_name(image.name.replace(".nii.gz", ".NII.GZ")))
+    nib.save(nib.load(root / "labelsTr/b.nii.gz"), root / "labelsTr/b.nii")
+    (root / "labelsTr/b.nii.gz").unlink()
+    first, second = find_msd(root)
+    assert (first.case_id, first.image_paths[0].name[-7:], second.label_path.name) == ("a", ".NII.GZ", "b.nii")
+    assert rename(first.image_paths[0].name, LABEL_RENAMES) == "a.NII.GZ"
+    shutil.copy(root / "labelsTr/b.nii", root / "labelsTr/a.nii")
+    if nnunet:
+        with pytest.raises(ValueError, match=r"Expected one file of the name a in .*labelsTr. Received: a.nii and a.nii.gz. Remove one."):
+            find_msd(root)
+
+
+@pytest.mark.parametrize(
+    ("nnunet", "labels", "values"),
+    [
+        (True, {"background": 0, "1": 2, "2": 3, "3": 1}, {"background": 0, "3": 1, "1": 2, "2": 3}),
+        (False, {"0": "background", "2": "1", "3": "2", "1": "3"}, {"background": 0, "3": 1, "1": 2, "2": 3}),
+        (True, {"0": "background", "1": "a"}, {"background": 0, "a": 1}),
+        (False, {"background": "0", "a": 1.0}, {"background": 0, "a": 1}),
+    ],
+)
+def test_names_of_digits_are_read_as_the_layout_writes_them(tmp_path, nnunet, labels, values):
+    description = read_description(_make_tiny(tmp_path / "a", labels, nnunet))
+    assert dict(zip(description["class_names"], description["label_values"], strict=True)) == values
+
+
+@pytest.mark.parametrize("value", [1.5, True, "1.5"])
+def test_a_value_that_is_no_whole_number_becomes_none(tmp_path, value):
+    root = _make_tiny(tmp_path / "a", {"background": 0, "a": value})
+    with pytest.raises(ValueError, match=r"Received: ValueError.*which have no whole numbers for values"):
+        find_msd(root)
+
+
+def test_the_mapping_of_nnunet_says_where_the_files_are(tmp_path):
+    listed = {name: {"images": [f"scans/{name}_0000.nii.gz"], "label": f"masks/{name}.nii.gz"} for name in ("a", "b")}
+    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1}, dataset=listed)
+    (root / "imagesTr").rename(root / "scans")
+    (root / "labelsTr").rename(root / "masks")
+    assert find_msd(root) == [Case(name, name, (root / f"scans/{name}_0000.nii.gz",), root / f"masks/{name}.nii.gz") for name in "ab"]
+    (root / "masks/b.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"Expected .*masks/b.nii.gz, which dataset.json lists. Received: nothing there"):
+        find_msd(root)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({}, "Expected a mapping from cases to their files in `dataset`"),
+        (["a"], "Expected a mapping"),
+        ({"a": ["imagesTr/a_0000.nii.gz"]}, "Expected a name, `images` and `label` of each case in `dataset` of .*Received: 'a'"),
+        ({"a": {"images": ["imagesTr/a_0000.nii.gz"]}}, "Expected a name, `images` and `label`"),
+        ({"../a": {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}}, r"Received: '\.\./a'"),
+        ({"a": {"images": [], "label": "labelsTr/a.nii.gz"}}, "Expected 1 images, one a channel, of a in .*Received: 0"),
+    ],
+)
+def test_a_mapping_of_nnunet_that_is_wrong(tmp_path, mapping, message):
+    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1}, dataset=mapping)
+    with pytest.raises(ValueError, match=message):
         find_msd(root)
 
 
@@ -387,7 +462,7 @@ def test_hipmri3d_names_its_labels_as_its_finder_finds_them(pelves, release):
 
 
 def test_hipmri3d_labels_are_not_predicted(pelves):
-    assert len(find_images([str(pelves)], [spec.label_rule for spec in DATASETS.values()])) == 10
+    assert len(find_images([str(pelves)], [spec.label_rule for spec in DATASETS.values()]).images) == 10
 
 
 # ----------------------------------------------------------------------------------------------------------- IBSR18

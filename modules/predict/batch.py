@@ -1,0 +1,170 @@
+"""The cases of one call of predict.py: which are done, failed or there already, and a record that lets a later call go on."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modules.data.case import Case
+from modules.data.files import NIFTI_SUFFIXES, fingerprint_files, suffix_of
+
+log = logging.getLogger("mri")
+
+RECORD = "predictions.jsonl"
+
+
+class Batch:
+    """The cases of one call, and what becomes of each. A bad case never ends the others.
+
+    A record in the output's folder says which image and model each label map was made of. A case whose files are all there, made of the
+    same image in the same way, is skipped. Files that were made of another image are never replaced without `overwrite`.
+
+    Attributes:
+        todo: The cases to predict.
+        skipped: The cases whose files are there already.
+        done: The cases that were predicted.
+        failed: The cases that cannot be predicted.
+        errors: The errors so far, of cases and of paths.
+    """
+
+    def __init__(self, output: Path, made_by: Mapping[str, Any], *, probabilities: bool = False) -> None:
+        """Reads the record of earlier calls.
+
+        Args:
+            output: Folder of the results.
+            made_by: All that decides about a label map besides its image: models and options, as plain values.
+            probabilities: Whether the probabilities are wanted too.
+        """
+        self.output = output
+        self.todo: list[Case] = []
+        self.skipped: list[Case] = []
+        self.done: list[Case] = []
+        self.failed: list[Case] = []
+        self.errors: list[Exception] = []
+        self._made_by = dict(made_by)
+        self._probabilities = probabilities
+        self._record = _read_record(output / RECORD)
+
+    def add(self, cases: Iterable[Case], scored: Iterable[str] | None, *, overwrite: bool = False) -> None:
+        """Sorts cases into those to predict, those to skip, and those that would replace another image's files.
+
+        Args:
+            cases: The cases.
+            scored: Identifiers of the cases that have scores already; None where no scores are wanted. Slices of one scan are scored
+                together, so they are skipped together or not at all.
+            overwrite: Whether to predict all of them.
+        """
+        scored = None if scored is None else set(scored)
+        scans: dict[str, list[Case]] = {}
+        for case in cases:
+            if not overwrite and (other := self._find_other(case)):
+                self.fail(case, ValueError(other))
+            else:
+                scan = case.volume_id if scored is not None and case.volume_id else case.case_id
+                scans.setdefault(scan, []).append(case)
+        for members in scans.values():
+            whole = not overwrite and all(self._is_whole(case, scored) for case in members)
+            (self.skipped if whole else self.todo).extend(members)
+
+    def list_outputs(self, case: Case) -> dict[str, Path]:
+        """Returns the files of a case by kind: prediction, overlay and, where they are wanted, probabilities."""
+        suffix = suffix_of(case.image_paths[0])
+        files = {"prediction": f"_prediction{suffix}", "overlay": "_overlay.png"}
+        if self._probabilities:
+            files["probabilities"] = f"_probabilities{suffix if suffix in NIFTI_SUFFIXES else '.npz'}"
+        return {kind: self.output / f"{case.case_id}{ending}" for kind, ending in files.items()}
+
+    def begin(self, case: Case) -> None:
+        """Notes that the files of a case are about to be written, so that half of them are known to be its own."""
+        self._note(case, {})
+
+    def finish(self, case: Case) -> None:
+        """Notes that all files of a case are written."""
+        label = [case.label_path] if case.label_path else []
+        self._note(case, {"sources": _fingerprint(case.image_paths), "label": _fingerprint(label), "made_by": self._made_by})
+        self.done.append(case)
+
+    def fail(self, case: Case, error: Exception) -> None:
+        """Notes a case that cannot be predicted, and says why in the log."""
+        if isinstance(error, MemoryError):
+            error = ValueError(
+                f"Expected an image that fits in memory. Received: {case.image_paths[0]}. Resample it, or use a larger machine."
+            )
+        self.failed.append(case)
+        self.refuse(error)
+
+    def refuse(self, error: Exception) -> None:
+        """Notes a path that cannot be used, or a label that is not there, and says so in the log."""
+        self.errors.append(error)
+        log.error("failed: %s", " ".join(str(error).split()))
+
+    def describe(self) -> str:
+        """Returns a line that counts what became of the cases."""
+        text = f"{len(self.done)} done, {len(self.errors)} failed, {len(self.skipped)} skipped"
+        if self.skipped:
+            names = ", ".join(case.case_id for case in self.skipped[:8]) + (", ..." if len(self.skipped) > 8 else "")
+            text += f", whose files are there already ({names}); --overwrite predicts them again"
+        return text
+
+    def _find_other(self, case: Case) -> str:
+        """Returns an error text if a file of the case was made of another image, else ""."""
+        path = next((path for path in self.list_outputs(case).values() if path.exists()), None)
+        known = self._record.get(case.case_id, {}).get("images")
+        if path is None or known == _list_places(case):
+            return ""
+        other = f"made of {known[0]}" if known else f"which is not in {RECORD}"
+        return (
+            f"Expected no other image's results at {path} for {case.image_paths[0]}. Received: a file {other}. "
+            "Name another --output, or replace it with --overwrite."
+        )
+
+    def _is_whole(self, case: Case, scored: set[str] | None) -> bool:
+        """Tells whether nothing is missing of a case."""
+        entry = self._record.get(case.case_id, {})
+        if entry.get("made_by") != self._made_by or entry.get("sources") != _fingerprint(case.image_paths):
+            return False
+        # A label that was corrected since is scored anew.
+        wanted = scored is not None and case.label_path is not None
+        if wanted and (case.case_id not in scored or entry.get("label") != _fingerprint([case.label_path])):
+            return False
+        return all(path.is_file() for path in self.list_outputs(case).values())
+
+    def _note(self, case: Case, values: Mapping[str, Any]) -> None:
+        path = self.output / RECORD
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One line a case is appended: to write the whole record anew for each of 100,000 slices would take hours.
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"case": case.case_id, "images": _list_places(case), **values}) + "\n")
+
+
+def _read_record(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads the last entry of each case. A line that a killed call left half written is passed over."""
+    entries: dict[str, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("case"), str):
+            entries[entry["case"]] = entry
+    return entries
+
+
+def _list_places(case: Case) -> list[str]:
+    """Lists the places of a case's images. A linked folder is resolved; a linked file, as in a git-annex, is not."""
+    return [os.path.join(os.path.realpath(path.parent), path.name) for path in case.image_paths]
+
+
+def _fingerprint(paths: Sequence[Path]) -> str:
+    """Returns a hash that changes with the files; "" where one is not there."""
+    try:
+        return fingerprint_files(paths)
+    except OSError:
+        return ""
+
+
+def find_incomplete(failed: Sequence[Case]) -> set[str]:
+    """Returns the scans that lack a slice: what the other slices score together is not the scan's score."""
+    return {case.volume_id for case in failed if case.volume_id}

@@ -1,0 +1,28 @@
+"""Divides the cases of a run into training, validation and test, and gives an account of all files."""
+
+from collections.abc import Sequence
+
+from modules.data.case import Case
+from modules.data.inventory import describe_files
+from modules.data.splits import split_cases, split_folds
+from modules.data.subjects import find_related
+from modules.run.settings import Settings
+
+
+def divide(cases: Sequence[Case], settings: Settings) -> tuple[dict[str, list[Case]], list[str]]:
+    """Divides cases by subject.
+
+    Returns:
+        The cases by split, and remarks in sentences: the files found, used and left out, the splits, and subjects that seem to be one.
+
+    Raises:
+        ValueError: If the subjects are too few; see `split_cases` and `split_folds`.
+    """
+    fractions = settings.validate_fraction, settings.test_fraction
+    if settings.fold is None:
+        splits, remarks = split_cases(cases, fractions, settings.seed)
+    else:
+        splits, remarks = split_folds(cases, settings.folds, settings.fold, fractions[0], settings.seed)
+    # Subjects that the user gave are known, and need no guess.
+    related = [] if settings.subjects else find_related(splits)
+    return splits, [*describe_files(settings.data_folder(), splits), *remarks, *related]

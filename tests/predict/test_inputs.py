@@ -1,0 +1,141 @@
+"""The search for images: folders, links, names, and reference labels that lie among the scans."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dataset import DATASETS
+from modules.data.case import LabelRule
+from modules.data.msd import LABEL_RENAMES
+from modules.predict.inputs import find_images, make_cases
+
+RULES = [spec.label_rule for spec in DATASETS.values()]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Makes empty files in the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*names):
+        for name in names:
+            path = Path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path
+
+    return make
+
+
+def _find(*paths):
+    """The images and the sub-folders of their results."""
+    return {str(image.path): image.folder for image in find_images(paths, RULES).images}
+
+
+def _bundle(channels=1, spatial_dims=3, renames=LABEL_RENAMES):
+    return SimpleNamespace(
+        channels=("T1",) * channels,
+        preprocessing=SimpleNamespace(spatial_dims=spatial_dims),
+        label_rule=LabelRule({0: 0, 1: 1}, renames=renames),
+    )
+
+
+def test_scans_whose_names_begin_alike_are_all_found(folder):
+    folder("images/p01.nii.gz", "images/p01_2019.nii.gz", "images/p01_0001.NII")
+    assert len(_find("images")) == len(_find("images/*")) == len(_find(*map(str, Path("images").iterdir()))) == 3
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "s/sub-01_dseg.nii.gz", "s/sub-01_T1w_dseg.nii", "s/sub-01_T1w_seg.nii.gz", "s/sub-01_mask.nii.gz", "s/sub-01_T1w_label.NII.GZ",
+        "derivatives/x/sub-01_space-T1w_desc-brain_mask.nii.gz", "s/sub-01_label-GM_probseg.nii.gz", "s/sub-01_T1w-label.nii",
+        "labels/sub-01_T1w.nii.gz", "s/masks/sub-01_T1w.nii",
+    ],
+)  # fmt: skip
+def test_reference_labels_among_the_scans_are_left_out_and_named(folder, label):
+    folder("s/sub-01_T1w.nii.gz", label)
+    search = find_images(["."], RULES)
+    assert [str(image.path) for image in search.images] == ["s/sub-01_T1w.nii.gz"]
+    assert search.remarks == [f"1 reference label(s) among the images are left out: {Path(label).name}"]
+    assert not search.failures
+
+
+def test_labels_of_nnunet_lie_in_a_folder_of_labels(folder):
+    folder("imagesTr/p01_0000.nii.gz", "labelsTr/p01.nii.gz")
+    assert _find(".") == {"imagesTr/p01_0000.nii.gz": "imagesTr"}
+    assert _find("labelsTr") == {"labelsTr/p01.nii.gz": ""}
+
+
+def test_a_file_that_is_named_is_a_label_only_beside_its_image(folder):
+    folder("a_mask.nii", "a.nii", "b_seg.nii")
+    assert _find("a_mask.nii", "b_seg.nii") == {"a_mask.nii": "", "b_seg.nii": ""}
+    assert _find("a_mask.nii", "a.nii", "b_seg.nii") == {"a.nii": "", "b_seg.nii": ""}
+
+
+def test_a_folder_of_labels_alone_says_what_it_takes_them_for(folder):
+    folder("x/a_seg.nii", "y/a_prediction.nii")
+    (failure,) = find_images(["x"], RULES).failures
+    assert str(failure) == "Expected images. Received: x/a_seg.nii, which looks like a reference label. Give it as a file."
+    (failure,) = find_images(["y"], RULES).failures
+    assert "at y. Received: only 1 file(s) of earlier output. Check the path." in str(failure)
+
+
+def test_linked_folders_are_entered_without_going_round(folder):
+    root = folder("patient1/a.nii", "study/b.nii", "study/.hidden/c.nii")
+    for name, target in (("p1", "patient1"), ("up", "."), ("self", "study")):
+        (root / "study" / name).symlink_to(root / target, target_is_directory=True)
+    (root / "patient1" / "back").symlink_to(root / "study", target_is_directory=True)
+    assert _find("study") == {"study/b.nii": "", "study/p1/a.nii": "p1"}
+
+
+def test_a_link_to_nothing_is_an_image_that_fails_later(folder):
+    root = folder("study/a.nii")
+    (root / "study" / "b.nii").symlink_to(root / "gone.nii")
+    assert list(_find("study")) == ["study/a.nii", "study/b.nii"]
+
+
+def test_sub_folders_are_mirrored_and_names_told_apart(folder):
+    folder("p1/T1.nii.gz", "p2/T1.nii.gz", "p2/T2.nii.gz", "p2/T2.nii")
+    assert _find("p1/T1.nii.gz", "p1") == {"p1/T1.nii.gz": ""}
+    assert _find("p1/T1.nii.gz", "p2/T1.nii.gz") == _find("p*/T1.nii.gz") == {"p1/T1.nii.gz": "p1", "p2/T1.nii.gz": "p2"}
+    search = find_images(["."], RULES)
+    assert [(image.folder, image.path.name) for image in search.images] == [("p1", "T1.nii.gz"), ("p2", "T1.nii.gz"), ("p2", "T2.nii")]
+    assert "Expected images of different names. Received: p2/T2.nii and p2/T2.nii.gz." in str(search.failures[0])
+
+
+def test_a_path_that_is_wrong_does_not_end_the_others(folder):
+    folder("a.nii", "notes.txt")
+    search = find_images(["a.nii", "notes.txt", "absent.nii"], RULES)
+    assert len(search.images) == 1
+    assert [str(failure)[:16] for failure in search.failures] == ["Expected an imag", "Expected images "]
+
+
+def test_cases_are_named_by_their_sub_folder_and_find_their_labels_there(folder):
+    root = folder("s/p1/T1.nii.gz", "s/p2/T1.nii.gz", "l/p1/T1.nii", "l/p2/T1.nii", "l/other.nii")
+    cases, failures = make_cases(find_images(["s"], RULES).images, root / "l", _bundle())
+    assert [(case.case_id, case.subject_id, case.label_path) for case in cases] == [
+        (f"{name}/T1", f"{name}/T1", root / f"l/{name}/T1.nii") for name in ("p1", "p2")
+    ]
+    assert failures == []
+
+
+def test_labels_with_an_ending_are_found_and_missing_ones_are_said(folder):
+    root = folder("s/a_1.nii", "s/a_2.nii", "s/b_1.nii", "l/a_1_dseg.nii.gz", "l/a_2.nii")
+    cases, failures = make_cases(find_images(["s"], RULES).images, root / "l", _bundle(spatial_dims=2))
+    assert [(case.case_id, case.volume_id, case.label_path and case.label_path.name) for case in cases] == [
+        ("a_1", "a", "a_1_dseg.nii.gz"), ("a_2", "a", "a_2.nii"), ("b_1", "b", None),
+    ]  # fmt: skip
+    assert [str(failure) for failure in failures] == [
+        f"Expected a label for s/b_1.nii. Received: no b_1.nii in {root / 'l'}. Without it, it is not scored."
+    ]
+    with pytest.raises(FileNotFoundError, match=r"Expected a label for s/b_1.nii"):
+        make_cases(find_images(["s/b_1.nii"], RULES).images, root / "l", _bundle())
+
+
+def test_a_case_that_lacks_a_channel_does_not_end_the_others(folder):
+    folder("s/a_0000.nii", "s/a_0001.NII", "s/b_0000.nii", "s/c.nii")
+    cases, failures = make_cases(find_images(["s"], RULES).images, None, _bundle(channels=2))
+    assert [(case.case_id, len(case.image_paths)) for case in cases] == [("a", 2), ("c", 1)]
+    assert [str(failure) for failure in failures] == ["Expected 2 channels of s/b_0000.nii. Received: no b_0001.nii. Give all its files."]
