@@ -180,20 +180,24 @@ def _describe_steps(preprocessing: Preprocessing) -> list[dict[str, Any]]:
 
 def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
     """Describes a normalisation by its formula, with its numbers."""
+    fill = (
+        "A darkest value below 0 that lies further below all others than these span is a fill, as is one of 0 or more that lies 100 times "
+        "as far below. It is raised to as far below the others as these span."
+    )
     constant = "A channel of one value becomes 0. A foreground of one value is treated as min_max."
     foreground = "Foreground is what is brighter than the channel's smallest value."
     if preprocessing.intensity == "fixed":
         numbers = {"scale": preprocessing.scale, "mean": preprocessing.mean, "std": preprocessing.std}
         return numbers | {"formula": "(x / scale - mean) / std", "text": f"No intensity above {preprocessing.scale:g} is expected."}
     formulas = {
-        "min_max": ("(x - min) / (max - min)", "Of each channel of each scan. A channel of one value becomes 0."),
+        "min_max": ("(x - min) / (max - min)", f"Of each channel of each scan. A channel of one value becomes 0. {fill}"),
         "percentile": (
             "clip((x - p0.5) / (p99.5 - p0.5), 0, 1)",
             f"p are percentiles, linearly interpolated, of the foreground of each channel of each scan. {foreground} {constant}",
         ),
         "zscore": (
             "(x - mean) / std",
-            f"Mean and standard deviation of the foreground of each channel of each scan. {foreground} {constant}",
+            f"Mean and standard deviation of the foreground of each channel of each scan. {foreground} {constant} {fill}",
         ),
     }
     formula, text = formulas[preprocessing.intensity]

@@ -48,6 +48,11 @@ class StepCallbacks(keras.callbacks.CallbackList):
         self._read_losses(0)
         super().on_test_begin(logs)
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Reads the last losses of an epoch without validation."""
+        self._read_losses(0)
+        super().on_epoch_end(epoch, logs)
+
     def _read_losses(self, most: int) -> None:
         """Reads losses until at most so many are left."""
         while len(self._waiting) > most:

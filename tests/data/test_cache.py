@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,101 @@ def test_of_a_prepared_case_little_is_kept(tmp_path):
     assert max(own) < 700
     assert len({id(case.shape) for case in cases.values()}) == 1
     assert not hasattr(next(iter(cases.values())), "__dict__")
+
+
+def _zero(path, first, last):
+    """Overwrites part of a file with zeros; its size stays."""
+    with Path(path).open("r+b") as file:
+        file.seek(first)
+        file.write(bytes(last - first))
+
+
+@pytest.mark.parametrize("where", ["header", "image", "end"])
+def test_zeros_in_a_file_are_found_by_the_next_process(case, tmp_path, monkeypatch, caplog, where):
+    first = _prepare(case, tmp_path / "cache")
+    path, expected = Path(first.path), Path(first.path).read_bytes()
+    places = {"header": (20, 60), "image": (first.offset + 100, first.offset + 900), "end": (first.offset + first.size - 64,) * 2}
+    start, stop = places[where]
+    _zero(path, start, max(stop, start + 60))
+    assert path.read_bytes() != expected
+    monkeypatch.setattr(cache, "_CHECKED", {})
+    assert _prepare(case, tmp_path / "cache") == first
+    assert path.read_bytes() == expected
+    assert f"cache: {path} is damaged" in caplog.text
+
+
+def test_a_header_with_another_number_is_damaged(tmp_path):
+    _write(tmp_path / "a.raw", (5, 6, 7))
+    data = (tmp_path / "a.raw").read_bytes()
+    (tmp_path / "a.raw").write_bytes(data.replace(b"1.5, 1.5", b"1.5, 2.5", 1))
+    assert read_pack(tmp_path / "a.raw") == {}
+
+
+def test_a_whole_file_is_read_for_its_checksums_only_once(case, tmp_path, monkeypatch):
+    _prepare(case, tmp_path / "cache")
+    monkeypatch.setattr(cache, "_CHECKED", {})
+    calls = []
+    monkeypatch.setattr(cache.zlib, "crc32", lambda *rest, crc32=cache.zlib.crc32: (calls.append(rest), crc32(*rest))[1])
+    _prepare(case, tmp_path / "cache")
+    once = len(calls)
+    _prepare(case, tmp_path / "cache")
+    # The first line's checksum is always checked.
+    assert (once, len(calls)) == (2, 3)
+
+
+@pytest.mark.parametrize("damage", ["delete", "zeros", "shorter"])
+def test_a_file_that_is_deleted_or_overwritten_while_it_is_read_is_named(case, tmp_path, damage):
+    prepared = _prepare(case, tmp_path / "cache")
+    prepared.read((0, 0, 0), (4, 4, 4))
+    path = Path(prepared.path)
+    if damage == "delete":
+        path.unlink()
+    elif damage == "zeros":
+        time.sleep(0.02)
+        _zero(path, prepared.offset, prepared.offset + 2000)
+    else:
+        path.write_bytes(path.read_bytes()[:-500])
+    reads = [lambda: prepared.read((0, 0, 0), prepared.shape), lambda: prepared.read((1, 1, 1), (4, 4, 4))]
+    for read in (*reads, lambda: prepared.points, lambda: prepared.count_classes(3)):
+        with pytest.raises(
+            ValueError, match=r"Expected the cache's file .*pack as it was written. Received: one that is gone.*--resume RUN"
+        ):
+            read()
+
+
+def test_a_file_that_another_process_made_again_is_read_on(case, tmp_path):
+    prepared = _prepare(case, tmp_path / "cache")
+    expected = prepared.read((0, 0, 0), prepared.shape)[0]
+    data = Path(prepared.path).read_bytes()
+    Path(prepared.path).unlink()
+    Path(prepared.path).write_bytes(data)
+    np.testing.assert_array_equal(prepared.read((0, 0, 0), prepared.shape)[0], expected)
+
+
+def test_a_label_corrected_with_the_same_size_and_time_is_decoded_anew(write_nifti, tmp_path):
+    image, label = _draw((6, 6, 6))
+    paths = write_nifti("a.nii", image[..., 0]), write_nifti("seg.nii", np.zeros((6, 6, 6), np.uint8))
+    case = Case("a", "s", (paths[0],), paths[1])
+    status = paths[1].stat()
+    assert _prepare(case, tmp_path / "cache").classes == (0,)
+    time.sleep(0.02)
+    write_nifti("seg.nii", (label.clip(0, 2) * 85).astype(np.uint8))
+    os.utime(paths[1], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (paths[1].stat().st_size, paths[1].stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert _prepare(case, tmp_path / "cache").classes == (0, 1, 2)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(cache.os, "fsync", lambda handle, fsync=os.fsync: (events.append("fsync"), fsync(handle))[1])
+    monkeypatch.setattr(cache.os, "replace", lambda *paths, replace=os.replace: (events.append("replace"), replace(*paths))[1])
+    _write(tmp_path / "a.raw", (5, 6, 7))
+    assert events == ["fsync", "replace"]
+
+
+def test_a_file_that_another_process_still_writes_is_left_alone(case, tmp_path):
+    prepared = _prepare(case, tmp_path / "cache")
+    half = Path(prepared.path).with_name(".half-written.pack")
+    half.write_bytes(b"half")
+    assert _prepare(case, tmp_path / "cache") == prepared
+    assert half.read_bytes() == b"half"

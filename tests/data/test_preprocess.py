@@ -187,3 +187,39 @@ def test_volumes_of_any_memory_order_come_out_in_c_order(dtype):
         assert turned.flags.c_contiguous
         assert turned.dtype == dtype
         np.testing.assert_array_equal(turned, array)
+
+
+@pytest.mark.parametrize("fill", [-1000, -32768, -1e6])
+def test_a_fill_about_a_small_object_goes_one_range_below_it(fill):
+    image = np.full((4, 4, 4, 1), fill, np.float32)
+    image[1, 1, :, 0] = 1, 2, 3, 4
+    # Mean 2.5, standard deviation sqrt(1.25), range 3: the fill becomes 1 - 3 = -2.
+    expected = (np.array([1, 2, 3, 4, -2]) - 2.5) / np.sqrt(1.25)
+    array, _ = Preprocessing(3, intensity="zscore").apply(Volume(image, np.eye(4), (1.0,) * 3))
+    np.testing.assert_allclose([*array[1, 1, :, 0], array[0, 0, 0, 0]], expected, rtol=1e-5)
+    array, _ = Preprocessing(3, intensity="min_max").apply(Volume(image, np.eye(4), (1.0,) * 3))
+    np.testing.assert_allclose([*array[1, 1, :, 0], array[0, 0, 0, 0]], [1 / 2, 4 / 6, 5 / 6, 1, 0], rtol=1e-5)
+
+
+def test_images_without_a_fill_keep_their_darkest_voxel():
+    # Of magnitudes 0 is the air; 10 and 11 lie further from it than from each other. A CT's -1024 is not far below the rest.
+    for values, mean, std in (([0, 10, 11], 10.5, 0.5), ([-1024, -1000, 0, 1000], 0, np.sqrt(2e6 / 3))):
+        image = np.zeros((2, 2, 1), np.float32)
+        image.flat[: len(values)] = values
+        image.flat[len(values) :] = values[0]
+        array, _ = Preprocessing(2, intensity="zscore").apply(_volume(image))
+        np.testing.assert_allclose(array.min(), (values[0] - mean) / std, rtol=1e-5)
+    # Only 100 times as far is too far for magnitudes.
+    array, _ = Preprocessing(2, intensity="zscore").apply(_volume([[[0.0], [1001.0]], [[1002.0], [1003.0]]]))
+    np.testing.assert_allclose(array[0, 0, 0], (999 - 1002) / np.sqrt(2 / 3), rtol=1e-5)
+
+
+def test_what_leaves_float16_is_clipped_and_what_leaves_float32_is_refused():
+    fixed = Preprocessing(2, intensity="fixed", std=1e-3)
+    array, _ = fixed.apply(_volume([[[-1e6], [0.5]]]))
+    assert array[0, 0, 0] == -65504
+    np.testing.assert_allclose(array[0, 1, 0], 500, rtol=1e-6)
+    assert np.isfinite(array.astype(np.float16)).all()
+    for value in (1e31, -1e31, np.inf):
+        with pytest.raises(ValueError, match=r"Expected intensities within 1e\+30 of 0. Received: .* in a.nii. Divide them"):
+            Preprocessing(2, intensity="zscore").check(_volume([[[0.0], [value]]]), ("T1",), "a.nii")

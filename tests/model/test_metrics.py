@@ -47,3 +47,16 @@ def test_nothing_but_background_is_nan_not_perfect():
     metric.reset_state()
     metric.update_state(np.ones((1, 4, 4)), np.full((1, 4, 4, 1), -1.0, "float32"))
     assert float(metric.result()["mean_dice"]) == 0
+
+
+def test_the_labels_alone_decide_which_classes_the_mean_is_over():
+    metric = Overlap(["background", "a", "b"])
+    label = np.array([[[0, 0, 1, 1]]])
+    # Two of three of class a; one stray voxel of class b, which no label holds.
+    metric.update_state(label, np.eye(3, dtype="float32")[np.array([[[2, 0, 0, 1]]])])
+    assert float(metric.result()["dice_a"]) == pytest.approx(2 / 3)
+    assert float(metric.result()["dice_b"]) == 0
+    assert float(metric.result()["mean_dice"]) == pytest.approx(2 / 3)
+    metric.reset_state()
+    metric.update_state(np.zeros((1, 1, 4)), np.eye(3, dtype="float32")[np.array([[[2, 0, 0, 1]]])])
+    assert np.isnan(float(metric.result()["mean_dice"]))
