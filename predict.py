@@ -7,6 +7,7 @@ predicted does not end the others; the exit status is then 3. `--export` writes 
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import utils
@@ -44,7 +45,7 @@ def _main(argv: Sequence[str] | None) -> int:
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()])
     if not found.images:
         raise found.failures[0]
-    bundles = [ModelBundle.load(run, options.engine) for run in runs]
+    bundles = [_name_labels(ModelBundle.load(run, options.engine)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     names = [f"{run} ({bundle.engine})" for run, bundle in zip(runs, bundles, strict=True)]
     log.info("%d case(s), model %s: %s", len(cases), ", ".join(names), ", ".join(bundles[0].class_names))
@@ -62,6 +63,14 @@ def _main(argv: Sequence[str] | None) -> int:
         raise batch.errors[0]
     log.info("label maps and pictures: %s", batch.output)
     return SOME_FAILED if batch.errors else 0
+
+
+def _name_labels(bundle: ModelBundle) -> ModelBundle:
+    """Gives a bundle of format 3, which knew no names of labels, those of its data set in the catalogue."""
+    spec = DATASETS.get(bundle.label_rule.source)
+    if bundle.label_rule.renames or spec is None:
+        return bundle
+    return replace(bundle, label_rule=replace(bundle.label_rule, renames=spec.label_rule.renames))
 
 
 def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch, options: Namespace) -> None:

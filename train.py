@@ -25,7 +25,7 @@ from modules.run.fingerprint import measure
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
 from modules.run.folder import RunFolder, list_runs
-from modules.run.plan import Plan, make_plan
+from modules.run.plan import Plan, draft_plan, make_plan
 from modules.run.prepared import PreparedRun, build_network
 from modules.run.settings import Settings
 from modules.run.verify import check_backend, check_resumable, describe_run, verify
@@ -148,6 +148,10 @@ def train_folds(settings: Settings, request: TrainingRequest) -> None:
     if request.resume:
         run.claim()
     else:
+        # A wrong setting shows before the folder is made.
+        spec, cases = load(settings)
+        divide(cases, replace(settings, fold=0))
+        draft_plan(settings, choose_target(spec, settings.target))
         run.create(settings)
     with run:
         for fold, fold_run in enumerate(run.list_folds(settings.folds)):

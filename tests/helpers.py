@@ -1,4 +1,4 @@
-"""What several tests make by hand."""
+"""Things that several tests make by hand."""
 
 import functools
 import mmap

@@ -12,7 +12,6 @@ BATCH_NORM_MOMENTUM = 0.9
 # The layers of each spatial rank.
 CONVOLUTION = {2: layers.Conv2D, 3: layers.Conv3D}
 TRANSPOSED_CONVOLUTION = {2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}
-MAX_POOLING = {2: layers.MaxPooling2D, 3: layers.MaxPooling3D}
 SPATIAL_DROPOUT = {2: layers.SpatialDropout2D, 3: layers.SpatialDropout3D}
 
 

@@ -86,7 +86,11 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         return TrainingRequest(settings, resume, verify, places, **machines)
     if given.get("demo") and not preset:
         volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
-        chosen = read_preset("demo3d" if volumes else "demo") | chosen
+        # A network of the user's own need not have the options that the demo sets for ours.
+        network = chosen.get("network", "")
+        options = {name for name in NETWORK_OPTIONS if network and network not in NETWORK_OPTIONS[name]}
+        demo = read_preset("demo3d" if volumes else "demo")
+        chosen = {name: value for name, value in demo.items() if name not in options} | chosen
     if "dataset" not in chosen:
         raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: none.")
     own = dict(datasets[chosen["dataset"]].defaults)
@@ -107,7 +111,15 @@ def describe_choices(datasets: Mapping[str, DatasetSpec]) -> list[str]:
     return [*lines, f"Next: python train.py --dataset {found or 'hipmri --demo   (a drawn pelvis, a few minutes)'}"]
 
 
+def _check_option_names() -> None:
+    """Refuses options of networks that have the name of a setting: one flag cannot mean both."""
+    for name in sorted({item.name for item in fields(Settings)}.intersection(NETWORK_OPTIONS)):
+        network = next(iter(NETWORK_OPTIONS[name]))
+        raise ValueError(f"Expected another name for the option {name!r} in modules/networks/{network}.py: it is a setting. Rename it.")
+
+
 def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
+    _check_option_names()
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
     parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
     parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")

@@ -295,7 +295,11 @@ class RunFolder:
         return Settings.from_json(self.read_record()["config"], str(self.record))
 
     def read_plan(self) -> Plan:
-        """Reads the plan of the run; raises ValueError if it is not what a run wrote."""
+        """Reads the plan of the run; raises ValueError if it is not there, or not what a run wrote."""
+        if not self.plan.is_file():
+            raise ValueError(
+                f"Expected the plan of a run in {self.plan}. Received: none, as of a run that version 0.1 began. Start the run anew."
+            )
         return Plan.from_json(read_json(self.plan), str(self.plan))
 
 
@@ -308,9 +312,24 @@ class _RunLog(logging.FileHandler):
             raise
 
 
+def read_proof(run: RunFolder) -> tuple[int, str]:
+    """Reads how many first steps a run proves, and the hash of the weights after them; raises ValueError naming the file."""
+    if not run.proof.is_file():
+        raise ValueError(f"Expected the first steps of a run in {run.proof}. Received: none yet. Let it train, then verify it.")
+    content = read_json(run.proof)
+    try:
+        return int(content["steps"]), str(content["weights_sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"Expected what a run wrote in {run.proof}. Received: {error!r}. Start the run anew.") from error
+
+
 def list_runs(runs: Iterable[Path]) -> list[Path]:
     """Lists the runs, and in place of a cross-validation its folds."""
-    return [part for run in runs for part in sorted(run.glob("fold_*"), key=lambda path: int(path.name[5:])) or [run]]
+    return [part for run in runs for part in sorted(_find_folds(run), key=lambda path: int(path.name[5:])) or [run]]
+
+
+def _find_folds(run: Path) -> list[Path]:
+    return [path for path in run.glob("fold_*") if path.name[5:].isdigit()]
 
 
 def find_newest_run(runs: Path = Path("runs")) -> Path:

@@ -79,8 +79,11 @@ class Plan:
                 "window": Window(tuple(values["window"])),
                 "sampler": None if sampler is None else PatchSampler(**_to_tuples(sampler)),
             }
-            return cls(**dict(values) | records)
-        except (KeyError, TypeError) as error:
+            plan = cls(**dict(values) | records)
+            if plan.fit != "tile" and plan.preprocessing.shape != plan.window.sizes:
+                raise ValueError(f"window {plan.window.sizes} of cases of {plan.preprocessing.shape}")
+            return plan
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"Expected a plan in {source}. Received: {error!r}. Start the run anew.") from error
 
     def describe(self) -> list[str]:

@@ -135,6 +135,8 @@ class Settings:
         Raises:
             ValueError: For unknown keys and wrong types, naming `source`.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"Expected settings by name in {source}. Received: {values!r}. Start the run anew.")
         known = {item.name for item in fields(cls)} - {"network_options"}
         own, options = {}, {}
         for key, value in values.items():

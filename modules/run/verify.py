@@ -9,7 +9,7 @@ from modules import devices
 from modules.predict.bundle import ModelBundle
 from modules.run import proof
 from modules.run.fit import make_trainer, make_training_data, name_failures
-from modules.run.folder import RunFolder, read_json
+from modules.run.folder import RunFolder, read_json, read_proof
 from modules.run.prepared import PreparedRun
 
 log = logging.getLogger("mri")
@@ -63,7 +63,7 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     Raises:
         ValueError: If something is not the same, naming it.
     """
-    record, expected, begun = run.read_record(), read_json(run.proof), read_json(run.data)
+    record, (steps, expected), begun = run.read_record(), read_proof(run), read_json(run.data)
     manifest = hash_data()
     proof.check_data(begun, manifest, run.path)
     log.info("data: %d files are those of %s, SHA-256 %.16s...", len(manifest), run.path, record["data_sha256"])
@@ -77,10 +77,10 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     trainer = make_trainer(prepared)
     with name_failures() as failures:
         data = make_training_data(prepared, 0, failures)
-        trainer.fit(data, epochs=1, steps_per_epoch=expected["steps"], shuffle=False, verbose=0)
+        trainer.fit(data, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)
     weights = proof.hash_weights(prepared.network)
-    proof.check_equal(f"weights after {expected['steps']} steps", expected["weights_sha256"], weights, run.path)
-    log.info("training: the first %d steps give the same weights, SHA-256 %.16s...", expected["steps"], weights)
+    proof.check_equal(f"weights after {steps} steps", expected, weights, run.path)
+    log.info("training: the first %d steps give the same weights, SHA-256 %.16s...", steps, weights)
     if run.finished:
         weights = proof.hash_weights(ModelBundle.load(run.path, "keras").model)
         proof.check_equal("weights of the bundle", read_json(run.summary)["bundle_weights_sha256"], weights, run.path)

@@ -112,3 +112,27 @@ def test_a_new_network_is_one_file_and_trains_by_its_flags(phantoms, tmp_path):
     assert "Voxels that the first sees along each axis." in " ".join(
         subprocess.run([sys.executable, "train.py", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
     )
+
+
+def test_a_demo_trains_a_network_without_the_options_that_the_demo_sets(monkeypatch):
+    from dataset import DATASETS
+    from modules.run import flags, settings
+
+    plain = {
+        name: {network: option for network, option in forms.items() if network != "unet2d"}
+        for name, forms in settings.NETWORK_OPTIONS.items()
+    }
+    monkeypatch.setattr(flags, "NETWORK_OPTIONS", plain)
+    assert flags.parse_training(["--dataset", "oasis", "--demo", "--network", "unet2d"], DATASETS).settings.network_options == {}
+    given = flags.parse_training(["--dataset", "oasis", "--demo"], DATASETS).settings.network_options
+    assert given == {"base_filters": 16}
+
+
+def test_an_option_named_like_a_setting_is_refused(monkeypatch):
+    from dataset import DATASETS
+    from modules.run import flags, settings
+
+    epochs = {"epochs": {"tiny": Option("epochs", int, 3, "Rounds.")}}
+    monkeypatch.setattr(flags, "NETWORK_OPTIONS", settings.NETWORK_OPTIONS | epochs)
+    with pytest.raises(ValueError, match="Expected another name for the option 'epochs' in modules/networks/tiny.py: it is a setting"):
+        flags.parse_training(["--version"], DATASETS)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from modules.data.files import TEMPORARY, replace_file
-from modules.run.folder import RunFolder, find_newest_run, list_runs, write_json
+from modules.run.folder import RunFolder, find_newest_run, list_runs, read_proof, write_json
 from modules.run.settings import Settings
 
 
@@ -206,3 +206,36 @@ def test_names_that_are_not_utf8_are_logged(tmp_path):
 def test_nan_becomes_null(tmp_path):
     write_json(tmp_path / "a.json", {"dice": [float("nan"), 1.0]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"dice": [None, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "read", "message"),
+    [
+        (
+            "plan.json",
+            None,
+            lambda run: run.read_plan(),
+            "Expected the plan of a run in .*plan.json. Received: none, as of a run that version 0.1",
+        ),
+        (
+            "plan.json",
+            '{"preprocessing": 3, "sampler": null, "window": [64, 64]}',
+            lambda run: run.read_plan(),
+            "Expected a plan in .*plan.json",
+        ),
+        ("run.json", '{"config": 3}', lambda run: run.read_settings(), "Expected settings by name in .*run.json. Received: 3"),
+        ("proof.json", "[]", read_proof, "Expected what a run wrote in .*proof.json. Received: TypeError"),
+        ("proof.json", None, read_proof, "Expected the first steps of a run in .*proof.json. Received: none yet"),
+    ],
+)
+def test_what_no_run_wrote_is_refused_in_one_line(tmp_path, name, text, read, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read(RunFolder(tmp_path))
+
+
+def test_folders_that_only_look_like_folds_are_none(tmp_path):
+    for name in ("fold_0", "fold_old"):
+        (tmp_path / "cv" / name).mkdir(parents=True)
+    assert [path.name for path in list_runs([tmp_path / "cv"])] == ["fold_0"]

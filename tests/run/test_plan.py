@@ -96,6 +96,12 @@ def test_a_plan_survives_its_file(settings):
         Plan.from_json({"mode": "patch"}, "plan.json")
 
 
+def test_a_plan_whose_window_is_not_that_of_its_cases_is_refused():
+    values = _plan(mode="volume", shape=(16, 16, 16)).to_json()
+    with pytest.raises(ValueError, match=r"Expected a plan in plan.json. Received: .*window \(32, 16, 16\) of cases of \(16, 16, 16\)"):
+        Plan.from_json(values | {"window": [32, 16, 16]}, "plan.json")
+
+
 def test_a_plan_is_told_in_few_lines_with_a_reason_each():
     lines = _plan(mode="slice", batch_size=3).describe()
     assert len(lines) <= 15
