@@ -178,8 +178,10 @@ def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelB
         without its label is a case all the same.
 
     Raises:
-        FileNotFoundError: If `labels` is given and holds no label for any image.
+        FileNotFoundError: If `labels` is given and is no folder, or holds no label for any image.
     """
+    if labels is not None and not labels.is_dir():
+        raise FileNotFoundError(f"Expected a folder of reference labels at {labels}. Received: no such folder. Check the path.")
     groups, failures = group_channels(images, len(bundle.channels))
     candidates: dict[str, list[Path]] = {}
     for path in walk_files(labels) if labels is not None else ():

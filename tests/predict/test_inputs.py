@@ -130,6 +130,8 @@ def test_labels_with_an_ending_are_found_and_missing_ones_are_said(folder):
     assert [str(failure) for failure in failures] == [
         f"Expected a label for s/b_1.nii. Received: no b_1.nii in {root / 'l'}. Without it, it is not scored."
     ]
+    with pytest.raises(FileNotFoundError, match=r"Expected a folder of reference labels at nowhere. Received: no such folder"):
+        make_cases([], Path("nowhere"), _bundle())
     with pytest.raises(FileNotFoundError, match=r"Expected a label for s/b_1.nii"):
         make_cases(find_images(["s/b_1.nii"], RULES).images, root / "l", _bundle())
 
