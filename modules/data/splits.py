@@ -110,6 +110,11 @@ def split_folds(
     if unlabelled:
         remarks.append(f"{unlabelled} case(s) without a label are left out.")
         cases = [case for case in cases if case.label_path is not None]
+    known: dict[str, Case] = {}
+    for case in cases:
+        if (other := known.setdefault(case.case_id, case)) is not case:
+            files = f"{other.image_paths[0]} and {case.image_paths[0]}" if case.image_paths else case.case_id
+            raise ValueError(f"Expected each case once for a cross-validation. Received: {case.case_id} twice, {files}. Remove one.")
     subjects = sorted({case.subject_id for case in cases})
     if len(subjects) < folds:
         raise ValueError(

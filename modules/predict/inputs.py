@@ -178,8 +178,10 @@ def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelB
         without its label is a case all the same.
 
     Raises:
-        FileNotFoundError: If `labels` is given and holds no label for any image.
+        FileNotFoundError: If `labels` is given and is no folder, or holds no label for any image.
     """
+    if labels is not None and not labels.is_dir():
+        raise FileNotFoundError(f"Expected a folder of reference labels at {labels}. Received: no such folder. Check the path.")
     groups, failures = group_channels(images, len(bundle.channels))
     candidates: dict[str, list[Path]] = {}
     for path in walk_files(labels) if labels is not None else ():
@@ -213,12 +215,15 @@ def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]],
         ValueError: If there are several, and not one alone lies in the image's own sub-folder.
     """
     file = image.path
-    expected = dict.fromkeys([stem_of(Path(rule.name_label(file.name))), stem_of(file), name])
+    names = dict.fromkeys([rule.name_label(file.name), file.name])
+    if stem_of(file).startswith(stem_of(Path(next(iter(names))))) and not stem_of(file).endswith("_0000"):
+        # Only a channel's number may be taken away: p01 is not the label of p01_2019.
+        names = {file.name: None}
+    expected = dict.fromkeys([*(stem_of(Path(other)) for other in names), name])
     marked = [stem for stem in candidates if (match := _LABEL_ENDING.search(stem)) and stem[: match.start()] in expected]
     ways = [[path for path in candidates.get(stem, ()) if path != file] for stem in (*expected, *marked)]
     found = next(filter(None, ways), [])
     if not found:
-        names = dict.fromkeys([rule.name_label(file.name), file.name])
         raise FileNotFoundError(
             f"Expected a label for {file}. Received: no {' or '.join(names)} in {labels}. Without it, it is not scored."
         )

@@ -70,6 +70,12 @@ def test_every_subject_is_tested_once_and_in_one_split_only(subjects, folds, fra
     assert tested == Counter(case.case_id for case in cases)
 
 
+def test_a_case_of_two_official_splits_is_not_tested_twice():
+    cases = [*_cases(4), replace(_cases(1)[0], split="test", image_paths=(Path("b.nii"),))]
+    with pytest.raises(ValueError, match="Expected each case once for a cross-validation. Received: s0_0 twice, "):
+        split_folds([replace(case, image_paths=(Path("a.nii"),)) if case.split is None else case for case in cases], 2, 0)
+
+
 def test_nobody_is_held_out_for_validation_twice():
     held_out = Counter(subject for splits in _all_folds(_cases(20), 5) for subject in _subjects(splits["validate"]))
     assert len(held_out) == 10

@@ -130,8 +130,23 @@ def test_labels_with_an_ending_are_found_and_missing_ones_are_said(folder):
     assert [str(failure) for failure in failures] == [
         f"Expected a label for s/b_1.nii. Received: no b_1.nii in {root / 'l'}. Without it, it is not scored."
     ]
+    with pytest.raises(FileNotFoundError, match=r"Expected a folder of reference labels at nowhere. Received: no such folder"):
+        make_cases([], Path("nowhere"), _bundle())
     with pytest.raises(FileNotFoundError, match=r"Expected a label for s/b_1.nii"):
         make_cases(find_images(["s/b_1.nii"], RULES).images, root / "l", _bundle())
+
+
+def test_the_label_of_a_name_that_another_begins_with_is_not_taken(folder):
+    root = folder("s/p01.nii", "s/p01_2019.nii", "s/p02_0000.nii", "l/p01.nii", "l/p01_2019.nii", "l/p02.nii")
+    for _ in range(2):
+        cases, failures = make_cases(find_images(["s"], RULES).images, root / "l", _bundle())
+        labels = {case.case_id: case.label_path and case.label_path.name for case in cases}
+        two = "p01_2019.nii" if not failures else None
+        assert labels == {"p01": "p01.nii", "p01_2019": two, "p02_0000": "p02.nii"}
+        (root / "l/p01_2019.nii").unlink(missing_ok=True)
+    assert (
+        str(failures[0]) == f"Expected a label for s/p01_2019.nii. Received: no p01_2019.nii in {root / 'l'}. Without it, it is not scored."
+    )
 
 
 def test_a_case_that_lacks_a_channel_does_not_end_the_others(folder):
