@@ -176,7 +176,8 @@ def test_a_changed_byte_is_found_although_size_and_time_are_as_before(finished, 
         path.write_bytes(data)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     error = capsys.readouterr().err
-    assert f"Expected the data that {run} began with. Received: keras_png_slices_test/{path.name} changed." in error
+    name = path.name.encode(errors="backslashreplace").decode()
+    assert f"Expected the data that {run} began with. Received: keras_png_slices_test/{name} changed." in error
 
 
 def test_what_is_cheap_is_checked_before_any_data_are_read(finished, tmp_path, capsys, monkeypatch):
