@@ -113,7 +113,7 @@ def test_an_ensemble_is_the_mean_of_its_probabilities(runs, phantoms, tmp_path):
     for number, models in enumerate([*([member] for member in members), members]):
         argv = [str(image), "--model", *map(str, models), "--output", str(tmp_path / str(number)), "--probabilities"]
         assert predict.main(argv) == 0
-        outputs.append(nib.load(next((tmp_path / str(number)).glob("*_probabilities.nii.gz"))).get_fdata())
+        outputs.append(nib.load(next((tmp_path / str(number)).rglob("*_probabilities.nii.gz"))).get_fdata())
     np.testing.assert_allclose(outputs[-1], np.mean(outputs[:-1], axis=0), atol=1e-5)
     assert not np.allclose(outputs[0], outputs[1], atol=1e-3)
 
