@@ -15,6 +15,7 @@ from helpers import make_jax_environment
 import predict
 import train
 from benchmarks import kill_and_resume
+from modules.data.files import TEMPORARY
 
 # A training that is killed when it begins to fit, or when it is about to give a certain file its name.
 KILL = """
@@ -66,7 +67,7 @@ def test_three_times_killed_is_as_good_as_left_alone(tmp_path, backend):
     status, output = _train(tmp_path, backend, "killed", f"step_{step:09d}.npz")
     assert status == -signal.SIGKILL, output
     assert kill_and_resume.find_step(killed) == step - 1
-    assert len(list((killed / "checkpoint").glob(".step_*"))) == 1
+    assert len(list((killed / "checkpoint").glob(f"{TEMPORARY}step_*"))) == 1
 
     # While it is scored: the scores are there, the summary is not.
     status, output = _train(tmp_path, backend, "killed", "summary.json")
