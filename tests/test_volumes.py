@@ -20,7 +20,7 @@ from modules.networks import build, with_head
 from modules.predict.bundle import ModelBundle
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
 
-TINY = ["--epochs", "1", "--base-filters", "2", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"]
+TINY = ["--epochs", "2", "--base-filters", "2", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"]
 
 
 def _train(folder, data, name, *flags):
