@@ -14,7 +14,7 @@ BIN := .venv/bin
 RUN := demo
 DEMO_DATA := data/hipmri-phantom
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 export TF_CPP_MIN_LOG_LEVEL := 3
 
