@@ -27,6 +27,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Escapes captured file names that are not UTF-8: pytest-xdist cannot send them to the process that reports."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode("utf-8")) for name, text in report.sections]
+    return report
+
+
 @pytest.fixture
 def write_nifti(tmp_path):
     """Writes an array as NIfTI below `tmp_path` and returns its path."""
