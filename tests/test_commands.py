@@ -219,7 +219,7 @@ def test_a_slice_of_256x144_with_a_trailing_axis_comes_back_as_such(runs, write_
     source = write_nifti("slice.nii.gz", np.random.default_rng(0).random((256, 144, 1)), affine)
     assert predict.main([str(source), "--model", str(runs["hipmri"]), "--output", str(tmp_path / "out")]) == 0
     result = nib.load(tmp_path / "out" / "slice_prediction.nii.gz")
-    assert (result.shape, result.get_data_dtype()) == ((256, 144, 1), np.float32)
+    assert (result.shape, result.get_data_dtype()) == ((256, 144, 1), np.uint8)
     np.testing.assert_array_equal(result.affine, nib.load(source).affine)
 
 
@@ -471,7 +471,7 @@ BAD_FILES = {
     "truncated gzip": (lambda image, label: image.write_bytes(image.read_bytes()[:-200]), "Expected a whole NIfTI file"),
     "NaN": (lambda image, label: nib.save(nib.Nifti1Image(np.full((256, 128), np.nan), np.eye(4)), image), "NaN or infinite"),
     "wrong label value": (_spoil_with(_set_seven), "Expected `label` values in (0, 1, 2, 3, 4, 5). Received: 7"),
-    "mismatched shapes": (_spoil_with(lambda label: label[:-1]), "Expected image and label of one shape"),
+    "mismatched shapes": (_spoil_with(lambda label: label[:-1]), "Expected image and label over the same space"),
     "missing label": (lambda image, label: label.unlink(), "Expected a label for"),
     "missing image": (lambda image, label: image.unlink(), "Expected an image for the label"),
 }

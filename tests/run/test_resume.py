@@ -194,7 +194,7 @@ def test_what_is_cheap_is_checked_before_any_data_are_read(finished, tmp_path, c
     for flags, message in (
         (["--resume", str(run)], f"Expected the backend of {run}, other. Received: "),
         (["--resume", str(finished / "runs" / "a")], "which is finished"),
-        (["--verify", str(run)], f"Expected what a run wrote in {run / 'proof.json'}"),
+        (["--verify", str(run)], f"Expected the first steps of a run in {run / 'proof.json'}"),
         ([*small, "--runs", str(finished / "runs"), "--name", "a"], "Expected a new name for the run"),
         ([*small, "--runs", str(tmp_path / "file")], "Expected a folder to write runs to"),
     ):

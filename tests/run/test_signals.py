@@ -18,10 +18,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _handlers():
     # A shell that starts tests in the background lets them ignore Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    handlers = {
+        signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL,
+    }  # fmt: skip
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    # Nobody else in this process shall hear of them.
+    listener = signal.set_wakeup_fd(-1)
     yield
-    signal.signal(signal.SIGINT, before[0])
-    signal.signal(signal.SIGHUP, before[1])
+    signal.set_wakeup_fd(listener)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_the_first_signal_asks_and_the_second_enforces():
