@@ -104,7 +104,7 @@ def make_spec(preprocessing, num_classes: int):
     from modules.data.spec import DatasetSpec
 
     def refuse(root: Path, **_: Any):
-        raise NotImplementedError(f"Expected cases made by the benchmark. Received: a search in {root}.")
+        raise ValueError(f"Expected cases made by the benchmark. Received: a search in {root}.")
 
     return DatasetSpec(
         name="bench",
