@@ -13,10 +13,16 @@ from modules.run import signals
 from modules.run.signals import StopRequest, obey_signals
 
 ROOT = Path(__file__).parents[2]
+# After many other tests these signals ended a worker of pytest-xdist. There they get a process of their own.
+IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+alone = pytest.mark.skipif(IN_WORKER, reason="runs in a process of its own")
 
 
 @pytest.fixture(autouse=True)
 def _handlers():
+    if IN_WORKER:
+        yield
+        return
     # A shell that starts tests in the background lets them ignore Ctrl-C.
     handlers = {
         signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL,
@@ -30,6 +36,7 @@ def _handlers():
         signal.signal(number, handler)
 
 
+@alone
 def test_the_first_signal_asks_and_the_second_enforces():
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)
@@ -40,6 +47,7 @@ def test_the_first_signal_asks_and_the_second_enforces():
         signal.raise_signal(signal.SIGINT)
 
 
+@alone
 def test_a_closed_terminal_asks_however_often_it_says_so():
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGHUP)
@@ -51,6 +59,7 @@ def test_a_closed_terminal_asks_however_often_it_says_so():
             signal.raise_signal(signal.SIGTERM)
 
 
+@alone
 def test_nohup_is_respected():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with obey_signals("a"), StopRequest() as stop:
@@ -58,6 +67,7 @@ def test_nohup_is_respected():
         assert not stop.made
 
 
+@alone
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_command_is_interrupted_and_the_handlers_come_back(number):
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)]
@@ -67,6 +77,7 @@ def test_a_command_is_interrupted_and_the_handlers_come_back(number):
     assert signal.set_wakeup_fd(-1) == -1
 
 
+@alone
 def test_a_command_that_ends_after_the_second_signal_ends_by_itself(monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("it was ended"))
     with obey_signals("a", grace=0.2), StopRequest():
@@ -76,6 +87,7 @@ def test_a_command_that_ends_after_the_second_signal_ends_by_itself(monkeypatch)
     time.sleep(0.3)
 
 
+@alone
 def test_the_second_signal_is_obeyed_where_python_gets_no_turn():
     # The main thread waits in C for a lock that it holds, as it waits for a compiler.
     code = (
@@ -104,3 +116,12 @@ def test_the_second_signal_is_obeyed_where_python_gets_no_turn():
     assert process.returncode == 130
     assert error == "train.py: interrupted\n"
     assert time.monotonic() - began < signals.GRACE
+
+
+@pytest.mark.skipif(not IN_WORKER, reason="the tests above run here")
+def test_all_of_these_pass_in_a_process_of_their_own():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout
