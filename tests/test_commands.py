@@ -26,7 +26,7 @@ from modules.run.settings import LOSSES, PRESETS
 from modules.scoring import Score
 
 SLICES = ("hipmri", "oasis", "lgg")
-TINY = ["--epochs", "3", "--base-filters", "2", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
+TINY = ["--epochs", "3", "--base-filters", "2", "--levels", "1", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
 
 
 # One of the sets with augmentation: what repeats and resumes without it must do so with it.

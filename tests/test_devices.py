@@ -18,7 +18,7 @@ from modules import devices, phantom
 
 ROOT = Path(__file__).parents[1]
 # Gradients that are nearly zero are scaled up by Adam, with their rounding errors.
-TINY = ["--dataset", "oasis", "--epochs", "6", "--base-filters", "2", "--dropout", "0", "--batch-size", "4", "--shape", "64", "64",
+TINY = ["--dataset", "oasis", "--epochs", "6", "--base-filters", "2", "--levels", "1", "--dropout", "0", "--batch-size", "4", "--shape", "64", "64",
         "--optimizer", "sgd", "--learning-rate", "0.001", "--patience", "0"]  # fmt: skip
 JAX = {
     "KERAS_BACKEND": "jax",

@@ -20,7 +20,7 @@ from modules.networks import build, with_head
 from modules.predict.bundle import ModelBundle
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
 
-TINY = ["--epochs", "2", "--base-filters", "2", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"]
+TINY = ["--epochs", "2", "--base-filters", "2", "--levels", "1", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"]
 
 
 def _train(folder, data, name, *flags):
@@ -217,7 +217,7 @@ def _bundle(preprocessing, window, network="unet3d", **fields):
     keras.utils.set_random_seed(3)
     window = Window(window)
     return ModelBundle(
-        model=with_head(build(network, (*window.shape, 1), 3, base_filters=2, norm="instance")),
+        model=with_head(build(network, (*window.shape, 1), 3, base_filters=2, levels=1, norm="instance")),
         preprocessing=preprocessing,
         window=window,
         class_names=("background", "left", "right"),

@@ -1,11 +1,12 @@
 """Networks: one file each, found by its name.
 
 `modules/networks/<name>.py` defines `build(input_shape, num_logits, *, ...options) -> keras.Model`. It returns a functional model
-from `(B, *P, C)` to logits `(B, *P, num_logits)`. The file has two literals: every spatial size must be a multiple of `DIVISOR`, and
-`RANKS` lists the numbers of spatial sizes it takes. The first line of its docstring is the help text.
+from `(B, *P, C)` to logits `(B, *P, num_logits)`. The literal `RANKS` lists the numbers of spatial sizes it takes. The first line of its
+docstring is the help text.
 
-Files whose name begins with an underscore hold code that several networks share. The keyword-only arguments of `build` are the
-network's options: their types, defaults and lines in the docstring make the flags of train.py.
+The keyword-only arguments of `build` are the network's options: their types, defaults and lines in the docstring make the flags of
+train.py. Every spatial size must be a multiple of `2**levels`, where the network has the option `levels`. Other networks have the
+literal `DIVISOR`. Files whose name begins with an underscore hold code that several networks share.
 """
 
 import ast
@@ -15,9 +16,12 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 _KINDS = {"int": int, "float": float, "bool": bool, "str": str}
+# A window has 2**levels voxels or more along each axis.
+MOST_LEVELS = 7
 NETWORKS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py")))
 
 
@@ -26,12 +30,22 @@ def describe() -> dict[str, str]:
     return {name: (ast.get_docstring(_parse_source(name)) or "").partition("\n")[0] for name in NETWORKS}
 
 
-def find_divisor(name: str) -> int:
+def find_levels(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> int | None:
+    """Returns the number of times that a network halves the resolution; None for a network without the option `levels`.
+
+    Raises ValueError for an unknown name.
+    """
+    default = next((option.default for option in list_options(name) if option.name == "levels"), None)
+    return default if default is None or options.get("levels") is None else options["levels"]
+
+
+def find_divisor(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> int:
     """Returns the number that every spatial size must be a multiple of, without importing Keras.
 
     Raises ValueError for an unknown name.
     """
-    return _find_constant(name, "DIVISOR")
+    levels = find_levels(name, options)
+    return _find_constant(name, "DIVISOR") if levels is None else 2**levels
 
 
 def find_ranks(name: str) -> tuple[int, ...]:
@@ -86,7 +100,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Checks options of a network before Keras is imported; None stands for the default.
 
     Raises:
-        ValueError: For an option that the network does not have, listing those it has, and for a number below its least.
+        ValueError: For an option that the network does not have, listing those it has, and for a number out of its range.
     """
     known = {option.name: option.kind for option in list_options(name)}
     for key, value in options.items():
@@ -97,6 +111,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         if (known[key] is int and value < 1) or (known[key] is float and value < 0):
             least = "1" if known[key] is int else "0"
             raise ValueError(f"Expected `{key}` of {least} or more. Received: {value}.")
+        if key == "levels" and value > MOST_LEVELS:
+            raise ValueError(f"Expected `levels` of {MOST_LEVELS} or less. Received: {value}.")
 
 
 def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: Any):
@@ -115,9 +131,9 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: 
         ValueError: For an unknown network or option; the error lists the valid ones. For a rank that the network does not take; the
             error names the networks that do. For a shape that does not divide; the error names the nearest that does.
     """
-    divisor, ranks = find_divisor(name), find_ranks(name)
     options = {key: value for key, value in options.items() if value is not None}
     check_options(name, options)
+    divisor, ranks = find_divisor(name, options), find_ranks(name)
     module = importlib.import_module(f"{__name__}.{name}")
     spatial = tuple(input_shape[:-1])
     if len(spatial) not in ranks:

@@ -5,23 +5,28 @@ from keras import layers
 
 from modules.networks._blocks import CONVOLUTION, SPATIAL_DROPOUT, TRANSPOSED_CONVOLUTION, check_norm, name_level, normalise
 
-LEVELS = 5
-DIVISOR = 16
 RANKS = (2, 3)
 
 
 def build(
-    input_shape: tuple[int, ...], num_logits: int, *, base_filters: int = 16, norm: str = "instance", dropout: float = 0.3
+    input_shape: tuple[int, ...],
+    num_logits: int,
+    *,
+    base_filters: int = 16,
+    levels: int = 4,
+    norm: str = "instance",
+    dropout: float = 0.3,
 ) -> keras.Model:
-    """Builds five residual encoder levels and four decoder levels with skip connections.
+    """Builds a residual encoder of `levels + 1` resolutions and a decoder with skip connections.
 
     The network follows "Brain Tumor Segmentation and Radiomics Survival Prediction" with two differences. Transposed convolutions
     enlarge. The maps that are supervised below full resolution are not added to the output.
 
     Args:
-        input_shape: `(*P, C)` of two or three spatial sizes, multiples of 16.
+        input_shape: `(*P, C)` of two or three spatial sizes, multiples of `2**levels`.
         num_logits: Channels of the output.
         base_filters: Filters of the first level; each deeper one has twice as many.
+        levels: Number of times that the resolution is halved.
         norm: "instance", "group" or "batch".
         dropout: Rate, of whole channels, between the two convolutions of each context module.
 
@@ -35,7 +40,7 @@ def build(
     rank = len(input_shape) - 1
     inputs = keras.Input(input_shape, name="image")
     x, skips = inputs, []
-    for level in range(LEVELS):
+    for level in range(levels + 1):
         x = _convolve(x, base_filters * 2**level, 3, strides=2 if level else 1)
         x = layers.Add()([x, _apply_context(x, norm, dropout)])
         x = _activate(x, norm)

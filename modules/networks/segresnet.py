@@ -7,25 +7,31 @@ from keras import layers
 
 from modules.networks._blocks import CONVOLUTION, SPATIAL_DROPOUT, check_norm, normalise
 
+# Residual blocks of the encoder from full resolution down; deeper levels have as many as the last.
 BLOCKS_DOWN = (1, 2, 2, 4)
-BLOCKS_UP = (1, 1, 1)
 NUM_GROUPS = 8
-DIVISOR = 8
 RANKS = (2, 3)
 
 
 def build(
-    input_shape: tuple[int, ...], num_logits: int, *, base_filters: int = 8, norm: str = "group", dropout: float = 0.0
+    input_shape: tuple[int, ...],
+    num_logits: int,
+    *,
+    base_filters: int = 8,
+    levels: int = 3,
+    norm: str = "group",
+    dropout: float = 0.0,
 ) -> keras.Model:
-    """Builds four encoder levels of 1, 2, 2 and 4 residual blocks and three decoder levels of one each.
+    """Builds an encoder with 1, 2, 2 and 4 residual blocks from full resolution down, and a decoder with one at each level.
 
     The network follows "3D MRI brain tumor segmentation using autoencoder regularization", without the autoencoder. The paper has 32
     base filters and a dropout of 0.2; the defaults here are those of MONAI.
 
     Args:
-        input_shape: `(*P, C)` of two or three spatial sizes, multiples of 8.
+        input_shape: `(*P, C)` of two or three spatial sizes, multiples of `2**levels`.
         num_logits: Channels of the output.
         base_filters: Filters of the first level; each deeper one has twice as many.
+        levels: Number of times that the resolution is halved.
         norm: "group" (of eight groups), "instance" or "batch".
         dropout: Rate, of whole channels, after the first convolution.
 
@@ -41,18 +47,16 @@ def build(
     x, skips = _convolve(inputs, base_filters), []
     if dropout:
         x = SPATIAL_DROPOUT[rank](dropout)(x)
-    for level, number in enumerate(BLOCKS_DOWN):
+    for level in range(levels + 1):
         if level:
             x = _convolve(x, base_filters * 2**level, strides=2)
-        for _ in range(number):
+        for _ in range(BLOCKS_DOWN[min(level, len(BLOCKS_DOWN) - 1)]):
             x = _add_residual(x, norm)
         skips.append(x)
     skips.pop()
-    for skip, number in zip(reversed(skips), BLOCKS_UP, strict=True):
+    for skip in reversed(skips):
         x = _convolve(x, skip.shape[-1], size=1)
-        x = layers.Add()([skip, _upsample(x)])
-        for _ in range(number):
-            x = _add_residual(x, norm)
+        x = _add_residual(layers.Add()([skip, _upsample(x)]), norm)
     logits = CONVOLUTION[rank](num_logits, 1, dtype="float32", name="logits")(_activate(x, norm))
     return keras.Model(inputs, logits, name="segresnet")
 

@@ -5,20 +5,25 @@ from keras import layers
 
 from modules.networks._blocks import check_norm, double_convolution, name_level
 
-DEPTH = 4
-DIVISOR = 16
 RANKS = (2,)
 
 
 def build(
-    input_shape: tuple[int, int, int], num_logits: int, *, base_filters: int = 32, norm: str = "batch", dropout: float = 0.0
+    input_shape: tuple[int, int, int],
+    num_logits: int,
+    *,
+    base_filters: int = 32,
+    levels: int = 4,
+    norm: str = "batch",
+    dropout: float = 0.0,
 ) -> keras.Model:
-    """Builds four encoder blocks, a bottleneck, and four decoder blocks with skip connections.
+    """Builds as many encoder blocks as there are levels, a bottleneck, and as many decoder blocks with skip connections.
 
     Args:
-        input_shape: `(rows, columns, C)`; rows and columns are multiples of 16.
+        input_shape: `(rows, columns, C)`; rows and columns are multiples of `2**levels`.
         num_logits: Channels of the output.
         base_filters: Filters of the first block; each deeper one has twice as many.
+        levels: Number of times that the resolution is halved.
         norm: "batch" or "instance" or "group" after every convolution, or "batch_second": batch norm after the second of a block
             only.
         dropout: Rate after each block of the two deepest levels.
@@ -32,13 +37,13 @@ def build(
     check_norm(norm)
     inputs = keras.Input(input_shape, name="image")
     x, skips = inputs, []
-    for level in range(DEPTH):
-        rate = dropout if level == DEPTH - 1 else 0.0
+    for level in range(levels):
+        rate = dropout if level == levels - 1 else 0.0
         x = double_convolution(x, base_filters * 2**level, norm=norm, dropout=rate)
         skips.append(x)
         x = layers.MaxPooling2D()(x)
-    x = double_convolution(x, base_filters * 2**DEPTH, norm=norm, dropout=dropout)
-    for level in reversed(range(DEPTH)):
+    x = double_convolution(x, base_filters * 2**levels, norm=norm, dropout=dropout)
+    for level in reversed(range(levels)):
         filters = base_filters * 2**level
         x = layers.Conv2DTranspose(filters, 2, strides=2)(x)
         x = layers.Concatenate()([skips[level], x])

@@ -5,25 +5,30 @@ from keras import layers
 
 from modules.networks._blocks import check_norm, double_convolution, name_level
 
-DEPTH = 3
-DIVISOR = 8
 RANKS = (3,)
 
 
 def build(
-    input_shape: tuple[int, int, int, int], num_logits: int, *, base_filters: int = 32, norm: str = "batch", dropout: float = 0.0
+    input_shape: tuple[int, int, int, int],
+    num_logits: int,
+    *,
+    base_filters: int = 32,
+    levels: int = 3,
+    norm: str = "batch",
+    dropout: float = 0.0,
 ) -> keras.Model:
-    """Builds three encoder blocks, a bottleneck, and three decoder blocks with skip connections.
+    """Builds as many encoder blocks as there are levels, a bottleneck, and as many decoder blocks with skip connections.
 
     Each encoder block doubles its filters in its second convolution, before pooling, to avoid a bottleneck. With 32 filters, three
-    channels and three logits the paper counts 19,069,955 parameters. It counts those of the kernels and of a bias for each
+    levels, channels and logits the paper counts 19,069,955 parameters. It counts those of the kernels and of a bias for each
     convolution but the transposed ones, and none of batch normalisation. Here the beta of batch normalisation stands for the bias,
     and its gamma comes on top.
 
     Args:
-        input_shape: `(*P, C)`; the three sizes are multiples of 8.
+        input_shape: `(*P, C)`; the three sizes are multiples of `2**levels`.
         num_logits: Channels of the output.
         base_filters: Filters of the first convolution.
+        levels: Number of times that the resolution is halved.
         norm: "batch" or "instance" or "group" after every convolution, or "batch_second": batch norm after the second of a block
             only.
         dropout: Rate after each block of the two deepest levels.
@@ -37,12 +42,12 @@ def build(
     check_norm(norm)
     inputs = keras.Input(input_shape, name="image")
     x, skips = inputs, []
-    for level in range(DEPTH):
+    for level in range(levels):
         filters = base_filters * 2**level
-        x = double_convolution(x, (filters, 2 * filters), norm=norm, dropout=dropout if level == DEPTH - 1 else 0.0)
+        x = double_convolution(x, (filters, 2 * filters), norm=norm, dropout=dropout if level == levels - 1 else 0.0)
         skips.append(x)
         x = layers.MaxPooling3D()(x)
-    filters = base_filters * 2**DEPTH
+    filters = base_filters * 2**levels
     x = double_convolution(x, (filters, 2 * filters), norm=norm, dropout=dropout)
     for level, skip in reversed(list(enumerate(skips))):
         x = layers.Conv3DTranspose(x.shape[-1], 2, strides=2, use_bias=False)(x)

@@ -14,7 +14,7 @@ from modules.data.patches import PLANES, Window
 from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
-from modules.networks import NETWORKS, check_options, find_divisor, find_ranks
+from modules.networks import NETWORKS, check_options, find_divisor, find_levels, find_ranks
 from modules.run.settings import Settings
 
 # The most voxels of a patch or volume whose size follows from the scans.
@@ -43,7 +43,8 @@ class Plan:
         mode: The kind of sample: "slice", "volume" or "patch".
         plane: The plane of slices of volumes.
         network: The network's name.
-        divisor: A number that divides every size of the window. The network halves the resolution as often as 2 divides it.
+        levels: Number of times that the network halves the resolution; None where that is no option of the network.
+        divisor: A number that divides every size of the window.
         preprocessing: The steps that each case goes through before the network.
         window: The window that the network sees at once.
         fit: The way to fit cases to the window: "crop" (or pad) about the centre, "resample" to it, or "tile" them with windows.
@@ -56,6 +57,7 @@ class Plan:
     mode: str
     plane: str
     network: str
+    levels: int | None
     divisor: int
     preprocessing: Preprocessing
     window: Window
@@ -90,7 +92,7 @@ class Plan:
         """Describes each decision with its reason in a line."""
         decisions = {
             "mode": self.mode,
-            "network": self.network,
+            "network": self.network + (f", levels {self.levels}" if self.levels else ""),
             "spacing": "x".join(f"{size:g}" for size in self.preprocessing.spacing_mm) + " mm" if self.preprocessing.spacing_mm else "own",
             "window": f"{self.window}, {self.fit}",
             "batch": str(self.batch_size),
@@ -174,7 +176,7 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
         ValueError: If settings do not fit the data set or one another.
     """
     draft = draft_plan(settings, spec)
-    divisor = find_divisor(draft.network)
+    levels, divisor = find_levels(draft.network, settings.network_options), find_divisor(draft.network, settings.network_options)
     sizes, reasons = draft.sizes, dict(draft.reasons)
     if not sizes:
         sizes = derive_window(fingerprint.shapes, draft.mode, PLANES[draft.plane], divisor)
@@ -194,6 +196,7 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
         mode=draft.mode,
         plane=draft.plane,
         network=draft.network,
+        levels=levels,
         divisor=divisor,
         preprocessing=preprocessing,
         window=window,

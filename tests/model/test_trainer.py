@@ -17,7 +17,7 @@ CLASSES = ("background", "left", "right")
 
 def _make_trainer(shape=(16, 16), swaps=()):
     keras.utils.set_random_seed(0)
-    network = build("unet2d" if len(shape) == 2 else "unet3d", (*shape, 1), 3, base_filters=2)
+    network = build("unet2d" if len(shape) == 2 else "unet3d", (*shape, 1), 3, base_filters=2, levels=1)
     trainer = Trainer(network, SegmentationLoss("dice_ce"), Overlap(CLASSES), swaps)
     trainer.compile(optimizer=keras.optimizers.Adam(1e-2))
     return trainer

@@ -11,7 +11,7 @@ import pytest
 from keras import layers, ops
 
 from modules.model.losses import SegmentationLoss
-from modules.networks import NETWORKS, build, describe, find_divisor, find_ranks, with_head
+from modules.networks import NETWORKS, build, describe, find_divisor, find_levels, find_ranks, with_head
 from modules.networks._blocks import NORMS
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +113,19 @@ def test_parameter_count_of_the_unet_by_hand():
     expected += sum(4 * 2 * filters * filters + filters + _block(2 * filters, filters) for filters in widths[:4])
     expected += base * 4 + 4
     assert _count(build("unet2d", (256, 256, 1), 4, base_filters=64)) == expected
+
+
+@once
+@pytest.mark.parametrize(("name", "rank"), [(name, rank) for name, rank in CASES if find_levels(name)])
+def test_levels_are_the_times_that_the_resolution_is_halved(name, rank):
+    for levels in (1, 2):
+        network = build(name, (*(12,) * rank, 1), 2, base_filters=2, levels=levels)
+        assert min(layer.output.shape[1] for layer in network.layers) == 12 // 2**levels
+        assert network.output.shape[1:-1] == (12,) * rank
+    with pytest.raises(ValueError, match=rf"multiples of 8 for network '{name}'. Received: \(12, .*The nearest valid one is \(16, "):
+        build(name, (*(12,) * rank, 1), 2, levels=3)
+    with pytest.raises(ValueError, match="Expected `levels` of 7 or less. Received: 8."):
+        build(name, (*(256,) * rank, 1), 2, levels=8)
 
 
 @once

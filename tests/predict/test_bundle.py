@@ -22,7 +22,7 @@ def make_bundle(num_classes=3, channels=("T1",)):
     """A tiny untrained bundle of 16x32."""
     keras.utils.set_random_seed(1)
     return ModelBundle(
-        model=with_head(build("unet2d", (16, 32, len(channels)), num_classes, base_filters=2)),
+        model=with_head(build("unet2d", (16, 32, len(channels)), num_classes, base_filters=2, levels=1)),
         preprocessing=Preprocessing(2, shape=(16, 32)),
         window=Window((16, 32)),
         class_names=("background", "a", "b")[:num_classes],
@@ -184,7 +184,7 @@ def test_what_was_trained_in_half_precision_predicts_in_full(tmp_path):
     bundle = make_bundle()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        half = dataclasses.replace(make_bundle(), model=with_head(build("unet2d", (16, 32, 1), 3, base_filters=2)))
+        half = dataclasses.replace(make_bundle(), model=with_head(build("unet2d", (16, 32, 1), 3, base_filters=2, levels=1)))
     finally:
         keras.config.set_dtype_policy("float32")
     half.model.set_weights(bundle.model.get_weights())

@@ -115,7 +115,7 @@ def test_group_normalisation_without_scale_or_of_another_axis():
 
 def test_another_backend_converts_in_a_process_of_tensorflow(tmp_path):
     pytest.importorskip("openvino")
-    model = _build("unet2d", 2, {"base_filters": 2, "norm": "group"})
+    model = _build("unet2d", 2, {"base_filters": 2, "levels": 1, "norm": "group"})
     convert._convert_elsewhere(model, tmp_path)
     images = _images(model, 3)
     expected = keras.ops.convert_to_numpy(model(images, training=False))
@@ -175,7 +175,7 @@ def _save_bundle(run, dataset="hipmri", shape=(64, 64), **options):
     """A bundle of random weights for slices, as training leaves it before it is scored; returns it as loaded."""
     keras.utils.set_random_seed(2)
     bundle = ModelBundle(
-        model=_randomise(with_head(build("unet2d", (*shape, 1), 4, base_filters=4, **options))),
+        model=_randomise(with_head(build("unet2d", (*shape, 1), 4, base_filters=4, levels=1, **options))),
         preprocessing=Preprocessing(2, shape=shape),
         window=Window(shape),
         class_names=("background", "a", "b", "c"),

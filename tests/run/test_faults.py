@@ -36,22 +36,8 @@ def _draw(root, edit=lambda split, label: label):
 def _train(folder, *flags):
     """Trains in `folder`; returns the exit status."""
     places = ["--data", str(folder / "data"), "--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", "a"]
-    small = [
-        "--shape",
-        "32",
-        "32",
-        "--base-filters",
-        "2",
-        "--batch-size",
-        "4",
-        "--schedule",
-        "constant",
-        "--epochs",
-        "2",
-        "--norm",
-        "instance",
-    ]
-    return train.main(["--dataset", "hipmri", *small, *places, *flags])
+    small = ["--shape", "32", "32", "--base-filters", "2", "--levels", "1", "--norm", "instance", "--batch-size", "4", "--epochs", "2"]
+    return train.main(["--dataset", "hipmri", "--schedule", "constant", *small, *places, *flags])
 
 
 def _read_history(folder):

@@ -27,7 +27,7 @@ def _plan(fingerprint=SCANS, spec=BRAINS, **settings):
 
 def test_slices_are_cropped_to_the_data_sets_own_size():
     plan = _plan(Fingerprint(100), DATASETS["oasis"])
-    assert (plan.mode, plan.network, plan.divisor, plan.fit) == ("slice", "unet2d", 16, "crop")
+    assert (plan.mode, plan.network, plan.levels, plan.divisor, plan.fit) == ("slice", "unet2d", 4, 16, "crop")
     assert (plan.window, plan.batch_size, plan.sampler, plan.steps_per_epoch) == (Window((256, 256)), 16, None, 7)
     assert (plan.preprocessing.shape, plan.preprocessing.resize) == ((256, 256), False)
 
@@ -45,6 +45,17 @@ def test_whole_volumes_are_resampled():
     plan = _plan(mode="volume", network="resunet3d", batch_size=1)
     assert (plan.fit, plan.window, plan.divisor) == ("resample", Window((48, 64, 48)), 16)
     assert (plan.preprocessing.shape, plan.preprocessing.resize, plan.steps_per_epoch) == ((48, 64, 48), True, 3)
+
+
+def test_fewer_levels_fit_a_window_closer_to_the_scans():
+    plan = _plan(network_options={"levels": 1})
+    assert (plan.levels, plan.divisor, plan.window) == (1, 2, Window((40, 50, 34)))
+    assert "plan  network  unet3d, levels 1      for samples of 3 dimensions" in plan.describe()
+    # The encoder of this network is fixed.
+    plan = _plan(mode="slice", network="efficientnet_unet", shape=(32, 32))
+    assert (plan.levels, plan.divisor) == (None, 32)
+    with pytest.raises(ValueError, match="Expected options of network 'efficientnet_unet' in .*Received: 'levels'"):
+        _plan(mode="slice", network="efficientnet_unet", network_options={"levels": 2})
 
 
 @pytest.mark.parametrize(

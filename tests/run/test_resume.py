@@ -33,7 +33,10 @@ sys.exit(train.main(sys.argv[2:]))
 """
 EPOCHS, STEPS = 3, 5
 # A checkpoint after each step, as the moments are counted in checkpoints.
-KILLED_SETTINGS = [*kill_and_resume.SETTINGS, "--epochs", str(EPOCHS), "--patience", str(EPOCHS - 1), "--checkpoint-minutes", "1e-9"]
+KILLED_SETTINGS = [
+    *kill_and_resume.SETTINGS,
+    *("--levels", "2", "--epochs", str(EPOCHS), "--patience", str(EPOCHS - 1), "--checkpoint-minutes", "1e-9"),
+]
 
 
 def _train(folder, backend, name, moment="never"):
@@ -96,7 +99,9 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(tmp_path, number):
     kill_and_resume.draw_phantom(tmp_path)
     places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "a"]
     # So many epochs that it does not end by itself, and no checkpoint but those of epochs and of the signal.
-    process = _start(tmp_path, *kill_and_resume.SETTINGS, *places, "--epochs", "999", "--patience", "0", "--checkpoint-minutes", "60")
+    process = _start(
+        tmp_path, *kill_and_resume.SETTINGS, *places, "--levels", "2", "--epochs", "999", "--patience", "0", "--checkpoint-minutes", "60"
+    )
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "runs" / "a" / "history.csv").is_file() and time.monotonic() < deadline:
@@ -122,7 +127,7 @@ def finished(phantoms, tmp_path_factory):
             number, _, rest = path.name.removeprefix("case_").removeprefix("seg_").partition("_")
             path.rename(path.with_name(f"{path.name.split('_')[0]}_{os.fsdecode(bytes([0xE9]))}{number}_{rest}"))
     places = ["--data", str(folder / "data"), "--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", "a"]
-    small = ["--dataset", "oasis", "--base-filters", "2", "--shape", "64", "64", "--batch-size", "4", "--epochs", "1"]
+    small = ["--dataset", "oasis", "--base-filters", "2", "--levels", "1", "--shape", "64", "64", "--batch-size", "4", "--epochs", "1"]
     assert train.main([*small, *places]) == 0
     return folder
 
