@@ -17,7 +17,7 @@ import train
 from benchmarks import kill_and_resume
 from modules.data.files import TEMPORARY
 
-# A training that is killed when it begins to fit, or when it is about to give a certain file its name.
+# Trains until it begins to fit, or is about to give a certain file its name, and kills itself then.
 KILL = """
 import os, signal, sys
 import train
@@ -32,7 +32,7 @@ if moment == "fit":
 sys.exit(train.main(sys.argv[2:]))
 """
 EPOCHS, STEPS = 3, 5
-# A checkpoint after each step, as the moments are counted in checkpoints.
+# Every step writes a checkpoint, because the moments are counted in checkpoints.
 KILLED_SETTINGS = [*kill_and_resume.SETTINGS, "--epochs", str(EPOCHS), "--patience", str(EPOCHS - 1), "--checkpoint-minutes", "1e-9"]
 
 
@@ -95,7 +95,7 @@ def _start(folder, *flags):
 def test_a_signal_writes_a_checkpoint_and_ends_cleanly(tmp_path, number):
     kill_and_resume.draw_phantom(tmp_path)
     places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "a"]
-    # So many epochs that it does not end by itself, and no checkpoint but those of epochs and of the signal.
+    # The epochs are so many that the run does not end by itself. Only epochs and the signal write checkpoints.
     process = _start(tmp_path, *kill_and_resume.SETTINGS, *places, "--epochs", "999", "--patience", "0", "--checkpoint-minutes", "60")
     try:
         deadline = time.monotonic() + 120
@@ -114,7 +114,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(tmp_path, number):
 
 @pytest.fixture(scope="module")
 def finished(phantoms, tmp_path_factory):
-    """A run on data of its own, and those data. The names of one test subject are not UTF-8."""
+    """Trains a run on data of its own; returns both. The file names of one test subject are not UTF-8."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(phantoms / "oasis", folder / "data")
     for split in ("test", "seg_test"):
