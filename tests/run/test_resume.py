@@ -17,7 +17,7 @@ import train
 from benchmarks import kill_and_resume
 from modules.data.files import TEMPORARY
 
-# Trains until it begins to fit, or is about to give a certain file its name, and kills itself then.
+# Runs train.py, which kills itself when it begins to fit, or when it is about to rename a certain file.
 KILL = """
 import os, signal, sys
 import train
@@ -37,7 +37,7 @@ KILLED_SETTINGS = [*kill_and_resume.SETTINGS, "--epochs", str(EPOCHS), "--patien
 
 
 def _train(folder, backend, name, moment="never"):
-    """Begins the run, or goes on with it, until the moment of `KILL`; returns its exit status and what it printed."""
+    """Begins or resumes the run, until the moment of `KILL`; returns its exit status and its output."""
     run = folder / "runs" / name
     places = ["--data", str(folder / "data"), "--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", name]
     command = ["--resume", str(run)] if run.is_dir() else [*KILLED_SETTINGS, *places]
@@ -69,7 +69,7 @@ def test_three_times_killed_is_as_good_as_left_alone(tmp_path, backend):
     assert kill_and_resume.find_step(killed) == step - 1
     assert len(list((killed / "checkpoint").glob(f"{TEMPORARY}step_*"))) == 1
 
-    # While it is scored: the scores are there, the summary is not.
+    # During the scoring: the scores are written, but the summary is not.
     status, output = _train(tmp_path, backend, "killed", "summary.json")
     assert status == -signal.SIGKILL, output
     assert f"begins at epoch 2, step {step - STEPS}" in output
@@ -80,7 +80,7 @@ def test_three_times_killed_is_as_good_as_left_alone(tmp_path, backend):
     status, output = _train(tmp_path, backend, "killed")
     assert status == 0, output
     assert kill_and_resume.describe(killed) == kill_and_resume.describe(alone)
-    # The lock stays; whoever holds it, the kernel knows.
+    # The lock file stays; the kernel knows who holds it.
     assert [path.name for path in killed.rglob(".*")] == [".lock"]
 
 
