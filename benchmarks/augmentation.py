@@ -12,9 +12,8 @@ compiled step computes every effect for every sample, whether drawn or not.
 The peers go through a batch sample by sample, and leave out what is not drawn. Their transforms have the same probabilities and ranges,
 where they exist. TorchIO goes without shear, contrast and brightness. MONAI is measured twice. "monai" has its elastic deformation
 (Rand2DElastic, Rand3DElastic). "monai 2" has RandSmoothDeform, which interpolates control points as ours does. MONAI tracks no metadata
-here, which saves it time. A peer that is not installed is left out. Each number comes from a
-process of its own, with the same number of threads. With `--cpu-time` a second is one of CPU time on one core, so other jobs do not
-lengthen it.
+here, which saves it time. A peer that is not installed is left out. Each number comes from a process of its own,
+with the same number of threads. With `--cpu-time` a second is one of CPU time on one core, so other jobs do not lengthen it.
 """
 
 import argparse

@@ -152,7 +152,7 @@ class RunFolder:
     def create(self, settings: Settings, plan: Plan | None = None, data: Any = None, **details: Any) -> None:
         """Makes the folder with all that a resume needs, at once or not at all, and claims it.
 
-        If a run is named by its time and the name is taken, it takes the next free number: `path` then ends in -2 or -3.
+        A run named by its time takes the next free number if its name is taken. `path` then ends in -2, -3 and so on.
 
         Args:
             settings: The settings of the run.
