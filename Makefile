@@ -57,7 +57,7 @@ clean:
 	rm -rf .venv cache data/*-phantom* .pytest_cache .ruff_cache .coverage .coverage.* htmlcov build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Where an NVIDIA driver answers, the locked TensorFlow gets the CUDA libraries that it was built for.
+# If an NVIDIA driver answers, the locked TensorFlow gets the CUDA libraries that it was built for.
 .venv/installed: requirements.lock
 	@test -n "$(PYTHON)" || { echo "make: Expected Python 3.11 to 3.13 with venv. Received: none. Install one or set PYTHON=." >&2; exit 2; }
 	$(PYTHON) -m venv .venv

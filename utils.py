@@ -75,7 +75,7 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 
 def _open_console() -> None:
-    """Makes standard output and error such that any text can be written: one that is closed, or that knows only ASCII."""
+    """Makes standard output and error accept any text, even if one of them is closed or knows only ASCII."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -107,7 +107,7 @@ def _flush(stream: TextIO) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Sends a stream that cannot be written any more nowhere."""
+    """Redirects a stream that cannot be written any more to nowhere."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)

@@ -5,16 +5,15 @@
     python benchmarks/augmentation.py --cpu-time           # on a machine that is busy with other jobs
 
 Slices of 256x128 in batches of 16, and cubes of 96 in batches of 2, of one channel and six classes, lie in memory. A step draws the
-parameters of a batch as `modules.data.pipeline` does (where they are drawn in the threads that read), stacks them and applies them as
-`modules.model.trainer` does: with TensorFlow inside `tf.function`, with `KERAS_BACKEND=jax` inside `jax.jit`, with `torch` eagerly. The
+parameters of a batch as `modules.data.pipeline` does, but not in the threads that read. It stacks and applies them as
+`modules.model.trainer` does. TensorFlow runs inside `tf.function`, `KERAS_BACKEND=jax` inside `jax.jit`, and `torch` eagerly. The
 compiled step computes every effect for every sample, whether drawn or not.
 
 The peers go through a batch sample by sample, and leave out what is not drawn. Their transforms have the same probabilities and ranges,
-as far as they have them: TorchIO has no shear, no contrast and no brightness, and goes without. MONAI is measured twice, with its
-elastic deformation (Rand2DElastic, Rand3DElastic) and, as "monai 2", with RandSmoothDeform in its place, which interpolates control
-points as ours does; metadata are not tracked, which spares it time. A peer that is not installed is left out. Each number comes from a
-process of its own, with the same number of threads. With `--cpu-time` a second is one that the process had a core to itself, which other
-jobs beside it do not lengthen.
+where they exist. TorchIO goes without shear, contrast and brightness. MONAI is measured twice. "monai" has its elastic deformation
+(Rand2DElastic, Rand3DElastic). "monai 2" has RandSmoothDeform, which interpolates control points as ours does. MONAI tracks no metadata
+here, which saves it time. A peer that is not installed is left out. Each number comes from a process of its own,
+with the same number of threads. With `--cpu-time` a second is one of CPU time on one core, so other jobs do not lengthen it.
 """
 
 import argparse
@@ -35,7 +34,7 @@ CLASSES = 6
 
 
 def main() -> None:
-    """Lets each child measure, and prints a line a rank and then, where wanted, a line an effect."""
+    """Lets each child measure, and prints a line for each rank; with `--by-effect` also a line for each effect."""
     options = _parse()
     if options.step:
         print(json.dumps(STEPS[options.step](options)))
@@ -83,7 +82,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_effects(options: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds a sample of each effect alone, at its strongest, without the draw; "all" for "strong"."""
+    """Measures milliseconds a sample of each effect alone, at its strongest, without the draw; "all" stands for "strong"."""
     import numpy as np
 
     from modules.data.draws import AUGMENTATIONS, list_effects
@@ -100,20 +99,20 @@ def measure_effects(options: argparse.Namespace) -> dict[str, float]:
 
 
 def compose_monai(shape: tuple[int, ...], smooth: bool) -> list:
-    """MONAI's transforms of the same effects; `smooth` bends with RandSmoothDeform instead of Rand2DElastic or Rand3DElastic."""
+    """Composes MONAI's transforms of the same effects; `smooth` bends with RandSmoothDeform instead of Rand2DElastic or Rand3DElastic."""
     from monai import transforms as t
 
     rank = len(shape)
     both, modes = ("image", "label"), {"mode": ("bilinear", "nearest"), "padding_mode": "zeros"}
     if smooth:
-        # Of its range, displacements are a share of half the extent.
+        # MONAI takes displacements as a share of half the extent.
         elastic = t.RandSmoothDeformd(
             both, spatial_size=shape, rand_size=(7,) * rank, prob=0.2, def_range=0.1, grid_mode=modes["mode"], grid_padding_mode="zeros"
         )
     elif rank == 2:
         elastic = t.Rand2DElasticd(both, spacing=[size // 4 for size in shape], magnitude_range=(2, 8), prob=0.2, **modes)
     else:
-        # As wide as a cubic B-spline of four intervals.
+        # The kernel is as wide as a cubic B-spline of four intervals.
         sigma = 0.58 * shape[0] / 4
         elastic = t.Rand3DElasticd(both, sigma_range=(sigma, sigma), magnitude_range=(200, 800), prob=0.2, **modes)
     turn = 30 * 3.14159 / 180
@@ -198,7 +197,7 @@ STEPS = {"ours": measure_ours, "effects": measure_effects, "monai": measure_mona
 
 
 def _make_sample(shape: tuple[int, ...]) -> tuple:
-    """An image `(*P)` float32 of mean 0 and deviation 1, smooth as scans are, and a label `(*P)` int32 of shells."""
+    """Makes an image `(*P)` float32 of mean 0 and deviation 1, smooth as scans are, and a label `(*P)` int32 of shells."""
     import numpy as np
 
     axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij", sparse=True)
@@ -209,7 +208,7 @@ def _make_sample(shape: tuple[int, ...]) -> tuple:
 
 
 def _draw(augmentation, shape: tuple[int, ...], generators: list) -> dict:
-    """The parameters of a batch."""
+    """Draws the parameters of a batch."""
     import numpy as np
 
     from modules.data.draws import draw_parameters
@@ -252,7 +251,7 @@ def _compile(shape: tuple[int, ...], batch: int) -> Callable[[dict], None]:
 
 
 def _measure(step: Callable[[int], None], batch: int, seconds: float, clock: Callable[[], float]) -> tuple[float, float]:
-    """Samples a second, and the seconds that it took, of at least three steps."""
+    """Measures samples a second over at least three steps, and the seconds that they took."""
     began, number = clock(), 0
     while number < 3 or clock() - began < seconds:
         number += 1

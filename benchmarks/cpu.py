@@ -4,8 +4,8 @@
     python benchmarks/cpu.py --runs 3                  # medians of three runs
     python benchmarks/cpu.py --rows reading prediction
 
-Each number comes from a process of its own, one after the other, on all cores. Ratios above 1 say that this application is faster. What is
-compared with what is said at the top of reading.py, training.py and prediction.py. A peer that is not installed is left out
+Each number comes from a process of its own, one after the other, on all cores. Ratios above 1 say that this application is faster. The tops
+of reading.py, training.py and prediction.py say what is compared. A peer that is not installed is left out
 (`pip install -r benchmarks/requirements.txt`).
 """
 
@@ -45,7 +45,7 @@ def measure_reading(table: Table, folder: Path, options: argparse.Namespace) -> 
 
 
 def measure_training(table: Table, folder: Path, options: argparse.Namespace) -> None:
-    """Row c: the same network here on each backend, in PyTorch and in MONAI; the matrix product is what the machine can do at most."""
+    """Row c: the same network here on each backend, in PyTorch and in MONAI. The matrix product is the machine's limit."""
     networks = (
         ("2-D U-Net, base 32, 256x128, batch 16", 2, 32, 16, "256x128", BACKENDS),
         ("2-D U-Net, base 64, 256x128, batch 4", 2, 64, 4, "256x128", BACKENDS[:1]),
@@ -98,7 +98,7 @@ def measure_start(table: Table, folder: Path, options: argparse.Namespace) -> No
 
 
 def _time_first_step(folder: Path) -> float | None:
-    """Seconds until the first checkpoint, which comes right after the first step where so few minutes are asked for."""
+    """Measures seconds until the first checkpoint. With so few minutes between checkpoints it follows the first step."""
     command = [sys.executable, str(ROOT / "train.py"), "--dataset", "hipmri", "--demo", "--name", "start", "--checkpoint-minutes", "1e-6"]
     run_folder, log = folder / "runs" / "start", folder / "start.log"
     shutil.rmtree(run_folder, ignore_errors=True)
@@ -115,7 +115,7 @@ def _time_first_step(folder: Path) -> float | None:
 
 
 def _share(flops: float, options: argparse.Namespace) -> str:
-    """Describes which part of the machine's arithmetic so many FLOP/s are."""
+    """Describes a number of FLOP/s as a share of the machine's arithmetic."""
     return f"{flops / options.ceiling:.0%} of a matrix product's {options.ceiling / 1e9:.0f} GFLOP/s" if options.ceiling else ""
 
 

@@ -3,9 +3,9 @@
     KERAS_BACKEND=jax python benchmarks/gpu.py
     python benchmarks/gpu.py --small                  # the same script with tiny sizes on a CPU: a proof of the path, no result
 
-Trains in bfloat16, ours through `modules.model.trainer` on the backend that KERAS_BACKEND names, PyTorch channels-last under autocast and
-`torch.compile`, MONAI's network the same; predicts from file to file; and says how long a training waits for its data. Each number
-comes from a process of its own. What is compared with what is said at the top of training.py, prediction.py and waiting.py.
+Everything trains in bfloat16. Ours goes through `modules.model.trainer` on the backend that KERAS_BACKEND names. PyTorch and MONAI's
+network run channels-last under autocast and `torch.compile`. Then the script predicts from file to file, and measures how long a training
+waits for its data. Each number comes from a process of its own. The tops of training.py, prediction.py and waiting.py say what is compared.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import harness
 from harness import Table, run
 
-# Rank, filters, batch, size.
+# Each row has a rank, filters, batch and size.
 NETWORKS = ((2, 32, 64, "256x128"), (2, 64, 64, "256x128"), (3, 32, 2, "96x96x96"), (3, 32, 2, "128x128x128"))
 SMALL = ((2, 4, 4, "32x32"), (3, 4, 2, "16x16x16"))
 
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def measure_training(table: Table, networks: tuple, common: dict[str, Any], compiled: bool) -> None:
-    """Samples a second of the same networks, and the share of a matrix product's speed that they reach."""
+    """Measures samples a second of the same networks, and their share of a matrix product's speed."""
     ceiling = (run("training", "ceiling", **common) or {}).get("flops")
     for rank, filters, batch, size in networks:
         settings = {"rank": rank, "base_filters": filters, "batch": batch, "size": size, **common}
@@ -55,7 +55,7 @@ def measure_training(table: Table, networks: tuple, common: dict[str, Any], comp
 
 
 def measure_prediction(table: Table, folder: Path, device: str, cases: int, small: bool) -> None:
-    """Slices and volumes from file to file, and data or device."""
+    """Measures slices and volumes from file to file, and the wait for data."""
     run("reading", "draw", folder=folder)
     run("prediction", "draw", folder=folder)
     for kind, number in (("slices", cases), ("volumes", 0 if small else 2)):

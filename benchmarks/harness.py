@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: each number from a process of its own, medians over several runs, and one table at the end."""
+"""Shared parts of the benchmarks: processes of their own, medians over several runs, and one table at the end."""
 
 import json
 import os
@@ -17,14 +17,14 @@ sys.path.insert(0, str(ROOT))
 
 @dataclass
 class Row:
-    """A line of the table: one measure of this application beside the same of its peers.
+    """A line of the table: one measure of this application, beside that of each peer.
 
     Attributes:
-        name: What is measured.
-        unit: Of the values; those that end in "/s" are better if larger, seconds and GiB if smaller.
-        ours: A value a run.
-        peers: Name to a value a run.
-        limit: What the machine or the aim allows, in words.
+        name: The measured quantity.
+        unit: Unit of the values. Units that end in "/s" are better if larger, seconds and GiB if smaller.
+        ours: One value for each run.
+        peers: One value for each run, by the peer's name.
+        limit: The limit of the machine or the aim, in words.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Row:
     limit: str = ""
 
     def format(self) -> str:
-        """`name  ours unit  [peer  value  ratio]...  limit`; a ratio above 1 says that ours is better."""
+        """Formats the line: `name  ours unit  [peer  value  ratio]...  limit`. A ratio above 1 says that ours is better."""
         ours = statistics.median(self.ours)
         line = f"{self.name:<46}{_round(ours):>9} {self.unit:<9}"
         for name, values in self.peers.items():
@@ -49,13 +49,13 @@ def _round(value: float) -> str:
 
 
 class Table:
-    """Rows by name; each run adds a value to them."""
+    """The rows of all runs by name; each run adds a value to them."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
 
     def add(self, name: str, unit: str, ours: float | None, peers: dict[str, float | None] | None = None, limit: str = "") -> None:
-        """Adds the values of one run; None stands for what could not be measured."""
+        """Adds the values of one run; None stands for a value that could not be measured."""
         row = self.rows.setdefault(name, Row(name, unit))
         row.limit = limit
         row.ours += [] if ours is None else [ours]
@@ -122,7 +122,7 @@ def make_spec(preprocessing, num_classes: int):
 
 
 def rate(step: Callable[[], Any], seconds: float) -> float:
-    """Calls of `step` a second: the median time of as many as fit into `seconds`, one at least; call it once before."""
+    """Measures calls of `step` a second: the median of as many as fit into `seconds`, at least one. Call `step` once before."""
     times, began = [], time.perf_counter()
     while not times or time.perf_counter() - began < seconds:
         now = time.perf_counter()
@@ -132,7 +132,7 @@ def rate(step: Callable[[], Any], seconds: float) -> float:
 
 
 def describe() -> str:
-    """The machine and the versions in a line."""
+    """Describes the machine and the versions in one line."""
     from importlib.metadata import PackageNotFoundError, version
 
     def find(name: str) -> str:

@@ -1,9 +1,9 @@
-"""Kills trainings with SIGKILL at random moments, resumes them, and compares what they end with to a training that was left alone.
+"""Kills trainings with SIGKILL at random moments, resumes them, and compares their results with those of a training left alone.
 
-`python benchmarks/kill_and_resume.py --kills 25 [--seed 0]`, under the backend that `KERAS_BACKEND` names. It trains a small network on
-a drawn phantom with all that has a state: dropout, augmentation, an average of the weights, heads below full resolution, accumulated
-gradients, early stopping, and a checkpoint after nearly every step. Equal means: the same weights, best model, history (less its times)
-and test scores, to the bit. Exit status 1 if any training ends otherwise.
+`python benchmarks/kill_and_resume.py --kills 25 [--seed 0]`, under the backend that `KERAS_BACKEND` names. It trains a small network on a
+drawn phantom with every part that has a state. These are dropout, augmentation, averaged weights, heads below full resolution, accumulated
+gradients and early stopping. Nearly every step writes a checkpoint. Weights, best model, history (without its times) and test scores must
+be equal to the bit. The exit status is 1 if any training ends otherwise.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SETTINGS = [
     *("--dropout", "0.2", "--augment", "light", "--ema", "0.9", "--deep-supervision", "--accumulate", "2", "--clip-norm", "1"),
     *("--optimizer", "adamw", "--weight-decay", "1e-4", "--warmup-epochs", "1", "--checkpoint-minutes", "0.0005"),
 ]  # fmt: skip
-# JAX's compiler would spend most of the time on making a tiny network fast, each time anew.
+# Without this flag JAX's compiler would spend most of the time on making a tiny network fast, each time anew.
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -43,12 +43,12 @@ def draw_phantom(folder: Path) -> None:
 
 
 def train(folder: Path, run: str, kill_after: float | None = None, backend: str | None = None) -> float:
-    """Begins a run, or goes on with it, and kills it `kill_after` seconds after it wrote its first checkpoint.
+    """Begins or resumes a run, and kills it `kill_after` seconds after its first checkpoint.
 
-    Before that moment, which is the end of its first step, there is nothing that could be lost.
+    Its first step ends with that checkpoint. Before it, nothing can be lost.
 
     Returns:
-        Seconds from that moment to its end.
+        Seconds from that checkpoint to the end of the run.
     """
     path = folder / "runs" / run
     places = ["--data", str(folder / "data"), "--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", run]
@@ -75,7 +75,7 @@ def train(folder: Path, run: str, kill_after: float | None = None, backend: str 
 
 
 def describe(run: Path) -> dict:
-    """Reads what a run ended with, less the times it took."""
+    """Reads the results of a run, without its times."""
     summary = json.loads((run / "summary.json").read_text())
     with (run / "history.csv").open() as file:
         history = [{name: value for name, value in row.items() if name not in ("seconds", "images_per_s")} for row in csv.DictReader(file)]
@@ -83,7 +83,7 @@ def describe(run: Path) -> dict:
 
 
 def find_step(run: Path) -> int:
-    """The step of its newest checkpoint; 0 without one."""
+    """Returns the step of a run's newest checkpoint; 0 without one."""
     return max([int(path.stem[5:]) for path in (run / "checkpoint").glob("step_*.npz")], default=0)
 
 

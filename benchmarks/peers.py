@@ -5,7 +5,7 @@ from torch import nn
 
 
 class UNet(nn.Module):
-    """`modules/networks/unet2d.py` and `unet3d.py`, layer by layer, channels first: `(B, 1, *P)` to logits `(B, K, *P)`."""
+    """The networks `unet2d` and `unet3d`, layer by layer, channels first: `(B, 1, *P)` to logits `(B, K, *P)`."""
 
     def __init__(self, rank: int, base_filters: int, num_classes: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class UNet(nn.Module):
         self.logits = convolution(channels, num_classes, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """From images to logits."""
+        """Computes logits from images."""
         skips, x = [], image
         for block in self.down:
             x = block(x)
@@ -53,7 +53,7 @@ class UNet(nn.Module):
 
 
 def build_monai(rank: int, base_filters: int, num_classes: int) -> nn.Module:
-    """MONAI's DynUNet with two convolutions a block and batch normalisation: in 2-D the same multiplications as `UNet`, in 3-D nearly."""
+    """Builds MONAI's DynUNet with two convolutions a block and batch norm: in 2-D the multiplications of `UNet`, in 3-D nearly."""
     from monai.networks.nets import DynUNet
 
     levels = 5 if rank == 2 else 4
@@ -72,7 +72,7 @@ def build_monai(rank: int, base_filters: int, num_classes: int) -> nn.Module:
 
 
 def build(peer: str, rank: int, base_filters: int, num_classes: int) -> nn.Module:
-    """The network of "torch", "torch compiled" or "monai", in channels-last memory, which is PyTorch's fastest."""
+    """Builds the network of "torch", "torch compiled" or "monai", in channels-last memory, which is PyTorch's fastest."""
     torch.manual_seed(42)
     network = build_monai(rank, base_filters, num_classes) if peer == "monai" else UNet(rank, base_filters, num_classes)
     return network.to(memory_format=torch.channels_last if rank == 2 else torch.channels_last_3d)

@@ -4,10 +4,10 @@
     python benchmarks/prediction.py --step ours --folder FOLDER --kind slices --engine openvino
     python benchmarks/prediction.py --step monai --folder FOLDER --kind volumes
 
-Slices are those of reading.py, volumes are of 128x128x128 int16. The networks are `unet2d` with 32 and `unet3d` with 8 filters of random
-weights, of one architecture at all; volumes take windows of 64x64x64 that overlap by half, with Gaussian weights. "torch" is PyTorch with
-MONAI's sliding window and reading and writing by nibabel, "monai" has MONAI's transforms and writer too, "nnunet" is nnU-Net's
-predictor, without mirroring. The first case (of slices, the first batch) is not counted.
+Slices are those of reading.py, volumes are of 128x128x128 int16. The networks are `unet2d` with 32 and `unet3d` with 8 filters, of random
+weights. All programs have the same architecture. Volumes take windows of 64x64x64 that overlap by half, with Gaussian weights. "torch" is
+PyTorch with MONAI's sliding window, and with nibabel to read and write. "monai" has MONAI's transforms and writer too. "nnunet" is
+nnU-Net's predictor, without mirroring. The first volume, or the first batch of slices, is not counted.
 """
 
 import argparse
@@ -30,7 +30,7 @@ NAMES = tuple(f"class {index}" for index in range(CLASSES))
 
 
 def draw(options: argparse.Namespace) -> dict:
-    """Makes the bundles and the volumes; returns the multiplications and additions that a case takes, in the convolutions."""
+    """Makes the bundles and the volumes; returns the multiplications and additions of a case's convolutions."""
     from training import count_flops
 
     from modules import devices, networks
@@ -79,7 +79,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_torch(options: argparse.Namespace) -> dict[str, float]:
-    """PyTorch's network; see above for what is around it."""
+    """Predicts with PyTorch's network; the top of this file says what is around it."""
     import nibabel as nib
     import peers
     import torch
@@ -143,7 +143,7 @@ INFERERS = {"torch": _infer_by_monai, "nnunet": _infer_by_nnunet}
 
 
 def measure_monai(options: argparse.Namespace) -> dict[str, float]:
-    """MONAI's reader, sliding window and writer around PyTorch's network."""
+    """Predicts with MONAI's reader, sliding window and writer around PyTorch's network."""
     import nibabel as nib
     import peers
     import torch
@@ -175,7 +175,7 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
                 labels = infer(batch.to(options.device)).argmax(1, keepdim=True).cpu()
             for image, label, path in zip(images, labels, paths[first : first + group], strict=True):
                 if flat:
-                    # Its writer takes no slices.
+                    # MONAI's writer takes no slices.
                     array = label[0].numpy().astype(np.uint8)[..., np.newaxis]
                     nib.save(nib.Nifti1Image(array, image.meta["affine"].numpy()), options.folder / "monai" / path.name)
                 else:
@@ -185,7 +185,7 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _measure(predict: Callable[[Sequence[Path]], None], options: argparse.Namespace) -> dict[str, float]:
-    """Cases a second without the first, in which threads start and kernels are chosen; and peak memory in GiB."""
+    """Measures cases a second and the peak memory in GiB. The first case is left out: it starts threads and chooses kernels."""
     folder = options.folder / ("slices" if options.kind == "slices" else "cubes")
     paths = sorted(folder.glob("case_*.nii.gz"))
     warm = BATCH if options.kind == "slices" else 1

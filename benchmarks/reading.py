@@ -4,10 +4,13 @@
     python benchmarks/reading.py --step ours --folder FOLDER --kind slices
     python benchmarks/reading.py --step monai --folder FOLDER --kind slices
 
-Slices are of 256x128 float64 like HipMRI's, volumes of 256x128x256 int16 like IBSR18's, each with a label of its size. "decoded" is
-reading and checking all pairs, "first" is that, preprocessing them and keeping the result; "cached" is what a training gets out of that, in
-batches of 32 slices or 1 volume, in random order; "augmented" the same with strong augmentation, of patches of 96x96x96 in batches of 2
-for volumes.
+Slices are 256x128 float64 like HipMRI's, and volumes 256x128x256 int16 like IBSR18's. Each has a label of its size. There are four
+measures:
+
+- "decoded" reads and checks all pairs.
+- "first" also preprocesses them and keeps the result.
+- "cached" reads that result as a training does: in random order, in batches of 32 slices or 1 volume.
+- "augmented" does the same with strong augmentation. Volumes give patches of 96x96x96 in batches of 2.
 """
 
 import argparse
@@ -50,7 +53,7 @@ def draw_pairs(folder: Path, size: tuple[int, ...], number: int) -> None:
 
 
 def measure_ours(options: argparse.Namespace) -> dict[str, float]:
-    """`prepare_cases`, then `make_pipeline`, as train.py uses them."""
+    """Measures `prepare_cases`, then `make_pipeline`, as train.py uses them."""
     from modules.data import cache
     from modules.data.case import Case
     from modules.data.patches import Window
@@ -80,7 +83,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _decode(cases, spec) -> float:
-    """Pairs read and checked a second, in threads as `prepare_cases` has them."""
+    """Measures pairs read and checked a second, in threads like those of `prepare_cases`."""
     from modules.data.case import read_case
 
     def read(case) -> None:
@@ -91,7 +94,7 @@ def _decode(cases, spec) -> float:
 
 
 def _inflate(pairs) -> float:
-    """Pairs a second that are read and inflated only: the limit of all reading."""
+    """Measures pairs a second that are only read and inflated: the limit of all reading."""
     from isal import isal_zlib
 
     def inflate(pair) -> None:
@@ -102,7 +105,7 @@ def _inflate(pairs) -> float:
 
 
 def _in_threads(function: Callable, items: Sequence) -> float:
-    """Calls a second, by two threads that take up to 64 items at a time; the first item is for what is imported and allocated once."""
+    """Measures calls a second by two threads that take up to 64 items at a time; a call before warms up imports and memory."""
     from concurrent.futures import ThreadPoolExecutor
 
     function(items[0])
@@ -115,7 +118,7 @@ def _in_threads(function: Callable, items: Sequence) -> float:
 
 
 def _copy(batch) -> float:
-    """Copies a second of a batch's image and label in memory, into memory that was used before: the limit of all caches."""
+    """Measures copies a second of a batch's image and label into memory that was used before: the limit of all caches."""
     arrays = [np.asarray(batch[name]) for name in ("image", "label")]
     copies = [np.empty_like(array) for array in arrays]
     times = []
@@ -128,7 +131,7 @@ def _copy(batch) -> float:
 
 
 def _augment(prepared, window: tuple[int, ...], batch: int) -> Iterator:
-    """Batches after the augmentation, which is compiled as it is in a step."""
+    """Yields augmented batches; the augmentation is compiled as in a step."""
     import tensorflow as tf
 
     from modules.data.draws import AUGMENTATIONS, draw_parameters
@@ -153,7 +156,7 @@ def _augment(prepared, window: tuple[int, ...], batch: int) -> Iterator:
 
 
 def measure_nibabel(options: argparse.Namespace) -> dict[str, float]:
-    """A loop that reads image and label, as a notebook does."""
+    """Measures a loop that reads image and label, as a notebook does."""
     import nibabel as nib
 
     pairs = list_pairs(options)[:129]
@@ -166,7 +169,7 @@ def measure_nibabel(options: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_monai(options: argparse.Namespace) -> dict[str, float]:
-    """CacheDataset and DataLoader with two workers."""
+    """Measures CacheDataset and DataLoader with two workers."""
     import augmentation
     import torch
     from monai import transforms
@@ -191,7 +194,7 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
         _repeat(DataLoader(data, batch_size=batch, shuffle=True, num_workers=options.workers)), options.seconds
     )
     batch, window = (16, SIZES["slices"]) if options.kind == "slices" else (2, (96, 96, 96))
-    # RandSmoothDeform is the faster of its two elastic deformations.
+    # RandSmoothDeform is the faster of MONAI's two elastic deformations.
     changes = augmentation.compose_monai(window, smooth=True)
     if options.kind == "volumes":
         changes = [transforms.RandSpatialCropd(both, window, random_size=False), *changes]
@@ -206,7 +209,7 @@ def _repeat(loader) -> Iterator:
 
 
 def _rate(batches: Iterator, seconds: float) -> float:
-    """Batches a second, once those that were read ahead are used up."""
+    """Measures batches a second, after those that were read ahead."""
     for _ in range(8):
         next(batches)
     number, began = 0, time.perf_counter()
@@ -217,7 +220,7 @@ def _rate(batches: Iterator, seconds: float) -> float:
 
 
 def list_pairs(options: argparse.Namespace) -> list[tuple[Path, Path]]:
-    """Images and labels of the kind that is wanted."""
+    """Lists images and labels of the wanted kind."""
     images = sorted((options.folder / options.kind).glob("case_*.nii.gz"))
     return [(image, image.with_name(image.name.replace("case_", "seg_"))) for image in images]
 

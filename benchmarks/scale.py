@@ -1,12 +1,11 @@
-"""Memory as a data set grows, which should stay flat: train and predict on catalogues of a thousand and of a hundred thousand slices.
+"""Memory as a data set grows: it should stay flat from a thousand to a hundred thousand slices, in training and prediction.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --cases 1000 10000
 
-A catalogue is a folder in the HipMRI layout whose files are links to a few tiny slices, so that it is quickly made and takes no room; what
-is kept in memory of a case does not depend on its size. Each number comes from a process of its own: the largest resident set, and
-seconds for finding, splitting and preparing all cases (the first time), after which a few steps are trained. Prediction goes through
-as many slices as are given, each read, predicted and dropped.
+A catalogue is a folder in the HipMRI layout. Its files are links to a few tiny slices, so it is quickly made and takes no room. The memory
+that a case takes does not depend on its size. Each number comes from a process of its own. A training gives its largest resident set, and
+the seconds to find, split and first prepare all cases. It also trains a few steps. Prediction reads, predicts and drops each of the slices.
 """
 
 import argparse
@@ -37,7 +36,7 @@ def draw(options: argparse.Namespace) -> dict:
         nib.save(nib.Nifti1Image(array, np.eye(4)), folder.parent / f"{name}.nii.gz")
     for number in range(options.cases):
         scan, place = divmod(number, SLICES_A_SCAN)
-        # A file has so many links at most.
+        # A file system allows only so many links to a file.
         if number % 30000 == 0:
             sources = {name: shutil.copy(options.folder / f"{name}.nii.gz", options.folder / f"{name}_{number}.nii.gz") for name in folders}
         for name, prefix in (("train", "case"), ("seg_train", "seg")):
@@ -85,7 +84,7 @@ STEPS = {"draw": draw, "training": measure_training, "prediction": measure_predi
 
 
 def main() -> None:
-    """Measures what `--step` says and prints it as JSON; without it all, and prints a table."""
+    """Measures the `--step` and prints it as JSON; without `--step` measures all and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--step", choices=tuple(STEPS), help=argparse.SUPPRESS)

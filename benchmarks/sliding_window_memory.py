@@ -3,14 +3,14 @@
     python benchmarks/sliding_window_memory.py
     python benchmarks/sliding_window_memory.py --shape 256 256 128 --classes 6 --window 96 96 96 --without-peer
 
-A volume of int16 in a flipped, transposed and oblique grid of 0.8 x 0.8 x 1 mm is drawn into a temporary folder. A network of a single
-1x1x1 convolution, which takes next to no memory itself, is put into a bundle, and the bundle predicts the volume from file to file:
-once on the volume's own grid and once resampled to `--spacing`. MONAI's peer (LoadImage, Orientation, Spacing, NormalizeIntensity,
-SlidingWindowInferer with the same window, batch, overlap and Gaussian weights, Invert of the probabilities, argmax), otherwise with its
-own defaults, does the same where `monai` and `torch` are installed.
+A volume of int16 in a flipped, transposed and oblique grid of 0.8 x 0.8 x 1 mm is drawn into a temporary folder. A bundle holds a network
+of a single 1x1x1 convolution, which takes next to no memory itself. The bundle predicts the volume from file to file, on the volume's own
+grid and resampled to `--spacing`. MONAI does the same if `monai` and `torch` are installed. It runs LoadImage, Orientation, Spacing,
+NormalizeIntensity, SlidingWindowInferer, Invert of the probabilities and argmax. Window, batch, overlap and Gaussian weights are the same,
+and all else is MONAI's default.
 
-Each number comes from a process of its own: `ru_maxrss`, the largest resident set up to then, at the start, with all libraries
-imported and at the end. The process that starts the others imports next to nothing, for a child begins with its parent's maximum.
+Each number comes from a process of its own. It is `ru_maxrss`, the largest resident set so far: at the start, after all imports, and at the
+end. The process that starts the others imports next to nothing, because a child begins with its parent's maximum.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def write_volume(options: argparse.Namespace) -> None:
         array[index] = np.where(distance < 1, 1200 - 600 * distance + rng.integers(0, 64, distance.shape), 0)
     turn = nib.eulerangles.euler2mat(*np.radians((6, -4, 9)))
     affine = np.eye(4)
-    # File axes run to posterior, left and superior, a little turned.
+    # The file's axes run to posterior, left and superior, a little turned.
     affine[:3, :3] = turn @ np.array([[0, -0.8, 0], [-0.8, 0, 0], [0, 0, 1.0]])
     nib.save(nib.Nifti1Image(array, affine), Path(options.folder) / "image.nii.gz")
 
@@ -112,7 +112,7 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def predict_with_monai(options: argparse.Namespace) -> None:
-    """The same with MONAI's own transforms and inferer, and prints the record."""
+    """Does the same with MONAI's own transforms and inferer, and prints the record."""
     memory = {"start": _peak()}
     import nibabel as nib
     import numpy as np
@@ -157,7 +157,7 @@ def _run(step: str, options: argparse.Namespace, folder: str, spacing: list[floa
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     if done.returncode:
-        # A process killed for want of memory says nothing itself.
+        # A process that is killed for lack of memory prints nothing itself.
         sys.exit(f"{done.stderr}\nExpected the step '{step}' to end well. Received: exit status {done.returncode} (-9: killed).")
     return json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
 
@@ -169,7 +169,7 @@ def _report(name: str, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _peak() -> float:
-    """The largest resident set of this process so far, in GiB."""
+    """Returns the largest resident set of this process so far, in GiB."""
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

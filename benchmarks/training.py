@@ -4,7 +4,7 @@
     python benchmarks/training.py --step torch --rank 3 --base-filters 16 --batch 2 --size 64x64x64
 
 One batch is trained on again and again, with cross-entropy and Adam; ours goes through `modules.model.trainer` as train.py does. With
-`--profile 1` it says instead where a step's time goes, by kind of operation (ours: on TensorFlow).
+`--profile 1` it prints the time of a step by kind of operation instead (ours: on TensorFlow).
 """
 
 import argparse
@@ -22,7 +22,7 @@ CLASSES = 6
 
 
 def measure_ours(options: argparse.Namespace) -> dict[str, float]:
-    """Samples a second, seconds of the first step, and FLOPs a sample."""
+    """Measures samples a second, seconds of the first step, and FLOPs a sample."""
     from modules import devices, networks
 
     devices.start_backend(42)
@@ -36,7 +36,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     network = networks.build(f"unet{options.rank}d", (*options.size, 1), CLASSES, base_filters=options.base_filters)
     trainer = Trainer(network, SegmentationLoss("ce"), Overlap([str(index) for index in range(CLASSES)]))
     trainer.compile(optimizer=keras.optimizers.Adam(1e-3))
-    # As train.py does; TensorFlow would trace the step twice.
+    # train.py does so too, because TensorFlow would trace the step twice.
     trainer.optimizer.build(trainer.trainable_variables)
     image, label = _make_batch(options)
     batch = {"image": image.astype(np.float16), "label": label.astype(np.uint8)}
@@ -65,18 +65,18 @@ def measure_torch(options: argparse.Namespace) -> dict[str, float]:
             loss = torch.nn.functional.cross_entropy(forward(image), label)
         loss.backward()
         optimizer.step()
-        # Ours hands back the loss after each step too.
+        # Our step also returns its loss each time.
         loss.item()
 
     return profile_torch(step) if options.profile else _measure(step, options)
 
 
 def measure_ceiling(options: argparse.Namespace) -> dict[str, float]:
-    """FLOP/s of a large matrix product, the most that a network could reach."""
+    """Measures FLOP/s of a large matrix product, the most that a network could reach."""
     import torch
 
     kind = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    # In half precision a CPU may take minutes for more.
+    # A CPU may take minutes for a larger product in half precision.
     size = 8192 if options.device == "cuda" else 2048 if kind == torch.float32 else 128
     matrix = torch.randn(size, size, device=options.device, dtype=kind)
 
@@ -89,7 +89,7 @@ def measure_ceiling(options: argparse.Namespace) -> dict[str, float]:
 
 
 def count_flops(network) -> int:
-    """Multiplications and additions of one sample's forward pass through the convolutions; a training step takes three times that."""
+    """Counts multiplications and additions in the convolutions of one sample's forward pass; a training step takes three times that."""
     import keras
 
     total = 0
@@ -103,7 +103,7 @@ def count_flops(network) -> int:
 
 
 def profile_tensorflow(step: Callable[[], object]) -> dict[str, float]:
-    """Seconds of the third step by kind of operation, the longest first; operations follow each other, so that they add up to the step."""
+    """Measures seconds of the third step by kind of operation, the longest first. Operations do not overlap, so they add up to the step."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 

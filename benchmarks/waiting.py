@@ -1,4 +1,4 @@
-"""Data or device: training speed on real data over training speed on one batch again and again; a child of cpu.py and gpu.py.
+"""The wait for data: training speed on real data over that on one repeated batch; a child of cpu.py and gpu.py.
 
     python benchmarks/waiting.py --step ours --folder FOLDER       # where reading.py drew
 
@@ -17,7 +17,7 @@ from reading import CLASSES, SIZES, list_pairs
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """The share, and samples a second on real data."""
+    """Measures the share, and samples a second on real data."""
     from modules import devices, networks
     from modules.data import cache
     from modules.data.case import Case

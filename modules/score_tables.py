@@ -15,7 +15,7 @@ from modules.scoring import DISTANCES, LEVELS, OVERLAPS, Score
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-# Whatever the console's language is. A name that is not UTF-8 keeps its bytes.
+# Files are UTF-8 whatever the console's language is. A name that is not UTF-8 keeps its bytes.
 _TEXT: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 
 

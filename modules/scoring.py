@@ -208,7 +208,7 @@ def _measure_to_nearest(surface: np.ndarray, other: np.ndarray, spacing_mm: Sequ
     from scipy.spatial import KDTree
 
     distances = np.zeros(np.count_nonzero(surface))
-    # Where the surfaces coincide the distance is 0, and needs no search.
+    # The distance is 0 where the surfaces coincide, and needs no search.
     points = np.argwhere(surface & ~other) * np.asarray(spacing_mm, float)
     if not len(points):
         return distances

@@ -14,10 +14,10 @@ from modules import devices
 if os.environ.get("KERAS_BACKEND") == "jax":
     # JAX reads them when it is imported.
     os.environ.update(make_jax_environment())
-# Before any test uses TensorFlow: afterwards its threads cannot be set any more.
+# This comes before any test uses TensorFlow, because its threads cannot be set later.
 devices.import_keras()
 
-# Files whose tests take longest, the longest first: of two workers, none must begin one when the other is nearly done.
+# Files whose tests take longest, the longest first. A worker must not begin one of them when the other worker is nearly done.
 LONG = ("test_resume", "test_devices", "test_backends", "test_commands", "test_networks", "test_volumes", "test_utils", "test_engines")
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

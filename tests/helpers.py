@@ -19,7 +19,7 @@ def make_spec(preprocessing, values, channels=("T1",), **fields):
 
 @functools.cache
 def make_jax_environment():
-    """Environment variables with which JAX compiles tiny networks quickly; it would spend minutes on making them fast."""
+    """Makes environment variables with which JAX compiles tiny networks quickly instead of spending minutes to make them fast."""
     environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     flag = "xla_cpu_use_fusion_emitters"
     # The older code generator of XLA compiles a training step in a third of the time. XLA aborts at a flag that it does not know.

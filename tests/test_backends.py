@@ -1,4 +1,4 @@
-"""Networks, losses and metrics once more under each other Keras backend that is installed, in a process of its own."""
+"""Networks, losses and metrics under each other installed Keras backend, in a process of its own."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-# Apart, two workers can share them.
+# The folders are apart, so that two workers can share them.
 @pytest.mark.parametrize("folder", ["tests/networks", "tests/model"])
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_tests_pass(backend, folder):

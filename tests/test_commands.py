@@ -29,7 +29,7 @@ SLICES = ("hipmri", "oasis", "lgg")
 TINY = ["--epochs", "3", "--base-filters", "2", "--levels", "1", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
 
 
-# One of the sets with augmentation: what repeats and resumes without it must do so with it.
+# One data set trains with augmentation, because runs must repeat and resume with it too.
 OWN = {"oasis": ["--augment", "light"]}
 
 
@@ -43,7 +43,7 @@ def _train(folder, data, *flags):
 
 @pytest.fixture(scope="module")
 def runs(phantoms, tmp_path_factory):
-    """One finished tiny run a data set; read only."""
+    """Trains one tiny run for each data set; read only."""
     folder = tmp_path_factory.mktemp("runs")
     return {name: _train(folder, phantoms / name) for name in SLICES}
 
@@ -111,7 +111,7 @@ def test_a_whole_data_folder_is_predicted_without_its_labels(runs, phantoms, tmp
         shutil.copytree(phantoms / name, root)
         for _ in range(2):
             assert predict.main([str(root), "--labels", str(root), "--model", str(runs[name]), "--output", str(output)]) == 0
-            # The folders of the images are mirrored.
+            # The output has the folders of the images.
             found = {path.relative_to(output).parent for path in output.rglob("*_overlay.png")}
             assert found == {case.image_paths[0].parent.relative_to(root) for case in find_cases(DATASETS[name], root)}
             assert len(list(output.rglob("*_overlay.png"))) == 16
@@ -120,7 +120,7 @@ def test_a_whole_data_folder_is_predicted_without_its_labels(runs, phantoms, tmp
 
 @pytest.fixture
 def scans(phantoms, tmp_path):
-    """Three slices of one scan of OASIS in `images`, their labels in `labels`, and how they are predicted."""
+    """Copies three slices of one OASIS scan to `images` and their labels to `labels`; returns the images."""
     for kind, prefix in (("", "case"), ("seg_", "seg")):
         folder = tmp_path / ("labels" if kind else "images")
         folder.mkdir()
@@ -150,7 +150,7 @@ def test_a_bad_file_does_not_end_the_others_and_a_later_call_does_what_is_missin
     assert "2 done, 1 failed, 0 skipped" in text
     assert f"1 file(s) of other kinds below {tmp_path / 'images'} are left out" in text
     assert _read_cases(tmp_path) == [names[0], names[2]]
-    # What two of three slices score is not the scan's score.
+    # Two of three slices do not give the scan's score.
     assert _read_cases(tmp_path, "volume") == []
 
     scans[1].write_bytes(whole)
@@ -244,7 +244,7 @@ def test_without_a_model_the_run_that_finished_last_is_taken(runs, phantoms, mon
 
 
 def test_a_binary_target_in_half_precision(phantoms, tmp_path, capsys):
-    """The target has one logit and the file's own value; the record names the precision."""
+    """A binary target has one logit and keeps its value in the file, and the record names the precision."""
     flags = ["--target", "body", "--loss", "bce", "--epochs", "1", "--seed", "7", "--precision", "bfloat16", "--deterministic"]
     run = _train(tmp_path, phantoms / "hipmri", *flags)
     bundle = ModelBundle.load(run, "keras")
@@ -297,7 +297,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(runs, phantoms, tmp_path
     cut = tmp_path / "runs" / "cut"
     assert f"go on with: python train.py --resume {cut}" in capsys.readouterr().out
     assert not (cut / "summary.json").exists()
-    # The data and the cache have moved meanwhile. Hashes decide.
+    # The data and the cache have moved meanwhile; the hashes decide.
     shutil.copytree(phantoms / "oasis", tmp_path / "moved")
     assert train.main(["--resume", str(cut), "--data", str(tmp_path / "moved"), "--cache", str(tmp_path / "other")]) == 0
     for name in ("summary.json", "scores.csv"):
@@ -313,7 +313,7 @@ def test_resume_with_other_data_or_backend_is_refused(runs, phantoms, tmp_path, 
         patch.setattr(train, "fit", _interrupt)
         assert train.main(["--dataset", "lgg", "--data", str(root), *TINY, *places]) == 130
     capsys.readouterr()
-    # A patient more would move the split: one who was trained on could be tested on.
+    # One more patient would move the split, so that a training patient could be tested.
     newcomer = root / "TCGA_AA_0001_20000101"
     shutil.copytree(next(root.iterdir()), newcomer)
     for path in newcomer.iterdir():
@@ -367,7 +367,7 @@ def test_folds_test_every_subject_once_resume_and_predict_together(phantoms, tmp
     assert train.main(["--resume", str(run)]) == 2
     assert "which is finished" in capsys.readouterr().err
 
-    # One fold alone is the same fold, and the whole predicts as the mean of its folds.
+    # A fold that is trained alone is the same fold, and the whole run predicts the mean of its folds.
     alone = _train(tmp_path / "alone", phantoms / "oasis", *flags, "--fold", "1", "--augment", "none")
     own, other = (json.loads((folder / "summary.json").read_text())["weights_sha256"] for folder in (alone, run / "fold_1"))
     assert own == other
@@ -384,7 +384,7 @@ def test_folds_test_every_subject_once_resume_and_predict_together(phantoms, tmp
 def test_every_preset_builds_its_network(name):
     settings = parse_training(["--preset", name], DATASETS).settings
     spec = choose_target(DATASETS[settings.dataset], settings.target)
-    # Where the size follows from the scans, any that divides will do.
+    # If the size follows from the scans, any size that divides will do here.
     plan = make_plan(settings, spec, Fingerprint(1, ((64, 64, 64),)))
     network = build_network(settings, spec, plan)
     assert network.input.shape == (None, *plan.window.shape, len(spec.channels))
@@ -445,7 +445,7 @@ def _one_line(capsys, status, message):
 
 
 def _nifti_set(phantoms, tmp_path, spoil):
-    """A copy of the HipMRI phantom of which `spoil(image path, label path)` ruins one test case: not to be found after hours."""
+    """Copies the HipMRI phantom and lets `spoil(image path, label path)` ruin one test case. A run must find it at its start."""
     root = tmp_path / "hipmri"
     shutil.copytree(phantoms / "hipmri", root)
     case = next(case for case in find_cases(DATASETS["hipmri"], root) if case.split == "test")

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md shows how to add to the program; its diffs must fit the files as they are."""
+"""CONTRIBUTING.md shows how to add to the program; its diffs must apply to the current files."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Several devices and several hosts: the same training as on one, written once."""
+"""Several devices and several hosts: they train as one does, and one of them writes the files."""
 
 import csv
 import os
@@ -17,8 +17,9 @@ from helpers import make_jax_environment
 from modules import devices, phantom
 
 ROOT = Path(__file__).parents[1]
-# Gradients that are nearly zero are scaled up by Adam, with their rounding errors.
-TINY = ["--dataset", "oasis", "--epochs", "6", "--base-filters", "2", "--levels", "1", "--dropout", "0", "--batch-size", "4", "--shape", "64", "64",
+# Plain SGD, because Adam would scale up gradients of nearly zero with their rounding errors.
+TINY = ["--dataset", "oasis", "--epochs", "6", "--base-filters", "2", "--levels", "1",
+        "--dropout", "0", "--batch-size", "4", "--shape", "64", "64",
         "--optimizer", "sgd", "--learning-rate", "0.001", "--patience", "0"]  # fmt: skip
 JAX = {
     "KERAS_BACKEND": "jax",
@@ -40,7 +41,7 @@ assert train.main([*sys.argv[2:], "--name", "one", "--devices", "1"]) == 0
 assert train.main([*sys.argv[2:], "--name", "two"]) == 0
 """
 
-# The second host alone is asked to stop once the first epoch is over; then both go on.
+# Only the second host is asked to stop, after the first epoch; then both resume.
 TWO_HOSTS = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -60,7 +61,7 @@ assert train.main(["--resume", str(run), *hosts]) == 0
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN is for x86 here")
 def test_tensorflow_computes_with_onednn_on_every_cpu():
-    # It has no public way to ask. Of itself it says yes on CPUs with AVX-512 VNNI or AMX only.
+    # TensorFlow has no public function for this. By default it uses oneDNN only on CPUs with AVX-512 VNNI or AMX.
     from tensorflow.python.util import _pywrap_util_port as port
 
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
@@ -69,7 +70,7 @@ def test_tensorflow_computes_with_onednn_on_every_cpu():
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory):
-    """Slices of which neither the training nor the validation makes whole batches."""
+    """Writes slices that fill no whole number of batches, neither in training nor in validation."""
     root = tmp_path_factory.mktemp("slices") / "oasis"
     phantom.write_oasis(root, subjects=(2, 1, 1), slices=5)
     return root
@@ -87,7 +88,7 @@ def _start(folder, environment, program, *arguments):
 
 
 def _finish(processes, folders, timeout=900):
-    """Waits for all and returns what they printed; none outlives this."""
+    """Waits for all processes and returns their output; no process outlives this."""
     try:
         for process in processes:
             process.wait(timeout)
@@ -112,7 +113,7 @@ def _read(run):
 
 
 def _check_same(run, other, epochs=6):
-    """Losses agree to five digits; what counts voxels, to a few voxels whose classes have all but equal logits."""
+    """Checks that losses agree to five digits. Scores may differ by a few voxels whose classes have nearly equal logits."""
     rows, others = _read(run), _read(other)
     assert len(rows) == len(others) == epochs
     for row, twin in zip(rows, others, strict=True):
@@ -124,7 +125,7 @@ def _check_same(run, other, epochs=6):
 
 @pytest.fixture(scope="module")
 def jax_runs(slices, tmp_path_factory):
-    """A folder with the run "one" on one device and "two" on two, under JAX, with batch normalisation and augmentation."""
+    """Trains the runs "one" on one device and "two" on two, under JAX, with batch normalisation and augmentation."""
     if find_spec("jax") is None:
         pytest.skip("jax is not installed")
     folder = tmp_path_factory.mktemp("jax")
@@ -142,7 +143,7 @@ def test_two_hosts_train_like_one_and_stop_together(jax_runs, slices, tmp_path):
     coordinator = f"127.0.0.1:{_find_port()}"
     run, places = tmp_path / "host0" / "runs" / "both", [tmp_path / f"host{host}" for host in range(2)]
     flags = [*TINY, "--data", slices, "--augment", "light"]
-    # What each host compiled before it stopped, it need not compile again.
+    # A host need not compile again what it compiled before it stopped.
     environment = JAX | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     started = [_start(place, environment, TWO_HOSTS, run, host, coordinator, *flags) for host, place in enumerate(places)]
     first, second = _finish(started, places)
@@ -176,7 +177,7 @@ devices.on_main(lambda: print("once"))
 
 
 def test_two_devices_train_like_one_under_tensorflow(slices, tmp_path):
-    # The penalty is not part of the reported loss, but what it does to the weights shows in the next epochs.
+    # The penalty is not part of the reported loss, but its effect on the weights shows in the next epochs.
     flags = [*TINY, "--data", slices, "--epochs", "3", "--norm", "instance", "--weight-decay", "1"]
     (output,) = _finish([_start(tmp_path, TENSORFLOW, ONE_AND_TWO_DEVICES, "tensorflow", *flags)], [tmp_path])
     _check_same(tmp_path / "runs" / "one", tmp_path / "runs" / "two", epochs=3)
@@ -236,7 +237,7 @@ def test_hosts_agree_once_in_so_many_calls(monkeypatch):
     monkeypatch.setattr(devices, "any_host", lambda flag: asked.append(flag) or len(asked) == 2)
     ask = devices.agree(lambda: False)
     answers = [ask() for _ in range(3 * devices.AGREE_STEPS)]
-    # The other host's flag is seen at the second question; after that nobody asks any more.
+    # The second question shows the other host's flag; after that no host asks any more.
     assert answers == [False] * (2 * devices.AGREE_STEPS - 1) + [True] * (devices.AGREE_STEPS + 1)
     assert asked == [False, False]
 

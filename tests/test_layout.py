@@ -1,4 +1,4 @@
-"""The rules of the house: imports go down the floors and round no circle, and nothing in modules imports the root or prints."""
+"""The rules of the layout: imports go down the floors without a circle, and nothing in modules imports the root or prints."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the ground up; a room imports from lower floors only.
+# The floors from the ground up. A room imports from lower floors only.
 FLOORS = (
     ("devices", "networks"),
     ("data", "model", "phantom"),
@@ -22,7 +22,7 @@ PYTHON = [*SOURCES, *sorted(ROOT.glob("*.py"))]
 
 
 def _name(path):
-    """The dotted name of a source file."""
+    """Returns the dotted name of a source file."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -31,7 +31,7 @@ NAMES = {_name(path) for path in PYTHON}
 
 
 def _imports(path):
-    """The project's own modules that a file imports, anywhere in it; `modules` itself has only the version."""
+    """Yields the project's own modules that a file imports anywhere. `modules` itself is left out: it holds only the version."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found = {alias.name for alias in node.names}
@@ -59,7 +59,7 @@ def test_imports_go_down(path):
 
 
 def test_no_imports_go_round_in_a_circle():
-    # A package's own file comes with each of its modules; what that imports is no circle of its modules.
+    # Python loads a package's `__init__.py` with each of its modules, so its imports form no circle among the modules.
     graph = {_name(path): set(_imports(path)) for path in PYTHON if path.name != "__init__.py"}
     graph = {name: needed & set(graph) for name, needed in graph.items()}
     assert len(list(TopologicalSorter(graph).static_order())) == len(graph)

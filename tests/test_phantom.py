@@ -1,4 +1,4 @@
-"""Phantoms: the same seed repeats, layouts are those of the real sets, and an organ can be told from its surroundings."""
+"""Phantoms: a seed repeats, layouts are those of the real sets, and organs differ from their surroundings."""
 
 import json
 import re
@@ -86,7 +86,7 @@ def test_pelvis_holds_every_class(shape):
 
 
 def test_pelvis_is_the_right_way_up():
-    """Prostate lies below the bladder (axis 0) and in front of the rectum (axis 1)."""
+    """The prostate lies below the bladder (axis 0) and in front of the rectum (axis 1)."""
     _, label = phantom.draw_pelvis(np.random.default_rng(0), (12, 128, 64))
     centre = {k: np.argwhere(label == k).mean(axis=0) for k in (pelvis.BLADDER, pelvis.RECTUM, pelvis.PROSTATE)}
     assert centre[pelvis.PROSTATE][0] < centre[pelvis.BLADDER][0]
@@ -94,7 +94,7 @@ def test_pelvis_is_the_right_way_up():
 
 
 def test_pelvis_contrast():
-    """Body is brighter than air, urine than any tissue around it, muscle and fat differ within the body."""
+    """The body is brighter than air and urine brighter than the tissue around it; muscle and fat differ within the body."""
     image, label = phantom.draw_pelvis(np.random.default_rng(0), (8, 256, 128))
     mean = [image[label == k].mean() for k in range(6)]
     assert mean[pelvis.BODY] > 5 * mean[0]
@@ -149,7 +149,7 @@ def test_weeks_of_a_patient_share_a_split(hipmri):
 
 
 def test_weeks_show_one_anatomy(hipmri):
-    """Bone stays where it was, the image does not."""
+    """Bone stays in its place, but the image changes."""
     masks = hipmri / "keras_slices_seg_train"
     first, second = (np.asarray(nib.load(masks / f"seg_005_week_{week}_slice_0.nii.gz").dataobj) for week in (1, 2))
     np.testing.assert_array_equal(first == pelvis.BONE, second == pelvis.BONE)
@@ -183,7 +183,7 @@ def test_lgg_layout(lgg):
 
 
 def test_lgg_tumour_is_bright_on_flair_only(lgg):
-    """Read back as RGB: dark before contrast (0), bright on FLAIR (1); lowest and highest slice are free of tumour."""
+    """In RGB the tumour is dark before contrast (0) and bright on FLAIR (1). The lowest and highest slices have none."""
     for folder in lgg.iterdir():
         inside, masks = [], []
         for number in range(1, 5):
@@ -203,7 +203,7 @@ def test_lgg_tumour_is_bright_on_flair_only(lgg):
 
 
 def test_a_brain_of_given_spacing_is_whole_and_of_real_size():
-    """About 1 litre without sulci, nothing cut off at the border but for the stem; voxels need not be cubes."""
+    """A brain without sulci has about 1 litre, and the border cuts off nothing but the stem; voxels need not be cubes."""
     _, label = phantom.draw_brain(np.random.default_rng(0), (80, 64, 96), spacing_mm=(2.0, 3.0, 2.5), label_sulci=False)
     place = np.argwhere(label > 0)
     assert (place.min(axis=0) > 0).all()
@@ -245,7 +245,7 @@ def test_hippocampus_repeats_and_its_head_is_in_front():
 
 
 def test_hippocampus_is_not_told_by_grey_alone():
-    """As bright as a good part of what surrounds it in both channels, and its halves are alike."""
+    """A good part of the surroundings is as bright as the hippocampus in both channels, and its halves are alike."""
     image, label = phantom.draw_hippocampus(np.random.default_rng(4))
     inside = image[label > 0]
     low, high = np.percentile(inside, (5, 95), axis=0)
@@ -280,7 +280,7 @@ def test_hipmri3d_layout_and_quirks(hipmri3d):
 
 
 def test_hipmri3d_in_the_world(hipmri3d):
-    """Bladder above the prostate, rectum behind it, in millimetres of a pelvis; two weeks are of one anatomy."""
+    """The bladder lies above the prostate and the rectum behind it, in millimetres of a pelvis; two weeks show one anatomy."""
     folder = hipmri3d / "semantic_labels_anon"
     image, label = read_nifti(folder / "Case_005_Week1_SEMANTIC_LFOV.nii.gz")
     bladder, rectum, prostate = (find_world_centre(image, label == k) for k in (pelvis.BLADDER, pelvis.RECTUM, pelvis.PROSTATE))

@@ -1,4 +1,4 @@
-"""Exact scores: by hand, by brute force, by what must not change them, and beside the tools of the field."""
+"""Exact scores by hand, by brute force, by invariants, and beside the tools of the field."""
 
 import csv
 import math
@@ -24,7 +24,7 @@ def _score(label, prediction, names=NAMES, case="x", level="slice", spacing_mm=N
 
 
 def _distances(label, prediction, spacing_mm):
-    """HD95, HD and ASSD of class 1."""
+    """Returns HD95, HD and ASSD of class 1."""
     score = _score(label, prediction, spacing_mm=spacing_mm)[0]
     return tuple(getattr(score, key) for key in DISTANCES)
 
@@ -37,7 +37,7 @@ def _place(shape, *boxes):
 
 
 def _draw_blobs(shape, seed, num_classes=3):
-    """A label and a prediction of several smooth blobs a class, some at the border, that lie mostly but not wholly together."""
+    """Draws a label and a prediction with several smooth blobs a class, some at the border. Most but not all voxels agree."""
     rng = np.random.default_rng(seed)
     fields = [[ndimage.gaussian_filter(rng.standard_normal(shape), 2.5) for _ in range(num_classes - 1)] for _ in range(2)]
     label, other = (np.stack([np.full(shape, 0.02), *of_classes]) for of_classes in fields)
@@ -102,13 +102,13 @@ def test_one_voxel_onto_itself():
 
 
 def test_the_percentile_is_interpolated_and_the_greater_of_two():
-    # From the row to its first pixel 0, 2, 4, 6, 8 mm, whose 95th percentile lies at 3.8 of 4 steps; back 0 mm.
+    # The row is 0, 2, 4, 6, 8 mm from its first pixel: the 95th percentile lies at 3.8 of 4 steps. The way back is 0 mm.
     label, prediction = _place((3, 6), (1, 0)), _place((3, 6), (1, slice(0, 5)))
     assert _distances(label, prediction, (1, 2)) == pytest.approx((7.6, 8, 20 / 6), abs=1e-12)
 
 
 def test_shifted_square():
-    # Of the eight outer pixels of either square the three that leave the other are 2 mm from it, the one in its middle 1 mm.
+    # Each square has eight outer pixels. Three lie outside of the other square, 2 mm from it; one lies in its middle, 1 mm from it.
     label, prediction = _place((6, 6), (slice(1, 4), slice(1, 4))), _place((6, 6), (slice(2, 5), slice(1, 4)))
     assert _distances(label, prediction, (2, 1)) == pytest.approx((2, 2, 14 / 16), abs=1e-12)
 
@@ -121,7 +121,7 @@ def test_shifted_box_is_as_far_as_it_was_shifted():
 
 
 def test_image_border_is_surface():
-    # The square fills the image: its eight outer pixels are surface, the middle one is not.
+    # The square fills the image. Its eight outer pixels are surface, but its middle one is not.
     label, prediction = _place((3, 3), ...), _place((3, 3), (1, 1))
     expected = (math.sqrt(2), math.sqrt(2), (4 + 4 * math.sqrt(2) + 1) / 9)
     assert _distances(label, prediction, (1, 1)) == pytest.approx(expected, abs=1e-12)
@@ -130,7 +130,7 @@ def test_image_border_is_surface():
 def test_the_wall_of_a_hole_is_surface():
     label, prediction = _place((5, 5, 5), ...), _place((5, 5, 5), ...)
     prediction[2, 2, 2] = 0
-    # The six voxels around the hole are 1 mm from the border, the 98 on it are surface of both: the percentile is at 97.85 of 103.
+    # The six voxels around the hole are 1 mm from the border. The 98 on the border are surface of both. The percentile is at 97.85 of 103.
     assert _distances(label, prediction, (1, 1, 1)) == pytest.approx((0.85, 1, 6 / (98 + 104)), abs=1e-12)
 
 
@@ -211,7 +211,7 @@ def test_slices_of_one_scan_are_also_scored_as_one_volume():
         ("slice", "w_0", 1, 2, 2),
         ("volume", "w", 1, 2, 2),
     ]
-    # Millimetres in the plane of a slice that has a geometry; none across slices, and none in a picture.
+    # A slice with a geometry has distances in mm within its plane. There are none across slices, and none in a picture.
     expected = [0.5, math.hypot(1, 1.5), math.nan, math.nan, math.nan]
     assert [score.hd_mm for score in scores] == pytest.approx(expected, nan_ok=True)
     assert all(math.isnan(score.volume_ml) for score in scores)
@@ -246,7 +246,7 @@ def test_summary_of_distances():
     scores = [
         base,
         replace(base, case="y", hd95_mm=4.0, hd_mm=6.0, assd_mm=1.5),
-        # A picture among the scans: it has overlaps, and no say in the distances.
+        # A picture among the scans has overlaps, but does not count in the distances.
         replace(base, case="z", hd95_mm=nan, hd_mm=nan, assd_mm=nan),
         replace(base, class_name="b", hd95_mm=10.0),
         replace(base, class_name="c", dice=nan, iou=nan, hd95_mm=nan, hd_mm=nan, assd_mm=nan),
@@ -272,7 +272,7 @@ def test_table_on_disk(tmp_path):
     write_scores(tmp_path / "scores.csv", _score([[[1, 1]]], [[[1, 0]]], level="volume", spacing_mm=(1, 1, 2)))
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    # Of three distances, 0, 2 and 0, the two from the label have their 95th percentile at 1.9.
+    # The three distances are 0, 2 and 0. The 95th percentile of the two from the label is 1.9.
     assert list(rows[0].items()) == [
         ("level", "volume"), ("case", "x"), ("class", "a"), ("dice", repr(2 / 3)), ("iou", "0.5"), ("hd95_mm", "1.9"), ("hd_mm", "2.0"),
         ("assd_mm", repr(2 / 3)), ("volume_ml", "0.002"), ("reference_ml", "0.004"), ("voxels", "1"), ("reference_voxels", "2"),
@@ -286,7 +286,7 @@ def test_tables_are_read_back_to_the_last_digit(tmp_path):
     scores = _score(label, prediction, names, level="volume", spacing_mm=(0.9, 1.4, 3.0)) + _score(label[0], prediction[0], names)
     write_scores(tmp_path / "scores.csv", scores)
     read = read_scores(tmp_path / "scores.csv")
-    # NaN is not equal to itself: representations are compared, which also tell an integer from a float.
+    # NaN is not equal to itself, so we compare representations. They also tell an integer from a float.
     assert list(map(repr, read)) == list(map(repr, scores))
     write_scores(tmp_path / "again.csv", read)
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "scores.csv").read_bytes()
@@ -315,7 +315,7 @@ def test_tables_that_are_no_scores(tmp_path):
 
 def test_runs_are_pooled():
     x, y = (_score([[1, 2]], [[1, 0]], case=case) for case in "xy")
-    # A scan may be called as one of its slices is: they are of different levels.
+    # A scan may share its name with a slice, because they have different levels.
     volume = [replace(score, level="volume") for score in x]
     assert pool_scores({"first": x, "second": [*y, *volume]}) == [*x, *y, *volume]
     assert pool_scores({}) == []
@@ -336,7 +336,7 @@ def test_runs_that_cannot_be_pooled():
 
 
 def _itk_image(sitk, mask, spacing_mm):
-    """The mask as an ITK image, whose axes run the other way; with a border, since `LabelContour` sees no surface at an image's edge."""
+    """Makes an ITK image of the mask, with axes in reverse. A border is added: `LabelContour` sees no surface at an image's edge."""
     image = sitk.GetImageFromArray(np.pad(mask, 1).astype(np.uint8))
     image.SetSpacing([float(step) for step in spacing_mm[::-1]])
     return image
@@ -354,7 +354,7 @@ def test_scores_equal_those_of_monai(shape, spacing_mm, seed):
         "iou": metrics.compute_iou(*one_hot, include_background=False),
         "hd_mm": metrics.compute_hausdorff_distance(*one_hot, spacing=spacing_mm),
         "hd95_mm": metrics.compute_hausdorff_distance(*one_hot, percentile=95, spacing=spacing_mm),
-        # Its symmetric average is over both directions together, as ours.
+        # MONAI's symmetric average is over both directions together, like ours.
         "assd_mm": metrics.compute_average_surface_distance(*one_hot, symmetric=True, spacing=spacing_mm),
     }
     for key, values in peers.items():
@@ -374,8 +374,8 @@ def test_scores_equal_those_of_simpleitk(shape, spacing_mm, seed):
         assert score.dice == pytest.approx(overlap.GetDiceCoefficient(index), abs=1e-12)
         assert score.iou == pytest.approx(overlap.GetJaccardCoefficient(index), abs=1e-12)
 
-        # Its Hausdorff filter measures whole masks: what lies inside the other counts as 0 however deep. Of the surfaces, which it
-        # draws itself, it gives ours.
+        # ITK's Hausdorff filter measures whole masks: a voxel inside the other mask counts as 0. For surfaces, which ITK draws itself, it
+        # gives our distance.
         surfaces = [sitk.LabelContour(_itk_image(sitk, array == index, spacing_mm), False) for array in (label, prediction)]
         hausdorff.Execute(*surfaces)
         assert score.hd_mm == pytest.approx(hausdorff.GetHausdorffDistance(), abs=1e-3)
@@ -385,7 +385,7 @@ def test_scores_equal_those_of_simpleitk(shape, spacing_mm, seed):
         there, back = (sitk.GetArrayFromImage(maps[1 - place])[masks[place]].astype(float) for place in (0, 1))
         assert score.hd95_mm == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-3)
         assert score.assd_mm == pytest.approx(np.concatenate([there, back]).mean(), abs=1e-3)
-        # Its average is the mean of the two directions' means, so the smaller surface has as much say as the larger.
+        # ITK averages the means of the two directions, so the smaller surface weighs as much as the larger.
         assert hausdorff.GetAverageHausdorffDistance() == pytest.approx((there.mean() + back.mean()) / 2, abs=1e-3)
 
 
@@ -397,9 +397,9 @@ def test_scores_beside_those_of_surface_distance(shape, spacing_mm, seed):
     for index, score in enumerate(_score(label, prediction, spacing_mm=spacing_mm), start=1):
         masks = label == index, prediction == index
         assert score.dice == pytest.approx(surface_distance.compute_dice_coefficient(*masks), abs=1e-12)
-        # Its surface runs through the corners of the voxels, and percentiles and averages weigh each piece by its area, without
-        # interpolation: they are other quantities. But each surface voxel has such a piece within half its diagonal and each piece
-        # a surface voxel, so Hausdorff distances differ by a diagonal at most.
+        # The surface of this library runs through the corners of the voxels. Its percentiles and averages weigh each piece by its area,
+        # without interpolation: they are other quantities. Each surface voxel has a piece within half its diagonal, and each piece has such
+        # a voxel. So Hausdorff distances differ by a diagonal at most.
         theirs = surface_distance.compute_robust_hausdorff(surface_distance.compute_surface_distances(*masks, spacing_mm), 100)
         assert abs(score.hd_mm - theirs) <= math.hypot(*spacing_mm)
 
@@ -409,7 +409,7 @@ def test_all_agree_on_a_shifted_box():
     sitk, surface_distance = pytest.importorskip("SimpleITK"), pytest.importorskip("surface_distance")
     label, prediction = _place((14, 10, 9), np.s_[2:8, 2:8, 2:7]), _place((14, 10, 9), np.s_[4:10, 2:8, 2:7])
     spacing_mm = (1.5, 4.0, 5.0)
-    # Two boxes one of which is the other shifted: here it makes no difference what is measured, masks, voxels or faces.
+    # One box is the other, shifted. Masks, voxels and faces then have the same distance.
     hausdorff = sitk.HausdorffDistanceImageFilter()
     hausdorff.Execute(_itk_image(sitk, label, spacing_mm), _itk_image(sitk, prediction, spacing_mm))
     faces = surface_distance.compute_surface_distances(label == 1, prediction == 1, spacing_mm)

@@ -1,4 +1,4 @@
-"""`python dataset.py show`: which cases it chooses, what it draws, and the command's own errors."""
+"""`python dataset.py show`: its choice of cases, its drawing, and its own errors."""
 
 import itertools
 import subprocess
@@ -30,13 +30,13 @@ def read_png(path: Path) -> np.ndarray:
 
 
 def count_colour(picture: np.ndarray, colour: str) -> int:
-    """How many pixels are of exactly this colour."""
+    """Counts the pixels of exactly this colour."""
     return int((np.abs(picture - np.rint(255 * np.array(to_rgb(colour)))) <= 1).all(axis=-1).sum())
 
 
 @pytest.fixture
 def sample() -> tuple[Volume, np.ndarray]:
-    """A slice (32, 24) and its label: a body around an organ, class 1 around class 3."""
+    """Makes a slice (32, 24) and its label: a body around an organ, class 1 around class 3."""
     rows, columns = np.mgrid[:32, :24]
     label = np.zeros((32, 24), np.int32)
     label[4:28, 4:20], label[12:20, 8:16] = 1, 3
@@ -51,7 +51,7 @@ def test_one_line_between_two_classes_in_the_colour_of_the_smaller():
     label[2:18, 2:18], label[8:12, 8:12] = 2, 1
     painted = sheet._outline(np.full((20, 20), 100.0), label, reports.PALETTE[:2])
     small, large = (count_colour(painted, colour) for colour in reports.PALETTE[:2])
-    # The rim of 4x4 pixels has 12, that of 16x16 has 60; the larger class has none along the smaller, and nothing else is painted.
+    # The rim of 4x4 pixels has 12, and that of 16x16 has 60. The larger class has no rim along the smaller one. Nothing else is painted.
     assert (small, large) == (12, 60)
     assert count_colour(painted, "#646464") == 400 - 72
 
@@ -85,7 +85,7 @@ def test_a_volume_is_cut_where_its_structures_are():
     label = np.zeros((10, 12, 14), np.uint8)
     label[2:5, 3:10, 6:9] = 1
     cut = sheet._cut_best(Volume(image, np.diag([2, 1, 1, 1.0]), (2.0, 1.0, 1.0)), label, CLASSES, "coronal", whole=True)
-    # The centre of mass along the second axis is 6; x and z remain, x being 2 mm a voxel.
+    # The centre of mass along the second axis is 6. The axes x and z remain, and a voxel is 2 mm along x.
     assert cut.place == "coronal, 7 of 12"
     assert cut.extent == (14, 20)
     assert cut.label.sum() == 9
@@ -129,7 +129,7 @@ def test_flips_swap_classes_with_sides_in_volumes():
     rng = np.random.default_rng(0)
     [(array, changed)] = sheet._apply(image, label, [(Augmentation(flip=1.0), (0,))], [rng], [(1, 2)])
     np.testing.assert_array_equal(array, image.array[::-1])
-    # Mirrored and then exchanged: what is on the left is still the left one.
+    # The classes are mirrored and then exchanged, so the class on the left is still the left one.
     np.testing.assert_array_equal(changed, label)
 
 

@@ -76,7 +76,7 @@ def test_a_lack_of_memory_is_one_line(capsys, error, received):
     )
 
 
-# Logs, then prints what it was told to, under whatever console the test gives it.
+# Logs and prints under the console that the test gives it.
 TALK = """
 import sys, utils
 def command():
@@ -110,7 +110,7 @@ def test_any_console_takes_any_text(tmp_path, environment):
 def test_a_console_that_is_gone_ends_no_command(tmp_path, closed):
     root = Path(utils.__file__).parent
     (tmp_path / "talk.py").write_text(TALK, encoding="utf-8")
-    # The pipe's reader is gone before the first line comes.
+    # The reader of the pipe ends before the first line arrives.
     command = f"set -o pipefail; (sleep 0.1; exec {sys.executable} talk.py) {closed}"
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -119,7 +119,7 @@ def test_a_console_that_is_gone_ends_no_command(tmp_path, closed):
     assert done.stderr == ("" if "2>" in closed else "train.py: error: nein: ß\n")
 
 
-# What a program does with Keras and Matplotlib under a user's own settings.
+# Uses Keras and Matplotlib under a user's own settings.
 SURROUNDINGS = """
 from modules import devices
 devices.import_keras()
@@ -174,7 +174,7 @@ print(hash_weights(network))
 
 
 def test_two_processes_train_to_the_same_bits_at_full_size():
-    # Small networks are repeatable whatever the threads do; only one of real size shows whether a training is.
+    # Small networks repeat in any order of the threads; only one of real size tests the training.
     root = Path(utils.__file__).parent
     processes = [subprocess.Popen([sys.executable, "-c", STEPS], cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]

@@ -42,7 +42,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def runs(phantoms, tmp_path_factory):
-    """One finished tiny run of each kind; read only."""
+    """Trains one tiny run of each kind; read only."""
     folder = tmp_path_factory.mktemp("runs")
     return {name: _train(folder, phantoms / data, name, *flags) for name, (data, flags) in RUNS.items()}
 
@@ -187,12 +187,12 @@ def test_bad_flags_stop_with_one_line_and_leave_nothing(phantoms, tmp_path, monk
 
 
 def _orientations():
-    """All 48: which world axis each voxel axis runs along, and its sign."""
+    """Lists all 48 orientations: the world axis of each voxel axis, and its sign."""
     return [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
 
 
 def _store(array, affine, axes, signs):
-    """The same scan as it would lie in a file of another orientation: array and affine."""
+    """Returns array and affine of the scan as a file of another orientation stores it."""
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
     for new, (axis, sign) in enumerate(zip(axes, signs, strict=True)):
@@ -203,7 +203,7 @@ def _store(array, affine, axes, signs):
 
 
 def _oblique_affine():
-    """Anisotropic voxels, turned a little about two axes, away from the origin."""
+    """Makes the affine of anisotropic voxels, turned a little about two axes, away from the origin."""
     one, other = np.radians(11), np.radians(-7)
     turn = np.array([[np.cos(one), -np.sin(one), 0], [np.sin(one), np.cos(one), 0], [0, 0, 1]])
     turn = turn @ np.array([[1, 0, 0], [0, np.cos(other), -np.sin(other)], [0, np.sin(other), np.cos(other)]])
@@ -256,7 +256,7 @@ def test_the_prediction_is_the_same_in_world_space_in_all_48_orientations(tmp_pa
         write_label_like(written, item.prediction, source)
         np.testing.assert_array_equal(nib.load(written).affine, nib.load(source).affine)
         found = nib.as_closest_canonical(nib.load(written))
-        # The scan is RAS+ as it is, so that canonical is what it was before it was stored.
+        # The scan is RAS+ itself, so its canonical form is the scan before it was stored.
         np.testing.assert_allclose(found.affine, affine, atol=1e-4)
         found = np.asarray(found.dataobj)
         expected = found if expected is None else expected
@@ -266,7 +266,7 @@ def test_the_prediction_is_the_same_in_world_space_in_all_48_orientations(tmp_pa
 
 
 def test_a_known_label_comes_back_where_it_was(tmp_path):
-    """A "network" that thresholds: what it finds must lie on the very voxels, in every orientation, with anisotropic spacing."""
+    """A "network" that thresholds must find the very voxels, in every orientation, with anisotropic spacing."""
     inputs = keras.Input((8, 8, 8, 1))
     bright = keras.ops.sigmoid((inputs - 0.5) * 50)
     bundle = ModelBundle(
@@ -289,7 +289,7 @@ def test_a_known_label_comes_back_where_it_was(tmp_path):
 
 
 def test_mirroring_swaps_left_and_right(tmp_path):
-    """A "network" that calls everything bright "left" is as wrong as it is right: its mirror image says "right"."""
+    """A "network" that calls everything bright "left" is half right, because its mirror image says "right"."""
     inputs = keras.Input((8, 8, 8, 1))
     model = keras.Model(inputs, keras.ops.concatenate([1 - inputs, inputs, 0 * inputs], axis=-1))
     fields = {"class_names": ("background", "left", "right"), "channels": ("T1",), "label_rule": LabelRule({0: 0, 1: 1, 2: 2})}
@@ -303,7 +303,7 @@ def test_mirroring_swaps_left_and_right(tmp_path):
         results.append(item.probabilities)
     plain, swapped = results
     np.testing.assert_allclose(plain[..., 2], 0, atol=1e-6)
-    # Half of the eight flips change left and right.
+    # Four of the eight flips exchange left and right.
     np.testing.assert_allclose(swapped[..., 1], plain[..., 1] / 2, atol=1e-5)
     np.testing.assert_allclose(swapped[..., 2], plain[..., 1] / 2, atol=1e-5)
     np.testing.assert_allclose(swapped[..., 0], plain[..., 0], atol=1e-5)

@@ -27,8 +27,7 @@ def align(
         resample: Whether an array of another resolution over the same box of space is taken from the nearest voxel.
 
     Returns:
-        The array itself where the grids are the same, a view where it was only stored in another order, a copy where it was
-        resampled; None where it lies elsewhere.
+        The array itself if the grids are the same, a view if only the order differs, a copy if it was resampled. None if it lies elsewhere.
     """
     rank = len(shape)
     own = array.shape[:rank]

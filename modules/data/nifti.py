@@ -107,7 +107,7 @@ def _inflate(data: bytes) -> tuple[_Header | None, bytes]:
         return header, content
     most = header.end + _SLACK
     if not member.eof:
-        # Inflated anew with room for all of it: to join two parts would cost a copy.
+        # We inflate anew with room for all of it, because joining two parts would cost a copy.
         member = inflater.decompressobj(31)
         content = member.decompress(data, most + 1)
     if member.eof and len(content) < header.end:

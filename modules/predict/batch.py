@@ -134,7 +134,7 @@ class Batch:
     def _note(self, case: Case, values: Mapping[str, Any]) -> None:
         path = self.output / RECORD
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One line a case is appended: to write the whole record anew for each of 100,000 slices would take hours.
+        # We append one line for each case. Writing the whole record anew for each of 100,000 slices would take hours.
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"case": case.case_id, "images": _list_places(case), **values}) + "\n")
 
@@ -166,5 +166,5 @@ def _fingerprint(paths: Sequence[Path]) -> str:
 
 
 def find_incomplete(failed: Sequence[Case]) -> set[str]:
-    """Returns the scans that lack a slice: what the other slices score together is not the scan's score."""
+    """Returns the scans that lack a slice: the other slices together do not give the scan's score."""
     return {case.volume_id for case in failed if case.volume_id}

@@ -111,7 +111,7 @@ def load_model(engine: str, folder: Path, name: str):
 
 
 def _compute_in_weight_precision(model) -> None:
-    """Lets layers that were trained in half precision compute in the precision of their weights; on a CPU none is faster or better."""
+    """Makes layers trained in half precision compute in the precision of their weights; a CPU gains nothing from half precision."""
     for layer in model.layers:
         if layer.compute_dtype != layer.variable_dtype:
             layer.dtype_policy = layer.variable_dtype

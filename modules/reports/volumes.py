@@ -95,7 +95,7 @@ def prepare_scan(
     maps = {name: view.turn(check_classes(name, classes, image.shape[:3], class_names)) for name, classes in maps.items()}
     image = view.turn(image)
     counts = {name: count_voxels(classes, len(class_names)) for name, classes in maps.items()}
-    # About a million voxels are enough for percentiles. Taken after turning, they are the same ones however it was stored.
+    # About a million voxels are enough for percentiles. They are taken after turning, so the storage order does not choose them.
     step = math.ceil((math.prod(image.shape[:3]) / 2**20) ** (1 / 3))
     sample = image[::step, ::step, ::step]
     windows = find_windows(sample if np.count_nonzero(sample) > 1000 else image)

@@ -152,7 +152,7 @@ class RunFolder:
     def create(self, settings: Settings, plan: Plan | None = None, data: Any = None, **details: Any) -> None:
         """Makes the folder with all that a resume needs, at once or not at all, and claims it.
 
-        A run that is named by its time takes the next free number where that name is taken: `path` then ends in -2, -3 and so on.
+        A run named by its time takes the next free number if its name is taken. `path` then ends in -2, -3 and so on.
 
         Args:
             settings: The settings of the run.
@@ -260,7 +260,7 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._handler is not None:
             if kind is not None and issubclass(kind, Exception):
-                # The console shows one line of the error, the log the traceback. On a full disk the first error is the one to tell.
+                # The console shows one line of the error, and the log shows the traceback. On a full disk the first error is reported.
                 with contextlib.suppress(OSError):
                     log.debug("stopped by an error", exc_info=error)
             log.removeHandler(self._handler)

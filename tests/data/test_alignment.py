@@ -52,7 +52,7 @@ def test_a_label_of_another_resolution_over_the_same_box_comes_from_the_nearest_
     expected = label.repeat(2, axis=0).repeat(3, axis=1)
     np.testing.assert_array_equal(align(label, coarse, (6, 6, 4), fine, resample=True), expected)
     assert align(label, coarse, (6, 6, 4), fine) is None
-    # Half a voxel aside it is another box.
+    # A shift by half a voxel makes it another box.
     coarse[0, 3] += 0.5
     assert align(label, coarse, (6, 6, 4), fine, resample=True) is None
 

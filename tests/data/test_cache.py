@@ -1,4 +1,4 @@
-"""The cache: what was prepared comes back, once for each state of files and settings, and never by halves."""
+"""The cache gives back what was prepared, once for each state of files and settings, and never a part of it."""
 
 import json
 import os
@@ -259,7 +259,7 @@ def test_of_a_prepared_case_little_is_kept(tmp_path):
     for number in range(300):
         write_pack(tmp_path / "a.raw", {f"case_{number}": Decoded(*_draw((4, 4), seed=number), (), (1.0, 1.0), bytes(64))})
         cases |= read_pack(tmp_path / "a.raw")
-    # What is a case's own: the tuple, its number, the path, the darkest values and the digests.
+    # A case shares these with no other: the tuple, its number, the path, the darkest values and the digests.
     own = [sum(map(sys.getsizeof, (case, case.offset, case.path, case.darkest, case.digests))) for case in cases.values()]
     assert max(own) < 700
     assert len({id(case.shape) for case in cases.values()}) == 1

@@ -131,7 +131,7 @@ def test_broken_files_are_named(tmp_path, write_nifti, write_picture):
 @pytest.mark.parametrize("offset", [42, 70, 108])
 def test_damaged_nifti_header_is_an_error_of_ours(tmp_path, write_nifti, offset):
     data = bytearray(write_nifti("a.nii", np.ones((8, 8), np.float32)).read_bytes())
-    data[offset : offset + 4] = b"\x00\x00\xc0\x7f"  # as a size 0, as a type unknown, as an offset NaN
+    data[offset : offset + 4] = b"\x00\x00\xc0\x7f"  # a size of 0, an unknown type, an offset of NaN
     (tmp_path / "a.nii").write_bytes(data)
     with pytest.raises(ValueError, match="whole NIfTI file in .*a.nii"):
         read_volume([tmp_path / "a.nii"])
@@ -268,14 +268,14 @@ def test_importing_the_module_imports_neither_nibabel_nor_opencv():
     assert result.stdout.strip() == "set()"
 
 
-# Reading NIfTI: whatever is read without nibabel must be what nibabel reads.
+# Reading NIfTI: a file that is read without nibabel must give what nibabel gives.
 
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 
 
 @pytest.fixture
 def without_nibabel(monkeypatch):
-    """For files that are to be read without it."""
+    """Makes every file that is left to nibabel an error."""
 
     def fail(path):
         raise AssertionError(f"{path} was left to nibabel")
@@ -285,12 +285,12 @@ def without_nibabel(monkeypatch):
 
 @pytest.fixture(params=["isal", "zlib"])
 def inflater(request, monkeypatch):
-    """With isal, and as if it were not installed."""
+    """Inflates with isal, and with zlib as if isal were not installed."""
     monkeypatch.setattr(nifti, "inflater", zlib if request.param == "zlib" else pytest.importorskip("isal.isal_zlib"))
 
 
 def _make_nifti(array, order="<", extension=b"", padding=0, **fields):
-    """The bytes of a NIfTI-1 file, field by field and so without anything that a library would put right."""
+    """Builds the bytes of a NIfTI-1 file field by field, so that no library puts anything right."""
     header = np.zeros((), nib.nifti1.header_dtype.newbyteorder(order))
     header["sizeof_hdr"], header["magic"] = 348, b"n+1"
     header["dim"] = 1
@@ -425,7 +425,7 @@ def test_gzip_of_several_members_is_read_whole(tmp_path, without_nibabel, inflat
         path.write_bytes(b"".join(members)[:-5])
         with pytest.raises(ValueError, match="whole NIfTI file in .*a.nii.gz"):
             read_volume([path])
-        path.write_bytes(b"".join(members) + b"more")  # nothing that belongs to the image
+        path.write_bytes(b"".join(members) + b"more")  # bytes that do not belong to the image
         np.testing.assert_array_equal(read_volume([path]).array[..., 0], array)
 
 
@@ -454,7 +454,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path, dtype, slope):
         for read in (lambda path: read_volume([path]), lambda path: read_label(path, LabelRule({1: 1}))):
             with pytest.raises(ValueError, match=f"Expected finite values. Received: {len(values)} NaN or infinite in .*a.nii"):
                 read(path)
-    array = np.full((64, 64), np.finfo(np.float32).max, dtype)  # the sum of which is not
+    array = np.full((64, 64), np.finfo(np.float32).max, dtype)  # finite, but their sum is not
     np.testing.assert_array_equal(read_volume([_write(tmp_path / "a.nii", _make_nifti(array))]).array[..., 0], array)
 
 
@@ -564,7 +564,7 @@ def test_the_size_of_a_voxel_follows_the_affine_not_pixdim(tmp_path):
         "pixdim": [1, 3.0001, 1, 9, 1, 1, 1, 1],
     }
     path = _write(tmp_path / "a.nii", _make_nifti(np.zeros((3, 4, 5), np.int16), **fields))
-    # The first is the affine's but for rounding, so the header's own number stays.
+    # The first number differs from the affine's by rounding only, so the header's own number stays.
     assert read_volume([path]).spacing_mm == pytest.approx((3.0001, 5, 5), abs=1e-6)
 
 

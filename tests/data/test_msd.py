@@ -1,4 +1,4 @@
-"""Folders of volumes: both layouts of the Decathlon's kind, HipMRI 3-D and IBSR18, with their quirks and what is said of broken ones."""
+"""Folders of volumes: both layouts of the Decathlon's kind, HipMRI 3-D and IBSR18, with their quirks and their errors."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def _is_nnunet(root):
 
 
 def _make_tiny(root, labels, nnunet=True, **values):
-    """A folder of one volume a channel, two cases, for what concerns `dataset.json` alone."""
+    """Writes a folder of two cases, one volume a channel, for tests of `dataset.json` alone."""
     for name in ("imagesTr", "labelsTr"):
         (root / name).mkdir(parents=True)
     for case in ("a", "b"):
@@ -504,7 +504,7 @@ def test_ibsr18_holds_out_a_test_set_for_the_one_without_labels(brains):
 
 
 def test_ibsr18_as_it_is_often_copied(brains_copy):
-    # Without a validation set, with a test set that has labels, and files that are not packed.
+    # The copy has no validation set, labels in its test set, and files that are not packed.
     shutil.rmtree(brains_copy / "Validation_Set")
     for folder in (brains_copy / "Test_Set").iterdir():
         nib.save(nib.Nifti1Image(np.zeros((24, 20, 24), np.int16), np.eye(4)), folder / f"{folder.name}_seg.nii.gz")

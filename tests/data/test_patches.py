@@ -80,7 +80,7 @@ def test_gaussian_by_hand():
     assert weights.dtype == np.float32
     assert weights[4] == 1
     np.testing.assert_allclose(weights, weights[::-1])
-    # A standard deviation of 9 / 8 voxels.
+    # The standard deviation is 9 / 8 voxels.
     np.testing.assert_allclose(weights[3], np.exp(-0.5 * (8 / 9) ** 2), rtol=1e-6)
     assert make_gaussian(96).min() == np.float32(1e-3)
     np.testing.assert_array_equal(make_gaussian(1), [1])
@@ -146,7 +146,7 @@ def label():
 
 
 def _draw_centres(label, window, number=1500, **options):
-    """The class at the centre of each drawn patch."""
+    """Returns the class at the centre of each drawn patch."""
     rng = np.random.default_rng(7)
     points = choose_points(label, 4, np.random.default_rng(0))
     starts = np.array([draw_start(rng, label.shape, window, points=points, **options) for _ in range(number)])
@@ -163,7 +163,7 @@ def test_foreground_is_centred_on_foreground(label):
     [((), (0.25, 0.25, 0.25, 0.25)), ((0.1, 0.2, 0.3, 0.4), (0.1, 0.2, 0.3, 0.4)), ((0, 0, 2, 6), (0, 0, 0.25, 0.75))],
 )
 def test_weighted_gives_each_class_its_share_however_rare(label, probabilities, expected):
-    # Of background the window's own centre may be pushed inwards, so the class is counted with the smallest window.
+    # The centre of a background window may be pushed inwards, so the smallest window counts the classes.
     classes = _draw_centres(label, (1, 1, 1), sampling="weighted", probabilities=probabilities)
     np.testing.assert_allclose(np.bincount(classes, minlength=4) / len(classes), expected, atol=0.04)
 

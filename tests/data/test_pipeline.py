@@ -13,7 +13,7 @@ SHAPES = [(6, 5, 4), (6, 7, 4), (3, 5, 8)]
 
 
 def _write_cases(folder, shapes, foreground=()):
-    """Cases whose image says of each voxel which case and place it is of (four channels), and whose label is a function of those."""
+    """Writes cases whose images hold the case and the place of each voxel in four channels. The label is a function of these."""
     cases = []
     for number, shape in enumerate(shapes):
         places = np.stack(np.indices(shape), axis=-1).astype(np.float32)
@@ -46,7 +46,7 @@ def _read(pipeline, batches=None):
 
 
 def _first_voxels(batches):
-    """Case and place of the first voxel of each sample."""
+    """Returns the case and the place of the first voxel of each sample."""
     return [tuple(int(value) for value in sample.reshape(-1, 4)[0]) for images, _ in batches for sample in images]
 
 
@@ -56,7 +56,7 @@ def _same(one, other):
 
 @pytest.mark.parametrize("plane", [0, 1, 2])
 def test_a_grid_of_slices_gives_each_slice_of_each_volume_once(cases, plane):
-    # As large as the largest extents, to the next multiple of eight.
+    # The window is as large as the largest extents, up to the next multiple of eight.
     window = tuple(1 if axis == plane else 8 for axis in range(3))
     batches = _read(make_pipeline(cases, Window(window), 4, batch_size=4, training=False))
     rest = tuple(size for axis, size in enumerate(window) if axis != plane)
@@ -68,7 +68,7 @@ def test_a_grid_of_slices_gives_each_slice_of_each_volume_once(cases, plane):
         for image, label in zip(images, labels, strict=True):
             number, place = int(image[..., 0].max()), int(image[..., 1 + plane].max())
             found.append((number, place))
-            # Inside, in the middle of the window, stand exactly the slice's voxels, and their labels; around them is darkness.
+            # The middle of the window holds exactly the slice's voxels and their labels; everything around them is dark.
             inside = tuple(
                 slice((size - old) // 2, (size - old) // 2 + old) for size, old in zip(rest, _without(number, plane), strict=True)
             )
@@ -98,7 +98,7 @@ def test_slices_of_2d_cases_come_whole(tmp_path):
     batches = _read(pipeline)
     assert [images.shape for images, _ in batches] == [(2, 4, 6, 1), (2, 4, 6, 1)]
     assert [int(label[0, 0]) for _, labels in batches for label in labels][:3] == [0, 1, 2]
-    # The fourth only fills the batch; with 4/3 for the others, the mean over both batches is that of three samples.
+    # The fourth only fills the batch. The others weigh 4/3, so the mean over both batches is that of three samples.
     weights = np.concatenate([batch["weight"] for batch in pipeline])
     np.testing.assert_allclose(weights, [4 / 3, 4 / 3, 4 / 3, 0])
     assert pipeline.cardinality() == 2

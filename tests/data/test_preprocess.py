@@ -105,7 +105,7 @@ def test_spacing_keeps_the_field_of_view():
 
 def test_spacing_follows_the_axes_of_a_turned_scan():
     scan = _scan((8, 12, 10), (2.0, 1.0, 1.0))
-    # Stored inferior to superior, left to right, posterior to anterior.
+    # The axes run from inferior to superior, left to right, and posterior to anterior.
     affine = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [2, 0, 0, 0], [0, 0, 0, 1.0]])
     array, geometry = Preprocessing(3, spacing_mm=(1.0, 1.0, 1.0)).apply(Volume(scan.array, affine, scan.spacing_mm))
     assert (geometry.axes, geometry.shape, array.shape) == ((1, 2, 0), (12, 10, 8), (12, 10, 16, 1))
@@ -125,7 +125,7 @@ def test_the_way_back_is_linear_and_the_same_as_scipys():
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_resampled_label_comes_back_in_place(turned):
-    """A ball stays a ball where it was: coarser and back loses no more than the border's voxels."""
+    """A ball that is resampled to a coarser grid and back loses no more than voxels of its border."""
     shape, affine = (40, 36, 24), np.diag((1.0, 1.0, 2.0, 1.0))
     if turned:
         affine = affine[:, [1, 0, 2, 3]] * (1, -1, 1, 1)
@@ -202,14 +202,14 @@ def test_a_fill_about_a_small_object_goes_one_range_below_it(fill):
 
 
 def test_images_without_a_fill_keep_their_darkest_voxel():
-    # Of magnitudes 0 is the air; 10 and 11 lie further from it than from each other. A CT's -1024 is not far below the rest.
+    # In magnitude images 0 is the air; 10 and 11 lie further from it than from each other. A CT's -1024 is not far below the rest.
     for values, mean, std in (([0, 10, 11], 10.5, 0.5), ([-1024, -1000, 0, 1000], 0, np.sqrt(2e6 / 3))):
         image = np.zeros((2, 2, 1), np.float32)
         image.flat[: len(values)] = values
         image.flat[len(values) :] = values[0]
         array, _ = Preprocessing(2, intensity="zscore").apply(_volume(image))
         np.testing.assert_allclose(array.min(), (values[0] - mean) / std, rtol=1e-5)
-    # Only 100 times as far is too far for magnitudes.
+    # For magnitudes only 100 times as far is too far.
     array, _ = Preprocessing(2, intensity="zscore").apply(_volume([[[0.0], [1001.0]], [[1002.0], [1003.0]]]))
     np.testing.assert_allclose(array[0, 0, 0], (999 - 1002) / np.sqrt(2 / 3), rtol=1e-5)
 

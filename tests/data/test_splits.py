@@ -1,4 +1,4 @@
-"""Cross-validation: who is tested when, how sure the means are, and their picture."""
+"""Cross-validation: the subjects of each fold, the intervals of the means, and their picture."""
 
 import math
 import re
@@ -38,7 +38,7 @@ def _all_folds(cases, folds, fraction=0.1, seed=42):
 
 
 def _dice(*values, class_name="a", **changes):
-    """A score a subject, s0 and on, and the mapping to them."""
+    """Makes one score for each subject, s0 and on, and the mapping from cases to subjects."""
     scores = [replace(BASE, case=f"s{i}", class_name=class_name, dice=value, **changes) for i, value in enumerate(values)]
     return scores, {f"s{i}": f"s{i}" for i in range(len(values))}
 
@@ -90,7 +90,7 @@ def test_folds_do_not_depend_on_the_order_of_cases(seed):
         assert {name: {case.case_id for case in members} for name, members in ours.items()} == {
             name: {case.case_id for case in members} for name, members in theirs.items()
         }
-        # Each split is in the order of what it was made from.
+        # Each split keeps the order of the cases it was made from.
         assert theirs["train"] == [case for case in shuffled if case in ours["train"]]
 
 
@@ -159,7 +159,7 @@ def test_a_subjects_score_is_the_mean_over_its_cases():
     table = score_subjects(scores, {"p1": "p", "p2": "p", "p3": "p", "q1": "q"}, "dice")
     assert table["slice"] == {"a": {"p": 0.25}}
     assert list(table["volume"]["a"].items()) == [("p", 0.75), ("q", 0.2)]
-    # q was not scored for b, p does not have it: the same subjects stand in each class.
+    # q was not scored for b, and p does not have b. Each class still lists both subjects.
     assert list(table["volume"]["b"]) == ["p", "q"]
     assert all(math.isnan(value) for value in table["volume"]["b"].values())
 
@@ -177,12 +177,12 @@ def test_subjects_alike_leave_no_interval():
 
 
 def test_two_subjects_by_hand():
-    # Of two drawn with replacement the mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4: both tails hold more than 2.5 %.
+    # Two draws with replacement have the mean 0, 1/2 or 1 with chances 1/4, 1/2 and 1/4. So both tails hold more than 2.5 %.
     assert _interval(*_dice(0.0, 1.0)) == (0.5, 0.0, 1.0, 2)
 
 
 def test_four_subjects_by_hand():
-    # All four draws hit the one with a chance of 1/256, at least three of them with 13/256 = 5.1 %: 97.5 % lie at or below 3/4.
+    # All four draws hit the one with a chance of 1/256, and at least three with 13/256 = 5.1 %. So 97.5 % lie at or below 3/4.
     assert _interval(*_dice(0.0, 0.0, 0.0, 1.0)) == (0.25, 0.0, 0.75, 4)
 
 
@@ -207,7 +207,7 @@ def test_a_subject_without_the_class_is_left_out():
 
 
 def test_the_mean_over_classes_draws_subjects_whole():
-    # What one class gains the other loses: drawn together, their mean never moves; drawn apart, it would.
+    # One class loses what the other gains. Their mean never moves if both are drawn together; drawn apart, it would move.
     subjects = _dice(0.0, 1.0, 0.2)[1]
     scores = _dice(0.0, 1.0, 0.2)[0] + _dice(1.0, 0.0, 0.8, class_name="b")[0]
     assert _interval(scores, subjects, "mean") == pytest.approx((0.5, 0.5, 0.5, 3))
@@ -217,7 +217,7 @@ def test_the_mean_over_classes_draws_subjects_whole():
 def test_the_mean_over_classes_is_that_of_their_means():
     scores = _dice(0.0, 1.0)[0] + _dice(0.4, NAN, class_name="b")[0] + _dice(NAN, NAN, class_name="c")[0]
     mean, low, high, count = _interval(scores, _dice(0, 0)[1], "mean")
-    # 0.45 of both; drawn twice, the first subject gives (0 + 0.4) / 2, the second, which lacks b, 1.
+    # Both subjects together give 0.45. Drawn twice, the first gives (0 + 0.4) / 2, and the second, which lacks b, gives 1.
     assert (mean, low, high, count) == pytest.approx((0.45, 0.2, 1.0, 2))
 
 
@@ -275,7 +275,7 @@ def _read(path):
 
 
 def _count(picture, colour):
-    """Pixels of about this colour, which marks let shine through the paper by a fifth."""
+    """Counts the pixels of about this colour; a fifth of the paper shines through the marks."""
     blended = 0.8 * 255 * np.array(to_rgb(colour)) + 0.2 * 255
     return int((np.abs(picture - blended) <= 2).all(axis=-1).sum())
 
@@ -299,7 +299,7 @@ def test_picture_has_a_row_for_each_class_and_their_mean(tmp_path):
     for number, scores in enumerate((a, a + b, a + b + c)):
         path = draw_folds(tmp_path / f"{number}.png", {"only": scores}, subjects, title="rows")
         heights.append(len(_read(path)))
-    # One class has no row of its mean, so two classes are three rows.
+    # A single class has no row for the mean, but two classes have three rows.
     assert heights[1] - heights[0] == pytest.approx(2 * (heights[2] - heights[1]), abs=2)
     assert heights[2] > heights[1]
 

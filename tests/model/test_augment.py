@@ -1,4 +1,4 @@
-"""Augmentation against results worked out by hand and a reference in NumPy and SciPy; this file also runs under the other backends."""
+"""Augmentation against results by hand and a reference in NumPy and SciPy; this file also runs under the other backends."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ COMPILED = {}
 
 
 def _apply(image, label, parameters, swaps=()):
-    """`apply` on arrays; compiled under JAX, which else compiles each operation on its own."""
+    """Calls `apply` on arrays. Under JAX the call is compiled, because JAX would else compile each operation on its own."""
     function = COMPILED.get(swaps, lambda *arguments: apply(*arguments, left_right_swaps=swaps))
     if keras.backend.backend() == "jax" and swaps not in COMPILED:
         import jax
@@ -152,7 +152,7 @@ def test_scaling_by_hand():
     moved, moved_label = _apply(image, label, larger)
     np.testing.assert_allclose(moved[0, :, 1, 0], [17.5, 22.5, 27.5, 32.5, 37.5, 42.5, 47.5, 52.5])
     np.testing.assert_array_equal(moved_label[0, :, 1], [2, 2, 3, 3, 4, 4, 5, 5])
-    # Places 3.5 + 2 * (index - 3.5): -3.5, -1.5, 0.5 and so on. What is outside is darkest, and background.
+    # Places 3.5 + 2 * (index - 3.5): -3.5, -1.5, 0.5 and so on. The outside is darkest in the image and background in the label.
     moved, moved_label = _apply(image, label + 1, _draw_batch(_certain(scaling=0.5), (8, 4), number=1))
     np.testing.assert_allclose(moved[0, :, 1, 0], [0, 0, 5, 25, 45, 65, 0, 0])
     assert (moved_label[0, :2] == 0).all()
@@ -175,7 +175,7 @@ def test_image_and_label_end_at_the_same_place():
 
 @pytest.mark.parametrize("rank", [2, 3])
 def test_image_and_label_stay_aligned(rank):
-    """Where an image equals its label, and all neighbours agree, both come out alike; and no label is invented."""
+    """An image that equals its label comes out like it wherever all neighbours agree, and no label is invented."""
     axes = np.meshgrid(*(np.arange(size) - (size - 1) / 2 for size in SHAPES[rank]), indexing="ij")
     label = np.zeros((2, *SHAPES[rank]), "int32")
     label[:] = np.where(sum((axis / size) ** 2 for axis, size in zip(axes, SHAPES[rank], strict=True)) < 0.15, 7, 0)
@@ -185,7 +185,7 @@ def test_image_and_label_stay_aligned(rank):
     assert not np.array_equal(moved_label, label)
     assert moved_label[moved[..., 0] == 7].min() == 7
     assert moved_label[moved[..., 0] == 0].max() == 0
-    # Linear interpolation is the better half of the label along one axis; across several it may differ a little.
+    # Along one axis the nearest label is the one with the larger share; across several axes the two may differ a little.
     np.testing.assert_allclose(
         moved[..., 0].mean(axis=tuple(range(1, rank + 1))), moved_label.mean(axis=tuple(range(1, rank + 1))), rtol=0.1
     )
@@ -265,7 +265,7 @@ def test_only_the_left_right_axis_mirrors():
 def test_gamma_contrast_and_brightness_by_hand():
     values = np.array([2.0, 4, 4, 6], "float32")  # Mean 4, standard deviation sqrt(2).
     image, label = values.reshape(1, 2, 2, 1), np.zeros((1, 2, 2), "int32")
-    # In [0, 1]: 0, 1/2, 1/2, 1; squared 0, 1/4, 1/4, 1: mean 3/8, variance 9/64. Back to mean 4 and variance 2.
+    # Scaled to [0, 1] they are 0, 1/2, 1/2, 1; squared 0, 1/4, 1/4, 1, of mean 3/8 and variance 9/64. Mean 4 and variance 2 return.
     bent, _ = _apply(image, label, _draw_batch(_certain(gamma=2), (2, 2), number=1))
     scale = np.sqrt(2) / np.sqrt(9 / 64)
     np.testing.assert_allclose(bent.ravel(), 4 + scale * (np.array([0, 0.25, 0.25, 1]) - 0.375), rtol=1e-5)
@@ -306,13 +306,13 @@ def test_noise_is_normal_and_independent():
     assert abs((noise**3).mean()) < 4 * np.sqrt(15 / count)
     assert abs((noise**4).mean() - 3) < 4 * np.sqrt(96 / count)
     assert np.abs(noise).max() < 5
-    # Between samples and channels, and between a voxel and those near it, or halfway down the sample.
+    # Nothing is correlated: no two samples or channels, and no voxel with its neighbours or one half a sample away.
     rows = noise.transpose(0, 3, 1, 2).reshape(number * 2, -1)
     assert np.abs(np.corrcoef(rows) - np.eye(number * 2)).max() < 5 / 64
     for lag in (1, 2, 3, 16, 64, 65, 128, 2048):
         assert abs((rows[:, lag:] * rows[:, :-lag]).mean()) < 4 / np.sqrt(count), lag
     spectrum = np.abs(np.fft.fft2(noise, axes=(1, 2))) ** 2 / 4096
-    assert spectrum.max() < 20  # Exponential with mean 1: about 11 is expected of 65,536 values, a pattern gives hundreds.
+    assert spectrum.max() < 20  # Exponential with mean 1: the largest of 65,536 values is about 11; a pattern gives hundreds.
 
     again = (_apply(image, label, parameters)[0] - image) / 0.5
     np.testing.assert_array_equal(again, noise)
@@ -325,7 +325,7 @@ def test_noise_is_normal_and_independent():
 def test_bias_field_is_smooth_with_mean_about_one(rank):
     shape = (24,) * rank
     image, label = np.zeros((4, *shape, 1), "float32"), np.zeros((4, *shape), "int32")
-    image[:, :1], image[:, 1:] = -1, 3  # The darkest is where the field acts from.
+    image[:, :1], image[:, 1:] = -1, 3  # The field multiplies the distance from the darkest value.
     parameters = _draw_batch(_certain(bias=1), shape, number=4)
     assert parameters["bias"].shape == (4, *(BIAS_POINTS,) * rank)
     changed, _ = _apply(image, label, parameters)
@@ -457,7 +457,7 @@ def _make_reference_noise(seed, shape):
 
 
 def _make_reference_field(points, shape):
-    """A cubic B-spline by its coefficients is what SciPy evaluates without its filter."""
+    """Evaluates a cubic B-spline from its coefficients, as SciPy does without its filter."""
     places = np.meshgrid(*(np.linspace(1, length - 2, size) for length, size in zip(points.shape, shape, strict=True)), indexing="ij")
     return ndimage.map_coordinates(points.astype(np.float64), places, order=3, prefilter=False, mode="nearest")
 
@@ -477,7 +477,7 @@ def _smooth_reference(image, blur, lowres):
 
 
 def _apply_reference(image, label, drawn):
-    """`apply` for one sample, in float64, with SciPy's interpolation."""
+    """Does the work of `apply` for one sample in float64, with SciPy's interpolation."""
     shape, axes = label.shape, tuple(range(label.ndim))
     deviation = image.std(axis=axes)
     middle = (np.array(shape) - 1) / 2
@@ -486,7 +486,7 @@ def _apply_reference(image, label, drawn):
     places += np.stack([_make_reference_field(drawn["elastic"][..., axis], shape) for axis in axes])
     inside = np.all([np.abs(place) < size / 2 for place, size in zip(places, shape, strict=True)], axis=0)
     places = np.stack([np.clip(place + half, 0, 2 * half) for place, half in zip(places, middle, strict=True)])
-    # Between two labels, rounding of float32 may decide; such places must not be among those compared.
+    # Halfway between two labels the rounding of float32 decides, so no compared place may lie there.
     assert np.abs(places % 1 - 0.5).min() > 1e-5
     channels = [ndimage.map_coordinates(image[..., index].astype(np.float64), places, order=1) for index in range(image.shape[-1])]
     label = np.where(inside, label[tuple(np.floor(places + 0.5).astype(int))], 0)
@@ -506,7 +506,7 @@ def _apply_reference(image, label, drawn):
 @pytest.mark.parametrize(("rank", "seed"), [(2, 0), (2, 1), (3, 0)])
 def test_all_effects_equal_the_reference(rank, seed):
     image, label = _make_batch(rank, channels=2, seed=seed)
-    # As smooth as a scan: an error in a place must not be multiplied by the steps of white noise.
+    # The image is as smooth as a scan, because the steps of white noise would multiply an error in a place.
     image = ndimage.gaussian_filter(image, (0, *(1.0,) * rank, 0))
     image = ((image - image.mean()) / image.std()).astype("float32")
     parameters = _draw_batch(EVERYTHING, SHAPES[rank], channels=2, seed=seed, left_right=1)
@@ -524,7 +524,7 @@ class _Augmented(keras.Model):
     def __init__(self):
         super().__init__(name="augmented", autocast=False)
         self.network = keras.layers.Conv2D(5, 3, padding="same", dtype="mixed_bfloat16")
-        # Else Keras builds it by a call outside of the step, for which JAX compiles each operation on its own.
+        # Otherwise Keras builds the layer by a call outside of the step, and JAX compiles each operation of it on its own.
         self.network.build((None, None, None, 1))
         self.built = True
 

@@ -17,7 +17,7 @@ from modules.model.losses import LOSSES, SegmentationLoss
 ROOT = Path(__file__).parents[2]
 LOG3 = math.log(3)
 BINARY_LABEL = np.array([[[1, 0], [0, 0]]])
-# Sigmoid of log 3 is 3/4, of -log 3 is 1/4. So foreground predicted: 3/4 + 3/4 = 6/4, labelled: 1, both: 3/4.
+# The sigmoid of log 3 is 3/4, and that of -log 3 is 1/4. Foreground predicted: 3/4 + 3/4 = 6/4; labelled: 1; both: 3/4.
 BINARY_LOGITS = np.array([[[LOG3, -LOG3], [-LOG3, -LOG3]]])[..., None]
 # Softmax of (log 2, 0, 0) is (1/2, 1/4, 1/4), of (0, log 2, 0) is (1/4, 1/2, 1/4). So class 1: both 1/2, predicted 3/4, labelled 1;
 # class 2: both 0, predicted 1/2, labelled 0.
@@ -35,7 +35,7 @@ def _value(name, label, logits, **options):
 
 
 def _value_and_gradient(function, logits, dtype="float32", compiled=False):
-    """The losses and the gradient of their sum; `compiled` as one program, by the running backend's own means."""
+    """Computes the losses and the gradient of their sum; with `compiled` as one program, by the running backend's own means."""
     logits = ops.cast(ops.convert_to_tensor(logits, "float32"), dtype)
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -66,7 +66,7 @@ def _value_and_gradient(function, logits, dtype="float32", compiled=False):
 
 
 def _draw(channels, seed=0, batch=3, shape=(4, 3, 5)):
-    """Labels in which, of four classes, the last is absent from the first sample; and logits."""
+    """Draws labels and logits. With four classes, the last is absent from the first sample."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, max(2, channels), (batch, *shape))
     label[0][label[0] == 3] = 0
@@ -74,7 +74,7 @@ def _draw(channels, seed=0, batch=3, shape=(4, 3, 5)):
 
 
 def _draw_extremes(channels):
-    """Samples all sure and right, all sure and wrong, undecided; and without foreground: none found, and all sure of some."""
+    """Makes five samples: sure and right, sure and wrong, undecided, no foreground and none found, no foreground but some found."""
     label = np.repeat(_draw(channels, batch=1)[0], 5, axis=0)
     label[3:] = 0
     right = np.where(label[..., None] == np.arange(channels), 1e4, -1e4) if channels > 1 else 2e4 * label[..., None] - 1e4
@@ -134,14 +134,14 @@ def test_three_classes_by_hand():
 
 
 def test_tversky_counts_what_is_missed_more_than_what_is_too_much():
-    # Of 4 voxels 2 are labelled. All predicted: TP 2, FP 2. None predicted: FN 2.
+    # Two of the four voxels are labelled. All predicted: TP 2, FP 2. None predicted: FN 2.
     label = np.array([[1, 1, 0, 0]])
     np.testing.assert_allclose(_value("tversky", label, np.full((1, 4, 1), 100.0)), [1 - 3 / (2 + 0.3 * 2 + 1)], rtol=1e-5)
     np.testing.assert_allclose(_value("tversky", label, np.full((1, 4, 1), -100.0)), [1 - 1 / (0.7 * 2 + 1)], rtol=1e-5)
 
 
 def test_class_weights_by_hand():
-    # Softmax of (log 3, 0) is (3/4, 1/4), given to a voxel of the background and to one of the foreground, which weighs thrice.
+    # The softmax of (log 3, 0) is (3/4, 1/4). A voxel of background and one of foreground get it; the latter weighs thrice.
     label, logits = np.array([[0, 1]]), np.array([[[LOG3, 0], [LOG3, 0]]])
     cross_entropy = (math.log(4 / 3) + 3 * math.log(4)) / 4
     focal = (math.log(4 / 3) / 16 + 3 * math.log(4) * 9 / 16) / 4
@@ -212,7 +212,7 @@ def test_gradients_are_finite(name, channels, dtype):
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(value[[0, 3]], 0, atol=1e-5)
     assert (value[[1, 4]] > 0.5).all()
-    # Where nothing is decided every logit learns something.
+    # Every logit learns something in the undecided sample.
     assert (gradient[2] != 0).all()
 
 
@@ -395,7 +395,7 @@ def test_overlap_losses_equal_those_of_monai(channels, batch):
     options = {**_activation(channels), "batch": batch}
     peers = {
         "dice": monai_losses.DiceLoss(**options, smooth_nr=1, smooth_dr=1),
-        # Its Jaccard ratio is 2 (TP + s / 2) / 2 (TP + FP + FN + s / 2).
+        # MONAI's Jaccard ratio is 2 (TP + s / 2) / 2 (TP + FP + FN + s / 2).
         "iou": monai_losses.DiceLoss(**options, jaccard=True, smooth_nr=2, smooth_dr=2),
         "tversky": monai_losses.TverskyLoss(**options, alpha=0.3, beta=0.7, smooth_nr=1, smooth_dr=1),
     }
@@ -409,7 +409,7 @@ def test_overlap_losses_equal_those_of_monai(channels, batch):
 def test_weighted_dice_beside_that_of_monai(batch):
     monai_losses = pytest.importorskip("monai.losses")
     label, logits = _draw(4)
-    # It does not divide by the weights, so they must have mean 1 to agree.
+    # MONAI does not divide by the weights, so they must have mean 1 to agree.
     peer = monai_losses.DiceLoss(**_activation(4), batch=batch, smooth_nr=1, smooth_dr=1, weight=[0.5, 1.0, 1.5])
     ours = _value("dice", label, logits, class_weights=(7, 1, 2, 3), batch=batch)
     assert ours.mean() == pytest.approx(float(peer(*_peer_arguments(label, logits))), rel=1e-5)
@@ -420,17 +420,17 @@ def test_weighted_dice_beside_that_of_monai(batch):
 @pytest.mark.parametrize("channels", [1, 4])
 def test_generalised_dice_beside_that_of_monai(channels, batch):
     monai_losses = pytest.importorskip("monai.losses")
-    label, logits = _draw(channels)  # Where the last class is absent, both give it the weight of the smallest that is present.
+    label, logits = _draw(channels)  # If the last class is absent, both give it the weight of the smallest present one.
     groups = [slice(None)] if batch else [slice(index, index + 1) for index in range(len(label))]
     for group in groups:
         volumes = [(label[group] == index).sum() for index in range(1, max(2, channels))]
-        # Its weights are 1 / volume^2, ours those times the square of the smallest volume: so is the smooth term.
+        # MONAI's weights are 1 / volume^2. Ours are these times the square of the smallest volume, and so is our smooth term.
         smooth = 1 / min(volume for volume in volumes if volume) ** 2
         peer = monai_losses.GeneralizedDiceLoss(**_activation(channels), batch=batch, smooth_nr=smooth, smooth_dr=smooth)
         expected = float(peer(*_peer_arguments(label[group], logits[group])))
         ours = _value("generalised_dice", label[group], logits[group], batch=batch)
         np.testing.assert_allclose(ours, expected, rtol=1e-5)
-    # Where no class is present at all, its weights are 0, and so are its loss and gradient whatever is predicted; ours are not.
+    # If no class is present at all, MONAI's weights are 0. Its loss and gradient are then 0 for any prediction; ours are not.
     empty = np.zeros_like(label)
     assert float(peer(*_peer_arguments(empty, logits))) == pytest.approx(0, abs=1e-6)
     assert (_value("generalised_dice", empty, logits) > 0.5).all()
@@ -442,11 +442,11 @@ def test_focal_loss_beside_that_of_monai(channels):
     monai_losses = pytest.importorskip("monai.losses")
     label, logits = _draw(channels)
     options = {"use_softmax": True, "to_onehot_y": True} if channels > 1 else {}
-    # Its mean is over classes too, of which only the voxel's own is not 0: the sum over classes is the loss of a voxel.
+    # MONAI averages over classes too. Only the voxel's own class is not 0, so the sum over classes is the loss of a voxel.
     costs = monai_losses.FocalLoss(gamma=2.0, reduction="none", **options)(*_peer_arguments(label, logits)).numpy()
     np.testing.assert_allclose(_value("focal", label, logits), costs.sum(axis=1).mean(axis=(1, 2, 3)), rtol=1e-5)
     if channels > 1:
-        # It does not divide by the weights.
+        # MONAI does not divide by the weights.
         weights = np.array([1.0, 2.0, 3.0, 4.0])
         costs = monai_losses.FocalLoss(gamma=2.0, reduction="none", weight=weights, **options)(*_peer_arguments(label, logits)).numpy()
         expected = costs.sum(axis=(1, 2, 3, 4)) / weights[label].sum(axis=(1, 2, 3))
@@ -461,7 +461,7 @@ def test_dice_ce_equals_that_of_monai(channels, batch):
     label, logits = _draw(channels)
     peer = monai_losses.DiceCELoss(**_activation(channels), batch=batch, smooth_nr=1, smooth_dr=1)
     logits_first, label_first = _peer_arguments(label, logits)
-    # With one logit it wants labels of floats.
+    # With one logit MONAI wants labels of floats.
     expected = peer(logits_first, label_first if channels > 1 else label_first.float())
     assert _value("dice_ce", label, logits, batch=batch).mean() == pytest.approx(float(expected), rel=1e-5)
 
@@ -473,7 +473,7 @@ def test_weighted_cross_entropy_equals_that_of_pytorch():
 
     label, logits = _draw(4)
     weights = (0.5, 1.0, 2.0, 4.0)
-    # A sample at a time: PyTorch divides by the weights of the whole batch.
+    # We compare a sample at a time, because PyTorch divides by the weights of the whole batch.
     for index, value in enumerate(_value("ce", label, logits, class_weights=weights)):
         logits_first, label_first = _peer_arguments(label[index : index + 1], logits[index : index + 1])
         expected = functional.cross_entropy(logits_first, label_first[:, 0], weight=torch.tensor(weights))

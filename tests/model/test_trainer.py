@@ -1,4 +1,4 @@
-"""The step of a training: what is augmented, what the loss sees, and that it repeats; this file also runs under the other backends."""
+"""The training step: its augmentation, its loss and its repetition; this file also runs under the other backends."""
 
 import keras
 import numpy as np
@@ -64,7 +64,7 @@ def test_an_augmented_step_repeats_and_reaches_the_network(shape, name):
 
 
 def test_the_label_goes_with_its_image_and_sides_are_swapped():
-    """A flip of left and right: the label that the loss sees is the flipped one, with the classes of the two sides exchanged."""
+    """After a flip of left and right, the loss sees the flipped label with the classes of the two sides exchanged."""
     trainer, batch = _make_trainer((16, 16, 8), swaps=((1, 2),)), _make_batch((16, 16, 8))
     matrix = np.concatenate([np.diag([-1.0, 1, 1]), np.zeros((3, 1))], axis=1).astype("float32")
     batch |= {"matrix": np.stack([matrix] * 2), "mirrored": np.ones(2, "int32")}
@@ -90,12 +90,12 @@ def test_the_loss_of_deep_supervision_is_a_weighted_mean_and_the_report_that_of_
     outputs, label = trainer(batch, training=True)
     assert [tuple(logits.shape[1:]) for logits in outputs] == [(32, 32, 3), (16, 16, 3), (8, 8, 3), (4, 4, 3)]
     loss = SegmentationLoss("ce")
-    # Of each block of 2, 4 and 8 voxels the one in its middle, counted from 0: 1, 2 and 4.
+    # Each block of 2, 4 or 8 voxels gives the one in its middle: number 1, 2 or 4, counted from 0.
     labels = [batch["label"][:, step // 2 :: step, step // 2 :: step] for step in (1, 2, 4, 8)]
     single = [float(loss(small, logits)) for small, logits in zip(labels, outputs, strict=True)]
     reported = trainer.compute_loss(batch, y_pred=(outputs, label), training=True)
     np.testing.assert_allclose(float(reported), single[0], rtol=1e-5)
-    # One plain gradient step with a tiny rate lowers the loss that is minimised by rate x |gradient|^2.
+    # One plain gradient step with a tiny rate lowers the minimised loss by rate x |gradient|^2.
     trainer.train_on_batch(batch)
     after, _ = trainer(batch, training=True)
     lower = [float(loss(small, logits)) for small, logits in zip(labels, after, strict=True)]
@@ -167,7 +167,7 @@ def test_deep_supervision_equals_monai():
         lambda logits, target: torch.nn.functional.cross_entropy(logits, target[:, 0].long()), weight_mode="exp"
     )
     theirs = supervised([torch.from_numpy(logits).movedim(-1, 1) for logits in outputs], torch.from_numpy(label)[:, None].float())
-    # Theirs are 1, 1/2 and 1/4, not shares of 1.
+    # MONAI's weights are 1, 1/2 and 1/4, not shares of 1.
     np.testing.assert_allclose(ours, float(theirs) / 1.75, rtol=1e-5)
 
 

@@ -38,7 +38,7 @@ def test_shapes_gradients_and_saving(name, rank, tmp_path):
     image = np.random.default_rng(0).normal(size=(2, *shape, 2)).astype("float32")
     label = np.random.default_rng(1).integers(0, num_classes, (2, *shape)).astype("int32")
     before = [ops.convert_to_numpy(weight) for weight in network.trainable_weights]
-    for _ in range(2):  # The first may drop a block of the EfficientNet for both images.
+    for _ in range(2):  # The first step may drop a block of the EfficientNet for both images.
         network.train_on_batch(image, label)
     for weight, old in zip(network.trainable_weights, before, strict=True):
         new = ops.convert_to_numpy(weight)
@@ -100,13 +100,13 @@ def test_group_norm_takes_a_number_of_groups_that_divides():
 
 
 def _block(inputs, filters, voxels=9):
-    """Two convolutions without bias before batch norm, which has 2 trainable numbers a filter."""
+    """Counts the weights of two convolutions without bias, each before a batch norm of 2 trainable numbers a filter."""
     return voxels * inputs * filters + voxels * filters * filters + 4 * filters
 
 
 @once
 def test_parameter_count_of_the_unet_by_hand():
-    # Transposed convolutions and the last have a bias.
+    # The transposed convolutions and the last convolution have a bias.
     base, expected = 64, 0
     widths = [base * 2**level for level in range(5)]
     expected += sum(_block(inputs, filters) for inputs, filters in zip([1, *widths], widths, strict=False))
@@ -130,8 +130,8 @@ def test_levels_are_the_times_that_the_resolution_is_halved(name, rank):
 
 @once
 def test_parameter_count_of_the_3d_unet_is_that_of_the_paper():
-    # Çiçek et al. state 19,069,955 for three channels and three logits: kernels and biases. Each bias is a beta here; the
-    # 2 (32 + 64 + ...) gammas are not in their number.
+    # Çiçek et al. state 19,069,955 for three channels and three logits: kernels and biases. Each bias is a beta here; the 2 (32 + 64 + ...)
+    # gammas are not in the paper's count.
     network = build("unet3d", (8, 8, 8, 3), 3)
     assert _count(network) - _count(network, "gamma") == 19_069_955
     assert _count(network, "gamma") == 2336
@@ -140,7 +140,7 @@ def test_parameter_count_of_the_3d_unet_is_that_of_the_paper():
 @once
 @pytest.mark.parametrize(("rank", "expected"), [(2, 2_969_028), (3, 8_636_996)])
 def test_parameter_count_of_the_residual_unet_by_hand(rank, expected):
-    # Isensee et al. state none. Four channels, four logits; no bias but the logits', and 2 numbers a filter for each norm.
+    # Isensee et al. state no count. Only the logits have a bias. Each norm has 2 numbers a filter; channels and logits are four.
     voxels, widths = 3**rank, [16, 32, 64, 128, 256]
     by_hand = sum(voxels * inputs * filters for inputs, filters in zip([4, *widths], widths, strict=False))
     by_hand += sum(2 * voxels * filters**2 + 3 * 2 * filters for filters in widths)
@@ -151,9 +151,9 @@ def test_parameter_count_of_the_residual_unet_by_hand(rank, expected):
     assert _count(build("resunet3d", (*(32,) * rank, 4), 4)) == by_hand == expected
 
 
-# Of MONAI 1.6.1's SegResNet(spatial_dims, init_filters=8, in_channels=4, out_channels=3).
+# Counts of MONAI 1.6.1's SegResNet(spatial_dims, init_filters=8, in_channels=4, out_channels=3).
 SEGRESNET_COUNTS = {2: 395_211, 3: 1_176_843}
-# Of MONAI 1.6.1's UNETR(1, 14, img_size=32, feature_size=16, hidden_size=192, mlp_dim=768, num_heads=12, spatial_dims).
+# Counts of MONAI 1.6.1's UNETR(1, 14, img_size=32, feature_size=16, hidden_size=192, mlp_dim=768, num_heads=12, spatial_dims).
 UNETR_COUNTS = {2: 6_468_814, 3: 8_945_902}
 
 
@@ -161,8 +161,8 @@ UNETR_COUNTS = {2: 6_468_814, 3: 8_945_902}
 @pytest.mark.parametrize("rank", [2, 3])
 def test_parameter_counts_are_those_of_monai(rank):
     assert _count(build("segresnet", (*(16,) * rank, 4), 3)) == SEGRESNET_COUNTS[rank]
-    # MONAI has a layer norm a block that it never uses, a bias after each attention and one of the embedding beside that of
-    # the positions; its instance norm has no parameters.
+    # Each block of MONAI has a layer norm that it never uses, and a bias after its attention. The embedding has a bias beside that of the
+    # positions. MONAI's instance norm has no parameters.
     unused, biases, norms = 12 * 2 * 192, 12 * 192 + 192, 2048
     network = build("unetr", (*(32,) * rank, 1), 14, hidden_size=192, mlp_size=768)
     assert _count(network) == UNETR_COUNTS[rank] - unused - biases + norms
@@ -173,7 +173,7 @@ def test_parameter_counts_are_those_of_monai(rank):
 def test_efficientnet_counts_and_starts_from_the_image_itself():
     network = build("efficientnet_unet", (32, 64, 1), 4)
     encoder = network.get_layer("encoder")
-    # Keras states 5,919,312 for EfficientNetV2B0 without its classifier; the last convolution, to 1280, is not needed here.
+    # Keras states 5,919,312 for EfficientNetV2B0 without its classifier. Our encoder lacks the last convolution, to 1280 filters.
     assert encoder.count_params() == 5_919_312 - (192 * 1280 + 4 * 1280)
     assert [output.shape[1:] for output in encoder.outputs] == [(16, 32, 16), (8, 16, 32), (4, 8, 48), (2, 4, 112), (1, 2, 192)]
     decoder = _block(192 + 112, 256) + _block(256 + 48, 128) + _block(128 + 32, 64) + _block(64 + 16, 32) + _block(32 + 1, 16)
@@ -206,7 +206,7 @@ def test_linear_upsampling_in_3d_by_hand():
     volume = np.random.default_rng(0).normal(size=(1, 2, 3, 4, 2)).astype("float32")
     expected = volume
     for axis in (1, 2, 3):
-        # Voxel centres of the finer grid lie a quarter of a voxel beside the coarser ones; beyond the edge is the edge.
+        # Voxel centres of the finer grid lie a quarter of a voxel beside the coarser ones. The edge continues beyond itself.
         padded = np.pad(expected, [(1, 1) if place == axis else (0, 0) for place in range(5)], mode="edge")
         before, after = (np.take(padded, range(start, start + expected.shape[axis]), axis) for start in (0, 2))
         pairs = np.stack([0.75 * expected + 0.25 * before, 0.75 * expected + 0.25 * after], axis + 1)
@@ -260,7 +260,7 @@ def test_segresnet_agrees_with_monai(rank):
     assert sum(weight.numel() for weight in peer.parameters()) == SEGRESNET_COUNTS[rank]
     network = build("segresnet", (*(16, 24, 16)[:rank], 4), 3)
     up = [module for pair in zip(peer.up_samples, peer.up_layers, strict=True) for module in pair]
-    # Padded for a stride of two, Keras begins a voxel later than PyTorch does: each is the other's mirror image.
+    # With padding and a stride of two, Keras begins a voxel later than PyTorch. Each is the other's mirror image.
     _copy_weights(network, [peer.convInit, *peer.down_layers, *up, peer.conv_final], mirrored=True)
     _compare(network, peer, mirrored=True)
 

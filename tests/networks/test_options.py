@@ -1,4 +1,4 @@
-"""Options of networks: read from `build` without Keras, offered as flags, and one file to touch for a new one."""
+"""Options of networks: they are read from `build` without Keras and offered as flags, and a new one touches one file."""
 
 import json
 import shutil

@@ -49,7 +49,7 @@ def test_round_trip(tmp_path):
 
 
 def _predict(bundle, images, batch_size):
-    """The one plane of each slice."""
+    """Predicts slices and returns the one plane of each."""
     return [next(planes) for planes in predict_images(bundle, images, PredictionOptions(batch_size=batch_size))]
 
 
@@ -62,7 +62,7 @@ def test_prediction_does_not_depend_on_the_batch_and_keeps_each_grid(num_classes
         assert probabilities.shape == (*image.array.shape[:2], num_classes)
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-5)
         np.testing.assert_allclose(_predict(bundle, [image], 1)[0], probabilities, atol=1e-5)
-    # A slice wider than the window is seen by two: its outer columns come from one of them alone.
+    # Two windows see a slice that is wider than the window. Its outer columns come from one of them alone.
     wide = images[1].array
     for start, columns in ((0, np.s_[:8]), (8, np.s_[-8:])):
         window = (wide[:, start : start + 32] - wide.min()) / np.ptp(wide)
@@ -190,7 +190,7 @@ def test_what_was_trained_in_half_precision_predicts_in_full(tmp_path):
     half.model.set_weights(bundle.model.get_weights())
     image = np.random.default_rng(0).random((1, 16, 32, 1), np.float32)
     expected = bundle.model.predict_on_batch(image)
-    # Not the same by far, or this would test nothing.
+    # Both must differ clearly, or this would test nothing.
     assert np.abs(half.model.predict_on_batch(image) - expected).max() > 1e-4
     half.save(tmp_path / "bundle")
     np.testing.assert_allclose(ModelBundle.load(tmp_path).model.predict_on_batch(image), expected, atol=1e-6)

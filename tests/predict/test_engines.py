@@ -31,17 +31,17 @@ CASES = [
     ("unet3d", 3, {"base_filters": 8, "norm": "group"}),
     ("resunet3d", 3, {"base_filters": 4, "norm": "instance"}),
 ]
-# Both compute in float32, and sum in another order: a network of so many layers is up to 7.2e-6 from what float64 gives, by either of
-# them. Where these errors point apart, their sum is seen: up to 1.5e-5, by the CPU.
+# Both compute in float32 and sum in another order. Each is up to 7.2e-6 from float64 in a network of so many layers. Errors that point
+# apart add up: to 1.5e-5 at most, depending on the CPU.
 TOLERANCE = 2e-5
-# Its deepest level has so few voxels here that Keras itself is 2.3e-5 from what float64 gives; OpenVINO is 1.7e-5 from that.
+# The deepest level of resunet3d has few voxels here. Keras is 2.3e-5 from float64 there, and OpenVINO 1.7e-5.
 ROUNDING = {"resunet3d": 5e-5}
 
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow converts and exports for all backends")
 
 
 def _randomise(model):
-    """Sets every weight to something that training could have made of it, moving averages too."""
+    """Sets every weight, moving averages too, to a value that training could have given it."""
     rng = np.random.default_rng(5)
     for weight in model.weights:
         value = keras.ops.convert_to_numpy(weight)
@@ -55,7 +55,7 @@ def _randomise(model):
 
 def _build(name, rank, options, num_classes=4):
     keras.utils.set_random_seed(2)
-    # Instance normalisation of a few voxels, at the deepest level, would make much of the last digit of each.
+    # With fewer voxels at the deepest level, instance normalisation would magnify the rounding of each.
     shape = ((4 if rank == 2 else 2) * find_divisor(name),) * rank
     return _randomise(with_head(build(name, (*shape, 2), num_classes, **options)))
 
@@ -84,7 +84,7 @@ def test_openvino_equals_keras_on_every_network(tmp_path, name, rank, options):
         assert (found.dtype, found.shape) == (np.float32, expected.shape)
         assert converted.input_shape == model.input_shape
         np.testing.assert_allclose(found, expected, atol=ROUNDING.get(name, TOLERANCE), rtol=0)
-        # A window that was cut from a scan whose axes were turned.
+        # This window comes from a scan whose axes were turned.
         turned = images.swapaxes(1, 2).copy().swapaxes(1, 2)
         np.testing.assert_array_equal(converted.predict_on_batch(turned), found)
 
@@ -97,7 +97,7 @@ def test_the_model_to_export_is_the_same_without_group_normalisation(name, rank,
     images = _images(model, 3)
     expected = keras.ops.convert_to_numpy(model(images, training=False))
     np.testing.assert_allclose(keras.ops.convert_to_numpy(plain(images, training=False)), expected, atol=ROUNDING.get(name, 1e-5))
-    # The original is as it was.
+    # The original model has not changed.
     assert [layer for layer in model.layers if isinstance(layer, keras.layers.GroupNormalization)]
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(images, training=False)), expected)
 
@@ -127,7 +127,7 @@ def test_another_backend_converts_in_a_process_of_tensorflow(tmp_path):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """As on a machine without a GPU, with OpenVINO installed."""
+    """Makes the machine one without a GPU and with OpenVINO."""
     monkeypatch.setattr(engines, "sees_gpu", lambda: False)
     monkeypatch.setattr(engines, "has_openvino", lambda: True)
 
@@ -172,7 +172,7 @@ def test_a_hidden_gpu_is_none(monkeypatch, hidden):
 
 
 def _save_bundle(run, dataset="hipmri", shape=(64, 64), **options):
-    """A bundle of random weights for slices, as training leaves it before it is scored; returns it as loaded."""
+    """Saves a bundle of random weights for slices, as training leaves it before scoring; returns it as loaded."""
     keras.utils.set_random_seed(2)
     bundle = ModelBundle(
         model=_randomise(with_head(build("unet2d", (*shape, 1), 4, base_filters=4, levels=1, **options))),
@@ -285,7 +285,7 @@ def test_each_engine_gives_the_same_label_map(run, slice_path, tmp_path, capsys,
     assert len(np.unique(found["keras"])) > 2
     np.testing.assert_array_equal(found["auto"], found["openvino"])
     _check_alike(found["openvino"], found["keras"])
-    # One model each way is as good as twice the same.
+    # One model for each engine predicts like two models for the same engine.
     mixed = _predict(slice_path, tmp_path / "mixed", "--model", str(run), str(run))
     _check_alike(mixed, found["keras"])
 
@@ -358,7 +358,7 @@ def _prepare_by_hand(description, image):
 
 
 def _label_by_hand(description, probabilities, shape, starts):
-    """Averages the windows with the weight that the description gives, and takes each voxel's likeliest class."""
+    """Averages the windows with the weights of the description, and takes each voxel's likeliest class."""
     values = np.array([item["value_in_file"] for item in description["classes"]])
     rows, columns = probabilities.shape[1:3]
     profiles = [np.maximum(np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 8)) ** 2), 0.001) for n in (rows, columns)]
@@ -371,7 +371,7 @@ def _label_by_hand(description, probabilities, shape, starts):
 
 
 def _check_alike(label, expected):
-    """An untrained network is undecided here and there, so that rounding may turn a voxel in ten thousand."""
+    """Checks that labels are alike. An untrained network is undecided here and there: rounding may turn one voxel in ten thousand."""
     assert label.shape == expected.shape
     assert np.count_nonzero(label != expected) <= label.size / 10_000
 

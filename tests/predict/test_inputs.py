@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def _find(*paths):
-    """The images and the sub-folders of their results."""
+    """Finds the images, and the sub-folders of their results."""
     return {str(image.path): image.folder for image in find_images(paths, RULES).images}
 
 

@@ -1,4 +1,4 @@
-"""From windows to whole cases: what is merged is what a whole array would have given, and never held whole."""
+"""From windows to whole cases: merging gives what a whole array would give, without holding one."""
 
 import tracemalloc
 import weakref
@@ -33,7 +33,7 @@ def _make_tiling(shape, window, overlap=0.5, num_classes=3):
 
 
 def _merge_naively(outputs, tiling):
-    """Weighted sum and sum of weights over the whole array, in double precision."""
+    """Merges with the weighted sum and the sum of weights over the whole array, in double precision."""
     axes = range(len(tiling.shape))
     profiles = []
     for axis in axes:
@@ -80,7 +80,7 @@ def test_a_constant_network_gives_that_constant(shape, window, overlap):
 @pytest.mark.parametrize(("shape", "window", "overlap"), GRIDS)
 def test_a_network_that_copies_gives_the_image_back(shape, window, overlap):
     tiling = _make_tiling(shape, window, overlap)
-    # The first axis is told apart by the first channel, so planes that change places are found.
+    # The values grow along the first axis, so the test finds planes that change places.
     image = np.random.default_rng(0).random((*shape, 3), np.float32) + np.arange(shape[0]).reshape(-1, 1, 1, 1)
     windows = (cut(image, start, window, fill=-99) for start in tiling.starts)
     merged = merge_windows(predict_windows(lambda batch: batch, windows, tiling.batch_size), tiling)
@@ -101,7 +101,7 @@ def test_planes_come_as_soon_as_no_window_can_change_them():
     drawn = []
     outputs = (drawn.append(start) or np.ones((*tiling.window, 3), np.float32) for start in tiling.starts)
     for index, _ in enumerate(merge_windows(outputs, tiling)):
-        # No window that begins behind this plane has been asked for.
+        # No window behind this plane has been drawn yet.
         assert max(start[0] for start in drawn) <= index
 
 
@@ -146,7 +146,7 @@ def test_weights_are_laid_over_planes_only_where_windows_meet():
 
 
 def test_two_windows_by_hand():
-    # Windows of four at 0 and 2: the weights of the voxels they share are those of places 2, 3 and 0, 1.
+    # Windows of four begin at 0 and 2. The two voxels they share have places 2 and 3 in the first, 0 and 1 in the second.
     tiling = Tiling((6, 1, 1), (4, 1, 1), ((0, 0, 0), (2, 0, 0)), 1, 1)
     outputs = [np.full((4, 1, 1, 1), value, np.float32) for value in (0, 1)]
     near, far = np.exp(-0.5 * (0.5 / 0.5) ** 2), np.exp(-0.5 * (1.5 / 0.5) ** 2)
@@ -196,7 +196,7 @@ def test_mirroring_leaves_a_network_that_does_not_mind_as_it_is():
 
 
 def test_mirroring_averages_over_all_flips_by_hand():
-    # A network that says where it is: flipped back, place i becomes 3 - i along a flipped axis.
+    # The network returns the place of each voxel. After the way back, place i is 3 - i along a flipped axis.
     place = np.arange(4.0)[np.newaxis, :, np.newaxis, np.newaxis] + 10 * np.arange(4.0)[np.newaxis, np.newaxis, :, np.newaxis]
     inputs = np.zeros((1, 4, 4, 1), np.float32)
     np.testing.assert_allclose(mirror(lambda batch: place, (1,))(inputs)[0, :, 2, 0], 1.5 + 20)
@@ -204,13 +204,13 @@ def test_mirroring_averages_over_all_flips_by_hand():
 
 
 def test_mirroring_left_and_right_swaps_their_classes():
-    # Background, left and right; the network calls the first half of axis 1 left and the others right.
+    # The classes are background, left and right. The network calls the first half of axis 1 left and the other half right.
     said = np.zeros((1, 4, 2, 3), np.float32)
     said[:, :2, :, 1] = said[:, 2:, :, 2] = 1
     inputs = np.zeros((1, 4, 2, 1), np.float32)
     np.testing.assert_array_equal(mirror(lambda batch: said, (1,), left_right=1, swaps=[(1, 2)])(inputs), said)
     np.testing.assert_array_equal(mirror(lambda batch: said, (1, 2), left_right=1, swaps=[(1, 2)])(inputs), said)
-    # Without the swap half of the flips say the other side; along another axis nothing is swapped.
+    # Without the swap, half of the flips give the other side. Flips of another axis swap nothing.
     np.testing.assert_array_equal(mirror(lambda batch: said, (1,))(inputs)[0, 0, 0], [0, 0.5, 0.5])
     np.testing.assert_array_equal(mirror(lambda batch: said, (2,), left_right=1, swaps=[(1, 2)])(inputs), said)
 
@@ -295,5 +295,5 @@ def test_images_that_are_predicted_are_let_go_of(tmp_path):
     for number, item in enumerate(predict_cases([_make_bundle((8, 8, 8))], cases, PredictionOptions(batch_size=1))):
         held.append(weakref.ref(item.image.array))
         del item
-        # This case's own may still be under way.
+        # The arrays of this case itself may still be in use.
         assert [reference() is None for reference in held[:number]] == [True] * number

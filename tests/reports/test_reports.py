@@ -1,4 +1,4 @@
-"""Reports: the numbers behind the pictures, and what can be read back from their pixels."""
+"""Reports: the numbers behind the pictures, and the contents that their pixels show."""
 
 import itertools
 import math
@@ -58,7 +58,7 @@ def find_colour(picture: np.ndarray, colour: str) -> np.ndarray:
 
 
 def find_panel(picture: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the last panel, drawn from a constant image: mid-grey, which text holds in single pixels only."""
+    """Finds rows and columns of the last panel, which shows a constant image in mid-grey. Text has this grey in single pixels only."""
     mask = find_colour(picture, "#808080")
     mask[:, : picture.shape[1] // 2] = False
     rows, columns = (np.flatnonzero(mask.sum(axis=axis) > 20) for axis in (1, 0))
@@ -72,7 +72,7 @@ def test_difference_map_by_hand():
     difference = reports.difference_map(label, prediction)
     assert difference.dtype == np.uint8
     np.testing.assert_array_equal(difference, expected)
-    # Seen from the other side, what was missed is false, and the other way round.
+    # If label and prediction change places, missed voxels become false ones, and the other way round.
     np.testing.assert_array_equal(reports.difference_map(prediction, label), np.array([0, 2, 1, 3])[expected])
 
 
@@ -180,7 +180,7 @@ def test_comparison_changes_with_the_prediction(tmp_path, scan):
     quarter = right.shape[1] // 4
     np.testing.assert_array_equal(right[:-80, : 2 * quarter], wrong[:-80, : 2 * quarter])  # image and truth
     assert (right[:-80, 2 * quarter : 3 * quarter] != wrong[:-80, 2 * quarter : 3 * quarter]).any()
-    # A perfect prediction leaves the error colours to the legend: one swatch each.
+    # With a perfect prediction only the legend has the error colours: one swatch each.
     for colour in reports.DIFFERENCE_COLOURS[:2]:
         assert find_colour(right, colour).sum() < 200 < find_colour(wrong, colour).sum()
 
@@ -351,7 +351,7 @@ def test_palette_stands_out_from_grey():
 
 @dataclass
 class Drawn:
-    """What was put on the last pages: texts with their places, panels with their boxes, in pixels from the lower left corner."""
+    """Records the last pages: texts with their places, panels with their boxes, in pixels from the lower left corner."""
 
     texts: list[tuple[str, float, float]]
     panels: list[tuple[int, int, int, int]]  # x, y, columns, rows
@@ -394,7 +394,7 @@ def drawn(monkeypatch) -> Drawn:
 
 @pytest.fixture
 def volume() -> dict:
-    """A volume (12, 16, 10) along RAS+ with no symmetry, two classes, a prediction moved to the left, and its affine."""
+    """Makes a volume (12, 16, 10) along RAS+ without symmetry, with two classes, a prediction moved to the left, and its affine."""
     x, y, z = np.mgrid[:12, :16, :10]
     image = (50 + 5 * x + 3 * y + 7 * z).astype(np.float32)
     label = np.zeros((12, 16, 10), np.uint8)
@@ -408,7 +408,7 @@ def volume() -> dict:
 
 
 def store(volume: dict, codes: str) -> dict:
-    """The same volume with its axes stored in another order, as nibabel does it."""
+    """Stores the volume with its axes in another order, as nibabel does."""
     turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
     stored = {name: nib.Nifti1Image(volume[name], volume["affine"]).as_reoriented(turn) for name in volume if name != "affine"}
     assert nib.aff2axcodes(stored["image"].affine) == tuple(codes)
@@ -451,7 +451,7 @@ def test_a_volume_looks_the_same_however_it_is_stored(tmp_path, volume):
     [
         (np.diag([2.0, 2, 3, 1]), (8, 10, 7)),
         (np.diag([-2.0, -2, 3, 1]), (1, 1, 7)),
-        # Rows go down and columns to the patient's left, as an axial stack from a scanner: x falls along the last axis.
+        # An axial stack from a scanner: rows go down, columns to the patient's left, and x falls along the last axis.
         (np.array([[0, 0, -2.0, 40], [0, -2, 0, 9], [3, 0, 0, -5], [0, 0, 0, 1]]), (8, 1, 1)),
         # A coronal stack, tilted by ten degrees about the axis from left to right.
         (np.array([[2.0, 0, 0, 0], [0, 0.35, 2.95, 0], [0, -1.97, 0.52, 0], [0, 0, 0, 1]]), (8, 1, 7)),
@@ -459,7 +459,7 @@ def test_a_volume_looks_the_same_however_it_is_stored(tmp_path, volume):
     ids=["RAS", "LPS", "SPL", "RIA tilted"],
 )
 def test_letters_name_the_patients_sides(tmp_path, drawn, affine, voxel):
-    # A spot on the right, in front and above: its world coordinates are the largest, and RAS+ names them so.
+    # The spot lies on the right, in front and above: all its world coordinates in RAS+ are above the centre's.
     shape = tuple(10 if index in (1, 8) else 12 if index == 10 else 9 for index in voxel)
     prediction = np.zeros(shape, np.uint8)
     prediction[voxel] = 1
@@ -509,7 +509,7 @@ def test_panels_are_true_to_the_spacing(tmp_path, drawn, shape, spacing_mm):
         for (width, height), name in zip(sizes, names, strict=True):
             plane = order[name.split(": ")[1].split(",")[0]]
             scales += [width / by_plane[plane][0], height / by_plane[plane][1]]
-        # One scale, to half a pixel, for all planes and both directions.
+        # All planes have one scale in both directions, to half a pixel.
         assert np.ptp(scales) * min(map(min, by_plane)) <= 1.01
         assert 1200 <= read_png(path).shape[1] <= 2000
 
@@ -536,8 +536,8 @@ def test_volume_comparison_says_what_it_shows(tmp_path, drawn, volume):
     assert counts == [42, 42, 4]
     expected = ["case_1 (worst test case)", "bladder: Dice 0.812", "rectum: Dice 0.500", "prostate: absent"]
     expected += ["missed: 42 voxels (0.19 ml)", "false positive: 42 voxels (0.19 ml)", "wrong class: 4 voxels (0.02 ml)"]
-    # The classes weigh the same: halfway between their centres x 5.4 and 7.5, y 6.9 and 9.5, z 4.4 and 6.5. Counted from 0 that
-    # is 6, 8 and 5, but y 8 holds none of the small class and 9 holds half of it.
+    # Both classes weigh the same. Their centres are x 5.4 and 7.5, y 6.9 and 9.5, z 4.4 and 6.5. Halfway, counted from 0, is 6, 8 and 5.
+    # But y 8 holds none of the small class, and y 9 holds half of it.
     for name in ("image", "truth", "prediction", "difference"):
         expected += [f"{name}: axial, slice 6 of 10", f"{name}: coronal, slice 10 of 16", f"{name}: sagittal, slice 7 of 12"]
     assert set(expected) <= set(drawn.words)
@@ -575,7 +575,7 @@ def test_overlay_of_a_volume_lists_millilitres(tmp_path, drawn, volume):
 def test_empty_margins_are_cut_off(tmp_path, drawn):
     image, label = np.zeros((100, 100, 100), np.float32), np.zeros((100, 100, 100), np.uint8)
     image[40:60, 40:60, 40:60] = 5
-    label[45:50, 45:50, 70] = 1  # outside of what shines, and kept
+    label[45:50, 45:50, 70] = 1  # outside of the bright cube, and kept
     scan = prepare_scan(image, {"prediction": label}, CLASSES, None, None)
     assert scan.box == (slice(36, 64), slice(36, 64), slice(36, 75))
     reports.draw_overlay(tmp_path / "case.png", image, label, CLASSES, title="case")
@@ -654,7 +654,7 @@ def test_montage_numbers_its_slices(tmp_path, drawn, volume):
     assert (picture[:, [0, 1, -2, -1]] == 255).all()
     drawn.clear()
     reports.draw_montage(tmp_path / "case.png", **draw, plane="sagittal", count=3)
-    assert [text for text in drawn.words if text.isdigit()] == ["4", "6", "8"]  # of 3 to 9
+    assert [text for text in drawn.words if text.isdigit()] == ["4", "6", "8"]  # spread over slices 3 to 9
     assert set(drawn.letters_in(0)) == set("APSI")
 
 
@@ -678,7 +678,7 @@ def test_dashes_lie_on_the_outline():
     classes[10:30, 20:32] = 2
     white = dash_contours(np.zeros((40, 40, 3)), classes).all(axis=-1)
     outline = np.zeros((40, 40), bool)
-    outline[[10, 29], 8:32] = outline[10:30, [8, 20, 31]] = True  # where the classes touch, the line is on the second
+    outline[[10, 29], 8:32] = outline[10:30, [8, 20, 31]] = True  # the line between touching classes lies on the second
     assert (white <= outline).all()
     assert 0.35 < white.sum() / outline.sum() < 0.65
 

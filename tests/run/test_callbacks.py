@@ -1,4 +1,4 @@
-"""Which epoch is kept, when a training stops, and what a checkpoint brings back."""
+"""The callbacks of a training: the kept epoch, the early stop, and the restored checkpoint."""
 
 import typing
 
@@ -16,7 +16,7 @@ class _Model:
 
 
 def _run(dice, patience, start=None):
-    """Feeds one epoch a value; returns the callback, the epochs that were saved and how many were run."""
+    """Gives each epoch one of the values; returns the callback, the saved epochs and the number of epochs run."""
     saved = []
     callback = KeepBest(lambda: saved.append(callback.best_epoch), patience)
     if start:
@@ -112,7 +112,7 @@ def test_the_last_two_are_kept_and_the_metrics_of_a_begun_epoch_go_on(tmp_path):
         for variable in model.metrics_variables:
             variable.assign(np.full(variable.shape, batch + 1.0))
         checkpoint.on_train_batch_end(batch)
-    # The epoch's end writes its own, so its last step does not.
+    # The end of an epoch writes a checkpoint of its own, so its last step writes none.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000002.npz", "step_000000003.npz"]
     other = _model(4)
     restored = _checkpoint(tmp_path, other)
@@ -258,6 +258,6 @@ def test_what_an_epoch_came_to_is_told_as_ever():
     data, zeros = np.ones((4, 1)), np.zeros((4, 1))
     model.fit(data, zeros, batch_size=1, epochs=2, validation_data=(data, zeros), verbose=0, callbacks=StepCallbacks([Seen()], model))
     assert len(Seen.epochs) == 2
-    # Of a weight and a bias that go down by 0.02 times the error each, four times.
+    # A weight and a bias each fall by 0.02 times the error, in each of four steps.
     assert Seen.epochs[0]["loss"] == pytest.approx(np.mean([0.96 ** (2 * step) for step in range(4)]), rel=1e-5)
     assert Seen.epochs[0]["val_loss"] == pytest.approx(0.96**8, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Whole trainings that go wrong: each says so in a line, and leaves nothing that pretends to be good."""
+"""Whole trainings that go wrong: each says so in one line, and leaves no result that looks good."""
 
 import csv
 import json
@@ -126,7 +126,7 @@ def test_a_training_without_any_foreground_is_refused_before_its_run_is_made(tmp
 
 
 def test_a_model_that_finds_only_background_is_said_to(tmp_path, capsys):
-    # A prostate of one pixel, and a learning rate that learns nothing.
+    # The prostate is one pixel, and the learning rate is too small to learn anything.
     def edit(split, label):
         point = np.zeros_like(label)
         point[16, 16] = 5

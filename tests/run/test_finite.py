@@ -1,4 +1,4 @@
-"""A loss that is not finite ends a training, at a step that is named, and nothing of it is kept."""
+"""A loss that is not finite ends a training: the error names the step, and nothing is kept."""
 
 import logging
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The flags of train.py: precedence, help, and what each wrong one says."""
+"""The flags of train.py: precedence, help, and the error of each wrong one."""
 
 import re
 from dataclasses import fields
@@ -76,7 +76,7 @@ def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
         request = parse(["--resume", str(tmp_path), *flags])
         assert (request.settings.epochs, request.resume) == (3, tmp_path)
     assert parse(["--resume", str(tmp_path), "--track", "tensorboard"]).settings.track == "tensorboard"
-    # Places may have moved, that of a demo too.
+    # The places of a run may have moved, also those of a demo.
     for way in ("--resume", "--verify"):
         request = parse([way, str(tmp_path), "--data", "moved", "--cache", "other", "--runs", "here"])
         assert (request.settings.data, request.settings.cache, request.settings.runs) == ("moved", "other", "here")

@@ -1,4 +1,4 @@
-"""The folder of a run: it comes whole, is claimed by one process, and is found again."""
+"""The folder of a run: it appears whole, one process claims it, and it is found again."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The plan: one decision, one place, from settings, data set and scans alone; and its way through a file."""
+"""The plan: each decision follows from settings, data set and scans alone, and a file keeps it."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ def test_slices_are_cropped_to_the_data_sets_own_size():
 
 def test_patches_tile_volumes_and_are_drawn():
     plan = _plan(sampling="weighted", class_probabilities=(1.0, 1.0, 2.0, 2.0), patches_per_case=5)
-    # The median of 36, 40, 41 is 40, of 48, 50, 56 it is 50, of 30, 33, 35 it is 33; each goes up to a multiple of 8.
+    # The medians of (36, 40, 41), (48, 50, 56) and (30, 33, 35) are 40, 50 and 33. Each goes up to a multiple of 8.
     assert (plan.mode, plan.network, plan.divisor, plan.fit, plan.window) == ("patch", "unet3d", 8, "tile", Window((40, 56, 40)))
     assert plan.sampler == PatchSampler("weighted", 5, (1.0, 1.0, 2.0, 2.0))
     assert (plan.batch_size, plan.steps_per_epoch) == (2, 8)
@@ -127,7 +127,7 @@ def test_only_what_follows_from_the_scans_is_measured(phantoms, tmp_path):
     assert measure(cases, spec, Settings("ibsr18", shape=(16, 16, 16), **cache)) == Fingerprint(3)
     assert measure(cases, spec, Settings("ibsr18", mode="volume", shape=(16, 16, 16), **cache)) == Fingerprint(3)
     whole = measure(cases, spec, Settings("ibsr18", mode="volume", **cache))
-    # What is measured for whole volumes is not prepared: they would be prepared again at their final size.
+    # Measuring for whole volumes prepares nothing, because the cases are prepared later at their final size.
     assert not (tmp_path / "cache").exists()
     assert measure(cases, spec, Settings("ibsr18", **cache)) == whole
     assert (tmp_path / "cache").exists()
@@ -164,9 +164,9 @@ def test_shape_spacing_and_batch_size_reach_the_bundle_by_the_plan(phantoms, tmp
         ([(256, 256, 128), (288, 250, 112)], "slice", 2, 16, (288, 256, 1)),
         ([(256, 256, 128), (288, 250, 112)], "slice", 0, 16, (1, 256, 128)),
         ([(17, 3, 9)], "slice", 1, 8, (24, 1, 16)),
-        # Small enough as it is: the median, padded.
+        # The median is small enough and is only padded.
         ([(35, 50, 36), (31, 40, 24), (43, 59, 47)], "patch", 2, 8, (40, 56, 40)),
-        # 256 x 256 x 128 x s**3 = 96**3: 121, 121, 60; up to 128, 128, 64, which is too much, so the largest shrink.
+        # 256 x 256 x 128 x s**3 = 96**3 gives 121, 121, 60. Rounded up, 128, 128, 64 is too much, so the largest sizes shrink.
         ([(256, 256, 128)], "patch", 2, 8, (112, 120, 64)),
         ([(256, 256, 128)], "volume", 2, 8, (112, 120, 64)),
         ([(512, 512, 16)], "patch", 2, 16, (224, 240, 16)),
@@ -187,5 +187,5 @@ def test_derived_windows_divide_and_keep_their_budget():
         window = derive_window(shapes, "patch", 2, divisor)
         assert all(type(size) is int and size % divisor == 0 and size >= divisor for size in window)
         assert np.prod(window) <= 96**3
-        # Never more than the median rounded up: there would be nothing to see.
+        # No size exceeds the median rounded up, because there would be nothing to see.
         assert all(size < median + divisor for size, median in zip(window, np.median(shapes, axis=0), strict=True))

@@ -17,7 +17,7 @@ import train
 from benchmarks import kill_and_resume
 from modules.data.files import TEMPORARY
 
-# A training that is killed when it begins to fit, or when it is about to give a certain file its name.
+# Runs train.py, which kills itself when it begins to fit, or when it is about to rename a certain file.
 KILL = """
 import os, signal, sys
 import train
@@ -32,7 +32,7 @@ if moment == "fit":
 sys.exit(train.main(sys.argv[2:]))
 """
 EPOCHS, STEPS = 3, 5
-# A checkpoint after each step, as the moments are counted in checkpoints.
+# Every step writes a checkpoint, because the moments are counted in checkpoints.
 KILLED_SETTINGS = [
     *kill_and_resume.SETTINGS,
     *("--levels", "2", "--epochs", str(EPOCHS), "--patience", str(EPOCHS - 1), "--checkpoint-minutes", "1e-9"),
@@ -40,7 +40,7 @@ KILLED_SETTINGS = [
 
 
 def _train(folder, backend, name, moment="never"):
-    """Begins the run, or goes on with it, until the moment of `KILL`; returns its exit status and what it printed."""
+    """Begins or resumes the run, until the moment of `KILL`; returns its exit status and its output."""
     run = folder / "runs" / name
     places = ["--data", str(folder / "data"), "--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", name]
     command = ["--resume", str(run)] if run.is_dir() else [*KILLED_SETTINGS, *places]
@@ -72,7 +72,7 @@ def test_three_times_killed_is_as_good_as_left_alone(tmp_path, backend):
     assert kill_and_resume.find_step(killed) == step - 1
     assert len(list((killed / "checkpoint").glob(f"{TEMPORARY}step_*"))) == 1
 
-    # While it is scored: the scores are there, the summary is not.
+    # During the scoring: the scores are written, but the summary is not.
     status, output = _train(tmp_path, backend, "killed", "summary.json")
     assert status == -signal.SIGKILL, output
     assert f"begins at epoch 2, step {step - STEPS}" in output
@@ -83,7 +83,7 @@ def test_three_times_killed_is_as_good_as_left_alone(tmp_path, backend):
     status, output = _train(tmp_path, backend, "killed")
     assert status == 0, output
     assert kill_and_resume.describe(killed) == kill_and_resume.describe(alone)
-    # The lock stays; whoever holds it, the kernel knows.
+    # The lock file stays; the kernel knows who holds it.
     assert [path.name for path in killed.rglob(".*")] == [".lock"]
 
 
@@ -98,7 +98,7 @@ def _start(folder, *flags):
 def test_a_signal_writes_a_checkpoint_and_ends_cleanly(tmp_path, number):
     kill_and_resume.draw_phantom(tmp_path)
     places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "a"]
-    # So many epochs that it does not end by itself, and no checkpoint but those of epochs and of the signal.
+    # The epochs are so many that the run does not end by itself. Only epochs and the signal write checkpoints.
     process = _start(
         tmp_path, *kill_and_resume.SETTINGS, *places, "--levels", "2", "--epochs", "999", "--patience", "0", "--checkpoint-minutes", "60"
     )
@@ -119,7 +119,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(tmp_path, number):
 
 @pytest.fixture(scope="module")
 def finished(phantoms, tmp_path_factory):
-    """A run on data of its own, and those data. The names of one test subject are not UTF-8."""
+    """Trains a run on data of its own; returns both. The file names of one test subject are not UTF-8."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(phantoms / "oasis", folder / "data")
     for split in ("test", "seg_test"):

@@ -13,7 +13,7 @@ from modules.run import signals
 from modules.run.signals import StopRequest, obey_signals
 
 ROOT = Path(__file__).parents[2]
-# After many other tests these signals ended a worker of pytest-xdist. There they get a process of their own.
+# After many other tests these signals ended a worker of pytest-xdist. Under pytest-xdist they get a process of their own.
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 alone = pytest.mark.skipif(IN_WORKER, reason="runs in a process of its own")
 
@@ -28,7 +28,7 @@ def _handlers():
         signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL,
     }  # fmt: skip
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    # Nobody else in this process shall hear of them.
+    # No other listener in this process may receive the signals.
     listener = signal.set_wakeup_fd(-1)
     yield
     signal.set_wakeup_fd(listener)
@@ -52,7 +52,7 @@ def test_a_closed_terminal_asks_however_often_it_says_so():
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGHUP)
         assert stop.made
-        # Its shell says so once more. Afterwards somebody may still end the run at once.
+        # The shell sends the signal once more. Afterwards a user can still end the run at once.
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
@@ -89,7 +89,7 @@ def test_a_command_that_ends_after_the_second_signal_ends_by_itself(monkeypatch)
 
 @alone
 def test_the_second_signal_is_obeyed_where_python_gets_no_turn():
-    # The main thread waits in C for a lock that it holds, as it waits for a compiler.
+    # The main thread waits in C for a lock that it holds itself, just as it would wait for a compiler.
     code = (
         "import ctypes\n"
         "from modules.run.signals import StopRequest, obey_signals\n"
@@ -107,7 +107,7 @@ def test_the_second_signal_is_obeyed_where_python_gets_no_turn():
         for number in (signal.SIGTERM, signal.SIGHUP):
             process.send_signal(number)
         time.sleep(1)
-        assert process.poll() is None  # one alone, and that of a terminal, enforce nothing
+        assert process.poll() is None  # neither a single signal nor a terminal's enforces anything
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=20)

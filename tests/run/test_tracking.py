@@ -1,4 +1,4 @@
-"""Runs as MLflow and TensorBoard have them afterwards: at a real server, in a local database, in event files."""
+"""Runs in MLflow and TensorBoard: at a real server, in a local database, and in event files."""
 
 import contextlib
 import csv
@@ -31,7 +31,7 @@ MEANS = {"slice": {"white matter": {"dice": 0.875, "hd95_mm": NAN, "cases": 4}, 
 def _environment(monkeypatch, tmp_path):
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
-    # Whatever is left in the current folder must not be the project's.
+    # Files left in the current folder must not land in the project.
     monkeypatch.chdir(tmp_path)
 
 
@@ -43,7 +43,7 @@ def _find_free_port():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of an MLflow server of our own."""
+    """Starts an MLflow server of our own and yields its address."""
     pytest.importorskip("flask", reason="the whole of MLflow")
     pytest.importorskip("mlflow")
     folder, port = tmp_path_factory.mktemp("server"), _find_free_port()
@@ -96,7 +96,7 @@ def _row(epoch):
 
 
 def _train(folder, tracker, first, last):
-    """Does with the tracker what a training does."""
+    """Uses the tracker as a training does."""
     rows = [_row(epoch) for epoch in range(1, last + 1)]
     for row in rows[first - 1 :]:
         _write_history(folder, rows[: row["epoch"]])
@@ -156,7 +156,7 @@ def test_a_run_at_a_server_has_all_there_is_to_know(server, run, monkeypatch):
     assert {**tags, "devices": "cpu:0, cpu:1"}.items() <= found.data.tags.items()
     assert _find_history(server, found.info.run_id, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert _find_history(server, found.info.run_id, "val_loss") == [(1, 2.0), (2, 1.0), (3, 2 / 3)]
-    # NaN is what nobody measured.
+    # NaN stands for a value that was not measured.
     assert _find_history(server, found.info.run_id, "val_dice_white matter") == [(2, 0.5), (3, 0.5)]
     test = {name: value for name, value in found.data.metrics.items() if name.startswith("test_")}
     assert test == {"test_slice/dice_white matter": 0.875, "test_slice/cases_white matter": 4, "test_slice/dice_mean": 0.75}
@@ -173,13 +173,13 @@ def test_a_resumed_run_goes_on_in_the_same_one(server, run, monkeypatch):
         raise KeyboardInterrupt
     begun = _find_run(server, run)
     assert begun.info.status == "KILLED"
-    # Two epochs more are in the folder alone: the server was away.
+    # The server was away, so two more epochs are in the folder alone.
     _write_history(run, [_row(epoch) for epoch in range(1, 6)])
     tracker = open_tracker(
         "mlflow", RunFolder(run), experiment="oasis", parameters=PARAMETERS | {"new": 1}, tags=TAGS | {"git_commit": "4567def"}
     )
     assert _find_run(server, run).info.status == "RUNNING"
-    # The fifth is done again: its checkpoint was not written.
+    # The fifth epoch is repeated, because its checkpoint was not written.
     _train(run, tracker, 5, 6)
     tracker.close()
     found = _find_run(server, run)
@@ -355,7 +355,7 @@ def test_tensorboard_itself_reads_it(run):
 
 
 class _Sink:
-    """Remembers what it is given; fails as long as it is told to."""
+    """Remembers its calls, and fails as long as it is told to."""
 
     def __init__(self):
         self.epochs, self.summary, self.status, self.broken = [], None, None, False
