@@ -30,7 +30,7 @@ def test_warm_up_rises_to_the_rate_and_hands_over(name):
 
 
 def test_a_warm_up_leaves_something_to_train():
-    with pytest.raises(ValueError, match="Expected a warm-up shorter than the training, 10 updates. Received: 10"):
+    with pytest.raises(ValueError, match="Expected a warm-up shorter than the training, 10 steps. Received: 10"):
         make_schedule("cosine", 0.1, 10, warmup_steps=10)
 
 
