@@ -67,6 +67,14 @@ def test_the_gradient_is_clipped_as_a_whole():
     np.testing.assert_allclose(_updates("sgd", [[0.3, 0.4]], clip_norm=1.0)[0], [-0.199 * 0.3, -0.199 * 0.4], rtol=1e-5)
 
 
+def test_the_norm_is_that_of_all_gradients_together():
+    # 3 and 4 of two variables have norm 5: a fifth of each is left, and their ratio stays.
+    variables = [keras.Variable(np.zeros(1, "float32")) for _ in range(2)]
+    make_optimizer("sgd", 0.1, clip_norm=1.0).apply([keras.ops.convert_to_tensor([value]) for value in (3.0, 4.0)], variables)
+    values = [float(keras.ops.convert_to_numpy(variable)[0]) for variable in variables]
+    np.testing.assert_allclose(values, [-0.199 * 0.6, -0.199 * 0.8], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_accumulated_gradients_make_one_update_of_their_mean(name):
     values = _updates(name, [[1, 2], [3, 6]], accumulate=2)
