@@ -139,6 +139,7 @@ def _carry_out_tests(folder: Path, tests: str, output: int) -> NoReturn:
     status = 3
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for stream in (1, 2):
             os.dup2(output, stream)
         os.chdir(folder)
@@ -201,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for mutation in mutations:
                 print(f"{mutation.name:<28} {mutation.file}: {mutation.wrong}")
             return 0
+        # As Ctrl-C, so that no tests are left behind.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         began, killed = time.monotonic(), 0
         os.environ.update(ENVIRONMENT)
         sys.dont_write_bytecode = True
