@@ -220,6 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"mutations.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("mutations.py: interrupted", file=sys.stderr)
+        return 130
     print(f"{killed} of {len(mutations)} wrong changes are noticed, {time.monotonic() - began:.0f} s")
     return int(killed < len(mutations))
 
