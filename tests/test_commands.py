@@ -5,6 +5,7 @@ import json
 import shutil
 
 import cv2
+import keras
 import nibabel as nib
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ import pytest
 import predict
 import train
 from dataset import DATASETS
-from modules.data.case import Case
+from modules.data.case import Case, LabelRule
 from modules.data.files import suffix_of
+from modules.data.patches import Window
+from modules.data.preprocess import Preprocessing
 from modules.data.spec import choose_target, find_cases
-from modules.networks import NETWORKS, find_divisor
+from modules.networks import NETWORKS, find_divisor, with_head
 from modules.predict.bundle import ModelBundle
+from modules.predict.cases import PredictionOptions
 from modules.run.callbacks import Checkpoint
 from modules.run.evaluate import choose_examples
 from modules.run.flags import parse_training
@@ -172,6 +176,24 @@ def test_a_bad_file_does_not_end_the_others_and_a_later_call_does_what_is_missin
     for more in (["--overwrite"], ["--overlap", "0.25"]):
         assert _predict(runs, tmp_path, tmp_path / "images", *more) == 0
         assert "3 done, 0 failed, 0 skipped" in capsys.readouterr().out
+
+
+def test_the_exit_status_says_whether_any_scan_failed(tmp_path, write_picture, capsys):
+    image = keras.Input((16, 16, 1))
+    model = with_head(keras.Model(image, keras.layers.Conv2D(1, 1)(image)))
+    rule = LabelRule({0: 0, 255: 1})
+    ModelBundle(model, Preprocessing(2, shape=(16, 16)), Window((16, 16)), ("background", "a"), ("T1",), rule).save(tmp_path / "bundle")
+    good = write_picture("good.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes()[:-9])
+    for number, (images, status) in enumerate((([good], 0), ([good, bad], 3), ([bad], 2))):
+        flags = ["--model", str(tmp_path / "bundle"), "--engine", "keras", "--output", str(tmp_path / f"out{number}")]
+        assert predict.main([*map(str, images), *flags]) == status
+    assert capsys.readouterr().err.count("Expected a whole PNG picture") == 1
+
+
+def test_predict_lays_windows_as_the_scores_of_a_training_do():
+    assert predict._parse(["a.nii"]).overlap == PredictionOptions().overlap == 0.5
 
 
 def test_a_scan_without_its_label_is_predicted_and_not_scored(runs, scans, tmp_path, capsys):

@@ -184,6 +184,16 @@ def test_two_devices_train_like_one_under_tensorflow(slices, tmp_path):
     assert "2 devices: batch normalisation" in output
 
 
+def test_a_seed_decides_the_first_weights():
+    def draw(seed):
+        devices.start_backend(seed)
+        return keras.ops.convert_to_numpy(keras.initializers.GlorotUniform()((3, 4)))
+
+    first = draw(7)
+    np.testing.assert_array_equal(draw(7), first)
+    assert not np.array_equal(draw(8), first)
+
+
 def test_hosts_need_jax(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
     with pytest.raises(ValueError, match="Expected KERAS_BACKEND=jax for several hosts. Received: tensorflow. Set it"):

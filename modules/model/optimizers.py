@@ -42,8 +42,8 @@ def make_schedule(name: str, rate: float, steps: int, *, warmup_steps: int = 0, 
         name: "constant"; "cosine", half a cosine down to 0 (Loshchilov and Hutter, SGDR, 2017); "cosine_restarts", `cycles` such halves in
             a row; "polynomial", `(1 - step / steps)^0.9`.
         rate: The highest learning rate.
-        steps: Updates of the weights in the whole training, including the warm-up.
-        warmup_steps: Updates in which the rate first rises to `rate`; 0 for none.
+        steps: Batches of the whole training, including the warm-up. Accumulated batches count one by one, as Keras counts them.
+        warmup_steps: Batches in which the rate first rises to `rate`; 0 for none.
         cycles: Number of cycles of "cosine_restarts".
 
     Returns:
@@ -53,7 +53,7 @@ def make_schedule(name: str, rate: float, steps: int, *, warmup_steps: int = 0, 
         ValueError: For an unknown name, or where the warm-up leaves no step to train.
     """
     if warmup_steps >= steps and warmup_steps:
-        raise ValueError(f"Expected a warm-up shorter than the training, {steps} updates. Received: {warmup_steps}. Shorten it.")
+        raise ValueError(f"Expected a warm-up shorter than the training, {steps} steps. Received: {warmup_steps}. Shorten it.")
     remaining = steps - warmup_steps
     schedules = keras.optimizers.schedules
     if name == "constant":

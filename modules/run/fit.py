@@ -1,7 +1,6 @@
 """Fits the network of a prepared run: makes the trainer, its data and its callbacks, and trains."""
 
 import logging
-import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -122,11 +121,9 @@ def make_trainer(prepared: PreparedRun):
     from modules.model.trainer import Trainer
 
     settings, spec = prepared.settings, prepared.spec
-    updates = prepared.plan.steps_per_epoch / settings.accumulate
-    warmup = math.ceil(settings.warmup_epochs * updates)
-    rate = make_schedule(
-        settings.schedule, settings.learning_rate, math.ceil(settings.epochs * updates), warmup_steps=warmup, cycles=settings.cycles
-    )
+    # Keras asks a schedule by batches, however many of them make an update.
+    steps, warmup = (number * prepared.plan.steps_per_epoch for number in (settings.epochs, settings.warmup_epochs))
+    rate = make_schedule(settings.schedule, settings.learning_rate, steps, warmup_steps=warmup, cycles=settings.cycles)
     decoupled = settings.optimizer == "adamw"
     loss = SegmentationLoss(settings.loss, _weigh_classes(prepared), settings.batch_dice)
     trainer = Trainer(

@@ -368,6 +368,14 @@ def test_any_usual_header_is_read_as_nibabel_reads_it(tmp_path, without_nibabel,
         _check_as_nibabel(_write(tmp_path / ["a.nii", "a.nii.gz", "A.NII.GZ"][rng.integers(3)], data))
 
 
+def test_large_integers_are_rounded_as_nibabel_rounds_them(tmp_path, without_nibabel):
+    # Halfway between two numbers of float32, and one above: float64 does not know that one, and then the even number is taken.
+    array = np.full((3, 4), 2**60 + 2**36 + 1, np.int64)
+    path = _write(tmp_path / "a.nii", _make_nifti(array))
+    _check_as_nibabel(path)
+    np.testing.assert_array_equal(read_volume([path]).array[..., 0], np.float32(2**60))
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -146,6 +146,24 @@ def test_training_is_a_function_of_seed_and_step(cases, draw):
     assert not _same(stream, take(12, seed=8))
 
 
+def test_each_sample_has_an_augmentation_of_its_own(tmp_path):
+    shape = (5, 4, 4)
+    image = np.zeros((*shape, 1), np.float32)
+    write_pack(tmp_path / "a.pack", {"a": Decoded(image, np.zeros(shape, np.uint8), (), (3.0, 0.5, 2.0))})
+    case = read_pack(tmp_path / "a.pack")["a"]
+
+    def draw(rng, spacing_mm):
+        return {"drawn": rng.random(2), "spacing": np.array(spacing_mm)}
+
+    options = {"batch_size": 3, "training": True, "draw_augmentation": draw, "seed": 7}
+    batches = list(islice(make_pipeline([case], Window((1, 4, 4)), 1, **options), 4))
+    # A pure function of the seed and of the sample's position in the endless row, whatever its epoch.
+    expected = [np.random.default_rng([7, position, 1]).random(2) for position in range(12)]
+    np.testing.assert_array_equal(np.concatenate([batch["drawn"] for batch in batches]), expected)
+    # The voxel size along the axes that a sample keeps.
+    np.testing.assert_array_equal(batches[0]["spacing"], [[0.5, 2.0]] * 3)
+
+
 def test_seeds_may_be_large(cases):
     for seed in (0, 2**31, 2**40):
         assert len(_read(make_pipeline(cases, Window((1, 5, 4)), 4, batch_size=3, training=True, seed=seed), 2)) == 2

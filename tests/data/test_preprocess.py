@@ -80,6 +80,22 @@ def test_percentiles_clip_outliers():
     np.testing.assert_allclose(array[5, 0, 0, 0], (500 - low) / (high - low), rtol=1e-5)
 
 
+def test_percentiles_by_hand():
+    # Squares of 0 to 999; the 999 above 0 are the foreground. Its percentiles lie at places 4.99 and 993.01 of 0 to 998:
+    # 25 + 0.99 x 11 = 35.89 and 988036 + 0.01 x 1989 = 988055.89.
+    image = (np.arange(1000, dtype=np.float32) ** 2).reshape(10, 10, 10, 1)
+    array, _ = Preprocessing(3, intensity="percentile").apply(Volume(image, np.eye(4), (1.0,) * 3))
+    np.testing.assert_allclose(array[5, 0, 0, 0], (250000 - 35.89) / 988020, rtol=1e-6)
+    np.testing.assert_array_equal(array.ravel()[[4, 5, 6, 994, 995]] > 0, [False, False, True, True, True])
+    np.testing.assert_array_equal(array.ravel()[[4, 5, 6, 994, 995]] < 1, [True, True, True, True, False])
+
+
+def test_padding_takes_each_channels_darkest_value_whatever_it_is():
+    image = np.array([[[0.25, 0.75], [0.75, 1.0]]])
+    array, _ = Preprocessing(2, shape=(1, 4), intensity="fixed", mean=0.5, std=0.5).apply(_volume(image))
+    np.testing.assert_array_equal(array[0], [[-0.5, 0.5], [-0.5, 0.5], [0.5, 1.0], [-0.5, 0.5]])
+
+
 def test_foreground_crop_by_hand_and_back():
     image = np.full((6, 7, 8, 1), 3.0, np.float32)
     image[1:4, 2:5, 5:7] += np.random.default_rng(0).random((3, 3, 2, 1), np.float32) + 1
@@ -111,6 +127,16 @@ def test_spacing_follows_the_axes_of_a_turned_scan():
     assert (geometry.axes, geometry.shape, array.shape) == ((1, 2, 0), (12, 10, 8), (12, 10, 16, 1))
 
 
+def test_the_voxel_size_follows_the_axes_of_a_turned_scan():
+    # Stored inferior to superior, left to right, posterior to anterior, with voxels of 2, 3 and 5 mm along these.
+    affine = np.array([[0, 3, 0, 0], [0, 0, 5, 0], [2, 0, 0, 0], [0, 0, 0, 1.0]])
+    image = Volume(np.ones((8, 12, 10, 1), np.float32), affine, (2.0, 3.0, 5.0))
+    assert Preprocessing(3).measure(image).measure_spacing(image.spacing_mm) == (3, 5, 2)
+    # 12 voxels of 3 mm stay, 10 of 5 mm become 20 of 2.5 mm, and 8 of 2 mm become 4 of 4 mm.
+    geometry = Preprocessing(3, spacing_mm=(3.0, 2.5, 4.0)).measure(image)
+    assert (geometry.grid, geometry.measure_spacing(image.spacing_mm)) == ((12, 20, 4), (3, 2.5, 4))
+
+
 def test_the_way_back_is_linear_and_the_same_as_scipys():
     from scipy import ndimage
 
@@ -128,7 +154,8 @@ def test_a_resampled_label_comes_back_in_place(turned):
     """A ball that is resampled to a coarser grid and back loses no more than voxels of its border."""
     shape, affine = (40, 36, 24), np.diag((1.0, 1.0, 2.0, 1.0))
     if turned:
-        affine = affine[:, [1, 0, 2, 3]] * (1, -1, 1, 1)
+        # Three axes in a circle: there and back are not the same turn.
+        affine = np.array([[0, 0, -2.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     x, y, z = np.indices(shape)
     ball = ((x - 25) ** 2 + (y - 14) ** 2 + (2 * (z - 9)) ** 2 < 11**2).astype(np.uint8)
     preprocessing = Preprocessing(3, spacing_mm=(1.6, 1.6, 2.4), foreground_crop=True)

@@ -30,7 +30,7 @@ def test_warm_up_rises_to_the_rate_and_hands_over(name):
 
 
 def test_a_warm_up_leaves_something_to_train():
-    with pytest.raises(ValueError, match="Expected a warm-up shorter than the training, 10 updates. Received: 10"):
+    with pytest.raises(ValueError, match="Expected a warm-up shorter than the training, 10 steps. Received: 10"):
         make_schedule("cosine", 0.1, 10, warmup_steps=10)
 
 
@@ -65,6 +65,14 @@ def test_the_gradient_is_clipped_as_a_whole():
     # (3, 4) has norm 5: a fifth of it is left.
     np.testing.assert_allclose(_updates("sgd", [[3, 4]], clip_norm=1.0)[0], [-0.199 * 0.6, -0.199 * 0.8], rtol=1e-5)
     np.testing.assert_allclose(_updates("sgd", [[0.3, 0.4]], clip_norm=1.0)[0], [-0.199 * 0.3, -0.199 * 0.4], rtol=1e-5)
+
+
+def test_the_norm_is_that_of_all_gradients_together():
+    # 3 and 4 of two variables have norm 5: a fifth of each is left, and their ratio stays.
+    variables = [keras.Variable(np.zeros(1, "float32")) for _ in range(2)]
+    make_optimizer("sgd", 0.1, clip_norm=1.0).apply([keras.ops.convert_to_tensor([value]) for value in (3.0, 4.0)], variables)
+    values = [float(keras.ops.convert_to_numpy(variable)[0]) for variable in variables]
+    np.testing.assert_allclose(values, [-0.199 * 0.6, -0.199 * 0.8], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

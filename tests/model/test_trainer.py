@@ -105,6 +105,11 @@ def test_the_loss_of_deep_supervision_is_a_weighted_mean_and_the_report_that_of_
     assert len(trainer(batch, training=False)[0]) == 1
 
 
+def test_each_level_weighs_half_of_the_one_before():
+    np.testing.assert_allclose(weigh_levels(4), np.array([8, 4, 2, 1]) / 15)
+    assert weigh_levels(1) == [1]
+
+
 def test_lower_resolutions_reach_their_heads_and_the_network_alone_is_what_is_kept():
     trainer, batch = _make_deep(), _make_batch((32, 32))
     names = {weight.path for weight in trainer.network.weights}

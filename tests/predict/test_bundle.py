@@ -29,6 +29,7 @@ def make_bundle(num_classes=3, channels=("T1",)):
         channels=channels,
         label_rule=LabelRule({0: 0, 85: 1, 170: 2}, (0, 85, 170)[:num_classes], (("^case_", "seg_"),), "oasis"),
         mirrored_labels=((1, 2),)[: num_classes - 2],
+        flipped_axes=(1,),
         provenance={"dataset": "oasis", "seed": 42},
     )
 

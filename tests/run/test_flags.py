@@ -28,6 +28,11 @@ def test_precedence_defaults_preset_flags():
     assert (config.network_options["base_filters"], config.target) == (16, ("bone", "bladder"))
 
 
+def test_a_flag_wins_over_the_data_sets_own_setting():
+    assert parse(["--dataset", "ibsr18"]).settings.plane == "coronal"
+    assert parse(["--dataset", "ibsr18", "--plane", "axial"]).settings.plane == "axial"
+
+
 def test_no_flag_gives_no_config():
     assert parse([]).settings is None
 

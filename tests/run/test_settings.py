@@ -2,10 +2,13 @@
 
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from modules.data.case import Case
 from modules.model import losses, optimizers
+from modules.run.division import divide
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, OPTIMIZERS, PRESETS, SCHEDULES, Settings, read_preset
 
 
@@ -44,3 +47,9 @@ def test_data_folder(monkeypatch):
 
 def test_a_phantom_of_another_seed_lies_in_another_folder():
     assert str(Settings(dataset="oasis", demo=True, seed=7).data_folder()) == "data/oasis-phantom-seed7"
+
+
+def test_a_tenth_of_the_subjects_validates_and_a_tenth_tests(tmp_path):
+    cases = [Case(str(number), str(number), (Path("a.nii"),), Path("seg.nii")) for number in range(20)]
+    splits, _ = divide(cases, Settings(dataset="oasis", data=str(tmp_path)))
+    assert {name: len(members) for name, members in splits.items()} == {"train": 16, "validate": 2, "test": 2}

@@ -1,0 +1,26 @@
+"""The bundle of a prepared run: it says what the training made its network used to."""
+
+from types import SimpleNamespace
+
+import keras
+import pytest
+from helpers import make_spec
+
+from modules.data.patches import Window
+from modules.data.preprocess import Preprocessing
+from modules.run.prepared import PreparedRun
+from modules.run.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("augment", "sizes", "axes"),
+    [("none", (4, 4, 4), ()), ("light", (4, 4, 4), (0, 1, 2)), ("light", (4, 1, 4), (0, 2)), ("light", (4, 4), (1, 2))],
+)
+def test_a_bundle_knows_along_which_axes_the_training_flipped(augment, sizes, axes):
+    inputs = keras.Input((4, 4, 1))
+    spec = make_spec(Preprocessing(len(sizes)), {0: 0, 1: 1})
+    plan = SimpleNamespace(window=Window(sizes), preprocessing=spec.preprocessing)
+    cases = {"train": [SimpleNamespace(classes=(0, 1))]}
+    network = keras.Model(inputs, keras.layers.Conv2D(1, 1)(inputs))
+    prepared = PreparedRun(Settings("d", augment=augment), spec, plan, {}, [], cases, network, "float32", [], {})
+    assert prepared.make_bundle({}).flipped_axes == axes
