@@ -27,6 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fuzz_documents
 import fuzz_mutants as mutants
 import numpy as np
 
@@ -58,6 +59,9 @@ ModelBundle(
 """
 
 
+_NOTHING: dict[str, Any] = {"extra": 0, "honest": 0, "line": ""}
+
+
 class Worker:
     """A process that reads mutants of one kind. It is started again after a hang or a crash."""
 
@@ -80,12 +84,12 @@ class Worker:
             answer = self._wait(PEER_SECONDS)
             if answer is None:
                 self.stop()
-                return {"verdict": "peer fails", "why": "the peer hangs or crashes", "seconds": seconds, "extra": 0, "honest": 0, "line": ""}
+                return _NOTHING | {"verdict": "peer fails", "why": "the peer hangs or crashes", "seconds": seconds}
         if answer is None:
             crashed = process.poll() is not None or seconds < MOST_SECONDS
             self.stop()
             why = f"exit status {process.returncode}" if crashed else f"more than {MOST_SECONDS:g} s"
-            return {"verdict": "crash" if crashed else "hang", "why": why, "seconds": seconds, "extra": 0, "honest": 0, "line": ""}
+            return _NOTHING | {"verdict": "crash" if crashed else "hang", "why": why, "seconds": seconds}
         return answer | {"seconds": seconds}
 
     def stop(self) -> None:
@@ -109,7 +113,8 @@ class Worker:
 
     def _wait(self, seconds: float) -> dict[str, Any] | None:
         """Returns the next answer; None if none comes in time."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         end, pipe = time.monotonic() + seconds, self._process.stdout.fileno()
         while b"\n" not in self._rest:
             ready, _, _ = select.select([pipe], [], [], max(0, end - time.monotonic()))
@@ -144,9 +149,9 @@ class Source:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         if self._kind == "bundle":
-            return folder, mutants.mutate_bundle(rng, self._seeds, folder)
+            return folder, fuzz_documents.mutate_bundle(rng, self._seeds, folder)
         if self._kind == "dataset":
-            return folder, mutants.mutate_dataset(rng, folder)
+            return folder, fuzz_documents.mutate_dataset(rng, folder)
         if self._kind == "nifti":
             name, data, done = mutants.mutate_nifti(rng, self._seeds, self._bombs)
         else:

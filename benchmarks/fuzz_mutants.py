@@ -1,14 +1,9 @@
-"""The mutants of `fuzz.py`: small files of each kind, changed at random. A mutant is a pure function of seed, kind and number."""
+"""The mutants of images for `fuzz.py`: small NIfTI, PNG and TIFF files, changed at random by a generator that is passed in."""
 
 import gzip
-import hashlib
-import io
-import json
 import struct
-import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -39,11 +34,19 @@ NIFTI_FIELDS = {
 }
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0, float("nan"), float("inf"), -float("inf"), 1e-30, 1e-5, 1e9, 1e30, 3e38, 352.0, 348.0, 400.5)
 INTS = (0, 1, -1, 2, 3, 4, 5, 7, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1280, 1536, 2304, 1792, 255, 32767, -32768, 27307, 30000)
-JUNK: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 254, 255, 256, 10**30, -(10**30), 0.5, 1e308, float("nan"), float("inf"), -float("inf"),
-    "", "x", "\x1b[31m", "a\nb", "\ud800", "..", "/etc/passwd", "0", "1", "\u0663", [], {}, [[]], [None], [0], [1, 1], [16, 32], [0, 1, 2],
-    {"a": 1}, {"0": "x"}, ["x", "x"], [float("nan")], [1e308, 1], [10**30, 1], [[1, 2]], [["(", ""]], [["a", "\\9"]], {"values": {}},
-)  # fmt: skip
+
+
+# Offset, type and values of fields of a PNG's head.
+PNG_HEADS = (
+    (0, ">I", (0, 1, 8, 17, 4000, 30000, 2**31 - 1, 2**32 - 1)),
+    (4, ">I", (0, 1, 8, 21, 4000, 30000, 2**31)),
+    (8, "B", (0, 1, 2, 4, 8, 16, 3)),
+    (9, "B", (0, 1, 2, 3, 4, 6, 7)),
+    (10, "B", (1, 255)),
+    (12, "B", (1, 2)),
+)
+PNG_CHUNKS = ((b"tRNS", 2), (b"gAMA", 4), (b"iCCP", 40), (b"pHYs", 9), (b"ABCD", 9), (b"PLTE", 9), (b"eXIf", 30), (b"fcTL", 26))
+TIFF_TAGS = (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 339, 700)
 
 
 def pick(rng: Rng, options: Sequence[Any]) -> Any:
@@ -219,8 +222,7 @@ def mutate_png(rng: Rng, seeds: Sequence[bytes]) -> tuple[str, bytes, str]:
         data, way = spoil_bytes(rng, data)
     elif way == "head":
         head = bytearray(chunks[0][1])
-        offset, kind, values = pick(rng, ((0, ">I", (0, 1, 8, 17, 4000, 30000, 2**31 - 1, 2**32 - 1)), (4, ">I", (0, 1, 8, 21, 4000, 30000, 2**31)),
-                                          (8, "B", (0, 1, 2, 4, 8, 16, 3)), (9, "B", (0, 1, 2, 3, 4, 6, 7)), (10, "B", (1, 255)), (12, "B", (1, 2))))  # fmt: skip
+        offset, kind, values = pick(rng, PNG_HEADS)
         struct.pack_into(kind, head, offset, value := pick(rng, values))
         data, way = join_png([(b"IHDR", bytes(head)), *chunks[1:]]), f"IHDR[{offset}]={value}"
     elif way == "body":
@@ -233,9 +235,14 @@ def mutate_png(rng: Rng, seeds: Sequence[bytes]) -> tuple[str, bytes, str]:
         chunks[index : index + 1] = pick(rng, ([], [chunks[index]] * 2))
         data, way = join_png(chunks), "a chunk removed or twice"
     elif way == "extra":
-        kind, body = pick(rng, ((b"acTL", struct.pack(">2I", 2**31 - 1, 0)), (b"tRNS", rng.bytes(2)), (b"gAMA", bytes(4)), (b"iCCP", rng.bytes(40)),
-                                (b"pHYs", rng.bytes(9)), (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 22))), (b"ABCD", rng.bytes(9)), (b"PLTE", rng.bytes(9)),
-                                (b"eXIf", rng.bytes(30)), (b"fcTL", rng.bytes(26))))  # fmt: skip
+        kind, body = pick(
+            rng,
+            (
+                *((name, rng.bytes(size)) for name, size in PNG_CHUNKS),
+                (b"acTL", struct.pack(">2I", 2**31 - 1, 0)),
+                (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 22))),
+            ),
+        )
         data, way = join_png([chunks[0], (kind, body), *chunks[1:]]), f"a chunk {kind.decode()}"
     else:
         data, way = pick(rng, (b"", b"\x89PNG\r\n\x1a\n", b"text", make_pictures(".tif")[0])), "of another kind"
@@ -253,7 +260,30 @@ def mutate_tiff(rng: Rng, seeds: Sequence[bytes]) -> tuple[str, bytes, str]:
     number = int.from_bytes(data[place : place + 2], "little")
     way = pick(rng, ("value", "value", "value", "count", "type", "tag", "next", "head"))
     entry = place + 2 + 12 * int(rng.integers(number))
-    value = pick(rng, (0, 1, 2, 3, 8, 16, 17, 32, 64, 255, 4000, 30000, 65535, 2**31 - 1, 2**32 - 1, len(data), len(data) - 1, place, int(rng.integers(2**16))))
+    value = pick(
+        rng,
+        (
+            0,
+            1,
+            2,
+            3,
+            8,
+            16,
+            17,
+            32,
+            64,
+            255,
+            4000,
+            30000,
+            65535,
+            2**31 - 1,
+            2**32 - 1,
+            len(data),
+            len(data) - 1,
+            place,
+            int(rng.integers(2**16)),
+        ),
+    )
     tag = int.from_bytes(data[entry : entry + 2], "little")
     if way == "value":
         struct.pack_into("<I", spoilt, entry + 8, value)
@@ -262,174 +292,12 @@ def mutate_tiff(rng: Rng, seeds: Sequence[bytes]) -> tuple[str, bytes, str]:
     elif way == "type":
         struct.pack_into("<H", spoilt, entry + 2, int(rng.integers(20)))
     elif way == "tag":
-        struct.pack_into("<H", spoilt, entry, pick(rng, (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 339, 700)))
+        struct.pack_into(
+            "<H", spoilt, entry, pick(rng, (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 339, 700))
+        )
     elif way == "next":
         # A directory that follows itself, or lies elsewhere.
         struct.pack_into("<I", spoilt, place + 2 + 12 * number, pick(rng, (place, 8, value)))
     else:
         spoilt[:8] = pick(rng, (b"MM\0*" + data[4:8], b"II+\0" + data[4:8], b"II*\0\xff\xff\xff\xff", bytes(8)))
     return "picture.tif", bytes(spoilt), f"{way} of tag {tag}={value}"
-
-
-# -------------------------------------------------------------------------------------------------------------- documents
-
-
-def list_places(content: Any, place: tuple = ()) -> list[tuple]:
-    """Lists the places of all values within a document, as tuples of keys and indices."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    return [place] * bool(place) + [found for key, value in items for found in list_places(value, (*place, key))]
-
-
-def spoil_document(rng: Rng, content: Any) -> tuple[Any, str]:
-    """Replaces, removes, doubles or adds a value at a random place."""
-    content = json.loads(json.dumps(content))
-    places = list_places(content)
-    if not places:
-        return pick(rng, JUNK), "all"
-    place = pick(rng, places)
-    parent = content
-    for key in place[:-1]:
-        parent = parent[key]
-    way = pick(rng, ("junk", "junk", "junk", "junk", "huge", "deep", "remove", "add", "swap"))
-    value = parent[place[-1]]
-    if way == "junk":
-        parent[place[-1]] = pick(rng, JUNK)
-    elif way == "huge":
-        parent[place[-1]] = pick(rng, ("x" * (10 << 20), ["x"] * 100_000, {str(index): index for index in range(10_000)}))
-    elif way == "deep":
-        for _ in range(pick(rng, (3, 70, 500))):
-            value = [value]
-        parent[place[-1]] = value
-    elif way == "remove":
-        del parent[place[-1]]
-    elif way == "swap":
-        parent[place[-1]] = content[pick(rng, tuple(content))] if isinstance(content, dict) and content else None
-    elif isinstance(parent, dict):
-        parent[pick(rng, ("x", "", "../x", "/x", "99", "-1", "1.5", "x" * 100_000))] = pick(rng, JUNK)
-    else:
-        parent.append(pick(rng, JUNK))
-    return content, f"{way} at {'.'.join(map(str, place))[:60]}"
-
-
-def spoil_text(rng: Rng, text: bytes) -> tuple[bytes, str]:
-    """Spoils the text of a document."""
-    key = b'"' + text.split(b'"')[1] + b'": 1, ' if text.count(b'"') > 1 else b""
-    options: tuple[tuple[str, Callable[[], bytes]], ...] = (
-        ("empty", lambda: b""),
-        ("not UTF-8", lambda: text.replace(b"a", b"\xff", 1)),
-        ("byte order mark", lambda: b"\xef\xbb\xbf" + text),
-        ("UTF-16", lambda: text.decode("utf-8").encode("utf-16")),
-        ("deep", lambda: b"[" * pick(rng, (100, 100_000, 3_000_000))),
-        ("a key twice", lambda: text.replace(b"{", b"{" + key, 1)),
-        ("long number", lambda: text.replace(b"1", b"9" * 5_000, 1)),
-        ("huge", lambda: text + b" " * (6 << 20)),
-        ("no object", lambda: pick(rng, (b"[]", b"3", b"null", b'"x"', b"NaN", b"true"))),
-    )
-    if rng.random() < 0.5:
-        return spoil_bytes(rng, text)
-    name, make = pick(rng, options)
-    return make(), name
-
-
-def hash_description(content: Any) -> str:
-    """Returns the hash that a bundle's description has of itself."""
-    content = {name: value for name, value in content.items() if name != "bundle_sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def mutate_bundle(rng: Rng, seed: Path, folder: Path) -> str:
-    """Writes a mutant of the bundle `seed` into the empty `folder`; returns what was done."""
-    files = {path.name: path.read_bytes() for path in seed.iterdir()}
-    content = json.loads(files["bundle.json"])
-    way = pick(rng, ("field", "field", "field", "field", "text", "model", "config", "manifest", "manifest"))
-    rehash = rng.random() < 0.85
-    what = way
-    if way == "field":
-        content, what = spoil_document(rng, content)
-    elif way == "model":
-        files["model.keras"], what = spoil_bytes(rng, files["model.keras"])
-    elif way == "config":
-        files["model.keras"], what = _spoil_archive(rng, files["model.keras"])
-    elif way == "manifest":
-        outside = folder.parent / "outside.bin"
-        outside.write_bytes(b"outside")
-        digest = hashlib.sha256(b"outside").hexdigest()
-        what = pick(rng, ("../outside.bin", str(outside), "a file more", "link out", "linked model", "unlisted", "no model"))
-        if what == "unlisted":
-            files[pick(rng, ("openvino.xml", "notes.txt", ".DS_Store", "weights.h5"))] = b"outside"
-        elif what == "no model":
-            content["files_sha256"] = {}
-        elif what in ("link out", "linked model"):
-            name = "openvino.bin" if what == "link out" else "model.keras"
-            outside.write_bytes(files.get(name, b"outside"))
-            files.pop(name, None)
-            content["files_sha256"][name] = hashlib.sha256(outside.read_bytes()).hexdigest()
-            (folder / name).symlink_to(outside)
-        else:
-            content["files_sha256"]["notes.txt" if what == "a file more" else what] = digest
-            files["notes.txt"] = b"outside"
-    if way in ("model", "config") and rehash:
-        content["files_sha256"]["model.keras"] = hashlib.sha256(files["model.keras"]).hexdigest()
-    if isinstance(content, dict) and rehash:
-        content["bundle_sha256"] = hash_description(content)
-    files["bundle.json"] = json.dumps(content, indent=1).encode()
-    if way == "text":
-        files["bundle.json"], what = spoil_text(rng, files["bundle.json"])
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    return f"{way}: {what}{', hashes mended' * rehash}"
-
-
-def _spoil_archive(rng: Rng, data: bytes) -> tuple[bytes, str]:
-    """Spoils a part of a `.keras` archive, or packs zeros into it."""
-    result = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    name, what = pick(rng, tuple(parts)), "bytes"
-    way = zipfile.ZIP_STORED
-    if name == "config.json" and rng.random() < 0.8:
-        content, what = spoil_document(rng, json.loads(parts[name]))
-        parts[name] = json.dumps(content).encode()
-    elif rng.random() < 0.3:
-        parts["zeros"], way, what = bytes(64 << 20), zipfile.ZIP_DEFLATED, "a bomb"
-    elif rng.random() < 0.2:
-        del parts[name]
-        what = "removed"
-    else:
-        parts[name], what = spoil_bytes(rng, parts[name])
-    with zipfile.ZipFile(result, "w", way) as archive:
-        for part, body in parts.items():
-            archive.writestr(part, body)
-    return result.getvalue(), f"{name} {what}"
-
-
-DATASETS: tuple[dict[str, Any], ...] = (
-    {
-        "name": "d", "description": "a set", "licence": "CC0", "modality": {"0": "T1"}, "labels": {"0": "background", "1": "a", "2": "b"},
-        "training": [{"image": f"./imagesTr/s{i}.nii.gz", "label": f"./labelsTr/s{i}.nii.gz"} for i in range(3)],
-    },
-    {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz", "numTraining": 2},
-    {
-        "channel_names": {"0": "T1"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz",
-        "dataset": {f"s{i}": {"images": [f"imagesTr/s{i}.nii.gz"], "label": f"labelsTr/s{i}.nii.gz"} for i in range(3)},
-    },
-)  # fmt: skip
-
-
-def mutate_dataset(rng: Rng, folder: Path) -> str:
-    """Writes a data set with a mutant of `dataset.json` into the empty `folder`; returns what was done."""
-    number = int(rng.integers(len(DATASETS)))
-    content: Any = DATASETS[number]
-    stems = [f"s{i}_{channel:04d}" for i in range(2) for channel in range(2)] if number == 1 else ["s0", "s1", "s2"]
-    for sub, names in (("imagesTr", stems), ("labelsTr", sorted({stem[:2] for stem in stems}))):
-        (folder / sub).mkdir()
-        for name in names:
-            (folder / sub / f"{name}.nii.gz").touch()
-    if rng.random() < 0.7:
-        for _ in range(int(rng.integers(1, 3))):
-            content, what = spoil_document(rng, content)
-        text = json.dumps(content).encode()
-    else:
-        text, what = spoil_text(rng, json.dumps(content).encode())
-    (folder / "dataset.json").write_bytes(text)
-    return f"layout {number}: {what}"

@@ -13,7 +13,6 @@ MOST_BYTES = 1 << 29
 MOST_DEPTH = 64
 # The longest name of a class or a channel. Tables and pictures show them.
 MOST_NAME = 200
-_MOST_LINE = 1_200
 
 _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = _shortener.maxlong = 80
@@ -38,13 +37,13 @@ def shorten(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:180]}...{text[-17:]}"
 
 
-def to_line(error: object) -> str:
-    """Describes an error in one line of at most 1,200 characters. It is never empty."""
+def to_line(error: object, most: int = 1_200) -> str:
+    """Describes an error in one line of at most `most` characters, of which a third are its end. It is never empty."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno is not None and isinstance(error.filename, str | bytes | os.PathLike):
         # The operating system's own words would be "[Errno 20] Not a directory: 'a.txt/b'".
         text = f"Expected to use {os.fsdecode(error.filename)}. Received: {error.strerror}. Check the path and its permissions."
-    return text if len(text) <= _MOST_LINE else f"{text[: _MOST_LINE - 405]} ... {text[-400:]}"
+    return text if len(text) <= most else f"{text[: most - most // 3 - 5]} ... {text[-(most // 3) :]}"
 
 
 def read_json(path: Path, remedy: str, most: int = MOST_BYTES) -> Any:
@@ -105,8 +104,8 @@ def whole(low: int, high: int) -> Rule:
 
 def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Rule:
     """Returns the rule of finite numbers from `low` (or above it) to `high`."""
-    where = {(False, False): "", (True, False): f" of {low:g} or more", (True, True): f" from {low:g} to {high:g}"}
-    words = f" above {low:g}" if above and high == math.inf else where[low > -math.inf, high < math.inf]
+    least = "" if low == -math.inf else f" above {low:g}" if above else f" of {low:g} or more"
+    words = least if high == math.inf else f"{least} and at most {high:g}"
 
     def holds(value: Any) -> bool:
         # A whole number may be too large for a float, so it is compared before anything else.

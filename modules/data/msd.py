@@ -171,7 +171,7 @@ def _resolve(root: Path, name: str) -> Path:
             f"Expected names of files in {root / 'dataset.json'}. Received: {shorten(name)}: {error.strerror}. Correct the file."
         ) from error
     if found is None:
-        listed = path if len(name) <= _MOST_TEXT else shorten(name)
+        listed = path if len(name) <= _MOST_TEXT and name.isprintable() else shorten(name)
         raise ValueError(f"Expected {listed}, which dataset.json lists. Received: nothing there. Add it, or take it off the list.")
     return found
 

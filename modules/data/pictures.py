@@ -24,8 +24,9 @@ _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
 _MOST_PIXELS = 1 << 30
 # Bytes of each type of a TIFF's entry.
 _TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_FORMATS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-_WIDTH, _LENGTH, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _ROWS, _COUNTS, _PLANAR = 256, 257, 258, 259, 273, 277, 278, 279, 284
+_TIFF_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q"}
+_WIDTH, _LENGTH, _BITS, _COMPRESSION, _OFFSETS, _ORIENTATION = 256, 257, 258, 259, 273, 274
+_SAMPLES, _ROWS, _COUNTS, _PLANAR = 277, 278, 279, 284
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS = 322, 323, 324, 325
 # Deflate packs 1032 bytes in one at most, LZW 1365 or so.
 _MOST_PACKED = 2_000
@@ -46,13 +47,15 @@ def check_png(data: bytes) -> bytes:
     kinds = [kind for kind, _ in chunks]
     if kinds[0] != b"IHDR" or len(chunks[0][1]) != 13 or kinds.count(b"IHDR") > 1 or chunks[-1][1]:
         raise ValueError("a file whose chunks are not in order")
-    if b"acTL" in kinds:
+    if b"acTL" in kinds or b"fcTL" in kinds:
         raise ValueError("an animated picture")
     if strange := [kind for kind in kinds if not kind[0] & 32 and kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND")]:
         raise ValueError(f"an unknown chunk {strange[0]!r}")
     width, height, depth, colour, compression, filtering, interlace = struct.unpack(">2I5B", chunks[0][1])
     if colour not in _CHANNELS or depth not in _DEPTHS[colour] or compression or filtering or interlace > 1:
-        raise ValueError(f"a head of {depth} bits, colour type {colour}, compression {compression}, filter {filtering}, interlace {interlace}")
+        raise ValueError(
+            f"a head of {depth} bits, colour type {colour}, compression {compression}, filter {filtering}, interlace {interlace}"
+        )
     if not 0 < width * height <= _MOST_PIXELS:
         raise ValueError(f"{width:,}x{height:,} pixels")
     first = kinds.index(b"IDAT") if b"IDAT" in kinds else 0
@@ -60,7 +63,9 @@ def check_png(data: bytes) -> bytes:
     if not first or kinds[first : first + number] != [b"IDAT"] * number:
         raise ValueError("pixels that are missing or not in order")
     kept = {b"IHDR", b"IDAT", b"IEND"} | _keep_colours(dict(chunks), kinds[:first], colour, depth)
-    _check_pixels(b"".join(body for _, body in chunks[first : first + number]), _list_rows(width, height, depth * _CHANNELS[colour], interlace))
+    _check_pixels(
+        b"".join(body for _, body in chunks[first : first + number]), _list_rows(width, height, depth * _CHANNELS[colour], interlace)
+    )
     if kept.issuperset(kinds):
         return data
     return _PNG + b"".join(
@@ -118,7 +123,7 @@ def _check_pixels(packed: bytes, rows: list[tuple[int, int]]) -> None:
     try:
         member = inflater.decompressobj(15)
         pixels = member.decompress(packed, size + 1)
-    except inflater.error as error:
+    except Exception as error:  # Each of the two libraries has an error of its own.
         raise ValueError(f"pixels that cannot be inflated ({error})") from error
     if len(pixels) != size or not member.eof or member.unused_data:
         raise ValueError(f"{len(pixels):,} bytes or more of pixels where its head promises {size:,}")
@@ -149,12 +154,15 @@ def check_tiff(data: bytes) -> None:
     samples, bits = _read_one(tags, _SAMPLES, 1), tags.get(_BITS, (1,))
     if not 0 < width * length <= _MOST_PIXELS or not 0 < samples <= 4096 or len(bits) not in (1, samples) or not 0 < max(bits) <= 64:
         raise ValueError(f"{width:,}x{length:,} pixels of {samples} samples of {bits[:4]} bits")
+    if _read_one(tags, _ORIENTATION, 1) not in range(1, 5):
+        # OpenCV exchanges rows and columns of such a picture, but only in some of its functions.
+        raise ValueError("a picture that is turned by a tag")
     _check_parts(data, tags, width, length, samples * max(bits))
 
 
 def _check_parts(data: bytes, tags: dict[int, tuple[int, ...]], width: int, length: int, bits: int) -> None:
     """Raises ValueError unless the strips or tiles lie in the file, are as many as there must be, and can hold the pixels."""
-    tiled = _TILE_OFFSETS in tags
+    tiled = any(tag in tags for tag in (_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS))
     offsets, counts = (tags.get(tag, ()) for tag in ((_TILE_OFFSETS, _TILE_COUNTS) if tiled else (_OFFSETS, _COUNTS)))
     columns, rows = (_read_one(tags, _TILE_WIDTH), _read_one(tags, _TILE_LENGTH)) if tiled else (width, _read_one(tags, _ROWS, length))
     planes = _read_one(tags, _SAMPLES, 1) if _read_one(tags, _PLANAR, 1) == 2 else 1
@@ -195,7 +203,7 @@ def _read_directory(data: bytes, order: str, *, big: bool) -> tuple[dict[int, tu
                 # As libtiff does: of an entry that comes twice the first counts.
                 tags.setdefault(tag, struct.unpack_from(f"{order}{count}{_TIFF_FORMATS[kind]}", data, value))
         return tags, struct.unpack_from(order + word, data, place + number * step)[0]
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:
         raise ValueError("a directory that is cut") from error
 
 

@@ -140,7 +140,9 @@ def _name_case(case: Case, error: Exception) -> ValueError:
     """Returns the error of a case that could not be computed; it names the case's first file."""
     path = case.image_paths[0]
     if is_lack_of_memory(error):
-        return ValueError(f"Expected enough memory to predict {path}. Received: {to_line(error)}. Resample it, or use a larger machine.")
+        return ValueError(
+            f"Expected enough memory to predict {path}. Received: {to_line(error, 400)}. Resample it, or use a larger machine."
+        )
     return ValueError(f"Expected an engine that computes {path}. Received: {to_line(error)}")
 
 

@@ -98,7 +98,7 @@ class OpenVinoModel:
                 for end in (self._compiled.input(0), self._compiled.output(0))
             )
         except (ImportError, RuntimeError) as error:
-            raise ValueError(f"Expected OpenVINO to compile {path}. Received: {to_line(error)}. Give --engine keras.") from error
+            raise ValueError(f"Expected OpenVINO to compile {path}. Received: {to_line(error, 400)}. Give --engine keras.") from error
 
     def predict_on_batch(self, inputs: np.ndarray) -> np.ndarray:
         """Computes probabilities `(B, *P, K)` float32 of images `(B, *P, C)` float32, for any `B`.
@@ -109,7 +109,9 @@ class OpenVinoModel:
         try:
             return self._compiled(np.ascontiguousarray(inputs, np.float32))[0]
         except RuntimeError as error:
-            raise EngineError(f"Expected OpenVINO to compute {self._path}. Received: {to_line(error)}. Give --engine keras.") from error
+            raise EngineError(
+                f"Expected OpenVINO to compute {self._path}. Received: {to_line(error, 400)}. Give --engine keras."
+            ) from error
 
 
 def load_model(engine: str, folder: Path, name: str):
@@ -130,7 +132,7 @@ def load_model(engine: str, folder: Path, name: str):
     except Exception as error:  # A model of another program can make Keras fail in any way.
         if devices.is_lack_of_memory(error):
             raise
-        raise ValueError(f"Expected a Keras model in {folder / name}. Received: {to_line(error)}. Train or copy it again.") from error
+        raise ValueError(f"Expected a Keras model in {folder / name}. Received: {to_line(error, 400)}. Train or copy it again.") from error
 
 
 def _compute_in_weight_precision(model) -> None:

@@ -30,8 +30,8 @@ from modules.predict.engines import OPENVINO_FILES
 
 MODEL_FILE = "model.keras"
 DESCRIPTION_FILE = "bundle.json"
-# A description holds some 10 KB.
-MOST_BYTES = 1 << 22
+# A description holds some 10 KB. A larger limit lets the error name the field that is too long.
+MOST_BYTES = 1 << 26
 REMEDY = "Train or copy it again."
 # Labels are uint8, and one value of them means none.
 _MOST_CLASSES = 255
