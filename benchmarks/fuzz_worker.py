@@ -243,8 +243,10 @@ def judge_bundle(folder: Path, found: dict[str, Any]) -> None:
 
 
 def describe_message(line: str) -> str:
-    """Returns the class of a message: its words without the file's name and what was received."""
-    return re.sub(r" in /\S+|/\S+", "", line.partition(" Received:")[0])[:90]
+    """Returns the class of a message: the field that it names, else its words without the file's name and what was received."""
+    words = line.partition(" Received:")[0]
+    field = re.search(r"(?:for|field) `(\w+)", words)
+    return f"field {field[1]}" if field else re.sub(r" in (`\w+` of )?/\S+|/\S+", "", words)[:70]
 
 
 def judge_dataset(root: Path, found: dict[str, Any]) -> None:

@@ -152,9 +152,8 @@ def _find_mapped(root: Path, mapping: Any, number: int) -> list[Case]:
         images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
         given = isinstance(images, list) and all(isinstance(file, str) for file in images)
         if not given or not isinstance(label, str) or Path(name).name != name:
-            raise ValueError(
-                f"Expected a name, `images` and `label` of each case in `dataset` of {path}. Received: {shorten({name: entry})}."
-            )
+            received = f"{shorten(name)}: {shorten(entry)}"
+            raise ValueError(f"Expected a name, `images` and `label` of each case in `dataset` of {path}. Received: {received}.")
         if len(images) != number:
             raise ValueError(f"Expected {number} images, one a channel, of {name} in {path}. Received: {len(images)}. Correct the file.")
         cases.append(Case(name, name, tuple(_resolve(root, file) for file in images), _resolve(root, label)))
