@@ -170,6 +170,7 @@ class Settings:
                 whole_as_float = kind is float and type(item) is int
                 if not (type(item) is kind or whole_as_float or (optional and item is None)):
                     raise ValueError(f"Expected `{key}` of type {kind.__name__}. Received: {shorten(value)} in {source}.")
+            _check_choice(key, items, source)
             (own if key in known else options)[key] = tuple(items) if many else value
         return cls(**own, network_options=options)
 
@@ -184,6 +185,15 @@ class Settings:
 def default_data_folder(dataset: str) -> Path:
     """Returns `$MRI_DATA/<dataset>`, or `data/<dataset>` where that variable is not set."""
     return Path(os.environ.get("MRI_DATA", "data")) / dataset
+
+
+def _check_choice(name: str, items: Sequence[Any], source: str) -> None:
+    """Checks values that flags would check by themselves; raises ValueError, naming `source`, for one that is no choice."""
+    for item in fields(Settings):
+        choices: Sequence[str] = (item.metadata.get("choices") or ()) if item.name == name else ()
+        for value in items if choices else ():
+            if value != item.default and value not in choices:
+                raise ValueError(f"Expected `{name}` in {tuple(choices)}. Received: {shorten(value)} in {source}.")
 
 
 def find_kind(name: str) -> tuple[type, bool, bool]:

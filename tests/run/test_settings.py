@@ -37,6 +37,8 @@ def test_unknown_and_ill_typed_settings_name_their_source():
         ({"spacing": [1.0, float("nan"), 1.0]}, "Expected a finite `spacing`"),
         ({"clip_norm": float("nan")}, "Expected a finite `clip_norm`. Received: nan"),
         ({"learning_rate": float("inf")}, "Expected a finite `learning_rate`. Received: inf"),
+        ({"optimizer": "zzz"}, r"Expected `optimizer` in \('adam', 'adamw', 'sgd'\). Received: 'zzz' in a.toml"),
+        ({"network": "zzz"}, "Expected `network` in .* Received: 'zzz' in a.toml"),
         ({"name": ["x" * 10_000_000]}, "Expected `name` of type str. Received: \\['xxx.{,200} in a.toml"),
         ({"x" * 10_000_000: 1}, "Expected settings in .* Received: 'xxx.{,200} in a.toml"),
     ],
