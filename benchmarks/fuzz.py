@@ -215,6 +215,8 @@ def main() -> int:
     parser.add_argument("--keep", metavar="DIR", help="folder to keep the mutants in that a fault was found with")
     parser.add_argument("--verbose", action="store_true", help="show what libraries print besides")
     options = parser.parse_args()
+    # Mutants of mutants of documents are deep.
+    sys.setrecursionlimit(20_000)
     parts = {kind: KINDS[kind] / sum(KINDS[name] for name in options.kinds) for kind in options.kinds}
     rows, reasons, began = [], Counter(), time.monotonic()
     with tempfile.TemporaryDirectory() as name:

@@ -83,6 +83,8 @@ def find_tiff_lies(data: bytes) -> list[str]:
         ]
         tags.setdefault(tag, values)
     lies = []
+    if entry + number * step + (8 if wide else 4) > len(data):
+        lies.append("a directory that is cut")
     if any(data[entry + number * step : entry + number * step + (8 if wide else 4)]):
         lies.append("several pictures")
     tiled = bool({322, 323, 324, 325} & set(tags))

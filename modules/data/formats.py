@@ -18,7 +18,7 @@ import numpy as np
 
 from modules.data.documents import to_line
 from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, replace_file, suffix_of
-from modules.data.nifti import UNITS_MM, check_gzip, decode_nifti
+from modules.data.nifti import UNITS_MM, check_size, decode_nifti
 from modules.data.pictures import check_png, check_tiff
 
 # A voxel of microscopy may be 0.1 micrometres long. One of more than 100 m is a mistake of the unit or of a byte.
@@ -212,10 +212,7 @@ def _load_nifti(path: Path, data: bytes) -> tuple[tuple[int, ...], list[float], 
         raise ValueError(f"values of type {source.get_data_dtype()}, which are no intensities")
     if 0 in source.shape:
         raise ValueError(f"an array of shape {source.shape}")
-    if data[:2] == b"\x1f\x8b":
-        # nibabel stops at the last voxel, before the check sum.
-        size = math.prod(source.shape) * source.get_data_dtype().itemsize
-        check_gzip(data, int(source.dataobj.offset) + size)
+    check_size(data, int(source.dataobj.offset) + math.prod(source.shape) * source.get_data_dtype().itemsize)
     array = source.get_fdata(dtype=np.float32, caching="unchanged")
     return *_read_header(source), array
 

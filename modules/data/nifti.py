@@ -120,14 +120,21 @@ def _inflate(data: bytes) -> tuple[_Header | None, bytes]:
     return header, content
 
 
-def check_gzip(data: bytes, end: int) -> None:
-    """Checks a gzip file that another program decodes: all its check sums, and that it holds hardly more than `end` bytes.
+def check_size(data: bytes, end: int) -> None:
+    """Checks a file that another program decodes: that it holds all `end` bytes that its header promises, and hardly more.
+
+    Otherwise that program would allocate what the header promises. Of a gzip file all check sums are compared.
 
     Raises:
         EOFError, zlib.error, isal.isal_zlib.error: If the file is cut or damaged.
-        ValueError: If it holds far more.
+        ValueError: If a gzip file holds far more.
     """
-    _check_length(_inflate_members(data, end + _SLACK), end)
+    content = data
+    if data[:2] == b"\x1f\x8b":
+        content = _inflate_members(data, end + _SLACK)
+        _check_length(content, end)
+    if len(content) < end:
+        raise EOFError(f"{len(content)} bytes where the header promises {end}")
 
 
 def _check_length(content: bytes, end: int) -> None:

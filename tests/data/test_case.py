@@ -670,6 +670,22 @@ def test_what_nibabel_reads_is_checked_to_its_end(tmp_path):
             read_volume([path])
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_what_a_cut_file_promises_is_not_allocated(tmp_path, suffix):
+    """A NIfTI-2 of 784 bytes that promises 0.9 GiB: nibabel would allocate and clear them before it reads."""
+    data = bytearray(nib.Nifti2Image(np.zeros((6, 5, 4), np.int16), np.eye(4)).to_bytes())
+    struct.pack_into("<q", data, 40, 4 + (255 << 16))
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix == ".nii.gz" else data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"whole NIfTI file in .*a.nii.* Received: 784 bytes where the header promises 1002701584"):
+            read_volume([path])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_header_of_more_voxels_than_any_memory_holds_is_one_line(tmp_path, capfd):
     data = bytearray(nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), np.eye(4)).to_bytes())
     struct.pack_into("<8h", data, 40, 7, *[30_000] * 3, 1, 1, 1, 30_000)
