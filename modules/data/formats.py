@@ -178,7 +178,8 @@ def _find_layout(shape: Sequence[int], zooms: Sequence[float], affine: np.ndarra
         raise ValueError(f"Expected a finite geometry in {path}. Received: NaN or infinity in its affine. Mend its header.")
     spacing = []
     for axis in kept:
-        length, zoom = float(np.linalg.norm(affine[:3, axis])), float(zooms[axis])
+        with np.errstate(over="ignore"):
+            length, zoom = float(np.linalg.norm(affine[:3, axis])), float(zooms[axis])
         if not math.isfinite(zoom):
             raise ValueError(f"Expected a finite voxel size in {path}. Received: {zoom} along axis {axis}. Mend its header.")
         spacing.append(zoom if abs(length - zoom) <= 1e-4 * zoom else length)

@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,10 @@ def load_model(engine: str, folder: Path, name: str):
     import keras
 
     try:
-        model = keras.models.load_model(folder / name, compile=False, safe_mode=True)
+        with warnings.catch_warnings():
+            # Of weights that are not in the file Keras may only warn, and keep random ones.
+            warnings.filterwarnings("error", message="(?s).*(freshly-initialized|saved file|weights)", category=UserWarning)
+            model = keras.models.load_model(folder / name, compile=False, safe_mode=True)
         _compute_in_weight_precision(model)
         return model
     except Exception as error:  # A model of another program can make Keras fail in any way.

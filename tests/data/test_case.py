@@ -686,6 +686,15 @@ def test_what_a_cut_file_promises_is_not_allocated(tmp_path, suffix):
         tracemalloc.stop()
 
 
+def test_an_affine_beyond_all_numbers_is_one_line_without_a_warning(tmp_path, recwarn):
+    data = bytearray(nib.Nifti2Image(np.ones((3, 4, 5), np.int16), np.eye(4)).to_bytes())
+    struct.pack_into("<d", data, 400, 1e200)
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(ValueError, match=r"Expected voxels of 0.0001 to 100000 mm in .*a.nii. Received: inf mm along axis 0"):
+        read_volume([tmp_path / "a.nii"])
+    assert not recwarn.list
+
+
 def test_a_header_of_more_voxels_than_any_memory_holds_is_one_line(tmp_path, capfd):
     data = bytearray(nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), np.eye(4)).to_bytes())
     struct.pack_into("<8h", data, 40, 7, *[30_000] * 3, 1, 1, 1, 30_000)

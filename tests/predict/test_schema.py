@@ -9,6 +9,7 @@ import os
 import shutil
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 from test_bundle import make_bundle
@@ -142,6 +143,14 @@ def test_files_that_are_not_listed_are_named_and_not_read(bundle, caplog):
     ]
 
 
+def _rename_group(parts):
+    """Renames the weights of one layer within the file, as flipped bits would."""
+    data = parts["model.weights.h5"]
+    with h5py.File(io.BytesIO(data)) as weights:
+        names = [name for name, group in weights["layers"].items() if name.startswith("conv") and len(group["vars"])]
+    parts["model.weights.h5"] = data.replace(f"{names[-1]}\0".encode(), f"{names[-1][:-1]}~\0".encode())
+
+
 def _repack(bundle, change):
     """Rewrites the archive of the model and mends the hashes."""
     path, result = bundle / "model.keras", io.BytesIO()
@@ -161,6 +170,7 @@ def _repack(bundle, change):
         (lambda parts: parts.update({"zeros": bytes(32 << 20)}), "bytes that inflate to 3"),
         (lambda parts: parts.pop("config.json"), "config.json"),
         (lambda parts: parts.update({"config.json": b'{"class_name": 3}'}), ""),
+        (_rename_group, ""),
         (lambda parts: parts.update({"model.weights.h5": parts["model.weights.h5"][:1000]}), ""),
     ],
 )
