@@ -119,7 +119,7 @@ def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, batch
             batch.begin(item.case)
             write_prediction(item, bundle, batch.list_outputs(item.case))
             batch.finish(item.case)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             batch.fail(item.case, error)
         else:
             yield item

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from modules.data.documents import to_line
+from modules.devices import is_lack_of_memory
 from modules.run.signals import obey_signals
 
 log = logging.getLogger("mri")
@@ -50,7 +52,7 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         _tell(f"{name}: interrupted")
         return 130
     except Exception as error:
-        if not isinstance(error, ValueError | OSError) and not _is_lack_of_memory(error):
+        if not isinstance(error, ValueError | OSError) and not is_lack_of_memory(error):
             raise
         _tell(f"{name}: error: {_describe(error)}")
         return 2
@@ -60,15 +62,10 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
 
 def _describe(error: Exception) -> str:
     """Describes an error in one line."""
-    text = " ".join(str(error).split())
-    if _is_lack_of_memory(error):
-        return f"Expected enough memory. Received: {text or 'none left'}. Free some, or choose smaller scans, windows or batches."
-    return text
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Returns whether an error says that memory does not suffice: Python's and NumPy's, or TensorFlow's, which we do not import here."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+    if is_lack_of_memory(error):
+        received = to_line(error) if str(error) else "none left"
+        return f"Expected enough memory. Received: {received}. Free some, or choose smaller scans, windows or batches."
+    return to_line(error)
 
 
 # ---------------------------------------------------------------------------------------------------------------- console

@@ -371,3 +371,9 @@ def describe_environment() -> dict[str, Any]:
         "versions": versions,
         "git_commit": git or None,
     }
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory does not suffice: Python's and NumPy's, or a backend's, which we do not import here."""
+    known = type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError")
+    return known or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))

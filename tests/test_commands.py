@@ -527,6 +527,8 @@ def test_bad_files_stop_training_with_one_line(phantoms, tmp_path, capsys, kind)
         (["--dataset", "hipmri", "--shape", "64"], "Expected `shape` of 2 numbers for 'hipmri' in mode 'slice'"),
         (["--dataset", "hipmri", "--demo", "--data", "x"], "Expected either `demo` or `data`"),
         (["--dataset", "hipmri", "--shape", "250", "120"], "The nearest valid one is (256, 128)"),
+        (["--dataset", "hipmri", "--shape", "0", "0"], "Expected `shape` of numbers above 0. Received: --shape 0 0"),
+        (["--dataset", "msd", "--spacing", "-1", "1", "1"], "Expected `spacing` of numbers above 0. Received: --spacing -1 1 1"),
         (["--resume", "nowhere"], "Expected a run in nowhere"),
     ],
 )
@@ -564,6 +566,8 @@ def test_bad_input_of_predict(runs, phantoms, tmp_path, capsys, write_nifti, wri
         (str(tmp_path / "notes.txt"), *model): "Expected an image (.nii",
         (grey, "--model", "nowhere"): "Expected a trained model in nowhere",
         (grey, *model, "--labels", "labels"): "Expected a label for",
+        (grey, *model, "--output", "notes.txt"): "Expected a folder for the results at notes.txt. Received: a file, notes.txt. Choose",
+        (grey, *model, "--output", "notes.txt/a"): "Expected a folder for the results at notes.txt/a. Received: a file, ",
         (grey, *model, "--fast"): "unrecognized arguments: --fast",
     }
     for argv, message in bad.items():

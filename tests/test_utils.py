@@ -45,6 +45,13 @@ def test_an_error_is_one_line(capsys, error, status):
         assert lines[0] == f"train.py: error: {' '.join(str(error).split())}"
 
 
+def test_an_error_of_the_operating_system_names_its_path(capsys):
+    assert run_command("train.py", lambda: Path(__file__).joinpath("a.txt").touch()) == 2
+    assert capsys.readouterr().err == (
+        f"train.py: error: Expected to use {__file__}/a.txt. Received: Not a directory. Check the path and its permissions.\n"
+    )
+
+
 def test_a_command_may_have_a_status_of_its_own():
     assert run_command("predict.py", lambda: 3) == 3
 

@@ -8,7 +8,7 @@ import functools
 import logging
 import math
 import os
-import zlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from modules.data.documents import to_line
 from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, replace_file, suffix_of
-from modules.data.nifti import UNITS_MM, decode_nifti
+from modules.data.nifti import UNITS_MM, check_size, decode_nifti
+from modules.data.pictures import check_png, check_tiff
 
 # A voxel of microscopy may be 0.1 micrometres long. One of more than 100 m is a mistake of the unit or of a byte.
 _LEAST_MM, _MOST_MM = 1e-4, 1e5
+# No memory holds more numbers. A header that promises them lies.
+_MOST_NUMBERS = 1 << 40
 
 
 class StoredImage(NamedTuple):
@@ -128,7 +132,7 @@ def to_float32(array: np.ndarray) -> np.ndarray:
 
 def _read_nifti(path: Path, data: bytes) -> StoredImage:
     try:
-        shape, zooms, affine, array = decode_nifti(data, path.name.lower().endswith(".gz")) or _load_nifti(path)
+        shape, zooms, affine, array = decode_nifti(data, path.name.lower().endswith(".gz")) or _load_nifti(path, data)
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
         raise _explain_nifti(path, error) from error
     layout, spacing = _find_layout(shape, zooms, affine, path)
@@ -153,8 +157,7 @@ def read_grid(path: Path) -> StoredImage:
 
 
 def _explain_nifti(path: Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"Expected a whole NIfTI file in {path}. Received: {reason}. Copy or download it again.")
+    return ValueError(f"Expected a whole NIfTI file in {path}. Received: {to_line(error)}. Copy or download it again.")
 
 
 def _find_layout(shape: Sequence[int], zooms: Sequence[float], affine: np.ndarray, path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -169,13 +172,14 @@ def _find_layout(shape: Sequence[int], zooms: Sequence[float], affine: np.ndarra
     # The first three axes are space, and the axes behind them are channels. Axes of length one are neither.
     kept = [axis for axis, size in enumerate(shape[:3]) if size > 1]
     channels = [size for size in shape[3:] if size > 1] or [1]
-    if len(kept) < 2 or len(channels) > 1:
+    if len(kept) < 2 or len(channels) > 1 or math.prod(shape) > _MOST_NUMBERS:
         raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {tuple(shape)}.")
     if not np.isfinite(affine).all():
         raise ValueError(f"Expected a finite geometry in {path}. Received: NaN or infinity in its affine. Mend its header.")
     spacing = []
     for axis in kept:
-        length, zoom = float(np.linalg.norm(affine[:3, axis])), float(zooms[axis])
+        with np.errstate(over="ignore"):
+            length, zoom = float(np.linalg.norm(affine[:3, axis])), float(zooms[axis])
         if not math.isfinite(zoom):
             raise ValueError(f"Expected a finite voxel size in {path}. Received: {zoom} along axis {axis}. Mend its header.")
         spacing.append(zoom if abs(length - zoom) <= 1e-4 * zoom else length)
@@ -202,29 +206,34 @@ def _read_header(source) -> tuple[tuple[int, ...], list[float], np.ndarray]:
     return source.shape, [float(zoom) * scale for zoom in source.header.get_zooms()], affine
 
 
-def _load_nifti(path: Path) -> tuple[tuple[int, ...], list[float], np.ndarray, np.ndarray]:
+def _load_nifti(path: Path, data: bytes) -> tuple[tuple[int, ...], list[float], np.ndarray, np.ndarray]:
     """Loads shape, zooms, affine and float32 array of any file that nibabel can read."""
     source = _import_nibabel().load(path)
     if source.get_data_dtype().kind not in "iuf":
         raise ValueError(f"values of type {source.get_data_dtype()}, which are no intensities")
     if 0 in source.shape:
         raise ValueError(f"an array of shape {source.shape}")
+    check_size(data, int(source.dataobj.offset) + math.prod(source.shape) * source.get_data_dtype().itemsize)
     array = source.get_fdata(dtype=np.float32, caching="unchanged")
     return *_read_header(source), array
 
 
 def _read_picture(path: Path, data: bytes) -> StoredImage:
     # OpenCV gets the bytes, not the file's name, because it mangles some names and only warns when it fails.
-    if suffix_of(path) == ".png" and not _is_whole_png(data):
-        raise ValueError(f"Expected a whole PNG picture in {path}. Received: a file cut or damaged. Copy or download it again.")
     cv2 = _import_cv2()
     try:
-        _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ValueError(f"Expected a picture in {path}. Received: {error.err}. Copy or download it again.") from error
-    if len(pages) != 1:
-        raise ValueError(f"Expected a whole PNG or TIFF of one picture in {path}. Received: {len(pages)} pictures. Split or copy it again.")
-    array = pages[0]
+        if suffix_of(path) == ".png":
+            data = check_png(data)
+        else:
+            check_tiff(data)
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if array is None:
+            raise ValueError("pixels that OpenCV cannot decode")
+    except (ValueError, cv2.error) as error:
+        kind, reason = suffix_of(path)[1:4].upper().replace("TIF", "TIFF"), error.err if isinstance(error, cv2.error) else error
+        raise ValueError(
+            f"Expected a whole {kind} of one picture in {path}. Received: {to_line(reason)}. Convert it, or copy or download it again."
+        ) from error
     if array.ndim == 2:
         array = array[..., np.newaxis]
     elif array.shape[-1] == 3:
@@ -233,18 +242,6 @@ def _read_picture(path: Path, data: bytes) -> StoredImage:
         array = array[..., [2, 1, 0, 3]]
     # TIFF allows real numbers. They become float32, as in NIfTI files.
     return StoredImage(to_float32(array) if array.dtype.kind == "f" else array, None, (1.0, 1.0))
-
-
-def _is_whole_png(data: bytes) -> bool:
-    """Checks every chunk of a PNG and its check sum, before libpng can print a line of its own about them."""
-    place, kind = 8, b""
-    while kind != b"IEND":
-        size = int.from_bytes(data[place : place + 4], "big")
-        body, check = data[place + 4 : place + 8 + size], data[place + 8 + size : place + 12 + size]
-        if len(check) < 4 or zlib.crc32(body) != int.from_bytes(check, "big"):
-            return False
-        place, kind = place + 12 + size, body[:4]
-    return data.startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def _write_nifti(path: Path, array: np.ndarray, source) -> None:
@@ -267,6 +264,8 @@ def _import_nibabel() -> ModuleType:
     import nibabel
 
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    for module in ("nibabel", r"numpy\._core\.memmap"):
+        warnings.filterwarnings("ignore", module=module)
     return nibabel
 
 

@@ -1,6 +1,5 @@
 """Folders in the Medical Segmentation Decathlon's layout and in nnU-Net v2's raw layout. Both describe themselves in `dataset.json`."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -8,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from modules.data.case import Case
+from modules.data.documents import read_json, refuse_field, shorten, text, to_line
 from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, index_images, stem_of
 
 _DECATHLON, _NNUNET = "modality", "channel_names"
+# Characters of title and licence that are shown.
+_MOST_TEXT = 500
 
 
 def read_description(root: Path) -> dict[str, Any]:
@@ -27,17 +29,24 @@ def read_description(root: Path) -> dict[str, Any]:
     path = root / "dataset.json"
     if not path.is_file():
         raise FileNotFoundError(f"Expected {path}, which describes the data set. Received: nothing there. Give its folder with `--data`.")
+    content = read_json(path, "Correct the file.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(shorten(content))
         modalities = content[_NNUNET if _NNUNET in content else _DECATHLON]
+        for value in (modalities, content["labels"]):
+            if not isinstance(value, dict):
+                raise ValueError(f"{shorten(value)}, which is no object")
         channels = tuple(modalities[key] for key in sorted(modalities, key=int))
         if any(isinstance(value, list) for value in content["labels"].values()):
             raise ValueError("regions (lists of values), which are not supported")
         pairs = _read_labels(content["labels"], _NNUNET in content)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
+        reason = f"no `{error.args[0]}`" if isinstance(error, KeyError) else to_line(error)
         raise ValueError(
-            f"Expected `labels` of one value each and `{_DECATHLON}` or `{_NNUNET}` in {path}. Received: {error!r}. Correct the file."
+            f"Expected `labels` of one value each and `{_DECATHLON}` or `{_NNUNET}` in {path}. Received: {reason}. Correct the file."
         ) from error
+    _check_names(channels, [name for _, name in pairs], path)
     pairs.sort()
     values = [value for value, _ in pairs]
     if any(name == "ignore" for _, name in pairs):
@@ -47,16 +56,25 @@ def read_description(root: Path) -> dict[str, Any]:
     if not channels or len(pairs) < 2 or repeated or values[0] != 0 or values[-1] > 254:
         raise ValueError(
             f"Expected a channel, and labels of different names and values from 0 (background) to 254 at most, in {path}. "
-            f"Received: {len(channels)} channels, labels {values} named {names}. Correct the file."
+            f"Received: {len(channels)} channels, labels {shorten(values)} named {shorten(names)}. Correct the file."
         )
     return {
-        "title": str(content.get("description") or content.get("name") or root.name),
-        "licence": str(content.get("licence") or content.get("license") or "not stated in dataset.json"),
+        "title": str(content.get("description") or content.get("name") or root.name)[:_MOST_TEXT],
+        "licence": str(content.get("licence") or content.get("license") or "not stated in dataset.json")[:_MOST_TEXT],
         "channels": channels,
         "class_names": tuple(names),
         "label_values": {value: index for index, (value, _) in enumerate(pairs)},
         "suffix": str(content.get("file_ending", ".nii.gz")) if _NNUNET in content else None,
     }
+
+
+def _check_names(channels: Sequence[Any], names: Sequence[str], path: Path) -> None:
+    """Raises ValueError for a channel or a class whose name no table could show."""
+    rule = text(least=1)
+    for key, given in (("channels", channels), ("labels", names)):
+        for name in given:
+            if not rule.holds(name):
+                raise refuse_field(key, f"names, each {rule.expected},", shorten(name), path, "Correct the file.")
 
 
 def _read_labels(labels: Mapping[str, Any], nnunet: bool) -> list[tuple[int, str]]:
@@ -68,7 +86,7 @@ def _read_labels(labels: Mapping[str, Any], nnunet: bool) -> list[tuple[int, str
     for pairs in reversed(ways) if nnunet else ways:
         if all(_is_whole(value) for value, _ in pairs):
             return [(int(value), str(name)) for value, name in pairs]
-    raise ValueError(f"labels {dict(labels)!r}, which have no whole numbers for values")
+    raise ValueError(f"labels {shorten(dict(labels))}, which have no whole numbers for values")
 
 
 def _is_whole(value: object) -> bool:
@@ -89,7 +107,7 @@ def find_msd(root: Path) -> list[Case]:
         ValueError: If a pair is incomplete or listed twice.
     """
     description = read_description(root)
-    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    content = read_json(root / "dataset.json", "Correct the file.")
     number = len(description["channels"])
     if description["suffix"] and "dataset" in content:
         return _find_mapped(root, content["dataset"], number)
@@ -115,7 +133,7 @@ def _find_listed(root: Path, listed: Any) -> list[Case]:
     cases: dict[str, Case] = {}
     for entry in listed if isinstance(listed, list) else [listed]:
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
-            raise ValueError(f"Expected image and label of each training case in {root / 'dataset.json'}. Received: {entry!r}.")
+            raise ValueError(f"Expected image and label of each training case in {root / 'dataset.json'}. Received: {shorten(entry)}.")
         image, label = _resolve(root, entry["image"]), _resolve(root, entry["label"])
         case = Case(stem_of(image), stem_of(image), (image,), label)
         if case.case_id in cases:
@@ -128,13 +146,14 @@ def _find_mapped(root: Path, mapping: Any, number: int) -> list[Case]:
     """Finds the cases that nnU-Net lists: `{name: {"images": [a file a channel], "label": file}}`."""
     path = root / "dataset.json"
     if not isinstance(mapping, dict) or not mapping:
-        raise ValueError(f"Expected a mapping from cases to their files in `dataset` of {path}. Received: {mapping!r:.80}. Correct it.")
+        raise ValueError(f"Expected a mapping from cases to their files in `dataset` of {path}. Received: {shorten(mapping)}. Correct it.")
     cases = []
     for name, entry in mapping.items():
         images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
         given = isinstance(images, list) and all(isinstance(file, str) for file in images)
         if not given or not isinstance(label, str) or Path(name).name != name:
-            raise ValueError(f"Expected a name, `images` and `label` of each case in `dataset` of {path}. Received: {name!r}: {entry!r}.")
+            received = f"{shorten(name)}: {shorten(entry)}"
+            raise ValueError(f"Expected a name, `images` and `label` of each case in `dataset` of {path}. Received: {received}.")
         if len(images) != number:
             raise ValueError(f"Expected {number} images, one a channel, of {name} in {path}. Received: {len(images)}. Correct the file.")
         cases.append(Case(name, name, tuple(_resolve(root, file) for file in images), _resolve(root, label)))
@@ -144,9 +163,15 @@ def _find_mapped(root: Path, mapping: Any, number: int) -> list[Case]:
 def _resolve(root: Path, name: str) -> Path:
     """Returns the file that `dataset.json` lists; its ending may be another one, such as `.NII.GZ` for `.nii.gz`."""
     path = root / os.path.expandvars(name)
-    found = path if path.is_file() else index_images(path.parent).get(stem_of(path))
+    try:
+        found = path if path.is_file() else index_images(path.parent).get(stem_of(path))
+    except OSError as error:  # A name may be too long for the file system.
+        raise ValueError(
+            f"Expected names of files in {root / 'dataset.json'}. Received: {shorten(name)}: {error.strerror}. Correct the file."
+        ) from error
     if found is None:
-        raise ValueError(f"Expected {path}, which dataset.json lists. Received: nothing there. Add it, or take it off the list.")
+        listed = path if len(name) <= _MOST_TEXT and name.isprintable() else shorten(name)
+        raise ValueError(f"Expected {listed}, which dataset.json lists. Received: nothing there. Add it, or take it off the list.")
     return found
 
 
@@ -177,5 +202,5 @@ def _choose_suffixes(suffix: str | None, root: Path) -> Sequence[str]:
         if suffix.lower() in suffixes:
             return suffixes
     raise ValueError(
-        f"Expected a `file_ending` of {', '.join(SUFFIXES)} in {root / 'dataset.json'}. Received: {suffix!r}. Convert the files."
+        f"Expected a `file_ending` of {', '.join(SUFFIXES)} in {root / 'dataset.json'}. Received: {shorten(suffix)}. Convert the files."
     )

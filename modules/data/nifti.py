@@ -103,20 +103,43 @@ def _inflate(data: bytes) -> tuple[_Header | None, bytes]:
     if header is None and member.eof and member.unused_data:
         content = _inflate_members(data, _SLACK)
         header = _parse_header(content)
-    if header is None or (member.eof and header.end <= len(content)):
+    # What lies behind the first member is looked at too, if it is a member: a bomb or a cut file may hide there.
+    more = member.eof and member.unused_data[:2] == b"\x1f\x8b"
+    if header is None or (member.eof and header.end <= len(content) and not more):
         return header, content
     most = header.end + _SLACK
     if not member.eof:
         # We inflate anew with room for all of it, because joining two parts would cost a copy.
         member = inflater.decompressobj(31)
         content = member.decompress(data, most + 1)
-    if member.eof and len(content) < header.end:
+    if more or (member.eof and len(content) < header.end):
         content = _inflate_members(data, most)
     elif not member.eof and len(content) <= most:
         raise EOFError("a gzip file that ends too early")
-    if len(content) > most:
-        raise ValueError(f"a file of more than {most:,} bytes where its header promises {header.end:,}")
+    _check_length(content, header.end)
     return header, content
+
+
+def check_size(data: bytes, end: int) -> None:
+    """Checks a file that another program decodes: that it holds all `end` bytes that its header promises, and hardly more.
+
+    Otherwise that program would allocate what the header promises. Of a gzip file all check sums are compared.
+
+    Raises:
+        EOFError, zlib.error, isal.isal_zlib.error: If the file is cut or damaged.
+        ValueError: If a gzip file holds far more.
+    """
+    content = data
+    if data[:2] == b"\x1f\x8b":
+        content = _inflate_members(data, end + _SLACK)
+        _check_length(content, end)
+    if len(content) < end:
+        raise EOFError(f"{len(content)} bytes where the header promises {end}")
+
+
+def _check_length(content: bytes, end: int) -> None:
+    if len(content) > end + _SLACK:
+        raise ValueError(f"a file of more than {end + _SLACK:,} bytes where its header promises {end:,}")
 
 
 def _inflate_members(data: bytes, most: int) -> bytes:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from modules.data.case import Case
+from modules.data.documents import to_line
 from modules.data.files import NIFTI_SUFFIXES, fingerprint_files, suffix_of
+from modules.devices import is_lack_of_memory
 
 log = logging.getLogger("mri")
 
@@ -36,7 +38,13 @@ class Batch:
             output: Folder of the results.
             made_by: All that decides about a label map besides its image: models and options, as plain values.
             probabilities: Whether the probabilities are wanted too.
+
+        Raises:
+            OSError: If the output cannot be a folder.
         """
+        place = next((part for part in (output, *output.absolute().parents) if part.exists()), output)
+        if place.exists() and not place.is_dir():
+            raise OSError(f"Expected a folder for the results at {output}. Received: a file, {place}. Choose another `--output`.")
         self.output = output
         self.todo: list[Case] = []
         self.skipped: list[Case] = []
@@ -88,7 +96,7 @@ class Batch:
 
     def fail(self, case: Case, error: Exception) -> None:
         """Notes a case that cannot be predicted, and says why in the log."""
-        if isinstance(error, MemoryError):
+        if is_lack_of_memory(error):
             error = ValueError(
                 f"Expected an image that fits in memory. Received: {case.image_paths[0]}. Resample it, or use a larger machine."
             )
@@ -98,7 +106,7 @@ class Batch:
     def refuse(self, error: Exception) -> None:
         """Notes a path that cannot be used, or a label that is not there, and says so in the log."""
         self.errors.append(error)
-        log.error("failed: %s", " ".join(str(error).split()))
+        log.error("failed: %s", to_line(error))
 
     def describe(self) -> str:
         """Returns a line that counts what became of the cases."""
@@ -145,9 +153,9 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("case"), str):
+        if isinstance(entry, dict) and isinstance(entry.get("case"), str) and isinstance(entry.get("images"), list) and entry["images"]:
             entries[entry["case"]] = entry
     return entries
 

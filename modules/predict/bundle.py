@@ -10,14 +10,14 @@ from typing import Any
 
 import modules
 from modules.data.case import LabelRule, Volume
+from modules.data.documents import read_json, shorten
 from modules.data.files import TEMPORARY, hash_file, name_failure, replace_file
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
-from modules.predict import engines
+from modules.predict import engines, schema
+from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
 FORMAT = 4
-MODEL_FILE = "model.keras"
-DESCRIPTION_FILE = "bundle.json"
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -106,22 +106,28 @@ class ModelBundle:
 
         Raises:
             FileNotFoundError: If there is no bundle.
-            ValueError: If a file was cut or altered since it was saved, or is of another format, or if the engine is not available.
+            ValueError: If a file was cut or altered since it was saved, or is of another format. Also if its fields contradict one
+                another or the model, or if the engine is not available.
         """
         folder = find_bundle(folder)
         description = read_description(folder)
-        present = {name for name in description["files_sha256"] if (folder / name).is_file()}
-        for name in sorted(present):
+        present = schema.check_files(folder, description["files_sha256"])
+        for name in present:
             if hash_file(folder / name) != description["files_sha256"][name]:
                 raise ValueError(
                     f"Expected {folder / name} as it was saved. Received: a file cut or altered since. Train or copy it again."
                 )
-        engine = engines.choose_engine(engine, folder, set(engines.OPENVINO_FILES) <= present)
+        engine = engines.choose_engine(engine, folder, set(engines.OPENVINO_FILES) <= set(present))
         rule = _to_tuples(description["label_rule"])
         # JSON has only texts as keys.
         rule["values"] = {int(value): index for value, index in rule["values"].items()}
+        if engine == "keras":
+            schema.check_archive(folder / MODEL_FILE)
+        model = engines.load_model(engine, folder, MODEL_FILE)
+        path = folder / (MODEL_FILE if engine == "keras" else engines.OPENVINO_FILES[0])
+        schema.check_model(model, description["window"], len(description["channels"]), len(description["class_names"]), path)
         return cls(
-            model=engines.load_model(engine, folder, MODEL_FILE),
+            model=model,
             preprocessing=Preprocessing(**_to_tuples(description["preprocessing"])),
             window=Window(tuple(description["window"])),
             class_names=tuple(description["class_names"]),
@@ -181,19 +187,19 @@ def read_description(folder: Path) -> dict[str, Any]:
         ValueError: If it was altered, or is of another format.
     """
     path = folder / DESCRIPTION_FILE
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        claimed = description.pop("bundle_sha256")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"Expected a bundle's description in {path}. Received: {error!r}. Train or copy it again.") from error
+    description = read_json(path, schema.REMEDY, schema.MOST_BYTES)
+    if not isinstance(description, dict):
+        raise ValueError(f"Expected a bundle's description in {path}. Received: {shorten(description)}. {schema.REMEDY}")
     received = description.get("format")
     if received not in (3, FORMAT):
         raise ValueError(
-            f"Expected a bundle of format 3 or {FORMAT} in {path}. Received: {received}. Train it again, or update this program."
+            f"Expected a bundle of `format` 3 or {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
         )
-    if _hash_description(description) != claimed:
+    if _hash_description(description) != description.pop("bundle_sha256", None):
         raise ValueError(f"Expected {path} as it was saved. Received: a file altered since. Train or copy it again.")
-    return _convert_format_3(description) if received == 3 else description
+    description = _convert_format_3(description) if received == 3 else description
+    schema.check_description(description, path)
+    return description
 
 
 def write_description(folder: Path, description: Mapping[str, Any]) -> None:
@@ -205,8 +211,9 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
 
 def _convert_format_3(description: dict[str, Any]) -> dict[str, Any]:
     """Gives a description of format 3 its label rule, which lay in three places. Labels then have their images' names."""
-    source = str(description["provenance"].get("dataset", ""))
-    values, output_values = description.pop("label_values"), description.pop("output_values")
+    provenance = description.get("provenance")
+    source = provenance.get("dataset", "") if isinstance(provenance, dict) else ""
+    values, output_values = description.pop("label_values", None), description.pop("output_values", None)
     rule = {"values": values, "output_values": output_values, "renames": [], "source": source}
     return description | {"format": FORMAT, "version": "0", "label_rule": rule, "flipped_axes": None}
 
@@ -221,4 +228,5 @@ def _to_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hash_description(description: Mapping[str, Any]) -> str:
+    description = {name: value for name, value in description.items() if name != "bundle_sha256"}
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=list).encode()).hexdigest()

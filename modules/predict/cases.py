@@ -9,10 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from modules.data.case import Case, Predicted, Volume, read_case
+from modules.data.documents import to_line
 from modules.data.patches import cut, make_grid
 from modules.data.preprocess import Geometry, find_orientation
+from modules.devices import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
+from modules.predict.engines import EngineError
 
 log = logging.getLogger("mri")
 Order = tuple[int, int, int]
@@ -33,8 +36,8 @@ class PredictionOptions:
         mirror: Whether to average over flips as well.
         on_tiling: A function called with each image's windows before the first of them is predicted.
         on_batch: A function called after each batch with the number of its windows.
-        on_failure: A function called with each case that cannot be read and with its error, so that the others are still predicted.
-            Without it the error is raised.
+        on_failure: A function called with each case that cannot be read or computed and with its error, so that the others are still
+            predicted. Without it the error is raised.
     """
 
     overlap: float = 0.5
@@ -51,6 +54,15 @@ class _TiledImage(NamedTuple):
     array: np.ndarray
     geometry: Geometry
     tiling: windows.Tiling
+
+
+class _ReadCase(NamedTuple):
+    """A case as it was read, with its windows for each model."""
+
+    case: Case
+    image: Volume
+    label: np.ndarray | None
+    tiled: list[_TiledImage]
 
 
 def predict_cases(
@@ -71,7 +83,7 @@ def predict_cases(
         keep_probabilities: Whether to keep the probabilities of all classes. Otherwise they are dropped plane by plane.
 
     Raises:
-        FileNotFoundError, ValueError: If a case cannot be read or an image does not fit a model, naming the file. With
+        FileNotFoundError, ValueError: If a case cannot be read or computed, or an image does not fit a model, naming the file. With
             `options.on_failure` such a case is passed over.
         ValueError: If the models do not fit one another.
     """
@@ -91,16 +103,47 @@ def predict_cases(
         chunk, failure = _read_chunk(bundles, cases, options, order)
         if not chunk:
             break
-        # All models go through the chunk in step, a plane at a time.
-        streams = [
-            _predict_tiled(bundle, [tiled[number] for _, _, _, tiled in chunk], options, order) for number, bundle in enumerate(bundles)
-        ]
-        for (case, image, label, _), planes in zip(chunk, zip(*streams, strict=True), strict=True):
-            merged = windows.average_planes(planes)
-            prediction, probabilities = _assemble(merged, image, len(first.class_names), order, keep_probabilities)
-            yield Predicted(case, image, label, prediction, probabilities)
+        yield from _predict_chunk(bundles, chunk, options, order, keep_probabilities)
     if failure is not None:
         raise failure
+
+
+def _predict_chunk(
+    bundles: Sequence[ModelBundle], chunk: Sequence[_ReadCase], options: PredictionOptions, order: Order, keep: bool
+) -> Iterator[Predicted]:
+    """Predicts cases that share batches. Where an engine or the memory fails, each of those left is tried alone."""
+    done = 0
+    try:
+        # All models go through the chunk in step, a plane at a time.
+        streams = [_predict_tiled(bundle, [item.tiled[number] for item in chunk], options, order) for number, bundle in enumerate(bundles)]
+        for item, planes in zip(chunk, zip(*streams, strict=True), strict=True):
+            merged = windows.average_planes(planes)
+            prediction, probabilities = _assemble(merged, item.image, len(bundles[0].class_names), order, keep)
+            done += 1
+            yield Predicted(item.case, item.image, item.label, prediction, probabilities)
+        return
+    except Exception as error:
+        if not isinstance(error, EngineError) and not is_lack_of_memory(error):
+            raise
+        if len(chunk) == 1:
+            named = _name_case(chunk[0].case, error)
+            if options.on_failure is None:
+                raise named from error
+            options.on_failure(chunk[0].case, named)
+            return
+    # Outside of the handler the error no longer holds on to the memory that ran out.
+    for item in chunk[done:]:
+        yield from _predict_chunk(bundles, [item], options, order, keep)
+
+
+def _name_case(case: Case, error: Exception) -> ValueError:
+    """Returns the error of a case that could not be computed; it names the case's first file."""
+    path = case.image_paths[0]
+    if is_lack_of_memory(error):
+        return ValueError(
+            f"Expected enough memory to predict {path}. Received: {to_line(error, 400)}. Resample it, or use a larger machine."
+        )
+    return ValueError(f"Expected an engine that computes {path}. Received: {to_line(error)}")
 
 
 def predict_images(
@@ -124,7 +167,7 @@ def predict_images(
 
 def _read_chunk(
     bundles: Sequence[ModelBundle], cases: Iterator[Case], options: PredictionOptions, order: Order
-) -> tuple[list[tuple[Case, Volume, np.ndarray | None, list[_TiledImage]]], Exception | None]:
+) -> tuple[list[_ReadCase], Exception | None]:
     """Reads cases until they fill a batch of windows for each model, or until one cannot be read.
 
     An error of reading is returned, not raised: the cases read before are still predicted, so one bad file costs no work. An empty
@@ -145,9 +188,9 @@ def _read_chunk(
                 return chunk, error
             options.on_failure(case, error)
             continue
-        chunk.append((case, image, label, tiled))
+        chunk.append(_ReadCase(case, image, label, tiled))
         lacking = [
-            one.tiling.batch_size - sum(len(member[3][number].tiling.starts) for member in chunk) for number, one in enumerate(tiled)
+            one.tiling.batch_size - sum(len(member.tiled[number].tiling.starts) for member in chunk) for number, one in enumerate(tiled)
         ]
     return chunk, None
 

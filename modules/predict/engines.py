@@ -8,11 +8,13 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from modules import devices
+from modules.data.documents import to_line
 
 ENGINES = ("auto", "keras", "openvino")
 OPENVINO_FILES = ("openvino.xml", "openvino.bin")
@@ -68,11 +70,16 @@ def choose_engine(engine: str, folder: Path, converted: bool) -> str:
 # -------------------------------------------------------------------------------------------------------------- OpenVINO
 
 
+class EngineError(ValueError):
+    """The error of an engine that fails in the middle of a prediction. Other cases may go well."""
+
+
 class OpenVinoModel:
     """A converted model, computed in float32 on all cores. It has those parts of a `keras.Model` that a bundle needs.
 
     Attributes:
         input_shape: `(None, *P, C)`.
+        output_shape: `(None, *P, K)`, or 1 in place of K for a binary task.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,33 +88,55 @@ class OpenVinoModel:
         Raises:
             ValueError: If OpenVINO is not installed, or cannot read or compile them.
         """
-        path = Path(folder) / OPENVINO_FILES[0]
+        self._path = path = Path(folder) / OPENVINO_FILES[0]
         try:
             openvino = import_openvino()
             # Without the first hint some CPUs would compute in bfloat16.
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
             self._compiled = openvino.Core().compile_model(path, "CPU", settings)
-            sizes = self._compiled.input(0).get_partial_shape()
-            self.input_shape = tuple(None if size.is_dynamic else size.get_length() for size in sizes)
+            self.input_shape, self.output_shape = (
+                tuple(None if size.is_dynamic else size.get_length() for size in end.get_partial_shape())
+                for end in (self._compiled.input(0), self._compiled.output(0))
+            )
         except (ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"Expected OpenVINO to compile {path}. Received: {reason}. Give --engine keras.") from error
+            raise ValueError(f"Expected OpenVINO to compile {path}. Received: {to_line(error, 400)}. Give --engine keras.") from error
 
     def predict_on_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """Computes probabilities `(B, *P, K)` float32 of images `(B, *P, C)` float32, for any `B`."""
-        return self._compiled(np.ascontiguousarray(inputs, np.float32))[0]
+        """Computes probabilities `(B, *P, K)` float32 of images `(B, *P, C)` float32, for any `B`.
+
+        Raises:
+            EngineError: If OpenVINO fails.
+        """
+        try:
+            return self._compiled(np.ascontiguousarray(inputs, np.float32))[0]
+        except RuntimeError as error:
+            raise EngineError(
+                f"Expected OpenVINO to compute {self._path}. Received: {to_line(error, 400)}. Give --engine keras."
+            ) from error
 
 
 def load_model(engine: str, folder: Path, name: str):
-    """Loads the model of a bundle: a `keras.Model` from the file `name`, or an `OpenVinoModel`. It runs no code from a file."""
+    """Loads the model of a bundle: a `keras.Model` from the file `name`, or an `OpenVinoModel`. It runs no code from a file.
+
+    Raises:
+        ValueError: If the file holds no model, or one that carries code; it is named.
+    """
     if engine == "openvino":
         return OpenVinoModel(folder)
     devices.import_keras()
     import keras
 
-    model = keras.models.load_model(folder / name, compile=False, safe_mode=True)
-    _compute_in_weight_precision(model)
-    return model
+    try:
+        with warnings.catch_warnings():
+            # Of weights that are not in the file Keras may only warn, and keep random ones.
+            warnings.filterwarnings("error", message="(?s).*(freshly-initialized|saved file|weights)", category=UserWarning)
+            model = keras.models.load_model(folder / name, compile=False, safe_mode=True)
+        _compute_in_weight_precision(model)
+        return model
+    except Exception as error:  # A model of another program can make Keras fail in any way.
+        if devices.is_lack_of_memory(error):
+            raise
+        raise ValueError(f"Expected a Keras model in {folder / name}. Received: {to_line(error, 400)}. Train or copy it again.") from error
 
 
 def _compute_in_weight_precision(model) -> None:

@@ -233,7 +233,8 @@ def _read_models(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
     """Reads the models that the folder's description names, if it describes the same bundle."""
     try:
         known = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        return known.pop("models") if {**known, "models": {}} == {**description, "models": {}} else {}
-    except (OSError, ValueError, AttributeError, KeyError):
+        models = known.pop("models") if {**known, "models": {}} == {**description, "models": {}} else {}
+        return models if isinstance(models, dict) else {}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         # A description that is missing or unreadable is written anew.
         return {}

@@ -12,7 +12,7 @@ from modules.predict.cases import predict_cases
 from modules.predict.convert import convert_bundle
 from modules.predict.progress import PredictionProgress
 from modules.run.classes import describe_findings
-from modules.run.folder import RunFolder, read_json, without_nan, write_json
+from modules.run.folder import RunFolder, read_proof, without_nan, write_json
 from modules.run.proof import hash_weights
 from modules.run.tracking import Tracker
 
@@ -48,7 +48,7 @@ def evaluate(cases: Sequence[Case], run: RunFolder, summary: Mapping[str, Any], 
         run.summary,
         {
             **summary,
-            "first_steps": read_json(run.proof),
+            "first_steps": dict(zip(("steps", "weights_sha256"), read_proof(run), strict=True)),
             "bundle_weights_sha256": hash_weights(saved.model),
             "engine": bundle.engine,
             "test": means,

@@ -9,8 +9,9 @@ from typing import Any
 
 import modules
 from modules import networks
+from modules.data.documents import shorten
 from modules.data.spec import DatasetSpec
-from modules.run.folder import RunFolder
+from modules.run.folder import REMEDY, RunFolder
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
@@ -77,6 +78,9 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     chosen = (read_preset(preset) if preset else {}) | given
     if run := resume or verify:
         settings = RunFolder(run).read_settings()
+        if settings.dataset not in datasets:
+            record = RunFolder(run).record
+            raise ValueError(f"Expected `dataset` in {tuple(datasets)}. Received: {shorten(settings.dataset)} in {record}. {REMEDY}")
         _check_same(chosen, settings, run)
         places = {name: chosen[name] for name in PLACES if name in chosen}
         # The drawn data of a demo may have moved too.
@@ -91,8 +95,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         options = {name for name in NETWORK_OPTIONS if network and network not in NETWORK_OPTIONS[name]}
         demo = read_preset("demo3d" if volumes else "demo")
         chosen = {name: value for name, value in demo.items() if name not in options} | chosen
-    if "dataset" not in chosen:
-        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: none.")
+    if chosen.get("dataset") not in datasets:
+        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}.")
     own = dict(datasets[chosen["dataset"]].defaults)
     return TrainingRequest(Settings.from_json(own | chosen, "the flags"), **machines)
 

@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any
 
 import modules
+from modules.data import documents
+from modules.data.documents import check_fields, read_json
 from modules.data.files import TEMPORARY, name_failure, replace_file
 from modules.predict.bundle import recover
 from modules.run.plan import Plan
@@ -25,6 +27,7 @@ except ImportError:  # Windows has no fcntl, so nothing keeps two trainings out 
     fcntl = None
 
 log = logging.getLogger("mri")
+REMEDY = "Start the run anew."
 
 
 class RunFolder:
@@ -285,9 +288,8 @@ class RunFolder:
         """
         if not self.record.is_file():
             raise FileNotFoundError(f"Expected a run in {self.path}. Received: no {self.record.name} there. Give a folder under runs/.")
-        record = read_json(self.record)
-        if not isinstance(record, dict) or "config" not in record:
-            raise ValueError(f"Expected what a run wrote in {self.record}. Received: no settings. Start the run anew.")
+        record = read_json(self.record, REMEDY)
+        check_fields(record, {"config": documents.anything()}, self.record, REMEDY, others=True)
         return record
 
     def read_settings(self) -> Settings:
@@ -300,7 +302,7 @@ class RunFolder:
             raise ValueError(
                 f"Expected the plan of a run in {self.plan}. Received: none, as of a run that version 0.1 began. Start the run anew."
             )
-        return Plan.from_json(read_json(self.plan), str(self.plan))
+        return Plan.from_json(read_json(self.plan, REMEDY), str(self.plan))
 
 
 class _RunLog(logging.FileHandler):
@@ -316,11 +318,10 @@ def read_proof(run: RunFolder) -> tuple[int, str]:
     """Reads how many first steps a run proves, and the hash of the weights after them; raises ValueError naming the file."""
     if not run.proof.is_file():
         raise ValueError(f"Expected the first steps of a run in {run.proof}. Received: none yet. Let it train, then verify it.")
-    content = read_json(run.proof)
-    try:
-        return int(content["steps"]), str(content["weights_sha256"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Expected what a run wrote in {run.proof}. Received: {error!r}. Start the run anew.") from error
+    content = read_json(run.proof, REMEDY)
+    rules = {"steps": documents.whole(1, 1 << 40), "weights_sha256": documents.text(64, 64)}
+    check_fields(content, rules, run.proof, REMEDY, others=True)
+    return content["steps"], content["weights_sha256"]
 
 
 def list_runs(runs: Iterable[Path]) -> list[Path]:
@@ -342,14 +343,6 @@ def find_newest_run(runs: Path = Path("runs")) -> Path:
     if not finished:
         raise FileNotFoundError(f"Expected a finished run in {runs}/. Received: none. Train one, or name one with `--model`.")
     return max(finished, key=lambda run: run.summary.stat().st_mtime).path
-
-
-def read_json(path: Path) -> Any:
-    """Reads JSON that a run wrote; raises ValueError naming the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"Expected what a run wrote in {path}. Received: {error!r}. Start the run anew.") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modules.data.documents import check_fields, read_json, text
 from modules.data.files import replace_file
 from modules.run.folder import RunFolder
 
@@ -132,11 +133,10 @@ def _read_tracking(run: RunFolder) -> dict[str, str]:
     path = run.tracking
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {name: str(content[name]) for name in ("mlflow_run", "uri")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Expected an MLflow run in {path}. Received: {error!r}. Remove the file to log a new one.") from error
+    remedy = "Remove the file to log a new one."
+    content = read_json(path, remedy)
+    check_fields(content, {"mlflow_run": text(), "uri": text(4_096)}, path, remedy, others=True)
+    return {name: content[name] for name in ("mlflow_run", "uri")}
 
 
 def _name_run(folder: Path) -> str:

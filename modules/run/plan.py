@@ -10,15 +10,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from modules.data.patches import PLANES, Window
+from modules.data.documents import anything, check_fields, choice, many, mapping, number, optional, text, to_line, whole
+from modules.data.patches import PLANES, SAMPLINGS, Window
 from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
-from modules.networks import NETWORKS, check_options, find_divisor, find_levels, find_ranks
-from modules.run.settings import Settings
+from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_divisor, find_levels, find_ranks
+from modules.predict.schema import PREPROCESSING, SIZE
+from modules.run.settings import MODES, Settings
 
 # The most voxels of a patch or volume whose size follows from the scans.
 MOST_VOXELS = 96**3
+FITS = ("crop", "resample", "tile")
+_REMEDY = "Start the run anew."
+_FIELDS = {
+    "mode": choice(MODES),
+    "plane": choice(tuple(PLANES)),
+    "network": choice(NETWORKS),
+    "levels": optional(whole(1, MOST_LEVELS)),
+    "divisor": whole(1, 1 << 10),
+    "preprocessing": anything(),
+    "window": many(SIZE, 2, 3),
+    "fit": choice(FITS),
+    "batch_size": whole(1, 1 << 20),
+    "sampler": anything(),
+    "steps_per_epoch": whole(1, 1 << 40),
+    "reasons": mapping(text(), text(1_000)),
+}
+_SAMPLER = {"sampling": choice(SAMPLINGS), "per_case": whole(1, 1 << 20), "probabilities": many(number(0), 0, 255)}
 
 
 @dataclass(frozen=True)
@@ -74,19 +93,24 @@ class Plan:
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str) -> "Plan":
         """Reads a plan that `to_json` returned; raises ValueError naming `source` for anything else."""
+        check_fields(values, _FIELDS, source, _REMEDY)
+        check_fields(values["preprocessing"], PREPROCESSING, source, _REMEDY, within="preprocessing")
+        if (sampler := values["sampler"]) is not None:
+            check_fields(sampler, _SAMPLER, source, _REMEDY, within="sampler")
         try:
-            sampler = values["sampler"]
             records: dict[str, Any] = {
                 "preprocessing": Preprocessing(**_to_tuples(values["preprocessing"])),
                 "window": Window(tuple(values["window"])),
                 "sampler": None if sampler is None else PatchSampler(**_to_tuples(sampler)),
             }
             plan = cls(**dict(values) | records)
+            if len(plan.window.sizes) != plan.preprocessing.spatial_dims:
+                raise ValueError(f"window {plan.window.sizes} of cases of {plan.preprocessing.spatial_dims} dimensions")
             if plan.fit != "tile" and plan.preprocessing.shape != plan.window.sizes:
                 raise ValueError(f"window {plan.window.sizes} of cases of {plan.preprocessing.shape}")
             return plan
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"Expected a plan in {source}. Received: {error!r}. Start the run anew.") from error
+        except ValueError as error:
+            raise ValueError(f"Expected a plan in {source}. Received: {to_line(error)}. {_REMEDY}") from error
 
     def describe(self) -> list[str]:
         """Describes each decision with its reason in a line."""

@@ -1,6 +1,7 @@
 """The settings of a training: one field each, with its help and its only default. Flags and presets follow from these fields."""
 
 import ast
+import math
 import os
 import tomllib
 import types
@@ -10,6 +11,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from modules.data.documents import shorten, to_line
 from modules.data.draws import AUGMENTATIONS
 from modules.data.patches import PLANES, SAMPLINGS
 from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
@@ -31,6 +33,8 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "cosine_restarts", "polynomial")
 MODES = ("slice", "volume", "patch")
 CLASS_WEIGHTS = ("none", "balanced")
+# A sample of more cannot be held by any machine with the network's features.
+MOST_VOXELS = 1 << 31
 TRACKERS = ("none", "mlflow", "tensorboard")
 
 # {option: {network: the network's own form of the option}}
@@ -106,6 +110,7 @@ class Settings:
         for name in ("validate_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
+        self._check_sizes()
         check_subjects(self.subjects)
         parse_loss(self.loss, LOSSES)
         if not 0 <= self.stop_at_dice <= 1:
@@ -123,6 +128,20 @@ class Settings:
         if self.demo and self.data:
             raise ValueError(f"Expected either `demo` or `data`. Received: both, data {self.data!r}. Leave one out.")
 
+    def _check_sizes(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if isinstance(number, float)]
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(f"Expected a finite `{item.name}`. Received: {value}.")
+        for name in ("shape", "spacing"):
+            value = getattr(self, name)
+            if value and not min(value) > 0:
+                flag = f"--{name} {' '.join(f'{size:g}' for size in value)}"
+                raise ValueError(f"Expected `{name}` of numbers above 0. Received: {flag}. Leave it out, or give the size along each axis.")
+        if math.prod(self.shape) > MOST_VOXELS:
+            raise ValueError(f"Expected `shape` of at most {MOST_VOXELS:,} voxels. Received: {self.shape}. Choose smaller sizes.")
+
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as plain values for `run.json`, the network's options beside the others."""
         values = asdict(self)
@@ -136,19 +155,22 @@ class Settings:
             ValueError: For unknown keys and wrong types, naming `source`.
         """
         if not isinstance(values, Mapping):
-            raise ValueError(f"Expected settings by name in {source}. Received: {values!r}. Start the run anew.")
+            raise ValueError(f"Expected settings by name in {source}. Received: {shorten(values)}. Start the run anew.")
         known = {item.name for item in fields(cls)} - {"network_options"}
+        if "dataset" not in values:
+            raise ValueError(f"Expected `dataset` among the settings in {source}. Received: none. Name one, or start the run anew.")
         own, options = {}, {}
         for key, value in values.items():
             if key not in known and key not in NETWORK_OPTIONS:
                 names = (*(item.name for item in fields(cls) if item.name in known), *NETWORK_OPTIONS)
-                raise ValueError(f"Expected settings in {names}. Received: {key!r} in {source}.")
+                raise ValueError(f"Expected settings in {names}. Received: {shorten(key)} in {source}.")
             kind, many, optional = find_kind(key)
             items = list(value) if many and isinstance(value, list | tuple) else [value]
             for item in items:
                 whole_as_float = kind is float and type(item) is int
                 if not (type(item) is kind or whole_as_float or (optional and item is None)):
-                    raise ValueError(f"Expected `{key}` of type {kind.__name__}. Received: {value!r} in {source}.")
+                    raise ValueError(f"Expected `{key}` of type {kind.__name__}. Received: {shorten(value)} in {source}.")
+            _check_choice(key, items, source)
             (own if key in known else options)[key] = tuple(items) if many else value
         return cls(**own, network_options=options)
 
@@ -163,6 +185,15 @@ class Settings:
 def default_data_folder(dataset: str) -> Path:
     """Returns `$MRI_DATA/<dataset>`, or `data/<dataset>` where that variable is not set."""
     return Path(os.environ.get("MRI_DATA", "data")) / dataset
+
+
+def _check_choice(name: str, items: Sequence[Any], source: str) -> None:
+    """Checks values that flags would check by themselves; raises ValueError, naming `source`, for one that is no choice."""
+    for item in fields(Settings):
+        choices: Sequence[str] = (item.metadata.get("choices") or ()) if item.name == name else ()
+        for value in items if choices else ():
+            if value != item.default and value not in choices:
+                raise ValueError(f"Expected `{name}` in {tuple(choices)}. Received: {shorten(value)} in {source}.")
 
 
 def find_kind(name: str) -> tuple[type, bool, bool]:
@@ -181,6 +212,9 @@ def read_preset(name: str) -> dict[str, Any]:
     """Reads the settings of a preset by name; raises ValueError for an unknown name or a wrong setting."""
     if name not in PRESETS:
         raise ValueError(f"Expected --preset in {tuple(PRESETS)}. Received: {name!r}.")
-    values = tomllib.loads(PRESETS[name].read_text(encoding="utf-8"))
+    try:
+        values = tomllib.loads(PRESETS[name].read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"Expected TOML in {PRESETS[name]}. Received: {to_line(error)}. Correct the file.") from error
     Settings.from_json({"dataset": "", **values}, PRESETS[name].name)
     return values

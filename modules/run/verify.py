@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from modules import devices
+from modules.data import documents
 from modules.predict.bundle import ModelBundle
 from modules.run import proof
 from modules.run.fit import make_trainer, make_training_data, name_failures
-from modules.run.folder import RunFolder, read_json, read_proof
+from modules.run.folder import REMEDY, RunFolder, read_proof
 from modules.run.prepared import PreparedRun
 
 log = logging.getLogger("mri")
@@ -31,14 +32,42 @@ def describe_run(prepared: PreparedRun, root: Path) -> dict[str, Any]:
     }
 
 
+def read_origin(run: RunFolder) -> dict[str, Any]:
+    """Reads from `run.json` on which machine, program and data a run began; raises ValueError for another content."""
+    record, words = run.read_record(), documents.text()
+    rules = {
+        **dict.fromkeys(("backend", "precision", "python", "data_sha256", "code_sha256"), words),
+        "devices": documents.many(words, 1, 4096),
+        "versions": documents.mapping(words, words),
+    }
+    documents.check_fields(record, rules, run.record, REMEDY, others=True)
+    return record
+
+
+def read_data(run: RunFolder) -> proof.Manifest:
+    """Reads the data files of a run with their splits and hashes; raises ValueError for another content."""
+    content = documents.read_json(run.data, REMEDY)
+    rule = documents.mapping(documents.Rule("a file", lambda name: True), documents.many(documents.text(), 2, 2))
+    if not rule.holds(content):
+        raise ValueError(f"Expected files with split and SHA-256 in {run.data}. Received: {documents.shorten(content)}. {REMEDY}")
+    return content
+
+
+def read_scored_weights(run: RunFolder) -> str:
+    """Reads from `summary.json` the hash of the weights that were scored; raises ValueError for another content."""
+    content = documents.read_json(run.summary, REMEDY)
+    documents.check_fields(content, {"bundle_weights_sha256": documents.text(64, 64)}, run.summary, REMEDY, others=True)
+    return content["bundle_weights_sha256"]
+
+
 def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: proof.Manifest) -> None:
     """Checks that data, splits, backend and precision are those that a run began with; the log warns of other differences.
 
     Raises:
         ValueError: If one of them differs, naming it.
     """
-    begun = run.read_record()
-    proof.check_data(read_json(run.data), manifest, run.path)
+    begun = read_origin(run)
+    proof.check_data(read_data(run), manifest, run.path)
     for name in ("backend", "precision"):
         proof.check_equal(name, begun[name], environment[name], run.path)
     for name in ("devices", "versions", "code_sha256"):
@@ -48,7 +77,7 @@ def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: pr
 
 def check_backend(run: RunFolder) -> None:
     """Checks before any data is read that the backend is the run's own; raises ValueError otherwise."""
-    proof.check_equal("backend", run.read_record()["backend"], devices.name_backend(), run.path)
+    proof.check_equal("backend", read_origin(run)["backend"], devices.name_backend(), run.path)
 
 
 def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Callable[[], PreparedRun], root: Path) -> None:
@@ -63,7 +92,7 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     Raises:
         ValueError: If something is not the same, naming it.
     """
-    record, (steps, expected), begun = run.read_record(), read_proof(run), read_json(run.data)
+    record, (steps, expected), begun = read_origin(run), read_proof(run), read_data(run)
     manifest = hash_data()
     proof.check_data(begun, manifest, run.path)
     log.info("data: %d files are those of %s, SHA-256 %.16s...", len(manifest), run.path, record["data_sha256"])
@@ -83,5 +112,5 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     log.info("training: the first %d steps give the same weights, SHA-256 %.16s...", steps, weights)
     if run.finished:
         weights = proof.hash_weights(ModelBundle.load(run.path, "keras").model)
-        proof.check_equal("weights of the bundle", read_json(run.summary)["bundle_weights_sha256"], weights, run.path)
+        proof.check_equal("weights of the bundle", read_scored_weights(run), weights, run.path)
         log.info("bundle: weights are those that were scored, SHA-256 %.16s...", weights)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import pytest
 from helpers import make_spec
 
 from modules.data import formats, nifti
-from modules.data.case import Case, LabelRule, read_case, read_label, read_volume
+from modules.data.case import Case, LabelRule, read_case, read_header, read_label, read_volume
 from modules.data.files import fingerprint_files, hash_file, replace_file, stem_of, suffix_of
 from modules.data.formats import write_label_like, write_probabilities_like
 from modules.data.preprocess import Preprocessing
@@ -139,7 +140,7 @@ def test_damaged_nifti_header_is_an_error_of_ours(tmp_path, write_nifti, offset)
 
 def test_a_tiff_of_several_pictures_is_refused(tmp_path):
     assert cv2.imwritemulti(str(tmp_path / "a.tif"), [np.zeros((8, 8), np.uint8)] * 3)
-    with pytest.raises(ValueError, match="of one picture in .*a.tif. Received: 3 pictures"):
+    with pytest.raises(ValueError, match="of one picture in .*a.tif. Received: several pictures"):
         read_volume([tmp_path / "a.tif"])
 
 
@@ -159,7 +160,7 @@ def test_truncated_picture_is_refused(tmp_path, write_picture, suffix):
     for share in (0.1, 0.5, 0.9, 0.99):
         cut = tmp_path / f"cut{suffix}"
         cut.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(ValueError, match="a whole PNG"):
+        with pytest.raises(ValueError, match="a whole (PNG|TIFF) of one picture"):
             read_volume([cut])
 
 
@@ -277,7 +278,7 @@ DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 def without_nibabel(monkeypatch):
     """Makes every file that is left to nibabel an error."""
 
-    def fail(path):
+    def fail(path, data):
         raise AssertionError(f"{path} was left to nibabel")
 
     monkeypatch.setattr(formats, "_load_nifti", fail)
@@ -390,7 +391,7 @@ def test_large_integers_are_rounded_as_nibabel_rounds_them(tmp_path, without_nib
 )
 def test_an_unusual_header_is_left_to_nibabel(tmp_path, monkeypatch, fields):
     load, asked = formats._load_nifti, []
-    monkeypatch.setattr(formats, "_load_nifti", lambda path: asked.append(path) or load(path))
+    monkeypatch.setattr(formats, "_load_nifti", lambda path, data: asked.append(path) or load(path, data))
     path = _write(tmp_path / "a.nii.gz", _make_nifti(np.arange(60, dtype=np.int16).reshape(3, 4, 5), **fields))
     _check_as_nibabel(path)
     assert asked == [path]
@@ -649,3 +650,65 @@ def test_a_channel_on_another_grid_is_turned_or_refused(write_nifti):
     np.testing.assert_allclose(volume.array[..., 1], array + 1, rtol=1e-6)
     with pytest.raises(ValueError, match="Expected image and channel over the same space.*coarse.nii"):
         read_volume([first, write_nifti("coarse.nii", array[::2], np.diag([2.0, 1, 1, 1]))])
+
+
+def test_members_behind_the_image_are_looked_at(tmp_path, inflater):
+    data = _make_nifti(np.random.default_rng(0).integers(0, 90, (40, 40), np.int16))
+    path = tmp_path / "a.nii.gz"
+    zeros = gzip.compress(bytes(1 << 20))
+    path.write_bytes(gzip.compress(data) + zeros * 64)
+    with pytest.raises(
+        ValueError, match=r"whole NIfTI file in .*a.nii.gz. Received: a file of more than .* where its header promises 3,552"
+    ):
+        read_volume([path])
+    path.write_bytes(gzip.compress(data) + zeros[:-4] + b"abcd")
+    with pytest.raises(ValueError, match=r"whole NIfTI file in .*a.nii.gz"):
+        read_volume([path])
+
+
+def test_what_nibabel_reads_is_checked_to_its_end(tmp_path):
+    """A NIfTI-2: nibabel stops at the last voxel, before the check sum and whatever follows."""
+    data = nib.Nifti2Image(np.random.default_rng(0).integers(0, 90, (40, 30, 20), np.int16), np.eye(4)).to_bytes()
+    path, packed = tmp_path / "a.nii.gz", gzip.compress(data)
+    path.write_bytes(packed)
+    assert read_volume([path]).array.shape == (40, 30, 20, 1)
+    for spoilt in (gzip.compress(data + bytes(3 << 20)), gzip.compress(data[:-3]), packed[:-8] + b"abcd" + packed[-4:]):
+        path.write_bytes(spoilt)
+        with pytest.raises(ValueError, match=r"whole NIfTI file in .*a.nii.gz. Received: [^.]"):
+            read_volume([path])
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_what_a_cut_file_promises_is_not_allocated(tmp_path, suffix):
+    """A NIfTI-2 of 784 bytes that promises 0.9 GiB: nibabel would allocate and clear them before it reads."""
+    data = bytearray(nib.Nifti2Image(np.zeros((6, 5, 4), np.int16), np.eye(4)).to_bytes())
+    struct.pack_into("<q", data, 40, 4 + (255 << 16))
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix == ".nii.gz" else data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"whole NIfTI file in .*a.nii.* Received: 784 bytes where the header promises 1002701584"):
+            read_volume([path])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_affine_beyond_all_numbers_is_one_line_without_a_warning(tmp_path, recwarn):
+    data = bytearray(nib.Nifti2Image(np.ones((3, 4, 5), np.int16), np.eye(4)).to_bytes())
+    struct.pack_into("<d", data, 400, 1e200)
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(ValueError, match=r"Expected voxels of 0.0001 to 100000 mm in .*a.nii. Received: inf mm along axis 0"):
+        read_volume([tmp_path / "a.nii"])
+    assert not recwarn.list
+
+
+def test_a_header_of_more_voxels_than_any_memory_holds_is_one_line(tmp_path, capfd):
+    data = bytearray(nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), np.eye(4)).to_bytes())
+    struct.pack_into("<8h", data, 40, 7, *[30_000] * 3, 1, 1, 1, 30_000)
+    path = tmp_path / "a.nii"
+    path.write_bytes(data)
+    for read in (read_volume, read_header):
+        with pytest.raises(ValueError, match=r"Expected .* in .*a.nii. Received: [^.]"):
+            read([path])
+    assert capfd.readouterr() == ("", "")

@@ -27,7 +27,7 @@ def make_bundle(num_classes=3, channels=("T1",)):
         window=Window((16, 32)),
         class_names=("background", "a", "b")[:num_classes],
         channels=channels,
-        label_rule=LabelRule({0: 0, 85: 1, 170: 2}, (0, 85, 170)[:num_classes], (("^case_", "seg_"),), "oasis"),
+        label_rule=LabelRule(dict(list({0: 0, 85: 1, 170: 2}.items())[:num_classes]), renames=(("^case_", "seg_"),), source="oasis"),
         mirrored_labels=((1, 2),)[: num_classes - 2],
         flipped_axes=(1,),
         provenance={"dataset": "oasis", "seed": 42},
@@ -127,7 +127,7 @@ def _empty(folder: Path):
         (_cut, "cut or altered"),
         (_flip, "cut or altered"),
         (_edit, "a file altered since"),
-        (_garble, "description in .*bundle.json"),
+        (_garble, "Expected JSON in .*bundle.json. Received: Expecting property name"),
         (_empty, "description in .*bundle.json"),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
     write_description(tmp_path / "bundle", old | {"format": 2})
-    with pytest.raises(ValueError, match=r"Expected a bundle of format 3 or 4 in .*bundle.json. Received: 2. Train it again"):
+    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 or 4 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
 
 

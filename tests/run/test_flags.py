@@ -92,3 +92,9 @@ def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
         parse(["--resume", str(tmp_path), "--epochs", "4"])
     with pytest.raises(ValueError, match=r"Expected `network` '', as .* has it. Received: 'unet2d'"):
         parse(["--verify", str(tmp_path), "--preset", "oasis_unet2d"])
+
+
+def test_a_run_of_an_unknown_data_set_is_named(tmp_path):
+    write_json(tmp_path / "run.json", {"config": Settings(dataset="liver").to_json()})
+    with pytest.raises(ValueError, match=r"Expected `dataset` in \('hipmri', .*\). Received: 'liver' in .*run.json. Start the run anew."):
+        parse(["--resume", str(tmp_path)])

@@ -11,6 +11,7 @@ import pytest
 from modules.data.files import TEMPORARY, replace_file
 from modules.run.folder import RunFolder, find_newest_run, list_runs, read_proof, write_json
 from modules.run.settings import Settings
+from modules.run.verify import read_data, read_origin, read_scored_weights
 
 
 def test_a_run_folder_comes_whole_or_not_at_all(tmp_path):
@@ -221,10 +222,20 @@ def test_nan_becomes_null(tmp_path):
             "plan.json",
             '{"preprocessing": 3, "sampler": null, "window": [64, 64]}',
             lambda run: run.read_plan(),
-            "Expected a plan in .*plan.json",
+            "Expected the field `mode` in .*plan.json. Received: none of that name. Start the run anew",
         ),
         ("run.json", '{"config": 3}', lambda run: run.read_settings(), "Expected settings by name in .*run.json. Received: 3"),
-        ("proof.json", "[]", read_proof, "Expected what a run wrote in .*proof.json. Received: TypeError"),
+        ("proof.json", "[]", read_proof, r"Expected an object with fields in .*proof.json. Received: \[\]"),
+        ("proof.json", '{"steps": -1, "weights_sha256": ""}', read_proof, "Expected a whole number from 1 .* for `steps` in .*proof.json"),
+        ("run.json", "{", read_origin, "Expected JSON in .*run.json. Received: Expecting property name"),
+        ("run.json", '{"config": {}, "backend": 3}', read_origin, "Expected the field `precision` in .*run.json"),
+        (
+            "data.json",
+            '{"a.nii": "train"}',
+            read_data,
+            "Expected files with split and SHA-256 in .*data.json. Received: {'a.nii'",
+        ),
+        ("summary.json", "[" * 100_000, read_scored_weights, "Expected JSON in .*summary.json. Received: values nested more than 64 deep"),
         ("proof.json", None, read_proof, "Expected the first steps of a run in .*proof.json. Received: none yet"),
     ],
 )

@@ -1,6 +1,7 @@
 """The plan: each decision follows from settings, data set and scans alone, and a file keeps it."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -103,14 +104,27 @@ def test_settings_that_do_not_fit_show_before_a_file_is_read(settings, message):
 def test_a_plan_survives_its_file(settings):
     plan = _plan(**settings)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json())), "plan.json") == plan
-    with pytest.raises(ValueError, match=r"Expected a plan in plan.json. Received: .*Start the run anew"):
+    with pytest.raises(ValueError, match=r"Expected the field `plane` in plan.json. Received: none of that name. Start the run anew"):
         Plan.from_json({"mode": "patch"}, "plan.json")
 
 
 def test_a_plan_whose_window_is_not_that_of_its_cases_is_refused():
-    values = _plan(mode="volume", shape=(16, 16, 16)).to_json()
+    values = json.loads(json.dumps(_plan(mode="volume", shape=(16, 16, 16)).to_json()))
     with pytest.raises(ValueError, match=r"Expected a plan in plan.json. Received: .*window \(32, 16, 16\) of cases of \(16, 16, 16\)"):
         Plan.from_json(values | {"window": [32, 16, 16]}, "plan.json")
+    for changed, message in (
+        ({"batch_size": 0}, "a whole number from 1 to 1,048,576 for `batch_size` in plan.json. Received: 0"),
+        ({"steps_per_epoch": math.inf}, "for `steps_per_epoch` in plan.json. Received: inf"),
+        (
+            {"preprocessing": values["preprocessing"] | {"std": 0}},
+            "above 0 .*for `preprocessing.std` in plan.json. Received: 0",
+        ),
+        ({"sampler": {"sampling": "x", "per_case": 1, "probabilities": []}}, "for `sampler.sampling` in plan.json. Received: 'x'"),
+        ({"cheese": "c" * 10_000_000}, "Expected no fields but .* in plan.json. Received: 'cheese'"),
+        ({"mode": "m" * 10_000_000}, "^.{1,600}$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Plan.from_json(values | changed, "plan.json")
 
 
 def test_a_plan_is_told_in_few_lines_with_a_reason_each():

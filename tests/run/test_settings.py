@@ -31,6 +31,40 @@ def test_unknown_and_ill_typed_settings_name_their_source():
         Settings.from_json({"dataset": "oasis", "epochs": "9"}, "a.toml")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shape": [0, 0]}, "Expected `shape` of numbers above 0. Received: --shape 0 0."),
+        ({"spacing": [-1, 1, 1]}, "Expected `spacing` of numbers above 0. Received: --spacing -1 1 1."),
+        ({"shape": [1 << 16, 1 << 16]}, "Expected `shape` of at most 2,147,483,648 voxels"),
+        ({"spacing": [1.0, float("nan"), 1.0]}, "Expected a finite `spacing`"),
+        ({"clip_norm": float("nan")}, "Expected a finite `clip_norm`. Received: nan"),
+        ({"learning_rate": float("inf")}, "Expected a finite `learning_rate`. Received: inf"),
+        ({"optimizer": "zzz"}, r"Expected `optimizer` in \('adam', 'adamw', 'sgd'\). Received: 'zzz' in a.toml"),
+        ({"network": "zzz"}, "Expected `network` in .* Received: 'zzz' in a.toml"),
+        ({"name": ["x" * 10_000_000]}, "Expected `name` of type str. Received: \\['xxx.{,200} in a.toml"),
+        ({"x" * 10_000_000: 1}, "Expected settings in .* Received: 'xxx.{,200} in a.toml"),
+    ],
+)
+def test_sizes_and_numbers_are_named_by_their_flag(values, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.from_json({"dataset": "oasis", **values}, "a.toml")
+
+
+@pytest.mark.parametrize("text", ["epochs = ", "a" * 100, "epochs = 1\nepochs = 2", "\0"])
+def test_a_preset_that_is_no_toml_is_named(tmp_path, monkeypatch, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    monkeypatch.setitem(PRESETS, "mine", path)
+    with pytest.raises(ValueError, match=r"^Expected TOML in .*mine.toml. Received: .*\. Correct the file.$"):
+        read_preset("mine")
+
+
+def test_settings_without_a_data_set_name_their_source():
+    with pytest.raises(ValueError, match="Expected `dataset` among the settings in run.json. Received: none."):
+        Settings.from_json({}, "run.json")
+
+
 def test_config_survives_json():
     config = Settings(dataset="hipmri", target=("bone",), shape=(64, 64), network_options={"dropout": 0.1})
     assert Settings.from_json(json.loads(json.dumps(config.to_json())), "run.json") == config

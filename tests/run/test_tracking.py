@@ -285,7 +285,7 @@ def test_without_the_package_it_says_how_to_install_it(run, monkeypatch):
 
 def test_a_damaged_record_is_named(run):
     (run / "tracking.json").write_text('{"mlflow_run": "1"')
-    with pytest.raises(ValueError, match=r"^Expected an MLflow run in .*tracking.json. Received: .*Remove the file to log a new one.$"):
+    with pytest.raises(ValueError, match=r"^Expected JSON in .*tracking.json. Received: .*Remove the file to log a new one.$"):
         _open("mlflow", run)
 
 

@@ -1,0 +1,223 @@
+"""The fields of a bundle's description: their types and ranges, and that they do not contradict one another, the files or the model."""
+
+import logging
+import math
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modules.data.documents import (
+    MOST_NAME,
+    Rule,
+    anything,
+    check_fields,
+    choice,
+    flag,
+    many,
+    mapping,
+    number,
+    optional,
+    refuse_field,
+    shorten,
+    text,
+    to_line,
+    whole,
+)
+from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
+from modules.predict.engines import OPENVINO_FILES
+
+MODEL_FILE = "model.keras"
+DESCRIPTION_FILE = "bundle.json"
+# A description holds some 10 KB. A larger limit lets the error name the field that is too long.
+MOST_BYTES = 1 << 26
+REMEDY = "Train or copy it again."
+# Labels are uint8, and one value of them means none.
+_MOST_CLASSES = 255
+# Reading a label makes a table up to its largest value. Real numbers in float32 are whole up to here.
+_MOST_VALUE = (1 << 24) - 1
+_MOST_VOXELS = 1 << 31
+# Systems and programs leave these in any folder.
+_HARMLESS = ("thumbs.db", "desktop.ini", "icon\r")
+
+log = logging.getLogger("mri")
+
+# Rules of fields that `plan.json` has too.
+SIZE = whole(1, 1 << 20)
+_HASH = Rule(
+    "a SHA-256 of 64 hexadecimal digits",
+    lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)),
+)
+_VALUE = Rule(
+    f"a whole number from 0 to {_MOST_VALUE:,} in digits",
+    lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9]{1,8}", value)) and int(value) <= _MOST_VALUE,
+)
+_FILE = Rule(f"one of {MODEL_FILE}, {', '.join(OPENVINO_FILES)}", lambda value: value in (MODEL_FILE, *OPENVINO_FILES))
+_FIELDS = {
+    "format": whole(1, 99),
+    "version": text(),
+    "preprocessing": anything(),
+    "window": many(SIZE, 2, 3),
+    # Chosen classes that are trained as one have their names joined.
+    "class_names": many(text(10 * MOST_NAME, 1), 2, _MOST_CLASSES, distinct=True),
+    "channels": many(text(MOST_NAME), 1, 4096),
+    "label_rule": anything(),
+    "mirrored_labels": many(many(whole(1, _MOST_CLASSES - 1), 2, 2, distinct=True), 0, _MOST_CLASSES),
+    "flipped_axes": optional(many(whole(0, 2), 0, 3, distinct=True)),
+    "provenance": Rule("an object", lambda value: isinstance(value, dict)),
+    "intended_use": text(2_000),
+    "files_sha256": mapping(_FILE, _HASH, 1),
+}
+PREPROCESSING = {
+    "spatial_dims": choice((2, 3)),
+    "shape": many(SIZE, 0, 3),
+    "resize": flag(),
+    "spacing_mm": many(number(1e-4, 1e5), 0, 3),
+    "interpolation": choice(tuple(INTERPOLATIONS)),
+    "foreground_crop": flag(),
+    "intensity": choice(INTENSITIES),
+    "scale": number(0, 1e30, above=True),
+    "mean": number(-1e30, 1e30),
+    "std": number(0, 1e30, above=True),
+}
+_LABEL_RULE = {
+    "values": mapping(_VALUE, whole(0, _MOST_CLASSES - 1), 2),
+    "output_values": many(whole(0, _MOST_VALUE), 2, _MOST_CLASSES, distinct=True),
+    "renames": many(many(text(), 2, 2), 0, 16),
+    "source": text(),
+}
+
+
+def check_description(content: Any, path: Path) -> None:
+    """Checks a description of the present format.
+
+    Args:
+        content: The JSON of the file, without its own hash.
+        path: The file, for errors.
+
+    Raises:
+        ValueError: For a field that is missing, unknown, of a wrong type or out of range, or that contradicts another. It names both.
+    """
+    check_fields(content, _FIELDS, path, REMEDY)
+    check_fields(content["preprocessing"], PREPROCESSING, path, REMEDY, within="preprocessing")
+    check_fields(content["label_rule"], _LABEL_RULE, path, REMEDY, within="label_rule")
+    for name, expected, received in (*_find_wrong_sizes(content), *_find_wrong_classes(content)):
+        raise refuse_field(name, expected, received, path, REMEDY)
+    if MODEL_FILE not in content["files_sha256"]:
+        raise refuse_field("files_sha256", f"an entry {MODEL_FILE}", "none", path, REMEDY)
+
+
+def _find_wrong_sizes(content: Mapping[str, Any]):
+    """Yields field, expected and received of sizes that contradict one another."""
+    window, prepared = content["window"], content["preprocessing"]
+    rank = prepared["spatial_dims"]
+    if len(window) != rank:
+        yield "window", f"{rank} sizes, as `preprocessing.spatial_dims` says,", str(window)
+    if sum(size > 1 for size in window) < 2:
+        yield "window", "2 sizes or more above 1", str(window)
+    if math.prod(window) * len(content["channels"]) > _MOST_VOXELS:
+        yield "window", f"sizes of at most {_MOST_VOXELS:,} numbers together", str(window)
+    for name in ("shape", "spacing_mm"):
+        if len(prepared[name]) not in (0, rank):
+            yield f"preprocessing.{name}", f"{rank} numbers, as `preprocessing.spatial_dims` says, or none", str(prepared[name])
+    if prepared["resize"] and prepared["shape"] and prepared["shape"] != window:
+        yield "preprocessing.shape", f"the sizes of `window`, {window},", str(prepared["shape"])
+    deep = window if len(window) == 3 else [1, *window]
+    axes = [axis for axis, size in enumerate(deep) if size > 1]
+    if not set(content["flipped_axes"] or ()) <= set(axes):
+        yield "flipped_axes", f"axes in {axes}, along which `window` has more than 1 voxel,", str(content["flipped_axes"])
+
+
+def _find_wrong_classes(content: Mapping[str, Any]):
+    """Yields field, expected and received of class indices that contradict one another."""
+    number, rule = len(content["class_names"]), content["label_rule"]
+    values = {int(value): index for value, index in rule["values"].items()}
+    if len(values) < len(rule["values"]):
+        yield "label_rule.values", "each value once", shorten(list(rule["values"]))
+    if set(values.values()) != set(range(number)):
+        yield "label_rule.values", f"values for each class from 0 to {number - 1}", shorten(sorted(set(values.values())))
+    if [values.get(value) for value in rule["output_values"]] != list(range(number)):
+        yield "label_rule.output_values", f"a value of each of the {number} classes, in order,", shorten(rule["output_values"])
+    for pattern, replacement in rule["renames"]:
+        try:
+            re.sub(pattern, replacement, "")
+        except (re.error, IndexError, RecursionError, OverflowError) as error:
+            yield "label_rule.renames", "regular expressions and replacements", f"{shorten(pattern)}: {to_line(error)}"
+    mirrored = [index for pair in content["mirrored_labels"] for index in pair]
+    if len(set(mirrored)) < len(mirrored) or max(mirrored, default=0) >= number:
+        yield "mirrored_labels", f"pairs of distinct classes from 1 to {number - 1}", shorten(content["mirrored_labels"])
+
+
+def check_files(folder: Path, listed: Mapping[str, str]) -> list[str]:
+    """Checks that the files that a description lists are plain files of the folder, and warns of files that it does not list.
+
+    Files that are not listed are never read.
+
+    Args:
+        folder: The bundle's folder.
+        listed: Names with hashes, as checked by `check_description`.
+
+    Returns:
+        The listed files that are there, sorted.
+
+    Raises:
+        ValueError: If one is a link that leads out of the folder.
+    """
+    for name in sorted(listed):
+        path = folder / name
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"Expected a file of the bundle at {path}. Received: a link out of its folder. Copy the file there.")
+    known = {DESCRIPTION_FILE, *listed}
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in known and not _is_harmless(path.name))
+    if strange:
+        names = ", ".join(shorten(name)[1:-1] for name in strange[:8]) + (", ..." if len(strange) > 8 else "")
+        log.warning("%s holds %d file(s) that %s does not list; they are not read: %s", folder, len(strange), DESCRIPTION_FILE, names)
+    return sorted(name for name in listed if (folder / name).is_file())
+
+
+def _is_harmless(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _HARMLESS
+
+
+def check_archive(path: Path) -> None:
+    """Checks that a `.keras` file is a whole zip archive, and that it does not inflate to far more than its size.
+
+    Raises:
+        ValueError: Otherwise, naming the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inflated = sum(member.file_size for member in archive.infolist())
+    except Exception as error:  # A damaged archive can make zipfile fail in any way.
+        raise ValueError(f"Expected a Keras model in {path}. Received: {to_line(error)}. {REMEDY}") from error
+    size = path.stat().st_size
+    # Keras stores without compression.
+    if inflated > 4 * size + (1 << 20):
+        raise ValueError(f"Expected a Keras model in {path}. Received: {size:,} bytes that inflate to {inflated:,}. {REMEDY}")
+
+
+def check_model(model: Any, window: Sequence[int], channels: int, classes: int, path: Path) -> None:
+    """Checks that a model has the input and output that its description says.
+
+    Args:
+        model: A `keras.Model` or a stand-in, with `input_shape` and `output_shape`.
+        window: Sizes of the window.
+        channels: Number of channels.
+        classes: Number of classes with the background.
+        path: The model's file, for the error.
+
+    Raises:
+        ValueError: If they differ, naming the file.
+    """
+    shape = tuple(size for size in window if size > 1)
+    for what, expected, received in (
+        ("input", (None, *shape, channels), getattr(model, "input_shape", None)),
+        ("output", (None, *shape, 1 if classes == 2 else classes), getattr(model, "output_shape", None)),
+    ):
+        # OpenVINO leaves some sizes open, as None.
+        fits = isinstance(received, tuple) and len(received) == len(expected)
+        if not fits or any(one not in (None, other) for one, other in zip(received, expected, strict=True)):
+            raise ValueError(
+                f"Expected a model of {what} {expected}, as {DESCRIPTION_FILE} says, in {path}. Received: {shorten(received)}. {REMEDY}"
+            )

@@ -1,0 +1,182 @@
+"""A bundle with nonsense in it is refused in one line that names the file and the field."""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+from test_bundle import make_bundle
+
+import predict
+from modules.predict.bundle import ModelBundle, write_description
+
+HUGE = "x" * 10_000_000
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A saved bundle; read only."""
+    folder = tmp_path_factory.mktemp("saved") / "bundle"
+    make_bundle().save(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(saved, tmp_path):
+    """A bundle to spoil."""
+    return shutil.copytree(saved, tmp_path / "bundle")
+
+
+def _change(bundle, place, value):
+    """Sets the value at a place such as "label_rule.values" (Ellipsis removes it) and mends the description's own hash."""
+    content = json.loads((bundle / "bundle.json").read_text())
+    del content["bundle_sha256"]
+    *path, last = place.split(".") if not isinstance(place, list) else place
+    parent = content
+    for key in path:
+        parent = parent[key]
+    if value is ...:
+        del parent[last]
+    else:
+        parent[last] = value
+    write_description(bundle, content)
+
+
+FIELDS = [
+    ("format", 4.5, "Expected a bundle of `format` 3 or 4"),
+    ("format", ..., "Expected a bundle of `format` 3 or 4"),
+    ("version", 3, "for `version`"),
+    ("cheese", 1, "Expected no fields but format, version"),
+    ("preprocessing", None, "Expected an object with fields in `preprocessing`"),
+    ("preprocessing.spatial_dims", 3, "Expected 3 sizes, as `preprocessing.spatial_dims` says for `window`"),
+    ("preprocessing.spatial_dims", "2", "Expected one of 2, 3 for `preprocessing.spatial_dims`"),
+    ("preprocessing.shape", [16, -32], "for `preprocessing.shape`"),
+    ("preprocessing.spacing_mm", [1, math.nan], "for `preprocessing.spacing_mm`"),
+    (
+        "preprocessing.spacing_mm",
+        [1, 1, 1],
+        "says, or none for `preprocessing.spacing_mm`",
+    ),
+    ("preprocessing.intensity", "bright", "for `preprocessing.intensity`"),
+    ("preprocessing.std", 0, "Expected a finite number above 0 and at most 1e+30 for `preprocessing.std`"),
+    ("preprocessing.mean", math.inf, "for `preprocessing.mean`"),
+    ("preprocessing.resize", 1, "Expected true or false for `preprocessing.resize`"),
+    ("preprocessing.scale", ..., "Expected the field `preprocessing.scale`"),
+    ("preprocessing.noise", 1, "Expected no fields but spatial_dims"),
+    ("window", [16], "for `window`"),
+    ("window", [16, 1], "Expected 2 sizes or more above 1 for `window`"),
+    ("window", [1 << 20, 1 << 20], "for `window`"),
+    ("window", [32, 16], "Expected a model of input (None, 32, 16, 1), as bundle.json says"),
+    ("channels", ["T1", "T2"], "Expected a model of input (None, 16, 32, 2), as bundle.json says"),
+    ("channels", [], "for `channels`"),
+    ("class_names", ["background", "a", "a"], "distinct"),
+    ("class_names", ["background", "a", 3], "for `class_names`"),
+    ("class_names", ["background", "a", HUGE], "for `class_names`"),
+    ("class_names", ["background", "a", "b\x1b[2J"], "for `class_names`"),
+    ("class_names", ["background", "a"], "for `label_rule.values`"),
+    ("label_rule.values", {"0": 0, "85": 1, "-1": 2}, "for `label_rule.values`"),
+    ("label_rule.values", {"0": 0, "85": 1, "99999999": 2}, "for `label_rule.values`"),
+    ("label_rule.values", {"0": 0, "85": 1, "170": 3}, "Expected values for each class from 0 to 2 for `label_rule.values`"),
+    ("label_rule.values", {"0": 0, "85": 1, "085": 2}, "Expected each value once for `label_rule.values`"),
+    ("label_rule.output_values", [0, 170, 85], "for `label_rule.output_values`"),
+    ("label_rule.output_values", [0, 85], "for `label_rule.output_values`"),
+    ("label_rule.renames", [["(", ""]], "Expected regular expressions and replacements for `label_rule.renames`"),
+    ("label_rule.renames", [["a", "\\9"]], "Expected regular expressions and replacements for `label_rule.renames`"),
+    ("mirrored_labels", [[1, 1]], "for `mirrored_labels`"),
+    ("mirrored_labels", [[1, 3]], "Expected pairs of distinct classes from 1 to 2 for `mirrored_labels`"),
+    ("flipped_axes", [0], "Expected axes in [1, 2], along which `window` has more than 1 voxel for `flipped_axes`"),
+    ("flipped_axes", [3], "for `flipped_axes`"),
+    ("provenance", [], "Expected an object for `provenance`"),
+    ("provenance.deep", json.loads("[" * 100 + "]" * 100), "values nested more than 64 deep"),
+    ("files_sha256", {}, "for `files_sha256`"),
+    (["files_sha256", "model.keras"], "x", "for `files_sha256`"),
+    (["files_sha256", "../model.keras"], "0" * 64, "for `files_sha256`"),
+    (["files_sha256", "/etc/passwd"], "0" * 64, "for `files_sha256`"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), FIELDS, ids=[f"{place}-{str(value)[:20]}" for place, value, _ in FIELDS])
+def test_nonsense_in_a_field_is_one_line(bundle, place, value, message):
+    _change(bundle, place, value)
+    with pytest.raises(ValueError, match=r"^Expected [^\n]{1,900}Received: [^.\n][^\n]{0,400}\. Train [^\n]{1,60}\.$") as error:
+        ModelBundle.load(bundle, "keras")
+    assert message in str(error.value)
+    assert str(bundle) in str(error.value)
+
+
+def test_nonsense_ends_predict_with_status_2(bundle, write_picture, capsys):
+    image = write_picture("a.png", np.zeros((16, 32), np.uint8))
+    _change(bundle, "class_names", ["background", "a", HUGE])
+    assert predict.main([str(image), "--model", str(bundle)]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("predict.py: error: Expected a list of 2 to 255 distinct items")
+    assert (line.count("\n"), len(line) < 700) == (1, True)
+
+
+def test_files_outside_of_the_bundle_are_refused(bundle):
+    outside = bundle.with_name("outside.keras")
+    os.replace(bundle / "model.keras", outside)
+    (bundle / "model.keras").symlink_to(outside)
+    with pytest.raises(ValueError, match=r"Expected a file of the bundle at .*model.keras. Received: a link out of its folder. Copy"):
+        ModelBundle.load(bundle, "keras")
+    (bundle / "model.keras").unlink()
+    os.replace(outside, bundle / "model.keras")
+    # The whole folder may be a link.
+    bundle.with_name("link").symlink_to(bundle)
+    assert ModelBundle.load(bundle.with_name("link"), "keras").channels == ("T1",)
+
+
+def test_files_that_are_not_listed_are_named_and_not_read(bundle, caplog):
+    for name in ("openvino.xml", "openvino.bin", "more.txt", ".DS_Store", "Thumbs.db"):
+        (bundle / name).write_text("x")
+    with caplog.at_level(logging.WARNING, "mri"):
+        assert ModelBundle.load(bundle).engine == "keras"
+    assert [record.getMessage().partition("holds ")[2] for record in caplog.records] == [
+        "3 file(s) that bundle.json does not list; they are not read: more.txt, openvino.bin, openvino.xml"
+    ]
+
+
+def _rename_group(parts):
+    """Renames the weights of one layer within the file, as flipped bits would."""
+    data = parts["model.weights.h5"]
+    with h5py.File(io.BytesIO(data)) as weights:
+        names = [name for name, group in weights["layers"].items() if name.startswith("conv") and len(group["vars"])]
+    parts["model.weights.h5"] = data.replace(f"{names[-1]}\0".encode(), f"{names[-1][:-1]}~\0".encode())
+
+
+def _repack(bundle, change):
+    """Rewrites the archive of the model and mends the hashes."""
+    path, result = bundle / "model.keras", io.BytesIO()
+    with zipfile.ZipFile(path) as source:
+        parts = {name: source.read(name) for name in source.namelist()}
+    change(parts)
+    with zipfile.ZipFile(result, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, body in parts.items():
+            target.writestr(name, body)
+    path.write_bytes(result.getvalue())
+    _change(bundle, ["files_sha256", "model.keras"], hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("change", "received"),
+    [
+        (lambda parts: parts.update({"zeros": bytes(32 << 20)}), "bytes that inflate to 3"),
+        (lambda parts: parts.pop("config.json"), "config.json"),
+        (lambda parts: parts.update({"config.json": b'{"class_name": 3}'}), ""),
+        (_rename_group, ""),
+        (lambda parts: parts.update({"model.weights.h5": parts["model.weights.h5"][:1000]}), ""),
+    ],
+)
+def test_a_model_file_that_lies_is_one_line(bundle, change, received):
+    _repack(bundle, change)
+    with pytest.raises(ValueError, match=r"^Expected a Keras model in .*model.keras. Received: [^.].*Train or copy it again.$") as error:
+        ModelBundle.load(bundle, "keras")
+    assert received in str(error.value)
+    assert len(str(error.value)) < 800
