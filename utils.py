@@ -63,6 +63,10 @@ def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())
     if _is_lack_of_memory(error):
         return f"Expected enough memory. Received: {text or 'none left'}. Free some, or choose smaller scans, windows or batches."
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        # An error of the system itself, which says neither what was expected nor what to do.
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+        return f"Expected access to {place}. Received: {error.strerror}. Check the path, its rights and its disk."
     return text
 
 

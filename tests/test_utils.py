@@ -45,6 +45,12 @@ def test_an_error_is_one_line(capsys, error, status):
         assert lines[0] == f"train.py: error: {' '.join(str(error).split())}"
 
 
+def test_an_error_of_the_system_says_what_to_do(capsys, tmp_path):
+    assert run_command("train.py", lambda: (tmp_path / "a" / "b").mkdir()) == 2
+    line = f"Expected access to {tmp_path}/a/b. Received: No such file or directory. Check the path, its rights and its disk."
+    assert capsys.readouterr().err == f"train.py: error: {line}\n"
+
+
 def test_a_command_may_have_a_status_of_its_own():
     assert run_command("predict.py", lambda: 3) == 3
 
