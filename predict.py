@@ -15,6 +15,7 @@ from dataset import DATASETS
 from modules import score_tables, scoring
 from modules.data.case import Case, Predicted
 from modules.data.formats import write_label_like, write_probabilities_like
+from modules.data.inventory import describe_ignored
 from modules.predict.batch import Batch, find_incomplete
 from modules.predict.bundle import ModelBundle, identify
 from modules.predict.cases import PredictionOptions, predict_cases
@@ -46,9 +47,11 @@ def _main(argv: Sequence[str] | None) -> int:
         raise found.failures[0]
     bundles = [_name_labels(ModelBundle.load(run, options.engine)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
+    if options.ignore_geometry:
+        cases = [replace(case, ignore_geometry=True) for case in cases]
     names = [f"{run} ({bundle.engine})" for run, bundle in zip(runs, bundles, strict=True)]
     log.info("%d case(s), model %s: %s", len(cases), ", ".join(names), ", ".join(bundles[0].class_names))
-    for remark in found.remarks:
+    for remark in [*found.remarks, *describe_ignored(cases)]:
         log.info("%s", remark)
     if options.overlap != PredictionOptions.overlap and all(bundle.preprocessing.resize for bundle in bundles):
         log.warning("--overlap has no effect: the model sees each scan whole")

@@ -96,7 +96,7 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     if settings.demo:
         devices.on_main(lambda: log.info("phantom: %s", DATASETS[settings.dataset].write_phantom(root, seed=settings.seed)))
     spec = load_spec(DATASETS[settings.dataset], root)
-    return spec, assign_subjects(find_cases(spec, root), settings.subjects)
+    return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
 
 
 def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None) -> PreparedRun:

@@ -302,7 +302,7 @@ def prepare_cases(
 
     keys = []
     for case in cases:
-        keys.append(f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}")
+        keys.append(f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}{'-voxelwise' if case.ignore_geometry else ''}")
     known = _find_whole(folder, set(keys))
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     # Volumes take a gigabyte each while they are prepared.

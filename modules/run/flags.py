@@ -204,6 +204,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
+    parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
     parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
     parser.add_argument(
@@ -212,9 +213,14 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         help="predict nothing; write the model of the run PATH for other programs, and how to use it",
     )
     options = parser.parse_args(argv)
-    for name in ("model", "engine", "overlap", "mirror", "labels", "overwrite", "probabilities") if options.export else ():
+    for name in (
+        ("model", "engine", "overlap", "mirror", "labels", "ignore_geometry", "overwrite", "probabilities") if options.export else ()
+    ):
         if getattr(options, name) != parser.get_default(name):
-            raise ValueError(f"Expected --export alone with a run. Received: --{name} too, which only a prediction reads. Leave one out.")
+            flag = name.replace("_", "-")
+            raise ValueError(f"Expected --export alone with a run. Received: --{flag} too, which only a prediction reads. Leave one out.")
+    if options.ignore_geometry and not options.labels:
+        raise ValueError("Expected --labels beside --ignore-geometry. Received: none, and only labels are compared. Name their folder.")
     if not 0 <= options.overlap < 1:
         raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
     return options

@@ -113,6 +113,23 @@ def test_what_a_killed_command_left_is_swept_away_and_nothing_else(tmp_path):
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(own)
 
 
+def test_a_new_run_sweeps_what_killed_ones_left_beside_it(tmp_path):
+    dead, alive = (RunFolder(tmp_path / f"{TEMPORARY}{name}") for name in ("dead", "alive"))
+    for run in (dead, alive):
+        _touch(run.path, "run.json")
+        run.claim()
+    dead.release()
+    (tmp_path / f"{TEMPORARY}empty").mkdir()
+    _touch(tmp_path, f"{TEMPORARY}users/notes")
+    new = RunFolder(tmp_path / "new")
+    new.create(Settings("oasis"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.path.name, f"{TEMPORARY}users", "new"]
+    with pytest.raises(ValueError, match="which another process trains"):
+        RunFolder(new.path).claim()
+    for run in (alive, new):
+        run.release()
+
+
 def test_everything_unfinished_has_the_name_that_a_sweep_knows(tmp_path, monkeypatch):
     seen = []
 
