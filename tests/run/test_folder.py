@@ -30,14 +30,14 @@ def test_a_run_folder_comes_whole_or_not_at_all(tmp_path):
 
 def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
     first, second = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "a")
-    claim = RunFolder.claim
+    take_name = RunFolder._take_name
 
-    def begin_meanwhile(self):
-        monkeypatch.setattr(RunFolder, "claim", claim)
+    def begin_meanwhile(self, draft):
+        monkeypatch.setattr(RunFolder, "_take_name", take_name)
         second.create(Settings("oasis"))
-        claim(self)
+        take_name(self, draft)
 
-    monkeypatch.setattr(RunFolder, "claim", begin_meanwhile)
+    monkeypatch.setattr(RunFolder, "_take_name", begin_meanwhile)
     with pytest.raises(ValueError, match=r"Expected a new name for the run. Received: .*a, which exists"):
         first.create(Settings("hipmri"))
     assert second.read_settings().dataset == "oasis"
