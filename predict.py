@@ -58,6 +58,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
     models = [[identify(run), bundle.engine] for run, bundle in zip(runs, bundles, strict=True)]
     made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
+    made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
     for error in [*found.failures, *unusable]:
         batch.refuse(error)
