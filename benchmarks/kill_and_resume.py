@@ -225,6 +225,8 @@ def disturb(folder: Path, fault: str, moment: float, expected: dict) -> tuple[bo
         what = f"after the checkpoint of step {find_step(run)}"
         error = find_error(output)
         told = status == 0 or (status == -signal.SIGKILL if fault == "kill" else status == 2 and str(disk) in error)
+        if status == 0:
+            what += " (it had ended)"
         if error:
             what += f" ({error.removeprefix('train.py: error: ').replace(f'{disk}/', '')})"
         if not told:

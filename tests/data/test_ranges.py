@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from modules.data.case import Volume
+from dataset import DATASETS
+from modules.data.case import Volume, read_volume
 from modules.data.preprocess import Preprocessing
 from modules.data.ranges import TrainingRanges, measure_scan
+from modules.data.spec import find_cases, load_spec
 
 # The 1st percentile is 1, the 99th 99, and the quartiles are 25, 50 and 75: at 24/98, 49/98 and 74/98 of the spread.
 RAMP = np.arange(101, dtype=np.float32)
@@ -120,3 +122,15 @@ def test_pictures_have_no_millimetres():
     assert _find(ranges, picture(9), preprocessing) == ["a field of view of 9x101 pixels (trained: 4 x 101)"]
     # A file that knows its millimetres cannot be compared.
     assert not _find(ranges, dataclasses.replace(picture(9), affine=np.eye(4)), preprocessing)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "folder"), [("oasis", "oasis"), ("hipmri3d", "hipmri3d"), ("msd", "Task04_Hippocampus")])
+def test_real_scans_that_were_held_out_raise_no_alarm(real_data, name, folder):
+    spec = load_spec(DATASETS[name], real_data / folder)
+    preprocessing = dataclasses.replace(spec.preprocessing, shape=())
+    images = [read_volume(case.image_paths) for case in find_cases(spec, real_data / folder)[:100]]
+    subjects = range(0, len(images), 5)
+    trained = [measure_scan(image, preprocessing.measure(image)) for place, image in enumerate(images) if place not in subjects]
+    ranges = TrainingRanges.pool(trained, spec.spatial_dims)
+    assert [departure for place in subjects for departure in ranges.find_departures(images[place], preprocessing, spec.channels)] == []
