@@ -23,7 +23,7 @@ MOST_SHIFT = 0.2
 # The spread of intensities may leave the training's range by this factor, where no scan's own spread scales it.
 MOST_SPREAD = 3.0
 # So many voxels of a channel are looked at, on a regular grid: few, because every case of a training is measured.
-_SAMPLE = 1 << 14
+_SAMPLE = 1 << 12
 
 Span = tuple[float, float]
 
@@ -96,9 +96,9 @@ class TrainingRanges:
             # A whole field of view that is brought to one size has no spacing of its own. Where scans are resampled, only detail can lack.
             lower = not preprocessing.spacing_mm
             if not preprocessing.resize and _leaves(spacing, self.spacing_mm, MOST_SPACING, axes, lower=lower):
-                found.append(f"voxels of {_list(spacing, 3)} {unit} (trained: {_list_spans(self.spacing_mm)})")
+                found.append(f"voxels of {_list(spacing)} {unit} (trained: {_list_spans(self.spacing_mm)})")
             if _leaves(extent, self.extent_mm, MOST_EXTENT, axes):
-                found.append(f"a field of view of {_list(extent, 3)} {unit} (trained: {_list_spans(self.extent_mm)})")
+                found.append(f"a field of view of {_list(extent)} {unit} (trained: {_list_spans(self.extent_mm)})")
         for channel, name in enumerate(channels):
             values = row[1 + 2 * rank + 5 * channel :][:5]
             if departure := self._find_intensities(values, channel, preprocessing.intensity):
@@ -112,13 +112,13 @@ class TrainingRanges:
             return ""
         if _shifts(quartiles, spans):
             inverted = "" if _shifts(1 - quartiles[::-1], spans) else " as of an inverted contrast"
-            return f"intensities{inverted} with quartiles at {_list(100 * quartiles, 2, ', ')} % (trained: {_list_percents(spans)})"
+            return (
+                f"intensities{inverted} with quartiles at {', '.join(map(_format_percent, quartiles))} % (trained: {_list_percents(spans)})"
+            )
         if intensity == "fixed" and _leaves([spread], [self.spread[channel]], MOST_SPREAD):
             return f"intensities that span {spread:.3g} (trained: {_list_spans([self.spread[channel]])})"
         if intensity == "min_max" and share < self.share[channel][0] / MOST_SPREAD:
-            return (
-                f"a few outliers that leave {100 * share:.2g} % of the range to the rest (trained: {_list_percents([self.share[channel]])})"
-            )
+            return f"a few outliers that leave {_format_percent(share)} % of the range to the rest (trained: {_list_percents([self.share[channel]])})"
         return ""
 
 
@@ -164,8 +164,8 @@ def _shifts(quartiles: np.ndarray, spans: Sequence[Span]) -> bool:
     return any(not low - MOST_SHIFT <= value <= high + MOST_SHIFT for value, (low, high) in zip(quartiles, spans, strict=True))
 
 
-def _list(values: Iterable[float], digits: int, joint: str = "x") -> str:
-    return joint.join(f"{value:.{digits}g}" for value in values)
+def _list(values: Iterable[float]) -> str:
+    return "x".join(f"{value:.3g}" for value in values)
 
 
 def _list_spans(spans: Iterable[Span]) -> str:
@@ -173,4 +173,8 @@ def _list_spans(spans: Iterable[Span]) -> str:
 
 
 def _list_percents(spans: Iterable[Span]) -> str:
-    return ", ".join(f"{100 * low:.2g} to {100 * high:.2g}" for low, high in spans)
+    return ", ".join(f"{_format_percent(low)} to {_format_percent(high)}" for low, high in spans)
+
+
+def _format_percent(part: float) -> str:
+    return f"{100 * part:.0f}" if part >= 0.1 else f"{100 * part:.2g}"
