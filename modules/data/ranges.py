@@ -118,7 +118,8 @@ class TrainingRanges:
         if intensity == "fixed" and _leaves([spread], [self.spread[channel]], MOST_SPREAD):
             return f"intensities that span {spread:.3g} (trained: {_list_spans([self.spread[channel]])})"
         if intensity == "min_max" and share < self.share[channel][0] / MOST_SPREAD:
-            return f"a few outliers that leave {_format_percent(share)} % of the range to the rest (trained: {_list_percents([self.share[channel]])})"
+            trained = _list_percents([self.share[channel]])
+            return f"a few outliers that leave {_format_percent(share)} % of the range to the rest (trained: {trained})"
         return ""
 
 
