@@ -353,6 +353,15 @@ def test_a_scan_that_leaves_what_was_trained_is_named(runs, phantoms, tmp_path, 
     assert "contrast" not in lines[0]
 
 
+def test_an_overlap_of_a_model_that_sees_scans_whole_is_told(runs, phantoms, tmp_path, capsys):
+    scan = next((phantoms / "hipmri3d").glob("semantic_MRs*/*.nii.gz"))
+    flags = [str(scan), "--model", str(runs["hipmri3d-volume"]), "--output", str(tmp_path)]
+    told = "--overlap has no effect: the model sees each scan whole"
+    for more, expected in ([], False), (["--overlap", "0.25"], True):
+        assert predict.main([*flags, *more]) == 0
+        assert (told in capsys.readouterr().out) == expected
+
+
 def test_strange_scans_are_named_five_times_and_then_counted(caplog):
     bundle = _bundle(Preprocessing(3), (16, 16, 16))
     image = Volume(np.random.default_rng(0).random((8, 8, 8, 1), np.float32), np.eye(4), (1.0, 1.0, 1.0))

@@ -318,21 +318,18 @@ class RunFolder:
 
 @contextlib.contextmanager
 def _hold(path: Path, *, wait: bool = True) -> Generator[bool, None, None]:
-    """Locks a file or folder for the duration of the block; yields whether that went well. Raises OSError if it is not there."""
-    if fcntl is None:
-        yield False
-        return
-    lock = os.open(path, os.O_RDONLY)
-    try:
-        held = True
+    """Locks a file or folder for the duration of the block; yields whether that went well."""
+    with contextlib.ExitStack() as stack:
+        held = fcntl is not None
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if fcntl is not None:
+                lock = os.open(path, os.O_RDONLY)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
-            # Another process has it, or the file system knows no locks.
+            # Another process has it, the file system knows no locks, or nobody may read the folder.
             held = False
         yield held
-    finally:
-        os.close(lock)
 
 
 class _RunLog(logging.FileHandler):
