@@ -18,6 +18,7 @@ from modules.data import msd
 from modules.data.case import Case, LabelRule, place_in_volume, read_case, rename, require_label
 from modules.data.draws import AUGMENTATIONS
 from modules.data.files import NIFTI_SUFFIXES, index_images, stem_of, suffix_of, walk_files
+from modules.data.inventory import describe_ignored
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec, find_cases, load_spec
 from modules.data.splits import SPLITS
@@ -275,6 +276,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     show.add_argument("--dataset", required=True, choices=tuple(DATASETS), help="data set to show")
     show.add_argument("--data", default="", metavar="FOLDER", help="its folder; without it $MRI_DATA/<dataset> or data/<dataset>")
     show.add_argument("--demo", action="store_true", help="draw a phantom in the data set's layout and show that")
+    show.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
     names = tuple(AUGMENTATIONS)
     show.add_argument("--augment", nargs="?", const="strong", default="none", choices=names, help="show its effects (default strong)")
     show.add_argument("--seed", type=int, default=42, help="of the choice of cases and of every draw (default %(default)s)")
@@ -293,8 +295,11 @@ def _show(options: argparse.Namespace) -> None:
     if options.demo:
         DATASETS[options.dataset].write_phantom(root, seed=options.seed)
     spec = load_spec(DATASETS[options.dataset], root)
-    scans = choose_scans(find_cases(spec, root), _SHOWN if options.augment == "none" else 1, options.seed)
+    found = find_cases(spec, root, ignore_geometry=options.ignore_geometry)
+    scans = choose_scans(found, _SHOWN if options.augment == "none" else 1, options.seed)
     cases = [choose_case(scan, spec) for scan in scans]
+    for line in describe_ignored(cases):
+        utils.log.warning("%s", line)
     plane = spec.defaults.get("plane", "axial")
     augmentation = AUGMENTATIONS[options.augment]
     if augmentation is None:

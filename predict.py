@@ -14,16 +14,16 @@ import utils
 from dataset import DATASETS
 from modules import score_tables, scoring
 from modules.data.case import Case, Predicted
-from modules.data.files import SUFFIXES
 from modules.data.formats import write_label_like, write_probabilities_like
-from modules.predict import engines
+from modules.data.inventory import describe_ignored
 from modules.predict.batch import Batch, find_incomplete
 from modules.predict.bundle import ModelBundle, identify
-from modules.predict.cases import predict_cases
-from modules.predict.export import DESCRIPTION, FORMATS, export_model
+from modules.predict.cases import PredictionOptions, predict_cases
+from modules.predict.departures import Departures
+from modules.predict.export import DESCRIPTION, export_model
 from modules.predict.inputs import find_images, make_cases
 from modules.predict.progress import PredictionProgress
-from modules.run.flags import OneLineParser
+from modules.run.flags import parse_prediction
 from modules.run.folder import RunFolder, find_newest_run, list_runs
 from utils import log
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    options = _parse(argv)
+    options = parse_prediction(argv)
     utils.start_log()
     if options.export:
         export(options)
@@ -47,13 +47,18 @@ def _main(argv: Sequence[str] | None) -> int:
         raise found.failures[0]
     bundles = [_name_labels(ModelBundle.load(run, options.engine)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
+    if options.ignore_geometry:
+        cases = [replace(case, ignore_geometry=True) for case in cases]
     names = [f"{run} ({bundle.engine})" for run, bundle in zip(runs, bundles, strict=True)]
     log.info("%d case(s), model %s: %s", len(cases), ", ".join(names), ", ".join(bundles[0].class_names))
-    for remark in found.remarks:
+    for remark in [*found.remarks, *describe_ignored(cases)]:
         log.info("%s", remark)
+    if options.overlap != PredictionOptions.overlap and all(bundle.preprocessing.resize for bundle in bundles):
+        log.warning("--overlap has no effect: the model sees each scan whole")
 
     models = [[identify(run), bundle.engine] for run, bundle in zip(runs, bundles, strict=True)]
     made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
+    made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
     for error in [*found.failures, *unusable]:
         batch.refuse(error)
@@ -78,14 +83,16 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
     table = batch.output / "scores.csv"
     earlier = score_tables.read_scores(table) if options.labels and table.is_file() and not options.overwrite else []
     batch.add(cases, [score.case for score in earlier] if options.labels else None, overwrite=options.overwrite)
-    scores = []
+    scores, departures = [], Departures(bundles)
     try:
         with PredictionProgress(len(batch.todo), "predicting") as progress:
-            settings = progress.options(overlap=options.overlap, mirror=options.mirror, on_failure=batch.fail)
+            reports = {"on_failure": batch.fail, "on_image": departures.check}
+            settings = progress.options(overlap=options.overlap, mirror=options.mirror, **reports)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
             for score in scoring.score_predictions(write_predictions(predicted, bundles[0], batch), bundles[0].class_names):
                 scores.append(score)
     finally:
+        departures.summarise()
         # An interrupted call keeps the scores of the label maps that it leaves.
         kept = {name for case in batch.skipped for name in (case.case_id, case.volume_id)}
         scores = [score for score in earlier if score.case in kept] + scores
@@ -135,38 +142,6 @@ def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, P
     reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
     if item.probabilities is not None:
         write_probabilities_like(files["probabilities"], item.probabilities, source)
-
-
-def _parse(argv: Sequence[str] | None) -> Namespace:
-    parser = OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)}; for --export the run")
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        metavar="RUN",
-        help="runs, cross-validations or bundles; several models are averaged (default: the run under runs/ that finished last)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=engines.ENGINES,
-        default="auto",
-        help="engine that computes the model; auto: on a CPU OpenVINO, if it is installed and the model was converted, else Keras",
-    )
-    parser.add_argument("--overlap", type=float, default=0.5, help="fraction of a window that its neighbour shares (default %(default)s)")
-    parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
-    parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
-    parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
-    parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
-    parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
-    parser.add_argument(
-        "--export",
-        choices=FORMATS,
-        help="predict nothing; write the model of the run PATH for other programs, and how to use it",
-    )
-    options = parser.parse_args(argv)
-    if not 0 <= options.overlap < 1:
-        raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
-    return options
 
 
 if __name__ == "__main__":

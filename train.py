@@ -18,6 +18,7 @@ from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
 from modules.data.splits import describe_splits
 from modules.data.subjects import assign_subjects, find_copies
 from modules.run import proof, tracking
+from modules.run.conflicts import describe_conflicts
 from modules.run.crossvalidation import pool_folds
 from modules.run.division import divide
 from modules.run.evaluate import evaluate
@@ -95,7 +96,7 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     if settings.demo:
         devices.on_main(lambda: log.info("phantom: %s", DATASETS[settings.dataset].write_phantom(root, seed=settings.seed)))
     spec = load_spec(DATASETS[settings.dataset], root)
-    return spec, assign_subjects(find_cases(spec, root), settings.subjects)
+    return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
 
 
 def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None) -> PreparedRun:
@@ -126,7 +127,7 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
     """Fits the network from the run's last checkpoint, scores the best model on the test cases, and draws pictures."""
     settings = prepared.settings
     log.info("run: %s  (%s, %s, %s)", run.path, environment["backend"], ", ".join(prepared.devices), prepared.precision)
-    for line in [*prepared.remarks, *describe_splits(prepared.splits), *prepared.plan.describe()]:
+    for line in [*prepared.remarks, *describe_conflicts(prepared), *describe_splits(prepared.splits), *prepared.plan.describe()]:
         log.info("%s", line)
     bundle = prepared.make_bundle({"dataset": settings.dataset, "run": run.path.name, "seed": settings.seed, **environment})
     kind = settings.track if devices.is_main() else "none"

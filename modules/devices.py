@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def import_keras() -> None:
         import tensorflow as tf
 
         on_cpu = not tf.config.list_physical_devices("GPU")
+    except Exception as error:
+        path = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+        # Keras reads the file when it is imported, and does not name it where a value is wrong.
+        if not path.is_file() or not any(
+            f"backend{os.sep}config.py" in frame.filename for frame in traceback.extract_tb(error.__traceback__)
+        ):
+            raise
+        raise ValueError(f"Expected settings of Keras in {path}. Received: {error}. Correct the file, or remove it.") from error
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -205,6 +205,36 @@ def test_a_scan_without_its_label_is_predicted_and_not_scored(runs, scans, tmp_p
     assert len(_read_cases(tmp_path)) == 2
 
 
+def _spoil_place(image, label):
+    """Moves a label by 30 mm, as a program does that writes headers of its own."""
+    source = nib.load(label)
+    moved = source.affine.copy()
+    moved[0, 3] += 30
+    nib.save(nib.Nifti1Image(np.asarray(source.dataobj), moved), label)
+
+
+def test_a_label_that_lies_elsewhere_is_scored_only_where_the_user_says_so(runs, phantoms, tmp_path, capsys):
+    root, case = _nifti_set(phantoms, tmp_path, _spoil_place)
+    whole = next(other for other in find_cases(DATASETS["hipmri"], phantoms / "hipmri") if other.case_id == case.case_id)
+    flags = [str(case.image_paths[0]), "--model", str(runs["hipmri"]), "--output", str(tmp_path / "out"), "--labels"]
+    assert predict.main([*flags, str(whole.label_path.parent)]) == 0
+    expected = (tmp_path / "out" / "scores.csv").read_text()
+    capsys.readouterr()
+    _one_line(capsys, predict.main([*flags, str(case.label_path.parent), "--overwrite"]), "with `--ignore-geometry`")
+    assert predict.main([*flags, str(case.label_path.parent), "--overwrite", "--ignore-geometry"]) == 0
+    assert f"--ignore-geometry: label {case.label_path} is used voxel by voxel. It lies at " in capsys.readouterr().out
+    assert (tmp_path / "out" / "scores.csv").read_text() == expected
+    # Scores that ignored the geometry are none for a call that does not.
+    _one_line(capsys, predict.main([*flags, str(case.label_path.parent)]), "with `--ignore-geometry`")
+    _one_line(capsys, predict.main([*flags[:-1], "--ignore-geometry"]), "Expected --labels beside --ignore-geometry")
+
+    # Training says so too, before it reads the files, and the cache keeps both ways apart.
+    places = [*TINY, "--data", str(root), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    settings = parse_training(["--dataset", "hipmri", *places, "--ignore-geometry"], DATASETS).settings
+    assert any(f"label {case.label_path} is used voxel by voxel" in remark for remark in train.prepare(settings).remarks)
+    _one_line(capsys, train.main(["--dataset", "hipmri", *places]), "with `--ignore-geometry`")
+
+
 def test_scans_of_one_name_never_replace_each_other(runs, scans, tmp_path, capsys):
     for number, scan in enumerate(scans[:2]):
         (tmp_path / f"p{number}").mkdir()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -194,6 +195,23 @@ def test_show_draws_cases(phantoms, tmp_path, name, capsys):
     picture = read_png(path)
     assert count_colour(picture, reports.PALETTE[0]) > 50
     assert [file.name for file in path.parent.iterdir()] == ["sheet.png"]
+
+
+def test_labels_that_lie_elsewhere_are_shown_only_where_the_user_says_so(phantoms, tmp_path, capsys):
+    root = tmp_path / "hipmri"
+    (label,) = list((phantoms / "hipmri" / "keras_slices_seg_train").iterdir())[:1]
+    image = phantoms / "hipmri" / "keras_slices_train" / label.name.replace("seg_", "case_")
+    for path in (image, label):
+        (root / path.parent.name).mkdir(parents=True)
+        affine = np.eye(4)
+        affine[0, 3] = 30 * (path == label)
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), affine), root / path.parent.name / path.name)
+    flags = ["show", "--dataset", "hipmri", "--data", str(root), "--output", str(tmp_path / "a.png")]
+    assert dataset.main(flags) == 2
+    assert "with `--ignore-geometry`" in capsys.readouterr().err
+    assert dataset.main([*flags, "--ignore-geometry"]) == 0
+    assert f"--ignore-geometry: label {root / label.parent.name / label.name} is used voxel by voxel" in capsys.readouterr().out
+    assert (tmp_path / "a.png").is_file()
 
 
 def test_show_draws_effects_and_repeats(phantoms, tmp_path):

@@ -164,6 +164,16 @@ def test_settings_of_keras_and_matplotlib_in_the_users_home_change_nothing(tmp_p
     assert (tmp_path / "own" / "a.png").read_bytes() == (tmp_path / "plain" / "a.png").read_bytes()
 
 
+def test_a_wrong_value_in_keras_json_names_the_file(tmp_path):
+    (tmp_path / "keras.json").write_text("[1]")
+    program = "import utils; from modules import devices; raise SystemExit(utils.run_command('train.py', devices.import_keras))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(utils.__file__).parent), "KERAS_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"train.py: error: Expected settings of Keras in {tmp_path}/keras.json. Received: 'list' object")
+    assert done.stderr.count("\n") == 1
+
+
 STEPS = """
 from modules import devices
 devices.start_backend(42)

@@ -2,7 +2,9 @@
 
 import csv
 import json
+from dataclasses import replace
 from itertools import permutations, product
+from pathlib import Path
 
 import keras
 import nibabel as nib
@@ -16,9 +18,11 @@ from modules.data.case import Case, LabelRule, Volume
 from modules.data.formats import write_label_like
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.data.ranges import TrainingRanges, measure_scan
 from modules.networks import build, with_head
 from modules.predict.bundle import ModelBundle
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
+from modules.predict.departures import Departures
 
 TINY = ["--epochs", "2", "--base-filters", "2", "--levels", "1", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"]
 
@@ -332,3 +336,42 @@ def test_a_prediction_is_mirrored_only_along_what_the_training_flipped(runs, pha
     error = capsys.readouterr().err
     assert "Expected a model that was trained with flips for --mirror. Received: one trained without (--augment none)" in error
     assert error.count("\n") == 1
+
+
+def test_a_scan_that_leaves_what_was_trained_is_named(runs, phantoms, tmp_path, capsys):
+    scan = next((phantoms / "ibsr18" / "Training_Set").glob("*/IBSR_??.nii.gz"))
+    image = nib.load(scan)
+    finer = tmp_path / "finer.nii.gz"
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine @ np.diag((0.6, 0.6, 0.6, 1))), finer)
+    flags = ["--model", str(runs["ibsr18-coronal"]), "--output", str(tmp_path / "out")]
+    assert predict.main([str(scan), str(finer), *flags]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "leaves what the model was trained on" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{finer} leaves what the model was trained on: voxels of ")
+    # A field of view may be half as large.
+    assert "field of view" not in lines[0]
+    assert "contrast" not in lines[0]
+
+
+def test_an_overlap_of_a_model_that_sees_scans_whole_is_told(runs, phantoms, tmp_path, capsys):
+    scan = next((phantoms / "hipmri3d").glob("semantic_MRs*/*.nii.gz"))
+    flags = [str(scan), "--model", str(runs["hipmri3d-volume"]), "--output", str(tmp_path)]
+    told = "--overlap has no effect: the model sees each scan whole"
+    for more, expected in ([], False), (["--overlap", "0.25"], True):
+        assert predict.main([*flags, *more]) == 0
+        assert (told in capsys.readouterr().out) == expected
+
+
+def test_strange_scans_are_named_five_times_and_then_counted(caplog):
+    bundle = _bundle(Preprocessing(3), (16, 16, 16))
+    image = Volume(np.random.default_rng(0).random((8, 8, 8, 1), np.float32), np.eye(4), (1.0, 1.0, 1.0))
+    large = Volume(image.array, np.diag((3, 3, 3, 1)), (3.0, 3.0, 3.0))
+    trained = TrainingRanges.pool([measure_scan(image, bundle.preprocessing.measure(image))], 3)
+    departures = Departures([replace(bundle, trained=trained), bundle])
+    for number in range(7):
+        for index in range(2):
+            departures.check(Case(f"{number}_{index}", "a", (Path(f"{number}.nii"),), volume_id=str(number)), large)
+    departures.check(Case("good", "a", (Path("good.nii"),)), image)
+    departures.summarise()
+    assert [record.getMessage().split()[0] for record in caplog.records] == [*(f"{number}.nii" for number in range(5)), "7"]
+    assert caplog.records[-1].getMessage() == "7 scans leave what the model was trained on; the first 5 are named above"

@@ -19,11 +19,12 @@ from modules.data.case import Case, read_case, require_label
 from modules.data.files import fingerprint_files, replace_file
 from modules.data.patches import choose_points, cut_into
 from modules.data.preprocess import Preprocessing
+from modules.data.ranges import measure_scan
 from modules.data.spec import DatasetSpec
 
 log = logging.getLogger("mri")
 
-FORMAT = 6
+FORMAT = 7
 SUFFIX = ".pack"
 SLICES_A_PACK = 64
 _ALIGNMENT = 64
@@ -48,6 +49,7 @@ class PreparedCase(NamedTuple):
         digests: SHA-256 of the bytes of each image file, then of the label file.
         classes: Indices of the classes that the label holds, in ascending order.
         crc32: Checksum of the case's bytes in the file.
+        measured: What the scan measures, see `modules.data.ranges.measure_scan`.
     """
 
     path: str
@@ -60,6 +62,7 @@ class PreparedCase(NamedTuple):
     digests: bytes
     classes: tuple[int, ...]
     crc32: int
+    measured: bytes
 
     @property
     def voxels(self) -> int:
@@ -148,6 +151,7 @@ class Decoded(NamedTuple):
     points: Sequence[np.ndarray] = ()
     spacing_mm: Sequence[float] = ()
     digests: bytes = b""
+    measured: bytes = b""
 
 
 def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
@@ -171,6 +175,7 @@ def write_pack(path: Path, cases: Mapping[str, Decoded]) -> None:
                 "counts": [len(places) for places in case.points],
                 "spacing_mm": [float(size) for size in case.spacing_mm],
                 "digests": case.digests.hex(),
+                "measured": case.measured.hex(),
                 "classes": np.flatnonzero(np.bincount(arrays[1].ravel())).tolist(),
                 "crc32": functools.reduce(lambda value, array: zlib.crc32(array.data, value), arrays, 0),
             }
@@ -201,8 +206,10 @@ def read_pack(path: Path) -> dict[str, PreparedCase]:
             # Cases of one size share one tuple.
             own = {name: tuple(record[name]) for name in ("shape", "darkest", "counts", "spacing_mm", "classes")}
             own |= {name: _SHARED.setdefault(own[name], own[name]) for name in ("shape", "spacing_mm", "classes")}
-            offset, digests = body + record["offset"], bytes.fromhex(record["digests"])
-            case = PreparedCase(place, offset, channels=record["channels"], digests=digests, crc32=record["crc32"], **own)
+            offset, digests, measured = body + record["offset"], *(bytes.fromhex(record[name]) for name in ("digests", "measured"))
+            case = PreparedCase(
+                place, offset, channels=record["channels"], digests=digests, crc32=record["crc32"], measured=measured, **own
+            )
             cases[record["key"]] = case
             end = offset + _align(case.size)
     except (OSError, ValueError, KeyError, TypeError):
@@ -284,7 +291,8 @@ def prepare_cases(
         # The case's name is the seed, so that a copy of the data in another folder gives the same points.
         rng = np.random.default_rng(list(case.case_id.encode(errors="surrogateescape")))
         points = choose_points(label, spec.num_classes, rng) if label.ndim == 3 else ()
-        return Decoded(array, label, points, geometry.measure_spacing(image.spacing_mm), b"".join(digests))
+        measured = measure_scan(image, geometry)
+        return Decoded(array, label, points, geometry.measure_spacing(image.spacing_mm), b"".join(digests), measured)
 
     def prepare(missing: Sequence[tuple[str, Case]]) -> dict[str, PreparedCase]:
         name = hashlib.sha256("\n".join(key for key, _ in missing).encode(errors="surrogateescape")).hexdigest()
@@ -294,7 +302,7 @@ def prepare_cases(
 
     keys = []
     for case in cases:
-        keys.append(f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}")
+        keys.append(f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}{'-voxelwise' if case.ignore_geometry else ''}")
     known = _find_whole(folder, set(keys))
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     # Volumes take a gigabyte each while they are prepared.

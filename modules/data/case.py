@@ -37,6 +37,7 @@ class Case:
         split: "train", "validate" or "test" where the data set has an official split, else None.
         volume_id: Scan that a slice was cut from, else None. Slices of one scan are also scored as one volume.
         slice_index: Place of a slice within its scan.
+        ignore_geometry: Whether a label of the image's shape is used voxel by voxel, wherever its header says that it lies.
     """
 
     case_id: str
@@ -46,6 +47,7 @@ class Case:
     split: str | None = None
     volume_id: str | None = None
     slice_index: int = 0
+    ignore_geometry: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ def read_case(case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] 
     if case.label_path is None:
         return image, None
     label, affine = _read_label(case.label_path, rules.label_rule, on_bytes)
+    if case.ignore_geometry and label.shape == image.array.shape[:-1]:
+        return image, label
     return image, _align(label, affine, image, case.image_paths[0], case.label_path, "label")
 
 
@@ -177,9 +181,11 @@ def _align(array: np.ndarray, affine: np.ndarray | None, image: Volume, image_pa
             f"Expected image and {kind} of one shape. Received: image {shape} in {image_path}, "
             f"{kind} {array.shape[: len(shape)]} in {path}. Remove the pair or correct it."
         )
+    own = array.shape[: len(shape)]
+    override = ", or use it voxel by voxel with `--ignore-geometry`" if kind == "label" and own == shape else ""
     raise ValueError(
         f"Expected image and {kind} over the same space. Received: image {describe_grid(shape, image.affine)} in {image_path}; "
-        f"{kind} {describe_grid(array.shape[: len(shape)], affine)} in {path}. Resample the {kind} onto its image, or correct a header."
+        f"{kind} {describe_grid(own, affine)} in {path}. Resample the {kind} onto its image, or correct a header{override}."
     )
 
 

@@ -1,13 +1,16 @@
 """An account of the files of a data set: found, used and left out, so that no case vanishes in silence."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from modules.data.alignment import align, describe_grid
 from modules.data.case import Case
-from modules.data.files import suffix_of, walk_files
+from modules.data.files import NIFTI_SUFFIXES, suffix_of, walk_files
+from modules.data.formats import read_grid
 
 _MOST_FOLDERS, _MOST_NAMES = 10, 12
+_MOST_LABELS = 5
 
 
 def describe_files(root: Path, splits: Mapping[str, Sequence[Case]]) -> list[str]:
@@ -32,4 +35,36 @@ def describe_files(root: Path, splits: Mapping[str, Sequence[Case]]) -> list[str
         lines.append(f"left out in {folder}: {len(names)} ({', '.join(names[:_MOST_NAMES])}{', ...' if len(names) > _MOST_NAMES else ''})")
     if len(folders) > _MOST_FOLDERS:
         lines.append(f"left out in {len(folders) - _MOST_FOLDERS} more folders: {', '.join(list(folders)[_MOST_FOLDERS:][:_MOST_NAMES])}")
+    return lines
+
+
+def describe_ignored(cases: Iterable[Case]) -> list[str]:
+    """Names the labels that lie elsewhere than their images, although `Case.ignore_geometry` uses them voxel by voxel.
+
+    It reads headers alone. A file that cannot be read is passed over, as its case will not be read either.
+
+    Returns:
+        A line for each of the first labels, and one that counts the others; none where all lie on their images.
+    """
+    lines, count = [], 0
+    for case in cases:
+        files = [case.image_paths[0], case.label_path] if case.ignore_geometry and case.label_path else []
+        if not files or any(suffix_of(path) not in NIFTI_SUFFIXES for path in files):
+            continue
+        try:
+            image, label = map(read_grid, files)
+        except (OSError, ValueError):
+            continue
+        shape, own = image.array.shape[:-1], label.array.shape[:-1]
+        place = label.array[..., 0]
+        if shape != own or align(place, label.affine, shape, image.affine) is place:
+            continue
+        count += 1
+        if count <= _MOST_LABELS:
+            lines.append(
+                f"--ignore-geometry: label {files[1]} is used voxel by voxel. It lies at {describe_grid(own, label.affine)}, its image at "
+                f"{describe_grid(shape, image.affine)}"
+            )
+    if count > _MOST_LABELS:
+        lines.append(f"--ignore-geometry: {count} labels lie elsewhere than their images; the first {_MOST_LABELS} are named above")
     return lines

@@ -1,5 +1,6 @@
 """Folders in the Medical Segmentation Decathlon's layout and in nnU-Net v2's raw layout. Both describe themselves in `dataset.json`."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any
 from modules.data.case import Case
 from modules.data.documents import read_json, refuse_field, shorten, text, to_line
 from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, index_images, stem_of
+
+log = logging.getLogger("mri")
 
 _DECATHLON, _NNUNET = "modality", "channel_names"
 # Characters of title and licence that are shown.
@@ -110,12 +113,16 @@ def find_msd(root: Path) -> list[Case]:
     content = read_json(root / "dataset.json", "Correct the file.")
     number = len(description["channels"])
     if description["suffix"] and "dataset" in content:
-        return _find_mapped(root, content["dataset"], number)
-    if description["suffix"] is None and content.get("training") is not None:
-        return _find_listed(root, content["training"])
-    cases = _find_in_folders(root, description["suffix"], number)
+        cases = _find_mapped(root, content["dataset"], number)
+    elif description["suffix"] is None and content.get("training") is not None:
+        cases = _find_listed(root, content["training"])
+    else:
+        cases = _find_in_folders(root, description["suffix"], number)
     if not cases:
         raise FileNotFoundError(f"Expected images in {root / 'imagesTr'}. Received: none. Give the data set's folder with `--data`.")
+    promised = content.get("numTraining", len(cases))
+    if promised != len(cases):
+        log.warning("%s says numTraining %r, but %d training cases are there", root / "dataset.json", promised, len(cases))
     return cases
 
 

@@ -83,8 +83,13 @@ def load_spec(spec: DatasetSpec, root: Path) -> DatasetSpec:
     return replace(spec, **spec.describe(root)) if spec.describe else spec
 
 
-def find_cases(spec: DatasetSpec, root: Path) -> list[Case]:
+def find_cases(spec: DatasetSpec, root: Path, *, ignore_geometry: bool = False) -> list[Case]:
     """Finds all cases of a data set, ordered by volume and slice.
+
+    Args:
+        spec: The data set.
+        root: Its folder.
+        ignore_geometry: Whether labels are used voxel by voxel, see `Case`.
 
     Raises:
         FileNotFoundError: If the folder holds no case.
@@ -97,7 +102,7 @@ def find_cases(spec: DatasetSpec, root: Path) -> list[Case]:
         if other is not case:
             files = f"{other.image_paths[0]} and {case.image_paths[0]}"
             raise ValueError(f"Expected cases of different names. Received: {case.case_id} for {files}. Rename or remove one.")
-    return cases
+    return [replace(case, ignore_geometry=True) for case in cases] if ignore_geometry else cases
 
 
 def choose_target(spec: DatasetSpec, target: Sequence[str]) -> DatasetSpec:

@@ -14,10 +14,11 @@ from modules.data.documents import read_json, shorten
 from modules.data.files import TEMPORARY, hash_file, name_failure, replace_file
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.data.ranges import TrainingRanges
 from modules.predict import engines, schema
 from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
-FORMAT = 4
+FORMAT = 5
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -36,6 +37,7 @@ class ModelBundle:
         mirrored_labels: Pairs of class indices that trade places when left and right are flipped.
         flipped_axes: Axes of `window.deep` along which the training flipped its samples; None where nobody wrote it down. A
             prediction is mirrored along these alone.
+        trained: What the training cases measured; None where nobody wrote it down. A prediction tells of scans that leave it.
         provenance: Data set, seed, versions and scores. No prediction reads them.
         engine: The engine that computes the model, "keras" or "openvino". It is chosen on loading and is not saved.
     """
@@ -48,6 +50,7 @@ class ModelBundle:
     label_rule: LabelRule
     mirrored_labels: tuple[tuple[int, int], ...] = ()
     flipped_axes: tuple[int, ...] | None = None
+    trained: TrainingRanges | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "keras"
 
@@ -86,6 +89,7 @@ class ModelBundle:
             "label_rule": rule | {"values": {str(value): index for value, index in self.label_rule.values.items()}},
             "mirrored_labels": self.mirrored_labels,
             "flipped_axes": self.flipped_axes,
+            "trained": None if self.trained is None else self.trained.to_json(),
             "provenance": dict(self.provenance),
             "intended_use": INTENDED_USE,
             "files_sha256": {MODEL_FILE: hash_file(temporary / MODEL_FILE)},
@@ -135,6 +139,7 @@ class ModelBundle:
             label_rule=LabelRule(**rule),
             mirrored_labels=tuple((first, second) for first, second in description["mirrored_labels"]),
             flipped_axes=None if description["flipped_axes"] is None else tuple(description["flipped_axes"]),
+            trained=None if description["trained"] is None else TrainingRanges.from_json(description["trained"]),
             provenance=description["provenance"],
             engine=engine,
         )
@@ -181,7 +186,7 @@ def add_provenance(folder: Path, **values: Any) -> None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Reads and checks a bundle's description; converts one of the previous format.
+    """Reads and checks a bundle's description; converts one of an earlier format.
 
     Raises:
         ValueError: If it was altered, or is of another format.
@@ -191,13 +196,17 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"Expected a bundle's description in {path}. Received: {shorten(description)}. {schema.REMEDY}")
     received = description.get("format")
-    if received not in (3, FORMAT):
+    if received not in (3, 4, FORMAT):
         raise ValueError(
-            f"Expected a bundle of `format` 3 or {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
+            f"Expected a bundle of `format` 3 to {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
         )
     if _hash_description(description) != description.pop("bundle_sha256", None):
         raise ValueError(f"Expected {path} as it was saved. Received: a file altered since. Train or copy it again.")
-    description = _convert_format_3(description) if received == 3 else description
+    if received == 3:
+        description = _convert_format_3(description)
+    if received != FORMAT:
+        # Format 4 did not say what the training cases measured.
+        description |= {"format": FORMAT, "trained": None}
     schema.check_description(description, path)
     return description
 

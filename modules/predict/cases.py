@@ -22,7 +22,7 @@ Order = tuple[int, int, int]
 CANONICAL: Order = (0, 1, 2)
 
 
-def _do_nothing(_: object) -> None:
+def _do_nothing(*_: object) -> None:
     """Stands for a function that reports progress."""
 
 
@@ -36,6 +36,7 @@ class PredictionOptions:
         mirror: Whether to average over flips as well.
         on_tiling: A function called with each image's windows before the first of them is predicted.
         on_batch: A function called after each batch with the number of its windows.
+        on_image: A function called with each case and its image as it lies on disk, before it is predicted.
         on_failure: A function called with each case that cannot be read or computed and with its error, so that the others are still
             predicted. Without it the error is raised.
     """
@@ -45,6 +46,7 @@ class PredictionOptions:
     mirror: bool = False
     on_tiling: Callable[[windows.Tiling], None] = _do_nothing
     on_batch: Callable[[int], None] = _do_nothing
+    on_image: Callable[[Case, Volume], None] = _do_nothing
     on_failure: Callable[[Case, Exception], None] | None = None
 
 
@@ -188,6 +190,7 @@ def _read_chunk(
                 return chunk, error
             options.on_failure(case, error)
             continue
+        options.on_image(case, image)
         chunk.append(_ReadCase(case, image, label, tiled))
         lacking = [
             one.tiling.batch_size - sum(len(member.tiled[number].tiling.starts) for member in chunk) for number, one in enumerate(tiled)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from modules import devices
-from modules.data.files import TEMPORARY, hash_file
+from modules.data.files import TEMPORARY, hash_file, name_failure
 from modules.predict import engines
 from modules.predict.bundle import ModelBundle, find_bundle, read_description, write_description
 from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino, sees_gpu
@@ -35,7 +35,7 @@ def convert_bundle(bundle: ModelBundle, folder: Path) -> None:
     description = read_description(folder)
     if set(OPENVINO_FILES) <= set(description["files_sha256"]) or not engines.has_openvino():
         return
-    with TemporaryDirectory(dir=folder, prefix=TEMPORARY) as temporary:
+    with name_failure(folder / OPENVINO_FILES[0]), TemporaryDirectory(dir=folder, prefix=TEMPORARY) as temporary:
         try:
             write_openvino(bundle.model, Path(temporary))
         except ValueError as error:

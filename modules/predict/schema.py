@@ -65,6 +65,7 @@ _FIELDS = {
     "label_rule": anything(),
     "mirrored_labels": many(many(whole(1, _MOST_CLASSES - 1), 2, 2, distinct=True), 0, _MOST_CLASSES),
     "flipped_axes": optional(many(whole(0, 2), 0, 3, distinct=True)),
+    "trained": anything(),
     "provenance": Rule("an object", lambda value: isinstance(value, dict)),
     "intended_use": text(2_000),
     "files_sha256": mapping(_FILE, _HASH, 1),
@@ -80,6 +81,16 @@ PREPROCESSING = {
     "scale": number(0, 1e30, above=True),
     "mean": number(-1e30, 1e30),
     "std": number(0, 1e30, above=True),
+}
+_BY_CHANNEL = ("quartiles", "spread", "share")
+_SPAN = many(number(), 2, 2)
+_TRAINED = {
+    "spacing_mm": many(_SPAN, 2, 3),
+    "extent_mm": many(_SPAN, 2, 3),
+    "quartiles": many(many(_SPAN, 3, 3), 1, 4096),
+    "spread": many(_SPAN, 1, 4096),
+    "share": many(_SPAN, 1, 4096),
+    "in_mm": flag(),
 }
 _LABEL_RULE = {
     "values": mapping(_VALUE, whole(0, _MOST_CLASSES - 1), 2),
@@ -102,6 +113,8 @@ def check_description(content: Any, path: Path) -> None:
     check_fields(content, _FIELDS, path, REMEDY)
     check_fields(content["preprocessing"], PREPROCESSING, path, REMEDY, within="preprocessing")
     check_fields(content["label_rule"], _LABEL_RULE, path, REMEDY, within="label_rule")
+    if content["trained"] is not None:
+        check_fields(content["trained"], _TRAINED, path, REMEDY, within="trained")
     for name, expected, received in (*_find_wrong_sizes(content), *_find_wrong_classes(content)):
         raise refuse_field(name, expected, received, path, REMEDY)
     if MODEL_FILE not in content["files_sha256"]:
@@ -121,6 +134,9 @@ def _find_wrong_sizes(content: Mapping[str, Any]):
     for name in ("shape", "spacing_mm"):
         if len(prepared[name]) not in (0, rank):
             yield f"preprocessing.{name}", f"{rank} numbers, as `preprocessing.spatial_dims` says, or none", str(prepared[name])
+    for name, length in (("spacing_mm", rank), ("extent_mm", rank), *((name, len(content["channels"])) for name in _BY_CHANNEL)):
+        if content["trained"] is not None and len(content["trained"][name]) != length:
+            yield f"trained.{name}", f"{length} entries", shorten(content["trained"][name])
     if prepared["resize"] and prepared["shape"] and prepared["shape"] != window:
         yield "preprocessing.shape", f"the sizes of `window`, {window},", str(prepared["shape"])
     deep = window if len(window) == 3 else [1, *window]

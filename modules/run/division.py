@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from modules.data.case import Case
-from modules.data.inventory import describe_files
+from modules.data.inventory import describe_files, describe_ignored
 from modules.data.splits import split_cases, split_folds
 from modules.data.subjects import find_related
 from modules.run.settings import Settings
@@ -25,4 +25,5 @@ def divide(cases: Sequence[Case], settings: Settings) -> tuple[dict[str, list[Ca
         splits, remarks = split_folds(cases, settings.folds, settings.fold, fractions[0], settings.seed)
     # Subjects that the user gave are known, and need no guess.
     related = [] if settings.subjects else find_related(splits)
-    return splits, [*describe_files(settings.data_folder(), splits), *remarks, *related]
+    ignored = describe_ignored(case for members in splits.values() for case in members)
+    return splits, [*describe_files(settings.data_folder(), splits), *ignored, *remarks, *related]

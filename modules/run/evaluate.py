@@ -10,6 +10,7 @@ from modules.data.case import Case
 from modules.predict.bundle import ModelBundle, add_provenance
 from modules.predict.cases import predict_cases
 from modules.predict.convert import convert_bundle
+from modules.predict.departures import Departures
 from modules.predict.progress import PredictionProgress
 from modules.run.classes import describe_findings
 from modules.run.folder import RunFolder, read_proof, without_nan, write_json
@@ -33,9 +34,11 @@ def evaluate(cases: Sequence[Case], run: RunFolder, summary: Mapping[str, Any], 
     convert_bundle(saved, run.path)
     bundle = ModelBundle.load(run.path)
     log.info("scored by engine %s", bundle.engine)
+    departures = Departures([bundle])
     with PredictionProgress(len(cases), "scoring") as progress:
-        predicted = progress.count(predict_cases([bundle], cases, progress.options()))
+        predicted = progress.count(predict_cases([bundle], cases, progress.options(on_image=departures.check)))
         scores = list(scoring.score_predictions(predicted, bundle.class_names))
+    departures.summarise()
     score_tables.write_scores(run.scores, scores)
     means = score_tables.summarise(scores)
     for line in score_tables.format_summary(means):

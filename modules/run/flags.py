@@ -1,4 +1,4 @@
-"""The flags of train.py, generated from the settings, the presets and the networks' options."""
+"""The flags of train.py, generated from the settings, the presets and the networks' options; and those of predict.py."""
 
 import argparse
 import typing
@@ -10,7 +10,11 @@ from typing import Any
 import modules
 from modules import networks
 from modules.data.documents import shorten
+from modules.data.files import SUFFIXES
 from modules.data.spec import DatasetSpec
+from modules.predict import engines
+from modules.predict.cases import PredictionOptions
+from modules.predict.export import FORMATS
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
@@ -177,3 +181,50 @@ def _add_flag(parser: Any, name: str, text: str, choices: Sequence[str] | None) 
         metavar=None if choices else kind.__name__.upper(),
         help=text,
     )
+
+
+def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the flags of predict.py; raises ValueError for an unknown flag or value, and for flags that contradict each other."""
+    parser = OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)}; for --export the run")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        metavar="RUN",
+        help="runs, cross-validations or bundles; several models are averaged (default: the run under runs/ that finished last)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=engines.ENGINES,
+        default="auto",
+        help="engine that computes the model; auto: on a CPU OpenVINO, if it is installed and the model was converted, else Keras",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=PredictionOptions.overlap,
+        help="fraction of a window that its neighbour shares (default %(default)s)",
+    )
+    parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
+    parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
+    parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
+    parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
+    parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
+    parser.add_argument(
+        "--export",
+        choices=FORMATS,
+        help="predict nothing; write the model of the run PATH for other programs, and how to use it",
+    )
+    options = parser.parse_args(argv)
+    for name in (
+        ("model", "engine", "overlap", "mirror", "labels", "ignore_geometry", "overwrite", "probabilities") if options.export else ()
+    ):
+        if getattr(options, name) != parser.get_default(name):
+            flag = name.replace("_", "-")
+            raise ValueError(f"Expected --export alone with a run. Received: --{flag} too, which only a prediction reads. Leave one out.")
+    if options.ignore_geometry and not options.labels:
+        raise ValueError("Expected --labels beside --ignore-geometry. Received: none, and only labels are compared. Name their folder.")
+    if not 0 <= options.overlap < 1:
+        raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
+    return options

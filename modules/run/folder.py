@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -169,8 +169,7 @@ class RunFolder:
         """
         self.check_new()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with name_failure(self.path):
-            draft = RunFolder(Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{self.path.name[:40]}-", dir=self.path.parent)))
+        draft = self._make_draft()
         try:
             # `mkdtemp` makes a folder that other users cannot read.
             draft.path.chmod(0o755)
@@ -180,12 +179,26 @@ class RunFolder:
                 write_json(draft.plan, plan.to_json())
             if data is not None:
                 write_json(draft.data, data)
-            draft.claim()
             self._take_name(draft)
             self._lock, draft._lock = draft._lock, None
         finally:
             draft.release()
             shutil.rmtree(draft.path, ignore_errors=True)
+
+    def _make_draft(self) -> "RunFolder":
+        """Makes a claimed folder of a temporary name, and removes those that killed commands left beside it."""
+        with name_failure(self.path), _hold(self.path.parent) as held:
+            for leftover in self.path.parent.glob(f"{TEMPORARY}*") if held else ():
+                with contextlib.suppress(OSError):
+                    if not (leftover / ".lock").is_file():
+                        leftover.rmdir()
+                        continue
+                    with _hold(leftover / ".lock", wait=False) as free:
+                        if free:
+                            shutil.rmtree(leftover)
+            draft = RunFolder(Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{self.path.name[:40]}-", dir=self.path.parent)))
+            draft.claim()
+        return draft
 
     def _take_name(self, draft: "RunFolder") -> None:
         first = self.path
@@ -303,6 +316,22 @@ class RunFolder:
                 f"Expected the plan of a run in {self.plan}. Received: none, as of a run that version 0.1 began. Start the run anew."
             )
         return Plan.from_json(read_json(self.plan, REMEDY), str(self.plan))
+
+
+@contextlib.contextmanager
+def _hold(path: Path, *, wait: bool = True) -> Generator[bool, None, None]:
+    """Locks a file or folder for the duration of the block; yields whether that went well."""
+    with contextlib.ExitStack() as stack:
+        held = fcntl is not None
+        try:
+            if fcntl is not None:
+                lock = os.open(path, os.O_RDONLY)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            # Another process has it, the file system knows no locks, or nobody may read the folder.
+            held = False
+        yield held
 
 
 class _RunLog(logging.FileHandler):

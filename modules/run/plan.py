@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modules.data.documents import anything, check_fields, choice, many, mapping, number, optional, text, to_line, whole
+from modules.data.draws import AUGMENTATIONS
 from modules.data.patches import PLANES, SAMPLINGS, Window
 from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
@@ -167,6 +168,7 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         value = getattr(settings, name)
         if value and len(value) != length:
             raise ValueError(f"Expected `{name}` of {length} numbers for '{spec.name}' in mode '{mode}'. Received: {value}.")
+    _check_flips(settings, spec)
     plane = settings.plane or "axial"
     sizes = settings.shape or spec.preprocessing.shape
     if sizes and volumes and mode == "slice":
@@ -216,6 +218,8 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
     shapes = fingerprint.shapes if fit == "tile" and sampler is None else (window.sizes,) * fingerprint.cases
     samples = count_samples(shapes, window, sampler)
     reasons["steps"] = f"{samples} samples"
+    steps = math.ceil(samples / batch_size)
+    _check_updates(settings, settings.epochs * steps)
     return Plan(
         mode=draft.mode,
         plane=draft.plane,
@@ -227,9 +231,29 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
         fit=fit,
         batch_size=batch_size,
         sampler=sampler,
-        steps_per_epoch=math.ceil(samples / batch_size),
+        steps_per_epoch=steps,
         reasons=reasons,
     )
+
+
+def _check_flips(settings: Settings, spec: DatasetSpec) -> None:
+    """Raises ValueError if flips would mistake left for right."""
+    augmentation, sides = AUGMENTATIONS[settings.augment], spec.mirrored_indices()
+    if augmentation and augmentation.flip and sides and spec.spatial_dims == 2:
+        names = ", ".join(f"{spec.class_names[one]} and {spec.class_names[other]}" for one, other in sides)
+        raise ValueError(
+            f"Expected volumes for `augment` with flips of classes on the left and the right ({names}). Received: 2-D files of "
+            f"'{spec.name}', which do not say which side is which. Leave `--augment` out."
+        )
+
+
+def _check_updates(settings: Settings, steps: int) -> None:
+    """Raises ValueError if the gradients of all `steps` of a training do not make one update."""
+    if settings.accumulate > steps:
+        raise ValueError(
+            f"Expected `accumulate` up to the {steps} steps of the whole training. Received: {settings.accumulate}, which never makes an "
+            "update of the weights. Choose a smaller one, or more `--epochs`."
+        )
 
 
 def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = MOST_VOXELS) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from modules import networks
 from modules.data.cache import PreparedCase
 from modules.data.case import Case
 from modules.data.draws import AUGMENTATIONS
+from modules.data.ranges import TrainingRanges
 from modules.data.spec import DatasetSpec
 from modules.predict.bundle import ModelBundle
 from modules.run.classes import check_foreground
@@ -62,6 +63,7 @@ class PreparedRun:
             label_rule=self.spec.label_rule,
             mirrored_labels=self.spec.mirrored_indices(),
             flipped_axes=tuple(axis for axis, size in enumerate(deep) if size > 1 and flips),
+            trained=TrainingRanges.pool((case.measured for case in self.prepared["train"]), self.spec.spatial_dims),
             provenance=provenance,
         )
 

@@ -59,6 +59,7 @@ class Settings:
     validate_fraction: float = _setting(0.1, help="fraction of subjects for validation, where the data set has no such split")
     test_fraction: float = _setting(0.1, help="fraction of subjects for test, where the data set has no such split")
     subjects: str = _setting("", help="who was scanned: a regular expression whose first group is the subject, or a .csv of case,subject")
+    ignore_geometry: bool = _setting(False, help="use labels voxel by voxel, even where their headers say that they lie elsewhere")
     mode: str = _setting("", help="kind of sample: a slice, a whole volume at a fixed size, or a patch of a volume", choices=MODES)
     shape: tuple[int, ...] = _setting((), help="size of a sample (default the data set's own, or one that fits its scans)")
     plane: str = _setting("", help="plane of slices of volumes (default the data set's own, or axial)", choices=tuple(PLANES))

@@ -22,6 +22,7 @@ from modules.data import formats, nifti
 from modules.data.case import Case, LabelRule, read_case, read_header, read_label, read_volume
 from modules.data.files import fingerprint_files, hash_file, replace_file, stem_of, suffix_of
 from modules.data.formats import write_label_like, write_probabilities_like
+from modules.data.inventory import describe_ignored
 from modules.data.preprocess import Preprocessing
 
 
@@ -636,9 +637,32 @@ def test_a_label_on_another_grid_is_brought_onto_its_images_or_refused(write_nif
     moved[0, 3] = 30
     with pytest.raises(
         ValueError,
-        match=r"image 4x5x6 of 1x1x1 mm, RAS, first voxel at \(0.0, 0.0, 0.0\) mm in .*a.nii; label 4x5x6 .* at \(30.0, .*beside",
+        match=r"image 4x5x6 of 1x1x1 mm, RAS, first voxel at \(0.0, 0.0, 0.0\) mm in .*a.nii; label 4x5x6 .* at \(30.0, .*beside"
+        r".*correct a header, or use it voxel by voxel with `--ignore-geometry`",
     ):
         read_case(Case("a", "a", (image,), write_nifti("beside.nii", truth, moved)), rules)
+
+
+def test_a_label_is_used_voxel_by_voxel_where_the_user_says_so(write_nifti):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    image = write_nifti("a.nii", rng.random((4, 5, 6)))
+    rules = make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2})
+    moved, flip = np.diag([1.0, 1, 1, 1]), np.diag([-1.0, 1, 1, 1])
+    moved[0, 3], flip[0, 3] = 30, 3
+    cases = []
+    for name, affine in [*((f"moved_{number}.nii", moved) for number in range(6)), ("flip.nii", flip), ("good.nii", np.eye(4))]:
+        cases.append(Case(name, name, (image,), write_nifti(name, truth, affine), ignore_geometry=True))
+        np.testing.assert_array_equal(read_case(cases[-1], rules)[1], truth)
+    lines = describe_ignored([*cases, Case("x", "x", (image,), write_nifti("x.nii", truth, moved)), Case("y", "y", (image,))])
+    assert [line.split(" is used voxel by voxel")[0].rpartition("/")[2] for line in lines[:-1]] == [f"moved_{n}.nii" for n in range(5)]
+    assert lines[0].endswith("first voxel at (30.0, 0.0, 0.0) mm, its image at 4x5x6 of 1x1x1 mm, RAS, first voxel at (0.0, 0.0, 0.0) mm")
+    assert lines[-1] == "--ignore-geometry: 7 labels lie elsewhere than their images; the first 5 are named above"
+    assert describe_ignored(cases[-1:]) == []
+    # Voxels of another number have no partners.
+    short = Case("s", "s", (image,), write_nifti("short.nii", truth[:3], moved), ignore_geometry=True)
+    with pytest.raises(ValueError, match=r"over the same space.*short.nii.*correct a header\.$"):
+        read_case(short, rules)
 
 
 def test_a_channel_on_another_grid_is_turned_or_refused(write_nifti):

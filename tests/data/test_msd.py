@@ -338,6 +338,17 @@ def test_a_mapping_of_nnunet_that_is_wrong(tmp_path, mapping, message):
         find_msd(root)
 
 
+@pytest.mark.parametrize("nnunet", [False, True])
+def test_another_number_of_cases_than_promised_is_said(tmp_path, nnunet, caplog):
+    labels = {"background": 0, "a": 1} if nnunet else {"0": "background", "1": "a"}
+    root = _make_tiny(tmp_path / "a", labels, nnunet, numTraining=2)
+    assert len(find_msd(root)) == 2
+    assert not caplog.messages
+    _edit(root, numTraining="7")
+    find_msd(root)
+    assert caplog.messages == [f"{root}/dataset.json says numTraining '7', but 2 training cases are there"]
+
+
 def test_a_case_listed_twice(tmp_path):
     root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False)
     pair = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}

@@ -49,9 +49,12 @@ def _change(bundle, place, value):
     write_description(bundle, content)
 
 
+SPANS = [[1.0, 2.0], [1.0, 2.0]]
+RANGES = {"spacing_mm": SPANS, "extent_mm": SPANS, "quartiles": [[[0, 1]] * 3], "spread": [[1, 2]], "share": [[1, 2]], "in_mm": True}
+
 FIELDS = [
-    ("format", 4.5, "Expected a bundle of `format` 3 or 4"),
-    ("format", ..., "Expected a bundle of `format` 3 or 4"),
+    ("format", 4.5, "Expected a bundle of `format` 3 to 5"),
+    ("format", ..., "Expected a bundle of `format` 3 to 5"),
     ("version", 3, "for `version`"),
     ("cheese", 1, "Expected no fields but format, version"),
     ("preprocessing", None, "Expected an object with fields in `preprocessing`"),
@@ -93,6 +96,11 @@ FIELDS = [
     ("mirrored_labels", [[1, 3]], "Expected pairs of distinct classes from 1 to 2 for `mirrored_labels`"),
     ("flipped_axes", [0], "Expected axes in [1, 2], along which `window` has more than 1 voxel for `flipped_axes`"),
     ("flipped_axes", [3], "for `flipped_axes`"),
+    ("trained", 3, "Expected an object with fields in `trained`"),
+    ("trained", {}, "Expected the field `trained.spacing_mm`"),
+    ("trained", RANGES | {"extent_mm": [*SPANS, [1, 2]]}, "Expected 2 entries for `trained.extent_mm`"),
+    ("trained", RANGES | {"spread": SPANS}, "Expected 1 entries for `trained.spread`"),
+    ("trained", RANGES | {"share": [[0, math.nan]]}, "for `trained.share`"),
     ("provenance", [], "Expected an object for `provenance`"),
     ("provenance.deep", json.loads("[" * 100 + "]" * 100), "values nested more than 64 deep"),
     ("files_sha256", {}, "for `files_sha256`"),

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import train
+from benchmarks.kill_and_resume import spoil
 from modules.data import cache
 from modules.run.callbacks import HistoryWriter
 
@@ -64,35 +67,46 @@ def test_a_loss_of_nan_ends_the_training_and_leaves_no_model_of_nan(tmp_path, ca
     assert "went back to the weights after step 0, the last good checkpoint; no model is kept" in (run / "log.txt").read_text()
 
 
-def test_a_cache_that_goes_while_a_training_reads_it_ends_in_a_line_and_resume_makes_it_again(tmp_path, capsys, monkeypatch):
+@contextmanager
+def _no_cache(folder):
+    for path in list(folder.rglob("*.pack")):
+        path.write_bytes(bytes(path.stat().st_size))
+    yield
+
+
+def test_a_disturbed_training_ends_in_a_line_and_resume_ends_as_if_left_alone(tmp_path, capsys, monkeypatch):
     _draw(tmp_path / "data")
-    assert _train(tmp_path, "--epochs", "4") == 0
-    expected = json.loads((tmp_path / "runs" / "a" / "summary.json").read_text())["weights_sha256"]
+    assert _train(tmp_path, "--epochs", "3") == 0
+    run = tmp_path / "runs" / "a"
+    expected = json.loads((run / "summary.json").read_text())["weights_sha256"], (run / "scores.csv").read_text()
     shutil.rmtree(tmp_path / "runs")
-    capsys.readouterr()
+    write = HistoryWriter.on_epoch_end
+    for epoch, fault, line in (
+        (0, _no_cache(tmp_path / "cache"), r"Expected the cache's file .*pack as it was written.*--resume RUN"),
+        (1, spoil("full", tmp_path, os.getpid()), rf"Expected to write {run}/\S+ to its end. Received: .*File too large.* Free some space"),
+    ):
+        capsys.readouterr()
+        with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
-    def spoil(self, epoch, logs=None):
-        write(self, epoch, logs)
-        if epoch == 1:
-            for path in list((tmp_path / "cache").rglob("*.pack")):
-                path.write_bytes(bytes(path.stat().st_size))
+            def disturb(self, number, logs=None, epoch=epoch, fault=fault, stack=stack):
+                write(self, number, logs)
+                if number == epoch:
+                    stack.enter_context(fault)
 
-    with monkeypatch.context() as patch:
-        write = HistoryWriter.on_epoch_end
-        patch.setattr(HistoryWriter, "on_epoch_end", spoil)
-        _check_line(capsys, _train(tmp_path, "--epochs", "4"), r"Expected the cache's file .*pack as it was written.*--resume RUN")
-    assert train.main(["--resume", str(tmp_path / "runs" / "a")]) == 0
-    assert json.loads((tmp_path / "runs" / "a" / "summary.json").read_text())["weights_sha256"] == expected
+            patch.setattr(HistoryWriter, "on_epoch_end", disturb)
+            status = train.main(["--resume", str(run)]) if run.exists() else _train(tmp_path, "--epochs", "3")
+        _check_line(capsys, status, line)
+        assert not (run / "summary.json").exists()
+    assert train.main(["--resume", str(run)]) == 0
+    assert expected == (json.loads((run / "summary.json").read_text())["weights_sha256"], (run / "scores.csv").read_text())
+    assert [path.name for path in tmp_path.rglob(".*")] == [".lock"]
 
-
-def test_verify_finds_a_damaged_cache_and_makes_it_again(tmp_path, capsys, monkeypatch):
-    _draw(tmp_path / "data")
-    assert _train(tmp_path, "--epochs", "1") == 0
+    # `--verify` finds a damaged cache too, and makes it again.
     path = max((tmp_path / "cache").rglob("*.pack"), key=lambda path: path.stat().st_size)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
     monkeypatch.setattr(cache, "_CHECKED", {})
-    assert train.main(["--verify", str(tmp_path / "runs" / "a")]) == 0
+    assert train.main(["--verify", str(run)]) == 0
     assert f"cache: {path} is damaged; its cases are decoded anew" in capsys.readouterr().out
     assert all(cache.read_pack(path) for path in (tmp_path / "cache").rglob("*.pack"))
 

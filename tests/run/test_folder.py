@@ -31,14 +31,14 @@ def test_a_run_folder_comes_whole_or_not_at_all(tmp_path):
 
 def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
     first, second = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "a")
-    claim = RunFolder.claim
+    take_name = RunFolder._take_name
 
-    def begin_meanwhile(self):
-        monkeypatch.setattr(RunFolder, "claim", claim)
+    def begin_meanwhile(self, draft):
+        monkeypatch.setattr(RunFolder, "_take_name", take_name)
         second.create(Settings("oasis"))
-        claim(self)
+        take_name(self, draft)
 
-    monkeypatch.setattr(RunFolder, "claim", begin_meanwhile)
+    monkeypatch.setattr(RunFolder, "_take_name", begin_meanwhile)
     with pytest.raises(ValueError, match=r"Expected a new name for the run. Received: .*a, which exists"):
         first.create(Settings("hipmri"))
     assert second.read_settings().dataset == "oasis"
@@ -112,6 +112,23 @@ def test_what_a_killed_command_left_is_swept_away_and_nothing_else(tmp_path):
     (tmp_path / f"{TEMPORARY}link").symlink_to(tmp_path / ".git")
     RunFolder(tmp_path).sweep()
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(own)
+
+
+def test_a_new_run_sweeps_what_killed_ones_left_beside_it(tmp_path):
+    dead, alive = (RunFolder(tmp_path / f"{TEMPORARY}{name}") for name in ("dead", "alive"))
+    for run in (dead, alive):
+        _touch(run.path, "run.json")
+        run.claim()
+    dead.release()
+    (tmp_path / f"{TEMPORARY}empty").mkdir()
+    _touch(tmp_path, f"{TEMPORARY}users/notes")
+    new = RunFolder(tmp_path / "new")
+    new.create(Settings("oasis"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.path.name, f"{TEMPORARY}users", "new"]
+    with pytest.raises(ValueError, match="which another process trains"):
+        RunFolder(new.path).claim()
+    for run in (alive, new):
+        run.release()
 
 
 def test_everything_unfinished_has_the_name_that_a_sweep_knows(tmp_path, monkeypatch):

@@ -7,7 +7,10 @@ import pytest
 from modules.run.folder import RunFolder, write_json
 from modules.run.verify import check_resumable
 
-BEGUN = {"backend": "jax", "precision": "float32", "devices": ["cpu:0"], "versions": {"keras": "3"}, "code_sha256": "1"}
+BEGUN = {
+    **{"backend": "jax", "precision": "float32", "python": "3.11", "data_sha256": "2", "code_sha256": "1"},
+    **{"devices": ["cpu:0"], "versions": {"keras": "3"}},
+}
 DATA = {"a.nii": ["train", "1"], "b.nii": ["test", "2"]}
 
 
