@@ -150,7 +150,7 @@ def test_a_bad_file_does_not_end_the_others_and_a_later_call_does_what_is_missin
     (tmp_path / "images" / "notes.txt").touch()
     assert _predict(runs, tmp_path, tmp_path / "images", *labels) == 3
     text = capsys.readouterr().out
-    assert f"failed: Expected a whole PNG picture in {scans[1]}" in text
+    assert f"failed: Expected a whole PNG of one picture in {scans[1]}" in text
     assert "2 done, 1 failed, 0 skipped" in text
     assert f"1 file(s) of other kinds below {tmp_path / 'images'} are left out" in text
     assert _read_cases(tmp_path) == [names[0], names[2]]
@@ -376,7 +376,7 @@ def test_resume_with_other_data_or_backend_is_refused(runs, phantoms, tmp_path, 
     (cut / "run.json").write_text(json.dumps(record | {"backend": "other"}))
     _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected the backend of {cut}, other. Received: ")
     (cut / "run.json").write_text("{")
-    _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected what a run wrote in {cut / 'run.json'}")
+    _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected JSON in {cut / 'run.json'}")
 
 
 def _interrupt(*_):

@@ -17,12 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from modules.data.documents import to_line
-from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, replace_file, suffix_of
+from modules.data.files import LEAST_MM, MOST_MM, NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, replace_file, suffix_of
 from modules.data.nifti import UNITS_MM, check_size, decode_nifti
 from modules.data.pictures import check_png, check_tiff
 
-# A voxel of microscopy may be 0.1 micrometres long. One of more than 100 m is a mistake of the unit or of a byte.
-_LEAST_MM, _MOST_MM = 1e-4, 1e5
 # No memory holds more numbers. A header that promises them lies.
 _MOST_NUMBERS = 1 << 40
 
@@ -183,9 +181,9 @@ def _find_layout(shape: Sequence[int], zooms: Sequence[float], affine: np.ndarra
         if not math.isfinite(zoom):
             raise ValueError(f"Expected a finite voxel size in {path}. Received: {zoom} along axis {axis}. Mend its header.")
         spacing.append(zoom if abs(length - zoom) <= 1e-4 * zoom else length)
-        if not _LEAST_MM <= spacing[-1] <= _MOST_MM:
+        if not LEAST_MM <= spacing[-1] <= MOST_MM:
             raise ValueError(
-                f"Expected voxels of {_LEAST_MM:g} to {_MOST_MM:g} mm in {path}. Received: {spacing[-1]:g} mm along axis {axis}. "
+                f"Expected voxels of {LEAST_MM:g} to {MOST_MM:g} mm in {path}. Received: {spacing[-1]:g} mm along axis {axis}. "
                 "Mend its header."
             )
     return (*(shape[axis] for axis in kept), channels[0]), tuple(spacing)

@@ -25,6 +25,7 @@ from modules.data.documents import (
     to_line,
     whole,
 )
+from modules.data.files import LEAST_MM, MOST_MM
 from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
 from modules.predict.engines import OPENVINO_FILES
 
@@ -74,7 +75,7 @@ PREPROCESSING = {
     "spatial_dims": choice((2, 3)),
     "shape": many(SIZE, 0, 3),
     "resize": flag(),
-    "spacing_mm": many(number(1e-4, 1e5), 0, 3),
+    "spacing_mm": many(number(LEAST_MM, MOST_MM), 0, 3),
     "interpolation": choice(tuple(INTERPOLATIONS)),
     "foreground_crop": flag(),
     "intensity": choice(INTENSITIES),

@@ -13,6 +13,7 @@ from typing import Any
 
 from modules.data.documents import shorten, to_line
 from modules.data.draws import AUGMENTATIONS
+from modules.data.files import LEAST_MM, MOST_MM
 from modules.data.patches import PLANES, SAMPLINGS
 from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
 from modules.data.subjects import check_subjects
@@ -140,6 +141,8 @@ class Settings:
             if value and not min(value) > 0:
                 flag = f"--{name} {' '.join(f'{size:g}' for size in value)}"
                 raise ValueError(f"Expected `{name}` of numbers above 0. Received: {flag}. Leave it out, or give the size along each axis.")
+        if self.spacing and not (min(self.spacing) >= LEAST_MM and max(self.spacing) <= MOST_MM):
+            raise ValueError(f"Expected `spacing` of {LEAST_MM:g} to {MOST_MM:g} mm. Received: {self.spacing}. Give mm.")
         if math.prod(self.shape) > MOST_VOXELS:
             raise ValueError(f"Expected `shape` of at most {MOST_VOXELS:,} voxels. Received: {self.shape}. Choose smaller sizes.")
 
