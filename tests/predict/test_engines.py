@@ -175,7 +175,7 @@ def _save_bundle(run, dataset="hipmri", shape=(64, 64), **options):
     """Saves a bundle of random weights for slices, as training leaves it before scoring; returns it as loaded."""
     keras.utils.set_random_seed(2)
     bundle = ModelBundle(
-        model=_randomise(with_head(build("unet2d", (*shape, 1), 4, base_filters=4, levels=1, **options))),
+        model=_randomise(with_head(build("unet2d", (*shape, 1), 4, base_filters=4, levels=2, **options))),
         preprocessing=Preprocessing(2, shape=shape),
         window=Window(shape),
         class_names=("background", "a", "b", "c"),
