@@ -145,7 +145,8 @@ class RunFolder:
             raise self._taken()
         place = next(folder for folder in self.path.absolute().parents if folder.exists())
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            raise OSError(f"Expected a folder to write runs to. Received: {place}, which is none. Choose `--runs`.")
+            received = f"{place}, {'where nothing can be written' if place.is_dir() else 'which is none'}"
+            raise OSError(f"Expected a folder to write runs to. Received: {received}. Choose `--runs`.")
 
     def _taken(self) -> ValueError:
         return ValueError(

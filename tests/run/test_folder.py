@@ -164,7 +164,7 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path):
         RunFolder(runs[1].path).claim()
 
 
-def test_a_name_that_cannot_be_had_is_refused_before_anything_is_read(tmp_path):
+def test_a_name_that_cannot_be_had_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="Expected a new name for the run"):
@@ -172,6 +172,10 @@ def test_a_name_that_cannot_be_had_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(OSError, match=r"Expected a folder to write runs to. Received: .*file, which is none. Choose `--runs`"):
         RunFolder.name(Settings("oasis", runs=str(tmp_path / "file" / "runs"))).check_new()
     RunFolder.name(Settings("oasis", runs=str(tmp_path / "new" / "runs"))).check_new()
+    # A disk that is read-only, to root too.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OSError, match=r"Received: .*, where nothing can be written. Choose `--runs`"):
+        RunFolder.name(Settings("oasis", runs=str(tmp_path / "new" / "runs"))).check_new()
     assert not (tmp_path / "new").exists()
 
 
