@@ -177,6 +177,18 @@ def test_a_singular_affine_is_refused():
         Preprocessing(3).check(image, ("T1",), "a.nii")
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5)])
+def test_axes_that_are_not_at_right_angles_are_refused(shape):
+    # The second column is (0.75, 1, 0). Its angle to the first is that of the triangle of sides 3, 4 and 5 beside the 3: 53.1 degrees.
+    affine = np.eye(4)
+    affine[0, 1] = 0.75
+    rules, image = Preprocessing(len(shape)), np.zeros((*shape, 1), np.float32)
+    with pytest.raises(ValueError, match="right angles in a.nii. Received: axes 0 and 1 at 53.1 degrees. Mend its header"):
+        rules.check(Volume(image, affine, (1.0,) * len(shape)), ("T1",), "a.nii")
+    affine[0, 1] = 0.01
+    rules.check(Volume(image, affine, (1.0,) * len(shape)), ("T1",), "a.nii")
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.int16, np.float32, np.float64, bool])
 def test_volumes_of_any_memory_order_come_out_in_c_order(dtype):
     whole = (100 * np.random.default_rng(0).random((5, 7, 9))).astype(dtype)
