@@ -135,6 +135,8 @@ def _find_mapped(root: Path, mapping: Any, number: int) -> list[Case]:
         given = isinstance(images, list) and all(isinstance(file, str) for file in images)
         if not given or not isinstance(label, str) or Path(name).name != name:
             raise ValueError(f"Expected a name, `images` and `label` of each case in `dataset` of {path}. Received: {name!r}: {entry!r}.")
+        if len(set(images)) < len(images):
+            raise ValueError(f"Expected a file of its own for each channel of {name} in {path}. Received: {images}. Correct the file.")
         if len(images) != number:
             raise ValueError(f"Expected {number} images, one a channel, of {name} in {path}. Received: {len(images)}. Correct the file.")
         cases.append(Case(name, name, tuple(_resolve(root, file) for file in images), _resolve(root, label)))

@@ -10,10 +10,16 @@ from modules.data.case import Case
 from modules.data.files import stem_of
 
 COLUMNS = ["case", "subject"]
-# Words for a visit within a name, with their number or letter: `_visit2`, `_ses-b`, `_week_1`, `-baseline`, `_m12`, `_MR1`.
-_WORDS = "visit|session|ses|week|wk|month|mon|day|year|yr|timepoint|time|tp|scan|exam|study|followup|follow-up|fup|fu|mr"
+# Words for a visit within a name, with their number or letter: `_visit2`, `_ses-b`, `_week_1`, `-baseline`, `_m12`, `_MR1`, `_frame01`.
+_TIMES = "visit|session|ses|week|wk|month|mon|day|year|yr|timepoint|time|tp|followup|follow-up|fup|fu"
+_WORDS = f"{_TIMES}|scan|exam|study|mr|frame|phase|run|rep|fraction|fx"
+_NUMBER = r"[_-]?(?:\d+|[a-z]\b|[a-z](?=_)|pre|post)"
 _VISIT = re.compile(
-    rf"(?i)[_.-](?:(?:{_WORDS})[_-]?(?:\d+|[a-z]\b|[a-z](?=_)|pre|post)?|baseline|bl|pre|post|retest|rescan|repeat|[vtwmdy]\d+)(?=[_.-]|$)"
+    rf"(?i)[_.-](?:(?:{_WORDS})(?:{_NUMBER})?|baseline|bl|pre|post|retest|rescan|repeat|[vtwmdy]\d+)(?=[_.-]|$)"
+    # Right behind a number, as in `s01v2` and `Patient3VisitB`.
+    rf"|(?<=\d)(?:(?:{_WORDS}){_NUMBER}|[vt]\d+)(?=[_.-]|$)"
+    # In front, as in `visit2_p01`.
+    rf"|^(?:(?:{_TIMES}){_NUMBER}|baseline|[vt]\d+)[_.-]"
 )
 # A date or year, one digit, or one letter at the end: `p01_2019`, `p01_2`, `p01b`. Longer numbers count people more often than visits.
 _ENDING = re.compile(r"(?i)[_.-](?:(?:19|20)\d\d(?:[_.-]?\d\d[_.-]?\d\d)?|\d|[a-z])$|(?<=\d)[a-vx-z]$")
@@ -121,12 +127,27 @@ def guess_person(subject: str) -> str:
     return subject
 
 
+def _guess_persons(subjects: Iterable[str]) -> dict[str, str]:
+    """Guesses the person of each subject, by its name and by what all names have in common; upper and lower case are alike.
+
+    Where fewer different endings follow the names than there are names without them, the endings count visits: `p01-000`, `p01-001`,
+    `p02-000`. Where more do, they count people: `site1-001` to `site1-050`, `site2-051`.
+    """
+    names = {subject: guess_person(subject) for subject in subjects}
+    parts = {name: match for name in names.values() if (match := re.fullmatch(r"(.*\d.*)[_.-]([^_.-]+)", name))}
+    if len({match[2] for match in parts.values()}) < len({match[1] for match in parts.values()}):
+        names = {subject: parts[name][1] if name in parts else name for subject, name in names.items()}
+    known: dict[str, str] = {}
+    return {subject: known.setdefault(names[subject].casefold(), names[subject]) for subject in sorted(names)}
+
+
 def find_related(splits: Mapping[str, Sequence[Case]]) -> list[str]:
     """Writes a warning for each person who, by the names of subjects, seems to be in two splits. It names a file of each split."""
+    persons = _guess_persons({case.subject_id for cases in splits.values() for case in cases})
     people: dict[str, dict[str, Case]] = {}
     for split, cases in splits.items():
         for case in cases:
-            people.setdefault(guess_person(case.subject_id), {}).setdefault(split, case)
+            people.setdefault(persons[case.subject_id], {}).setdefault(split, case)
     if len(people) == 1:
         # One name for all is a name of the data set.
         return []
