@@ -89,7 +89,19 @@ def test_a_persons_name_is_that_of_all_visits(names, person):
 
 
 @pytest.mark.parametrize(
-    "name", ["hippocampus_001", "case_2001", "BraTS20_Training_001", "IBSR_07", "patient_005", "TCGA_CS_4941", "la_003", "study1_p3", "9f3d1", "scan_12"]
+    "name",
+    [
+        "hippocampus_001",
+        "case_2001",
+        "BraTS20_Training_001",
+        "IBSR_07",
+        "patient_005",
+        "TCGA_CS_4941",
+        "la_003",
+        "study1_p3",
+        "9f3d1",
+        "scan_12",
+    ],
 )
 def test_a_name_of_one_person_stays(name):
     assert guess_person(name) == name
