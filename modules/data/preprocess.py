@@ -109,8 +109,8 @@ class Preprocessing:
             raise ValueError(f"Expected `interpolation` in {tuple(INTERPOLATIONS)}. Received: {self.interpolation!r}.")
         for name in ("shape", "spacing_mm"):
             value = getattr(self, name)
-            if value and (len(value) != self.spatial_dims or not min(value) > 0):
-                raise ValueError(f"Expected `{name}` of {self.spatial_dims} numbers above 0. Received: {value}.")
+            if value and (len(value) != self.spatial_dims or not min(value) > 0 or math.inf in value):
+                raise ValueError(f"Expected `{name}` of {self.spatial_dims} finite numbers above 0. Received: {value}.")
 
     def check(self, image: Volume, channels: Sequence[str], name: str) -> None:
         """Raises ValueError, naming `name`, for an image of another kind than this preprocessing was made for.
@@ -138,10 +138,16 @@ class Preprocessing:
             raise ValueError(f"Expected intensities up to {self.scale:g}. Received: {brightest:g} in {name}. Convert it to that range.")
 
     def _check_size(self, image: Volume, name: str) -> None:
-        """Raises ValueError, naming `name`, for an image that would not fit in memory once it is resampled."""
+        """Raises ValueError, naming `name`, for an image that would not fit in memory once it is resampled, or would be one voxel."""
         if not self.spacing_mm or not _MEMORY:
             return
         grid = self.measure(image).grid
+        if max(grid) == 1:
+            raise ValueError(
+                f"Expected a resampled volume of more than one voxel. Received: one voxel of {_format_mm(self.spacing_mm)} mm for "
+                f"{'x'.join(map(str, image.array.shape[:-1]))} voxels of {_format_mm(image.spacing_mm)} mm in {name}. "
+                "Mend its header, or choose a smaller `--spacing`."
+            )
         size = 4 * math.prod(grid) * image.array.shape[-1]
         # The image, a copy on the way, and the probabilities under work.
         if 3 * size > _MEMORY:

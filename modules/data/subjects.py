@@ -160,23 +160,29 @@ def find_related(splits: Mapping[str, Sequence[Case]]) -> list[str]:
 
 
 def find_copies(splits: Mapping[str, Sequence[Case]], hashes: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
-    """Writes a warning for each image of one split that is equal to the byte to one of another split. It names both files.
+    """Writes a warning for each image of one split that is equal to the byte to one of another split, and one for all within a split.
 
     Args:
         splits: The cases by split.
         hashes: SHA-256 of each file of each case, images before the label, by split.
     """
     known: dict[str, dict[str, Path]] = {}
+    repeated = []
     for split, cases in splits.items():
         for case, digests in zip(cases, hashes[split], strict=True):
             for path, digest in zip(case.image_paths, digests, strict=False):
-                known.setdefault(digest, {}).setdefault(split, path)
+                first = known.setdefault(digest, {}).setdefault(split, path)
+                if first != path:
+                    repeated.append(f"{first} and {path} ({split})")
     copies = [places for places in known.values() if len(places) > 1]
     lines = []
     for places in copies:
         files = " and ".join(f"{path} ({split})" for split, path in places.items())
         lines.append(f"warning: {files} are equal to the byte, so that scores are not of unseen scans. Remove one.")
-    return _limit(lines, [str(path) for places in copies for path in list(places.values())[-1:]])
+    lines = _limit(lines, [str(path) for places in copies for path in list(places.values())[-1:]])
+    if repeated:
+        lines.append(f"warning: {len(repeated)} image(s) count twice: {repeated[0]} are equal to the byte. Remove one.")
+    return lines
 
 
 def _limit(lines: list[str], names: Iterable[str]) -> list[str]:

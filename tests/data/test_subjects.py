@@ -176,6 +176,10 @@ def test_an_image_of_two_splits_is_warned_of_by_both_files():
         "warning: imagesTr/b.nii.gz (train) and imagesTr/d.nii.gz (test) are equal to the byte, so that scores are not of unseen scans. "
         "Remove one."
     ]
+    # Within a split a copy is no leak, but it counts twice.
+    assert find_copies(splits, hashes | {"train": [["1", "9"], ["1", "9"]]}) == [
+        "warning: 1 image(s) count twice: imagesTr/a.nii.gz and imagesTr/b.nii.gz (train) are equal to the byte. Remove one."
+    ]
     # Equal labels, such as those without any foreground, are no leak.
     assert find_copies(splits, hashes | {"test": [["4", "9"]]}) == []
 
