@@ -4,10 +4,12 @@
 where it needs them: a command that only prints its help reads no file.
 """
 
+import errno
 import functools
 import logging
 import math
 import os
+import stat
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,9 +114,13 @@ def read_file(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> 
 def _read_bytes(path: Path) -> bytes:
     # Each system call hands Python's lock to another thread, which for small files costs more than the call. A file object makes
     # twice as many calls as these.
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    # A pipe without a writer would be waited for.
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
-        size = os.fstat(file).st_size
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "no plain file", str(path))
+        size = status.st_size
         data = os.read(file, size)
         while len(data) < size and (more := os.read(file, size - len(data))):  # one call reads no more than 2 GiB
             data += more

@@ -1,6 +1,7 @@
 """Folders in the Medical Segmentation Decathlon's layout and in nnU-Net v2's raw layout. Both describe themselves in `dataset.json`."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any
 
 from modules.data.case import Case
 from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, index_images, stem_of
+
+log = logging.getLogger("mri")
 
 _DECATHLON, _NNUNET = "modality", "channel_names"
 
@@ -92,12 +95,16 @@ def find_msd(root: Path) -> list[Case]:
     content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     number = len(description["channels"])
     if description["suffix"] and "dataset" in content:
-        return _find_mapped(root, content["dataset"], number)
-    if description["suffix"] is None and content.get("training") is not None:
-        return _find_listed(root, content["training"])
-    cases = _find_in_folders(root, description["suffix"], number)
+        cases = _find_mapped(root, content["dataset"], number)
+    elif description["suffix"] is None and content.get("training") is not None:
+        cases = _find_listed(root, content["training"])
+    else:
+        cases = _find_in_folders(root, description["suffix"], number)
     if not cases:
         raise FileNotFoundError(f"Expected images in {root / 'imagesTr'}. Received: none. Give the data set's folder with `--data`.")
+    promised = content.get("numTraining")
+    if isinstance(promised, int) and promised != len(cases):
+        log.warning("%s promises %d training cases (numTraining), and %d are there", root / "dataset.json", promised, len(cases))
     return cases
 
 
@@ -135,7 +142,7 @@ def _find_mapped(root: Path, mapping: Any, number: int) -> list[Case]:
         given = isinstance(images, list) and all(isinstance(file, str) for file in images)
         if not given or not isinstance(label, str) or Path(name).name != name:
             raise ValueError(f"Expected a name, `images` and `label` of each case in `dataset` of {path}. Received: {name!r}: {entry!r}.")
-        if len(set(images)) < len(images):
+        if len({os.path.normpath(file) for file in images}) < len(images):
             raise ValueError(f"Expected a file of its own for each channel of {name} in {path}. Received: {images}. Correct the file.")
         if len(images) != number:
             raise ValueError(f"Expected {number} images, one a channel, of {name} in {path}. Received: {len(images)}. Correct the file.")

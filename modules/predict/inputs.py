@@ -104,7 +104,9 @@ def _resolve(path: str, search: Search) -> list[tuple[FoundImage, bool]]:
         search.failures.append(
             FileNotFoundError(f"Expected images ({', '.join(SUFFIXES)}) at {path}. Received: {received}. Check the path.")
         )
-    elif place.is_dir() and len(images) + earlier < len(files):
+    elif earlier:
+        search.remarks.append(f"{earlier} file(s) at {path} with names of earlier output ({', '.join(OUTPUTS)}) are left out")
+    if images and place.is_dir() and len(images) + earlier < len(files):
         search.remarks.append(f"{len(files) - len(images) - earlier} file(s) of other kinds below {path} are left out")
     return [(FoundImage(file, _to_folder(file.parent.relative_to(root))), True) for file in images]
 

@@ -635,6 +635,12 @@ def test_a_suffix_in_any_case_is_read_and_written(tmp_path, name):
         assert nib.load(tmp_path / f"c{name[1:].lower()}").affine[0, 0] == 2
 
 
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")
+    with pytest.raises(FileNotFoundError, match="Expected a file at .*a.nii"):
+        read_volume([tmp_path / "a.nii"])
+
+
 def test_a_picture_and_a_nifti_are_no_pair(write_nifti, write_picture):
     image, label = write_picture("a.png", np.ones((4, 4), np.uint8)), write_nifti("a.nii", np.ones((4, 4), np.uint8))
     with pytest.raises(ValueError, match="Expected image and label both as NIfTI, or both as pictures.*a.png and .*a.nii. Convert"):

@@ -88,6 +88,16 @@ def test_a_folder_of_labels_alone_says_what_it_takes_them_for(folder):
     assert "at y. Received: only 1 file(s) of earlier output. Check the path." in str(failure)
 
 
+def test_names_of_earlier_output_are_left_out_and_counted(folder):
+    folder("x/a.nii", "x/a_prediction.nii", "x/b_overlay.png", "x/notes.txt")
+    search = find_images(["x"], RULES)
+    assert [image.path.name for image in search.images] == ["a.nii"]
+    assert search.remarks == [
+        "2 file(s) at x with names of earlier output (_prediction, _overlay, _probabilities) are left out",
+        "1 file(s) of other kinds below x are left out",
+    ]
+
+
 def test_linked_folders_are_entered_without_going_round(folder):
     root = folder("patient1/a.nii", "study/b.nii", "study/.hidden/c.nii")
     for name, target in (("p1", "patient1"), ("up", "."), ("self", "study")):
