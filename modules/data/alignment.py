@@ -38,6 +38,10 @@ def align(
         return None
     if not (np.isfinite(affine).all() and np.isfinite(target).all()):
         return None
+    if rank == 2 and not target[:3, 2].any():
+        # The header of a slice often says nothing of the third axis, which then runs across its plane.
+        across = np.cross(target[:3, 0], target[:3, 1]) / np.linalg.norm(target[:3, 0])
+        target = np.column_stack([target[:, :2], [*across, 0], target[:, 3]])
     try:
         # From the array's voxels to those of the image.
         change = np.linalg.solve(np.asarray(target, np.float64), np.asarray(affine, np.float64))

@@ -87,6 +87,16 @@ def test_a_turned_grid_is_judged_by_its_corners_alone():
     assert align(array, _turn_about_the_middle(array.shape, 0.3), array.shape, np.eye(4)) is None
 
 
+def test_a_slice_without_a_third_axis_lies_in_its_plane():
+    flat, array = np.diag([1.0, 2, 0, 1]), ARRAY[..., 0]
+    flip = np.diag([-1.0, 2, 5, 1])
+    flip[0, 3] = 4
+    assert align(array, np.diag([1.0, 2, 5, 1]), (5, 6), flat) is align(array, flat, (5, 6), flat) is array
+    np.testing.assert_array_equal(align(array, flip, (5, 6), flat), array[::-1])
+    flip[2, 3] = 0.3
+    assert align(array, flip, (5, 6), flat) is None
+
+
 def test_a_picture_and_a_nifti_cannot_be_compared():
     assert align(ARRAY, None, (5, 6, 7), None) is ARRAY
     assert align(ARRAY, np.eye(4), (5, 6, 7), None) is align(ARRAY, None, (5, 6, 7), np.eye(4)) is None
