@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +28,10 @@ def suffix_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """Returns the file's name without its suffix: `case_1` for `case_1.nii.gz` and for `case_1.nii.png`."""
+    """Returns the file's name without its suffix: `case_1` for `case_1.nii.gz` and for `case_1.nii.png`. Letters are composed (NFC)."""
     name = path.name[: len(path.name) - len(suffix_of(path))]
+    # macOS writes an accent as a letter of its own, so that names that look alike would differ.
+    name = name if name.isascii() else unicodedata.normalize("NFC", name)
     # OASIS slices are called `*.nii.png` although they are plain PNG files.
     return name[:-4] if name.lower().endswith(".nii") else name
 

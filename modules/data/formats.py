@@ -241,7 +241,8 @@ def _check_fields(source, path: Path) -> None:
         raw = kind(file.read(kind.sizeof_hdr), check=False)
     least = kind.single_vox_offset
     faults = []
-    if raw["magic"].item().startswith(b"n+") and raw["vox_offset"] < least:
+    # Both suffixes are those of single files, whatever the magic number says.
+    if raw["vox_offset"] < least:
         faults.append(f"vox_offset {float(raw['vox_offset']):g}, below {least}, in a single file")
     for axis, size in enumerate(source.shape[:3]):
         if size > 1 and raw["pixdim"][axis + 1] == 0:

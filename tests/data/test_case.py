@@ -599,6 +599,7 @@ STRAIGHT = {
         (STRAIGHT | {"qform_code": 1, "quatern_c": np.nan}, "in .*a.nii.gz. Received: NaN or infinity in its qform"),
         (STRAIGHT | {"srow_y": [0, 2, 0, 1e20]}, r"within 1e\+06 mm of the origin in .*a.nii.gz. Received: 1e\+20 mm"),
         ({"vox_offset": 0}, "in .*a.nii.gz. Received: vox_offset 0, below 352, in a single file"),
+        ({"vox_offset": 0, "magic": b"ni1"}, "in .*a.nii.gz. Received: vox_offset 0, below 352"),
     ],
 )
 def test_a_geometry_that_cannot_be_true_is_refused_by_name(tmp_path, fields, message):

@@ -152,6 +152,12 @@ def test_labels_with_an_ending_are_found_and_missing_ones_are_said(folder):
         make_cases(find_images(["s/b_1.nii"], RULES).images, root / "l", _bundle())
 
 
+def test_a_label_is_found_whichever_way_its_accents_are_written(folder):
+    root = folder("s/Zo\u00e9.nii", "l/Zoe\u0301.nii.gz")
+    (case,), failures = make_cases(find_images(["s"], RULES).images, root / "l", _bundle())
+    assert (case.case_id, case.label_path, failures) == ("Zo\u00e9", root / "l/Zoe\u0301.nii.gz", [])
+
+
 def test_one_label_is_never_that_of_two_scans(folder):
     root = folder("s/p1/T1.nii", "s/p2/T1.nii", "l/p1/T1.nii", "m/T1.nii", "n/a_seg.nii", "n/a_mask.nii", "t/a.nii")
     cases, failures = make_cases(find_images(["s"], RULES).images, root / "l", _bundle())
