@@ -130,6 +130,7 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
     """
     stems = {stem_of(image.path) for image, _ in found}
     plain = {stem_of(image.path) for image, _ in found if not _lies_among_labels(image)}
+    scanned = {image.path.parent for image, _ in found if not _LABEL_ENDING.search(stem_of(image.path))}
     # What follows each separator of the other names: `0` for `volume-0`.
     tails = {stem[place.end() :] for stem in stems if not _LABEL_BEGINNING.match(stem) for place in re.finditer("^|[_-]", stem)}
     named, numbered = set(), set()
@@ -145,7 +146,11 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
         stem = stem_of(image.path)
         ending = _LABEL_ENDING.search(stem)
         base = stem[: ending.start()] if ending else ""
-        paired = any(other == base or other.startswith(f"{base}_") for other in stems - {stem}) if ending and not searched else bool(ending)
+        if ending and not searched and base:
+            paired = any(other == base or other.startswith(f"{base}_") for other in stems - {stem})
+        else:
+            # A whole name such as `mask` belongs to the scans of its folder.
+            paired = bool(ending) and (searched or image.path.parent in scanned)
         twin = _lies_among_labels(image) and (stem in plain or stem in numbered)
         beginning = _LABEL_BEGINNING.match(stem)
         begun = bool(beginning) and stem[beginning.end() + 1 :] in tails

@@ -78,6 +78,8 @@ def test_a_file_that_is_named_is_a_label_only_beside_its_image(folder):
     folder("a_mask.nii", "a.nii", "b_seg.nii")
     assert _find("a_mask.nii", "b_seg.nii") == {"a_mask.nii": "", "b_seg.nii": ""}
     assert _find("a_mask.nii", "a.nii", "b_seg.nii") == {"a.nii": "", "b_seg.nii": ""}
+    folder("p/T1.nii", "p/mask.nii", "q/mask.nii")
+    assert list(_find("p/T1.nii", "p/mask.nii", "q/mask.nii")) == ["p/T1.nii", "q/mask.nii"]
 
 
 def test_a_folder_of_labels_alone_says_what_it_takes_them_for(folder):
