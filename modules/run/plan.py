@@ -49,8 +49,8 @@ class Plan:
         window: The window that the network sees at once.
         fit: The way to fit cases to the window: "resample" to it, or "tile" them with windows.
         batch_size: Samples a step, over all devices.
-        sampler: The sampler of training patches; None where samples are the windows of a grid. Of a slice that is larger than the window
-            an epoch takes one patch anywhere; any other slice is one sample.
+        sampler: The sampler of training patches; None where samples are the windows of a grid. Slices have one that takes a patch
+            anywhere in a slice larger than the window, once an epoch.
         steps_per_epoch: Batches an epoch.
         reasons: The reason for each decision, by its name.
     """
