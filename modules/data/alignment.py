@@ -31,10 +31,17 @@ def align(
     """
     rank = len(shape)
     own = array.shape[:rank]
-    if affine is None or target is None:
+    if affine is None and target is None:
         return array if own == tuple(shape) else None
+    if affine is None or target is None:
+        # A picture does not say which way its axes run, so nothing tells whether a NIfTI lies over it.
+        return None
     if not (np.isfinite(affine).all() and np.isfinite(target).all()):
         return None
+    if rank == 2 and not target[:3, 2].any():
+        # The header of a slice often says nothing of the third axis, which then runs across its plane.
+        across = np.cross(target[:3, 0], target[:3, 1]) / np.linalg.norm(target[:3, 0])
+        target = np.column_stack([target[:, :2], [*across, 0], target[:, 3]])
     try:
         # From the array's voxels to those of the image.
         change = np.linalg.solve(np.asarray(target, np.float64), np.asarray(affine, np.float64))
@@ -44,27 +51,19 @@ def align(
     axes = _match_axes(change, rank)
     if axes is None or not _stays_in_plane(change, own, rank):
         return None
-    steps = [change[axis, source] for axis, source in enumerate(axes)]
-    flipped = tuple(axis for axis, step in enumerate(steps) if step < 0)
-    # The first and the last voxel of the array along each axis of the image, and what they should be.
-    first = change[:rank, 3]
-    ends = [sorted((first[axis], first[axis] + steps[axis] * (own[source] - 1))) for axis, source in enumerate(axes)]
-    skew = _measure_skew(change, own, axes)
+    flipped = tuple(axis for axis, source in enumerate(axes) if change[axis, source] < 0)
     sizes = tuple(own[source] for source in axes)
     turned = np.flip(array.transpose(*axes, *range(rank, array.ndim)), flipped)
-    wanted = [(0, size - 1) for size in shape]
-    if sizes == tuple(shape) and skew + np.abs(np.subtract(ends, wanted)).max() <= TOLERANCE:
+    if sizes == tuple(shape) and _measure_distance(change, own, shape, axes, 0) <= TOLERANCE:
         return array if not flipped and axes == tuple(range(rank)) else turned
-    edges = [(low - abs(step) / 2, high + abs(step) / 2) for (low, high), step in zip(ends, steps, strict=True)]
-    box = [(-0.5, size - 0.5) for size in shape]
-    if resample and skew + np.abs(np.subtract(edges, box)).max() <= TOLERANCE:
+    if resample and _measure_distance(change, own, shape, axes, 0.5) <= TOLERANCE:
         nearest = [((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(sizes, shape, strict=True)]
         return turned[np.ix_(*nearest)]
     return None
 
 
 def describe_grid(shape: Sequence[int], affine: np.ndarray | None) -> str:
-    """Describes a grid in a few words for an error: size, voxel, orientation and the place of its first voxel."""
+    """Describes a grid in a few words for an error: size, voxel, orientation, first and last voxel."""
     size = "x".join(map(str, shape))
     if affine is None:
         return f"{size} without a place in the world"
@@ -74,8 +73,12 @@ def describe_grid(shape: Sequence[int], affine: np.ndarray | None) -> str:
 
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[: len(shape)]
     codes = "".join(code or "?" for code in aff2axcodes(affine))
-    first = ", ".join(f"{value:.1f}" for value in affine[:3, 3])
-    return f"{size} of {'x'.join(f'{value:.3g}' for value in spacing)} mm, {codes}, first voxel at ({first}) mm"
+    first, last = (
+        ", ".join(f"{value:.2f}" for value in affine[:3, : len(shape)] @ place + affine[:3, 3])
+        for place in (np.zeros(len(shape)), np.subtract(shape, 1))
+    )
+    sizes = "x".join(f"{value:.3g}" for value in spacing)
+    return f"{size} of {sizes} mm, {codes}, first voxel at ({first}) mm, last at ({last}) mm"
 
 
 def _match_axes(change: np.ndarray, rank: int) -> tuple[int, ...] | None:
@@ -84,13 +87,24 @@ def _match_axes(change: np.ndarray, rank: int) -> tuple[int, ...] | None:
     return axes if len(set(axes)) == rank else None
 
 
-def _measure_skew(change: np.ndarray, shape: Sequence[int], axes: Sequence[int]) -> float:
-    """Measures how far, in voxels of the image, an axis of the array leaves the one it should run along, at its far end."""
-    rank = len(shape)
-    off = np.abs(change[:rank, :rank]) * (np.asarray(shape) - 1)
-    for axis, source in enumerate(axes):
-        off[axis, source] = 0
-    return float(off.sum(axis=1).max())
+def _measure_distance(change: np.ndarray, own: Sequence[int], shape: Sequence[int], axes: Sequence[int], margin: float) -> float:
+    """Measures how far, in voxels of the image, a corner of the array lies at most from that corner of the image.
+
+    Args:
+        change: From the array's voxels to those of the image.
+        own: The array's shape.
+        shape: The image's shape.
+        axes: The array's axis along each axis of the image.
+        margin: 0 for the middles of the corner voxels, 0.5 for the corners of the box of space.
+    """
+    rank, farthest = len(shape), 0.0
+    for ends in product((False, True), repeat=rank):
+        corner = np.array([own[axis] - 1 + margin if ends[axis] else -margin for axis in range(rank)])
+        place = change[:rank, :rank] @ corner + change[:rank, 3]
+        for axis, source in enumerate(axes):
+            last = ends[source] == (change[axis, source] > 0)
+            farthest = max(farthest, abs(float(place[axis]) - (shape[axis] - 1 + margin if last else -margin)))
+    return farthest
 
 
 def _stays_in_plane(change: np.ndarray, shape: Sequence[int], rank: int) -> bool:

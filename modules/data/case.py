@@ -173,10 +173,16 @@ def _align(array: np.ndarray, affine: np.ndarray | None, image: Volume, image_pa
     if aligned is array:
         return array
     if aligned is not None:
-        how = "turned" if aligned.size == array.size else "taken from the nearest voxels"
+        # Turning gives a view, and resampling a copy.
+        how = "turned" if np.may_share_memory(aligned, array) else "taken from the nearest voxels"
         log.info("%s %s has another grid over the same space than its image: %s", kind, path, how)
         return aligned
-    if affine is None or image.affine is None:
+    if (affine is None) != (image.affine is None):
+        raise ValueError(
+            f"Expected image and {kind} both as NIfTI, or both as pictures, which have no place in the world. Received: {image_path} and "
+            f"{path}. Convert one of them."
+        )
+    if affine is None:
         raise ValueError(
             f"Expected image and {kind} of one shape. Received: image {shape} in {image_path}, "
             f"{kind} {array.shape[: len(shape)]} in {path}. Remove the pair or correct it."

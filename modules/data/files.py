@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,10 @@ def suffix_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """Returns the file's name without its suffix: `case_1` for `case_1.nii.gz` and for `case_1.nii.png`."""
+    """Returns the file's name without its suffix: `case_1` for `case_1.nii.gz` and for `case_1.nii.png`. Letters are composed (NFC)."""
     name = path.name[: len(path.name) - len(suffix_of(path))]
+    # macOS writes an accent as a letter of its own, so that names that look alike would differ.
+    name = name if name.isascii() else unicodedata.normalize("NFC", name)
     # OASIS slices are called `*.nii.png` although they are plain PNG files.
     return name[:-4] if name.lower().endswith(".nii") else name
 
@@ -38,14 +41,14 @@ def stem_of(path: Path) -> str:
 def index_images(folder: Path, suffixes: Collection[str] = SUFFIXES) -> dict[str, Path]:
     """Maps the stem of each image file in a folder to the file, so that pairs are found whatever their endings.
 
-    Hidden files are passed over. A folder that is not there has none.
+    Hidden files and folders are passed over. A folder that is not there has none.
 
     Raises:
         ValueError: If two files have one stem, such as `a.nii` and `a.nii.gz`.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or suffix_of(path) not in suffixes:
+    for path in _list_files(folder) if folder.is_dir() else ():
+        if suffix_of(path) not in suffixes:
             continue
         other = found.setdefault(stem_of(path), path)
         if other != path:
@@ -81,10 +84,24 @@ def _walk(folder: Path, above: set[tuple[int, int]], on_error: Callable[[OSError
         path = folder / entry.name
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield path
         elif (place := _identify(path)) not in above:
             yield from _walk(path, above | {place}, on_error)
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """Lists the files in a folder, sorted, without hidden ones. A link to nothing counts as a file."""
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if not (entry.name.startswith(".") or _is_folder(entry)))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Returns whether an entry is a folder or a link to one. A link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _identify(folder: Path) -> tuple[int, int]:

@@ -4,10 +4,12 @@
 where it needs them: a command that only prints its help reads no file.
 """
 
+import errno
 import functools
 import logging
 import math
 import os
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +25,12 @@ from modules.data.pictures import check_png, check_tiff
 
 # No memory holds more numbers. A header that promises them lies.
 _MOST_NUMBERS = 1 << 40
+# No scanner is a kilometre long.
+_FARTHEST_MM = 1e6
+
+
+class _HeaderError(ValueError):
+    """An error of a header whose text is complete."""
 
 
 class StoredImage(NamedTuple):
@@ -56,7 +64,7 @@ def write_label_like(path: Path, label: np.ndarray, reference: Path) -> None:
         if suffix_of(reference) in PICTURE_SUFFIXES:
             _write_picture(temporary, label.astype(np.uint8 if largest <= 255 else np.uint16))
             return
-        source = _import_nibabel().load(reference)
+        source = _open_nifti(reference)
         dtype = next(kind for kind in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
         shape = source.shape if np.prod(source.shape) == label.size else source.shape[:3]
         _write_nifti(temporary, label.astype(dtype).reshape(shape), source)
@@ -68,7 +76,7 @@ def write_probabilities_like(path: Path, probabilities: np.ndarray, reference: P
         if suffix_of(reference) in PICTURE_SUFFIXES:
             np.savez_compressed(temporary, probabilities=probabilities)
             return
-        source = _import_nibabel().load(reference)
+        source = _open_nifti(reference)
         # NIfTI keeps its first three axes for space, so a slice gets a third axis of one before the classes.
         spatial = (*source.shape, 1)[:3]
         _write_nifti(temporary, probabilities.astype(np.float32).reshape(*spatial, probabilities.shape[-1]), source)
@@ -108,9 +116,13 @@ def read_file(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> 
 def _read_bytes(path: Path) -> bytes:
     # Each system call hands Python's lock to another thread, which for small files costs more than the call. A file object makes
     # twice as many calls as these.
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    # A pipe without a writer would be waited for.
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
-        size = os.fstat(file).st_size
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "no plain file", str(path))
+        size = status.st_size
         data = os.read(file, size)
         while len(data) < size and (more := os.read(file, size - len(data))):  # one call reads no more than 2 GiB
             data += more
@@ -131,6 +143,8 @@ def to_float32(array: np.ndarray) -> np.ndarray:
 def _read_nifti(path: Path, data: bytes) -> StoredImage:
     try:
         shape, zooms, affine, array = decode_nifti(data, path.name.lower().endswith(".gz")) or _load_nifti(path, data)
+    except _HeaderError:
+        raise
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
         raise _explain_nifti(path, error) from error
     layout, spacing = _find_layout(shape, zooms, affine, path)
@@ -147,7 +161,11 @@ def read_grid(path: Path) -> StoredImage:
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check the path.")
     try:
-        shape, zooms, affine = _read_header(_import_nibabel().load(path))
+        source = _open_nifti(path)
+        _check_fields(source, path)
+        shape, zooms, affine = _read_header(source)
+    except _HeaderError:
+        raise
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
         raise _explain_nifti(path, error) from error
     layout, spacing = _find_layout(shape, zooms, affine, path)
@@ -174,6 +192,10 @@ def _find_layout(shape: Sequence[int], zooms: Sequence[float], affine: np.ndarra
         raise ValueError(f"Expected a slice or a volume in {path}. Received: an array of shape {tuple(shape)}.")
     if not np.isfinite(affine).all():
         raise ValueError(f"Expected a finite geometry in {path}. Received: NaN or infinity in its affine. Mend its header.")
+    if (farthest := float(np.abs(affine[:3, 3]).max())) > _FARTHEST_MM:
+        raise ValueError(
+            f"Expected a first voxel within {_FARTHEST_MM:g} mm of the origin in {path}. Received: {farthest:g} mm. Mend its header."
+        )
     spacing = []
     for axis in kept:
         with np.errstate(over="ignore"):
@@ -181,11 +203,12 @@ def _find_layout(shape: Sequence[int], zooms: Sequence[float], affine: np.ndarra
         if not math.isfinite(zoom):
             raise ValueError(f"Expected a finite voxel size in {path}. Received: {zoom} along axis {axis}. Mend its header.")
         spacing.append(zoom if abs(length - zoom) <= 1e-4 * zoom else length)
-        if not LEAST_MM <= spacing[-1] <= MOST_MM:
-            raise ValueError(
-                f"Expected voxels of {LEAST_MM:g} to {MOST_MM:g} mm in {path}. Received: {spacing[-1]:g} mm along axis {axis}. "
-                "Mend its header."
-            )
+        for size in (length, zoom):
+            if not LEAST_MM <= size <= MOST_MM:
+                raise ValueError(
+                    f"Expected voxels of {LEAST_MM:g} to {MOST_MM:g} mm in {path}. Received: {size:g} mm along axis {axis}. "
+                    "Mend its header."
+                )
     return (*(shape[axis] for axis in kept), channels[0]), tuple(spacing)
 
 
@@ -193,6 +216,44 @@ def _put_kept_first(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Orders the columns of an affine as the axes of the array that is returned, of which those of length one are dropped."""
     order = sorted(range(3), key=lambda axis: axis >= len(shape) or shape[axis] == 1)
     return affine if order == [0, 1, 2] else affine[:, [*order, 3]]
+
+
+def _open_nifti(path: Path):
+    """Opens a file with nibabel, which knows its suffix in lower and in upper case only."""
+    nib = _import_nibabel()
+    suffix = path.name[-len(suffix_of(path)) :]
+    if suffix in (suffix.lower(), suffix.upper()):
+        return nib.load(path)
+    try:
+        return nib.Nifti1Image.from_file_map({"image": nib.FileHolder(str(path))})
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+        return nib.Nifti2Image.from_file_map({"image": nib.FileHolder(str(path))})
+
+
+def _check_fields(source, path: Path) -> None:
+    """Refuses fields of a header that nibabel passes over or puts right with invented numbers.
+
+    Raises:
+        _HeaderError: For the place of the numbers before their first possible one, a voxel of no size, or a qform that is not finite.
+    """
+    kind = type(source.header)
+    if "vox_offset" not in source.header:
+        return
+    with source.file_map["image"].get_prepare_fileobj("rb") as file:
+        raw = kind(file.read(kind.sizeof_hdr), check=False)
+    least = kind.single_vox_offset
+    faults = []
+    # Both suffixes are those of single files, whatever the magic number says.
+    if raw["vox_offset"] < least:
+        faults.append(f"vox_offset {float(raw['vox_offset']):g}, below {least}, in a single file")
+    for axis, size in enumerate(source.shape[:3]):
+        if size > 1 and raw["pixdim"][axis + 1] == 0:
+            faults.append(f"a voxel size of 0 along axis {axis}")
+    qform = [float(raw[name]) for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")]
+    if raw["qform_code"] > 0 and not all(map(math.isfinite, qform)):
+        faults.append("NaN or infinity in its qform")
+    if faults:
+        raise _HeaderError(f"Expected a header that can be true in {path}. Received: {faults[0]}. Mend its header.")
 
 
 def _read_header(source) -> tuple[tuple[int, ...], list[float], np.ndarray]:
@@ -206,9 +267,12 @@ def _read_header(source) -> tuple[tuple[int, ...], list[float], np.ndarray]:
 
 def _load_nifti(path: Path, data: bytes) -> tuple[tuple[int, ...], list[float], np.ndarray, np.ndarray]:
     """Loads shape, zooms, affine and float32 array of any file that nibabel can read."""
-    source = _import_nibabel().load(path)
+    source = _open_nifti(path)
+    _check_fields(source, path)
     if source.get_data_dtype().kind not in "iuf":
-        raise ValueError(f"values of type {source.get_data_dtype()}, which are no intensities")
+        kind = source.get_data_dtype()
+        names = "colours" if kind.names else f"numbers of type {kind}"
+        raise _HeaderError(f"Expected one real number a voxel in {path}. Received: {names}, which are no intensities. Convert the file.")
     if 0 in source.shape:
         raise ValueError(f"an array of shape {source.shape}")
     check_size(data, int(source.dataobj.offset) + math.prod(source.shape) * source.get_data_dtype().itemsize)

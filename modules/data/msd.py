@@ -161,6 +161,9 @@ def _find_mapped(root: Path, mapping: Any, number: int) -> list[Case]:
         if not given or not isinstance(label, str) or Path(name).name != name:
             received = f"{shorten(name)}: {shorten(entry)}"
             raise ValueError(f"Expected a name, `images` and `label` of each case in `dataset` of {path}. Received: {received}.")
+        if len({os.path.normpath(file) for file in images}) < len(images):
+            received = shorten(images)
+            raise ValueError(f"Expected a file of its own for each channel of {name} in {path}. Received: {received}. Correct the file.")
         if len(images) != number:
             raise ValueError(f"Expected {number} images, one a channel, of {name} in {path}. Received: {len(images)}. Correct the file.")
         cases.append(Case(name, name, tuple(_resolve(root, file) for file in images), _resolve(root, label)))

@@ -166,8 +166,8 @@ def _parse_header(data: bytes) -> _Header | None:
     """Reads a NIfTI-1 header as nibabel does. Returns None for a cut or unusual header, which nibabel must judge.
 
     Unusual are extensions, a header apart from its data, NIfTI-2, colours and complex numbers. So are fields that contradict each
-    other or the standard. Two harmless faults are common, and nibabel mends them: zooms of 0 or below, and a pixdim[0] that is
-    neither 1 nor -1. They are accepted here too.
+    other or the standard. Two harmless faults are common, and nibabel mends them: zooms below 0, or of 0 along an axis of length one,
+    and a pixdim[0] that is neither 1 nor -1. They are accepted here too.
     """
     if len(data) < 352:
         return None
@@ -189,7 +189,9 @@ def _parse_header(data: bytes) -> _Header | None:
     elif not math.isfinite(inter):
         return None
     zooms = tuple(abs(zoom) or 1.0 for zoom in pixdim[1:4])
-    if not math.isfinite(sum(zooms)):
+    if not math.isfinite(sum(zooms)) or (qform and not math.isfinite(sum(fields[24:30]))):
+        return None
+    if any(size > 1 and zoom == 0 for size, zoom in zip(shape, pixdim[1:4], strict=False)):
         return None
     if sform:
         affine = np.array((*fields[30:42], 0, 0, 0, 1)).reshape(4, 4)

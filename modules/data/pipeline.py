@@ -32,6 +32,9 @@ class PatchSampler:
 
     def draw_start(self, case: PreparedCase, window: Sequence[int], turn: int, seeds: Sequence[int]) -> tuple[int, ...]:
         """Draws the first voxel of patch number `turn` of an epoch; the draw is a pure function of `seeds`."""
+        if all(size <= length for size, length in zip(case.shape, window, strict=True)):
+            # The case lies in the window's middle. A generator would cost more than the rest.
+            return nth_start(case.shape, window, 0)
         uniform = self.sampling == "foreground" and turn % 3 != 0
         rng = np.random.default_rng(list(seeds))
         sampling = "uniform" if uniform else self.sampling

@@ -22,6 +22,8 @@ INTENSITIES = ("min_max", "percentile", "zscore", "fixed")
 MOST = float(np.finfo(np.float16).max)
 # Differences and products of larger intensities may leave float32.
 _BRIGHTEST = 1e30
+# Of the angle between two axes, 88.9 degrees. Rounding in a header is far from it.
+_LARGEST_COSINE = 0.02
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
 
 
@@ -107,14 +109,15 @@ class Preprocessing:
             raise ValueError(f"Expected `interpolation` in {tuple(INTERPOLATIONS)}. Received: {self.interpolation!r}.")
         for name in ("shape", "spacing_mm"):
             value = getattr(self, name)
-            if value and (len(value) != self.spatial_dims or not min(value) > 0):
-                raise ValueError(f"Expected `{name}` of {self.spatial_dims} numbers above 0. Received: {value}.")
+            if value and (len(value) != self.spatial_dims or not min(value) > 0 or math.inf in value):
+                raise ValueError(f"Expected `{name}` of {self.spatial_dims} finite numbers above 0. Received: {value}.")
 
     def check(self, image: Volume, channels: Sequence[str], name: str) -> None:
         """Raises ValueError, naming `name`, for an image of another kind than this preprocessing was made for.
 
         Such an image has another rank, or another number of channels than `channels` names. Its affine may not say which way its axes
-        run. For "fixed", it may be brighter than `scale`. Resampled, it may be larger than memory.
+        run, or they may not be at right angles, so that no voxel size gives its volumes and distances. For "fixed", it may be brighter
+        than `scale`. Resampled, it may be larger than memory.
         """
         rank, number, expected = image.array.ndim - 1, image.array.shape[-1], self.spatial_dims
         if rank != expected:
@@ -123,6 +126,7 @@ class Preprocessing:
             raise ValueError(f"Expected {len(channels)} channel(s) ({', '.join(channels)}) for this model. Received: {number} in {name}.")
         if rank == 3 and image.affine is not None and not np.isfinite(_orient(image.affine)).all():
             raise ValueError(f"Expected an affine that gives each axis a direction. Received: a singular one in {name}. Mend its header.")
+        _check_angles(image, name)
         self._check_size(image, name)
         brightest = float(image.array.max())
         largest = max(brightest, -float(image.array.min()))
@@ -134,10 +138,16 @@ class Preprocessing:
             raise ValueError(f"Expected intensities up to {self.scale:g}. Received: {brightest:g} in {name}. Convert it to that range.")
 
     def _check_size(self, image: Volume, name: str) -> None:
-        """Raises ValueError, naming `name`, for an image that would not fit in memory once it is resampled."""
+        """Raises ValueError, naming `name`, for an image that would not fit in memory once it is resampled, or would be one voxel."""
         if not self.spacing_mm or not _MEMORY:
             return
         grid = self.measure(image).grid
+        if max(grid) == 1:
+            raise ValueError(
+                f"Expected a resampled volume of more than one voxel. Received: one voxel of {_format_mm(self.spacing_mm)} mm for "
+                f"{'x'.join(map(str, image.array.shape[:-1]))} voxels of {_format_mm(image.spacing_mm)} mm in {name}. "
+                "Mend its header, or choose a smaller `--spacing`."
+            )
         size = 4 * math.prod(grid) * image.array.shape[-1]
         # The image, a copy on the way, and the probabilities under work.
         if 3 * size > _MEMORY:
@@ -266,6 +276,22 @@ class Preprocessing:
                 least = np.float32((floor - low) / (high - low or 1))
                 np.maximum(result[..., channel], least, out=result[..., channel])
         return np.clip(result, 0, 1, out=result) if self.intensity == "percentile" else result
+
+
+def _check_angles(image: Volume, name: str) -> None:
+    """Raises ValueError, naming the file `name`, for an image whose axes are not at right angles to one another."""
+    if image.affine is None:
+        return
+    columns = image.affine[:3, : image.array.ndim - 1]
+    columns = columns / np.linalg.norm(columns, axis=0)
+    cosines = np.abs(np.triu(columns.T @ columns, 1))
+    if (cosine := float(cosines.max())) > _LARGEST_COSINE:
+        one, other = (int(axis) for axis in np.unravel_index(cosines.argmax(), cosines.shape))
+        angle = math.degrees(math.acos(min(1.0, cosine)))
+        raise ValueError(
+            f"Expected axes at right angles in {name}. Received: axes {one} and {other} at {angle:.1f} degrees. "
+            "Mend its header, or resample it to a grid without shear."
+        )
 
 
 def _format_mm(sizes: Sequence[float]) -> str:

@@ -51,7 +51,8 @@ def split_cases(
         wanted = max(1, round(fraction * everyone))
         if wanted >= len(candidates):
             raise ValueError(
-                f"Expected more than {wanted} subject(s) to hold {wanted} out for {name}. Received: {len(candidates)} for training."
+                f"Expected more than {wanted} subject(s) to hold {wanted} out for {name}. Received: {len(candidates)} for training. "
+                "Add subjects, or tell them apart with `--subjects`."
             )
         held_out = set(np.random.default_rng(seed).permutation(candidates)[:wanted].tolist())
         splits[name] = [case for case in splits["train"] if case.subject_id in held_out]

@@ -10,10 +10,16 @@ from modules.data.case import Case
 from modules.data.files import stem_of
 
 COLUMNS = ["case", "subject"]
-# Words for a visit within a name, with their number or letter: `_visit2`, `_ses-b`, `_week_1`, `-baseline`, `_m12`, `_MR1`.
-_WORDS = "visit|session|ses|week|wk|month|mon|day|year|yr|timepoint|time|tp|scan|exam|study|followup|follow-up|fup|fu|mr"
+# Words for a visit within a name, with their number or letter: `_visit2`, `_ses-b`, `_week_1`, `-baseline`, `_m12`, `_MR1`, `_frame01`.
+_TIMES = "visit|session|ses|week|wk|month|mon|day|year|yr|timepoint|time|tp|followup|follow-up|fup|fu"
+_WORDS = f"{_TIMES}|scan|exam|study|mr|frame|phase|run|rep|fraction|fx"
+_NUMBER = r"[_-]?(?:\d+|[a-z]\b|[a-z](?=_)|pre|post)"
 _VISIT = re.compile(
-    rf"(?i)[_.-](?:(?:{_WORDS})[_-]?(?:\d+|[a-z]\b|[a-z](?=_)|pre|post)?|baseline|bl|pre|post|retest|rescan|repeat|[vtwmdy]\d+)(?=[_.-]|$)"
+    rf"(?i)[_.-](?:(?:{_WORDS})(?:{_NUMBER})?|baseline|bl|pre|post|retest|rescan|repeat|[vtwmdy]\d+)(?=[_.-]|$)"
+    # Right behind a number, as in `s01v2` and `Patient3VisitB`.
+    rf"|(?<=\d)(?:(?:{_WORDS}){_NUMBER}|[vt]\d+)(?=[_.-]|$)"
+    # In front, as in `visit2_p01`.
+    rf"|^(?:(?:{_TIMES}){_NUMBER}|baseline|[vt]\d+)[_.-]"
 )
 # A date or year, one digit, or one letter at the end: `p01_2019`, `p01_2`, `p01b`. Longer numbers count people more often than visits.
 _ENDING = re.compile(r"(?i)[_.-](?:(?:19|20)\d\d(?:[_.-]?\d\d[_.-]?\d\d)?|\d|[a-z])$|(?<=\d)[a-vx-z]$")
@@ -121,12 +127,27 @@ def guess_person(subject: str) -> str:
     return subject
 
 
+def _guess_persons(subjects: Iterable[str]) -> dict[str, str]:
+    """Guesses the person of each subject, by its name and by what all names have in common; upper and lower case are alike.
+
+    Where fewer different endings follow the names than there are names without them, the endings count visits: `p01-000`, `p01-001`,
+    `p02-000`. Where more do, they count people: `site1-001` to `site1-050`, `site2-051`.
+    """
+    names = {subject: guess_person(subject) for subject in subjects}
+    parts = {name: match for name in names.values() if (match := re.fullmatch(r"(.*\d.*)[_.-]([^_.-]+)", name))}
+    if len({match[2] for match in parts.values()}) < len({match[1] for match in parts.values()}):
+        names = {subject: parts[name][1] if name in parts else name for subject, name in names.items()}
+    known: dict[str, str] = {}
+    return {subject: known.setdefault(names[subject].casefold(), names[subject]) for subject in sorted(names)}
+
+
 def find_related(splits: Mapping[str, Sequence[Case]]) -> list[str]:
     """Writes a warning for each person who, by the names of subjects, seems to be in two splits. It names a file of each split."""
+    persons = _guess_persons({case.subject_id for cases in splits.values() for case in cases})
     people: dict[str, dict[str, Case]] = {}
     for split, cases in splits.items():
         for case in cases:
-            people.setdefault(guess_person(case.subject_id), {}).setdefault(split, case)
+            people.setdefault(persons[case.subject_id], {}).setdefault(split, case)
     if len(people) == 1:
         # One name for all is a name of the data set.
         return []
@@ -139,23 +160,29 @@ def find_related(splits: Mapping[str, Sequence[Case]]) -> list[str]:
 
 
 def find_copies(splits: Mapping[str, Sequence[Case]], hashes: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
-    """Writes a warning for each image of one split that is equal to the byte to one of another split. It names both files.
+    """Writes a warning for each image of one split that is equal to the byte to one of another split, and one for all within a split.
 
     Args:
         splits: The cases by split.
         hashes: SHA-256 of each file of each case, images before the label, by split.
     """
     known: dict[str, dict[str, Path]] = {}
+    repeated = []
     for split, cases in splits.items():
         for case, digests in zip(cases, hashes[split], strict=True):
             for path, digest in zip(case.image_paths, digests, strict=False):
-                known.setdefault(digest, {}).setdefault(split, path)
+                first = known.setdefault(digest, {}).setdefault(split, path)
+                if first != path:
+                    repeated.append(f"{first} and {path} ({split})")
     copies = [places for places in known.values() if len(places) > 1]
     lines = []
     for places in copies:
         files = " and ".join(f"{path} ({split})" for split, path in places.items())
         lines.append(f"warning: {files} are equal to the byte, so that scores are not of unseen scans. Remove one.")
-    return _limit(lines, [str(path) for places in copies for path in list(places.values())[-1:]])
+    lines = _limit(lines, [str(path) for places in copies for path in list(places.values())[-1:]])
+    if repeated:
+        lines.append(f"warning: {len(repeated)} image(s) count twice: {repeated[0]} are equal to the byte. Remove one.")
+    return lines
 
 
 def _limit(lines: list[str], names: Iterable[str]) -> list[str]:

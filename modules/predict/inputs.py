@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -14,8 +14,13 @@ from modules.predict.bundle import ModelBundle
 
 # The endings that predict.py gives to the names of the files that it writes.
 OUTPUTS = ("_prediction", "_overlay", "_probabilities")
-# Endings of names and names of folders that reference labels have. The first four endings are common, the others those of BIDS and others.
-_LABEL_ENDING = re.compile(r"(?i)[_-](seg|mask|label|labels|dseg|probseg|labelmap|segmentation|gt)$")
+# Endings of names that reference labels have, or whole names: `a_seg`, `sub-01_dseg`, `mask`.
+_LABEL_ENDING = re.compile(
+    r"(?i)(^|[_.-])(segs?|masks?|labels?|[dw]seg|aseg|probseg|labelmap|segmentations?|gt|(ground[_-]?)?truth|annotations?|manual|rois?)$"
+)
+# Beginnings of their names, where an image has the rest: `segmentation-0` beside `volume-0`.
+_LABEL_BEGINNING = re.compile(r"(?i)^(segmentation|seg|mask|labels?|gt)(?=[_-].)")
+# Names of their folders.
 _LABEL_FOLDER = re.compile(r"(?i)(^|[_-])(labels?|segs?|segmentations?|masks?|annotations?|gt|groundtruth)(tr|ts|val)?($|[_-])")
 _MOST_NAMES = 8
 
@@ -99,7 +104,9 @@ def _resolve(path: str, search: Search) -> list[tuple[FoundImage, bool]]:
         search.failures.append(
             FileNotFoundError(f"Expected images ({', '.join(SUFFIXES)}) at {path}. Received: {received}. Check the path.")
         )
-    elif place.is_dir() and len(images) + earlier < len(files):
+    elif earlier:
+        search.remarks.append(f"{earlier} file(s) at {path} with names of earlier output ({', '.join(OUTPUTS)}) are left out")
+    if images and place.is_dir() and len(images) + earlier < len(files):
         search.remarks.append(f"{len(files) - len(images) - earlier} file(s) of other kinds below {path} are left out")
     return [(FoundImage(file, _to_folder(file.parent.relative_to(root))), True) for file in images]
 
@@ -117,12 +124,15 @@ def _to_folder(relative: Path) -> str:
 
 
 def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[LabelRule]) -> set[Path]:
-    """Finds the reference labels among images: by a data set's rule, by an ending such as `_dseg`, or in a folder such as `labels`.
+    """Finds the reference labels among images: by a data set's rule, by a name such as `a_dseg` or `mask`, or in a folder such as `labels`.
 
     A file that the user named is a label only where its image is given too.
     """
     stems = {stem_of(image.path) for image, _ in found}
     plain = {stem_of(image.path) for image, _ in found if not _lies_among_labels(image)}
+    scanned = {image.path.parent for image, _ in found if not _LABEL_ENDING.search(stem_of(image.path))}
+    # What follows each separator of the other names: `0` for `volume-0`.
+    tails = {stem[place.end() :] for stem in stems if not _LABEL_BEGINNING.match(stem) for place in re.finditer("^|[_-]", stem)}
     named, numbered = set(), set()
     for image, _ in found:
         stem = stem_of(image.path)
@@ -136,9 +146,15 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
         stem = stem_of(image.path)
         ending = _LABEL_ENDING.search(stem)
         base = stem[: ending.start()] if ending else ""
-        paired = any(other == base or other.startswith(f"{base}_") for other in stems - {stem}) if ending and not searched else bool(ending)
+        if ending and not searched and base:
+            paired = any(other == base or other.startswith(f"{base}_") for other in stems - {stem})
+        else:
+            # A whole name such as `mask` belongs to the scans of its folder.
+            paired = bool(ending) and (searched or image.path.parent in scanned)
         twin = _lies_among_labels(image) and (stem in plain or stem in numbered)
-        if stem in named or paired or twin:
+        beginning = _LABEL_BEGINNING.match(stem)
+        begun = bool(beginning) and stem[beginning.end() + 1 :] in tails
+        if stem in named or paired or twin or begun:
             labels.add(image.path)
     return labels
 
@@ -184,7 +200,7 @@ def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelB
         raise FileNotFoundError(f"Expected a folder of reference labels at {labels}. Received: no such folder. Check the path.")
     groups, failures = group_channels(images, len(bundle.channels))
     candidates: dict[str, list[Path]] = {}
-    for path in walk_files(labels) if labels is not None else ():
+    for path in walk_files(labels, failures.append) if labels is not None else ():
         if suffix_of(path):
             candidates.setdefault(stem_of(path), []).append(path)
     cases, lacking = [], []
@@ -202,9 +218,37 @@ def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelB
                 lacking.append(error)
         volume_id = volume_id and prefix + volume_id
         cases.append(Case(prefix + name, volume_id or prefix + name, paths, label, None, volume_id, index))
+    if labels is not None:
+        cases = _take_shared_labels(cases, [group[0].folder for group in groups], labels, lacking)
     if labels is not None and cases and len(lacking) == len(cases):
         raise lacking[0]
     return sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index)), [*failures, *lacking]
+
+
+def _take_shared_labels(cases: Sequence[Case], folders: Sequence[str], labels: Path, lacking: list[Exception]) -> list[Case]:
+    """Takes a label away from cases that share it with others, except from the one in the label's own sub-folder; adds an error for each.
+
+    Scans of many people have one name, such as `T1`, and one label can be that of one person only.
+    """
+    users: dict[Path, list[int]] = {}
+    for number, case in enumerate(cases):
+        if case.label_path is not None:
+            users.setdefault(case.label_path, []).append(number)
+    result = list(cases)
+    for path, numbers in users.items():
+        near = [number for number in numbers if folders[number] == _to_folder(path.parent.relative_to(labels))]
+        for number in numbers if len(numbers) > 1 else ():
+            if near == [number]:
+                continue
+            other = next(cases[another].image_paths[0] for another in numbers if another != number)
+            lacking.append(
+                ValueError(
+                    f"Expected a label of its own for {cases[number].image_paths[0]}. Received: {path}, which {other} has too. Without it, "
+                    "it is not scored. Put the labels into sub-folders like the images'."
+                )
+            )
+            result[number] = replace(result[number], label_path=None)
+    return result
 
 
 def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]], rule: LabelRule, labels: Path) -> Path:
@@ -221,7 +265,9 @@ def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]],
         names = {file.name: None}
     expected = dict.fromkeys([*(stem_of(Path(other)) for other in names), name])
     marked = [stem for stem in candidates if (match := _LABEL_ENDING.search(stem)) and stem[: match.start()] in expected]
-    ways = [[path for path in candidates.get(stem, ()) if path != file] for stem in (*expected, *marked)]
+    # Labels of several endings may differ, so they are one way.
+    groups = (*([stem] for stem in expected), marked)
+    ways = [[path for stem in stems for path in candidates.get(stem, ()) if path != file] for stems in groups]
     found = next(filter(None, ways), [])
     if not found:
         raise FileNotFoundError(

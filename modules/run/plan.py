@@ -67,9 +67,10 @@ class Plan:
         divisor: A number that divides every size of the window.
         preprocessing: The steps that each case goes through before the network.
         window: The window that the network sees at once.
-        fit: The way to fit cases to the window: "crop" (or pad) about the centre, "resample" to it, or "tile" them with windows.
+        fit: The way to fit cases to the window: "resample" to it, or "tile" them with windows.
         batch_size: Samples a step, over all devices.
-        sampler: The sampler of training patches; None where samples are the windows of a grid.
+        sampler: The sampler of training patches; None where samples are the windows of a grid. Slices have one that takes a patch
+            anywhere in a slice larger than the window, once an epoch.
         steps_per_epoch: Batches an epoch.
         reasons: The reason for each decision, by its name.
     """
@@ -175,6 +176,7 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         sizes = (*sizes[: PLANES[plane]], 1, *sizes[PLANES[plane] :])
     preprocessing = replace(
         spec.preprocessing,
+        shape=(),
         spacing_mm=settings.spacing or spec.preprocessing.spacing_mm,
         interpolation=settings.interpolation,
         intensity=settings.intensity or spec.preprocessing.intensity,
@@ -208,12 +210,13 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
         sizes = derive_window(fingerprint.shapes, draft.mode, PLANES[draft.plane], divisor)
         reasons["window"] = f"from the shapes of {fingerprint.cases} training cases"
     window = Window(tuple(sizes))
-    # Slices are cropped or padded, as in the references. Whole volumes are resampled.
-    fit = "crop" if spec.spatial_dims == 2 else "resample" if draft.mode == "volume" else "tile"
+    fit = "resample" if draft.mode == "volume" else "tile"
     preprocessing = draft.preprocessing if fit == "tile" else replace(draft.preprocessing, shape=window.sizes, resize=fit == "resample")
     sampler = None
     if draft.mode == "patch":
         sampler = PatchSampler(settings.sampling, settings.patches_per_case, settings.class_probabilities)
+    elif spec.spatial_dims == 2:
+        sampler = PatchSampler("uniform", per_case=1)
     batch_size = settings.batch_size or (16 if draft.mode == "slice" else 2)
     shapes = fingerprint.shapes if fit == "tile" and sampler is None else (window.sizes,) * fingerprint.cases
     samples = count_samples(shapes, window, sampler)

@@ -65,7 +65,8 @@ def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.nd
         rng = np.random.default_rng(seed)
         points = choose_points(label, spec.num_classes, rng)
         start = draw_start(rng, label.shape, window, points=points, sampling="foreground")
-        array, label = cut(array, start, window, array.min(axis=(0, 1, 2))), cut(label, start, window)
+        darkest = array.min(axis=tuple(range(label.ndim)))
+        array, label = cut(array, start, window, darkest), cut(label, start, window)
     spacing = geometry.measure_spacing(image.spacing_mm)
     # Preprocessing has turned volumes to canonical orientation.
     return Volume(array, np.diag([*spacing, 1.0]) if label.ndim == 3 else image.affine, spacing), label

@@ -76,6 +76,37 @@ def test_what_lies_elsewhere_is_none(change):
     assert align(array, affine, (5, 6, 7), _oblique(), resample=True) is None
 
 
+def _turn_about_the_middle(shape, degrees):
+    """Turns a grid of 1 mm about its middle, in the plane of its first two axes."""
+    turn, middle = np.eye(4), np.eye(4)
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn[:2, :2] = [[cosine, -sine], [sine, cosine]]
+    middle[:3, 3] = (np.array(shape) - 1) / 2
+    return middle @ turn @ np.linalg.inv(middle)
+
+
+def test_a_turned_grid_is_judged_by_its_corners_alone():
+    # The corners of 21x21 voxels lie 14.14 from the middle. A turn by 0.15 degrees moves them by 0.037, one by 0.3 degrees by 0.074.
+    array = np.zeros((21, 21, 3), np.uint8)
+    assert align(array, _turn_about_the_middle(array.shape, 0.15), array.shape, np.eye(4)) is array
+    assert align(array, _turn_about_the_middle(array.shape, 0.3), array.shape, np.eye(4)) is None
+
+
+def test_a_slice_without_a_third_axis_lies_in_its_plane():
+    flat, array = np.diag([1.0, 2, 0, 1]), ARRAY[..., 0]
+    flip = np.diag([-1.0, 2, 5, 1])
+    flip[0, 3] = 4
+    assert align(array, np.diag([1.0, 2, 5, 1]), (5, 6), flat) is align(array, flat, (5, 6), flat) is array
+    np.testing.assert_array_equal(align(array, flip, (5, 6), flat), array[::-1])
+    flip[2, 3] = 0.3
+    assert align(array, flip, (5, 6), flat) is None
+
+
+def test_a_picture_and_a_nifti_cannot_be_compared():
+    assert align(ARRAY, None, (5, 6, 7), None) is ARRAY
+    assert align(ARRAY, np.eye(4), (5, 6, 7), None) is align(ARRAY, None, (5, 6, 7), np.eye(4)) is None
+
+
 def test_the_tolerance_is_a_twentieth_of_a_voxel():
     for share, same in ((0.045, True), (0.055, False)):
         affine = np.eye(4)
@@ -108,6 +139,8 @@ def test_singular_headers_have_to_be_the_same():
 def test_a_grid_in_words():
     affine = np.diag([-0.8, 1.0, 2.5, 1])
     affine[:3, 3] = 10, -20.25, 3
-    assert describe_grid((5, 6, 7), affine) == "5x6x7 of 0.8x1x2.5 mm, LAS, first voxel at (10.0, -20.2, 3.0) mm"
+    assert describe_grid((5, 6, 7), affine) == (
+        "5x6x7 of 0.8x1x2.5 mm, LAS, first voxel at (10.00, -20.25, 3.00) mm, last at (6.80, -15.25, 18.00) mm"
+    )
     assert describe_grid((5, 6), None) == "5x6 without a place in the world"
     assert describe_grid((5, 6), np.full((4, 4), np.nan)) == "5x6 with an affine that is not finite"

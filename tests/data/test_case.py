@@ -120,7 +120,7 @@ def test_broken_files_are_named(tmp_path, write_nifti, write_picture):
         nan: "1 NaN or infinite",
         tmp_path / "absent.nii": "nothing there",
         tmp_path / "notes.txt": "ending in .nii",
-        write_nifti("complex.nii", np.ones((4, 4), np.complex64)): "values of type complex64",
+        write_nifti("complex.nii", np.ones((4, 4), np.complex64)): "numbers of type complex64",
         write_nifti("line.nii", np.ones((5, 1, 1), np.float32)): "slice or a volume",
     }
     (tmp_path / "notes.txt").write_text("x")
@@ -259,7 +259,8 @@ def test_fingerprint_follows_links_even_when_they_are_turned_elsewhere(tmp_path,
 def test_bytes_that_were_read_can_be_hashed_without_reading_again(write_nifti, write_picture):
     paths = [write_nifti("a.nii.gz", np.ones((3, 4), np.float32)), write_picture("b.png", np.ones((3, 4), np.uint8))]
     hashes = []
-    read_volume(paths, lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
+    for path in paths:
+        read_volume([path], lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
     read_label(paths[1], LabelRule({1: 1}), on_bytes=lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
     assert hashes == [hash_file(path) for path in (*paths, paths[1])]
 
@@ -346,7 +347,7 @@ def test_any_usual_header_is_read_as_nibabel_reads_it(tmp_path, without_nibabel,
         quaternion = rng.normal(size=4)
         quaternion[rng.random(4) < 0.2] = 0
         quaternion /= np.linalg.norm(quaternion) or 1
-        zooms = rng.uniform(0.1, 5, 8) * rng.choice([1, 1, 1, -1, 0], 8)
+        zooms = rng.uniform(0.1, 5, 8) * rng.choice([1, 1, 1, -1], 8)
         zooms[0] = rng.choice([1, -1, 0, 3])
         fields = {
             "pixdim": zooms,
@@ -409,7 +410,6 @@ def test_nifti_2_is_read(tmp_path, suffix):
     [
         ({"scl_slope": 2, "scl_inter": np.nan}, "invalid intercept"),
         ({"qform_code": 1, "quatern_b": 1, "quatern_c": 1}, "w2 should be positive"),
-        ({"datatype": 128, "bitpix": 24}, "which are no intensities"),
         ({"vox_offset": 16}, "too low"),
         ({"magic": b"n+9"}, "file type"),
         ({"dim": [3, 4, 4, 4, 1, 1, 1, 1]}, "416 bytes where the header promises 480"),
@@ -578,6 +578,15 @@ def test_the_size_of_a_voxel_follows_the_affine_not_pixdim(tmp_path):
     assert read_volume([path]).spacing_mm == pytest.approx((3.0001, 5, 5), abs=1e-6)
 
 
+STRAIGHT = {
+    "sform_code": 1,
+    "srow_x": [2, 0, 0, 0],
+    "srow_y": [0, 2, 0, 0],
+    "srow_z": [0, 0, 2, 0],
+    "pixdim": [1, 2, 2, 2, 1, 1, 1, 1],
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -593,6 +602,14 @@ def test_the_size_of_a_voxel_follows_the_affine_not_pixdim(tmp_path):
             r"voxels of 0.0001 to 100000 mm in .*a.nii.gz. Received: 1e\+09 mm along axis 0",
         ),
         ({"sform_code": 1}, "Expected voxels of 0.0001 to 100000 mm in .*a.nii.gz. Received: 0 mm along axis 0"),
+        # nibabel takes a size of 0 for 1 mm, and an offset of 0 for that of the header: each would give a wrong result without a word.
+        ({"qform_code": 1, "pixdim": [1, 2, 0, 2, 1, 1, 1, 1]}, "in .*a.nii.gz. Received: a voxel size of 0 along axis 1. Mend its header"),
+        (STRAIGHT | {"pixdim": [1, 2, 2, 0, 1, 1, 1, 1]}, "in .*a.nii.gz. Received: a voxel size of 0 along axis 2"),
+        (STRAIGHT | {"pixdim": [1, 2, 1e9, 2, 1, 1, 1, 1]}, r"mm in .*a.nii.gz. Received: 1e\+09 mm along axis 1"),
+        (STRAIGHT | {"qform_code": 1, "quatern_c": np.nan}, "in .*a.nii.gz. Received: NaN or infinity in its qform"),
+        (STRAIGHT | {"srow_y": [0, 2, 0, 1e20]}, r"within 1e\+06 mm of the origin in .*a.nii.gz. Received: 1e\+20 mm"),
+        ({"vox_offset": 0}, "in .*a.nii.gz. Received: vox_offset 0, below 352, in a single file"),
+        ({"vox_offset": 0, "magic": b"ni1"}, "in .*a.nii.gz. Received: vox_offset 0, below 352"),
     ],
 )
 def test_a_geometry_that_cannot_be_true_is_refused_by_name(tmp_path, fields, message):
@@ -600,6 +617,47 @@ def test_a_geometry_that_cannot_be_true_is_refused_by_name(tmp_path, fields, mes
     for read in (lambda: read_volume([path]), lambda: formats.read_grid(path)):
         with pytest.raises(ValueError, match=message):
             read()
+
+
+def test_a_nifti_2_of_no_offset_is_refused(tmp_path):
+    nib.save(nib.Nifti2Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    np.frombuffer(data, nib.nifti2.header_dtype, 1)["vox_offset"] = 0
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(ValueError, match="Received: vox_offset 0, below 544, in a single file"):
+        read_volume([tmp_path / "a.nii"])
+
+
+@pytest.mark.parametrize(("code", "bits", "what"), [(128, 24, "colours"), (32, 64, "numbers of type complex64")])
+def test_what_is_no_real_number_is_refused(tmp_path, code, bits, what):
+    path = _write(tmp_path / "a.nii", _make_nifti(np.zeros((4, 4, 16), np.int16), datatype=code, bitpix=bits, dim=[3, 4, 4, 2, 1, 1, 1, 1]))
+    with pytest.raises(ValueError, match=f"one real number a voxel in .*a.nii. Received: {what}, which are no intensities. Convert"):
+        read_volume([path])
+
+
+@pytest.mark.parametrize("name", ["a.Nii.Gz", "a.nii.GZ", "a.NIi"])
+def test_a_suffix_in_any_case_is_read_and_written(tmp_path, name):
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        nib.save(kind(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.diag([2.0, 1, 1, 1])), tmp_path / f"b{name[1:].lower()}")
+        path = (tmp_path / f"b{name[1:].lower()}").replace(tmp_path / name)
+        assert read_volume([path]).array.sum() == formats.read_file(path).array.sum() == 59 * 30
+        assert formats.read_grid(path).spacing_mm == (2, 1, 1)
+        write_label_like(tmp_path / f"c{name[1:].lower()}", np.ones((3, 4, 5), np.uint8), path)
+        assert nib.load(tmp_path / f"c{name[1:].lower()}").affine[0, 0] == 2
+
+
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")
+    with pytest.raises(FileNotFoundError, match="Expected a file at .*a.nii"):
+        read_volume([tmp_path / "a.nii"])
+
+
+def test_a_picture_and_a_nifti_are_no_pair(write_nifti, write_picture):
+    image, label = write_picture("a.png", np.ones((4, 4), np.uint8)), write_nifti("a.nii", np.ones((4, 4), np.uint8))
+    with pytest.raises(ValueError, match="Expected image and label both as NIfTI, or both as pictures.*a.png and .*a.nii. Convert"):
+        read_case(Case("a", "a", (image,), label), make_spec(Preprocessing(2), {1: 1}))
+    with pytest.raises(ValueError, match="Expected image and channel both as NIfTI"):
+        read_volume([image, label])
 
 
 def test_a_file_that_inflates_far_beyond_its_header_is_refused_before_it_does(tmp_path):
@@ -633,11 +691,17 @@ def test_a_label_on_another_grid_is_brought_onto_its_images_or_refused(write_nif
     np.testing.assert_array_equal(label, truth)
     assert "label" in caplog.text
     assert "mirrored.nii has another grid over the same space than its image: turned" in caplog.text
+    # 5x4 voxels of 0.8x1.25 mm lie over the same 4x5 mm as the image's. They are as many, but no turned grid.
+    box = np.diag([0.8, 1.25, 1, 1])
+    box[:3, 3] = -0.1, 0.125, 0
+    with caplog.at_level("INFO", "mri"):
+        read_case(Case("a", "a", (image,), write_nifti("box.nii", np.ascontiguousarray(truth.reshape(5, 4, 6)), box)), rules)
+    assert "box.nii has another grid over the same space than its image: taken from the nearest voxels" in caplog.text
     moved = np.eye(4)
     moved[0, 3] = 30
     with pytest.raises(
         ValueError,
-        match=r"image 4x5x6 of 1x1x1 mm, RAS, first voxel at \(0.0, 0.0, 0.0\) mm in .*a.nii; label 4x5x6 .* at \(30.0, .*beside"
+        match=r"image 4x5x6 of 1x1x1 mm, RAS, first voxel at \(0.00, 0.00, 0.00\) mm, .* in .*a.nii; label 4x5x6 .* at \(30.00, .*beside"
         r".*correct a header, or use it voxel by voxel with `--ignore-geometry`",
     ):
         read_case(Case("a", "a", (image,), write_nifti("beside.nii", truth, moved)), rules)
@@ -656,7 +720,7 @@ def test_a_label_is_used_voxel_by_voxel_where_the_user_says_so(write_nifti):
         np.testing.assert_array_equal(read_case(cases[-1], rules)[1], truth)
     lines = describe_ignored([*cases, Case("x", "x", (image,), write_nifti("x.nii", truth, moved)), Case("y", "y", (image,))])
     assert [line.split(" is used voxel by voxel")[0].rpartition("/")[2] for line in lines[:-1]] == [f"moved_{n}.nii" for n in range(5)]
-    assert lines[0].endswith("first voxel at (30.0, 0.0, 0.0) mm, its image at 4x5x6 of 1x1x1 mm, RAS, first voxel at (0.0, 0.0, 0.0) mm")
+    assert "first voxel at (30.00, 0.00, 0.00) mm, last at (33.00, 4.00, 5.00) mm, its image at 4x5x6 of 1x1x1 mm, RAS, first" in lines[0]
     assert lines[-1] == "--ignore-geometry: 7 labels lie elsewhere than their images; the first 5 are named above"
     assert describe_ignored(cases[-1:]) == []
     # Voxels of another number have no partners.

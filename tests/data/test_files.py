@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from modules.data.files import TEMPORARY, fingerprint_files, name_failure, replace_file
+from modules.data.files import TEMPORARY, fingerprint_files, index_images, name_failure, replace_file
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,15 @@ def test_other_errors_are_left_alone(error):
     with pytest.raises(type(error)) as raised, name_failure("a"):
         raise error
     assert raised.value is error
+
+
+def test_a_folder_of_an_images_name_is_no_image(tmp_path):
+    (tmp_path / "a.nii.gz").mkdir()
+    for name in ("b.nii.gz", "._c.nii"):
+        (tmp_path / name).touch()
+    (tmp_path / "d.nii").symlink_to(tmp_path / "nowhere.nii")
+    (tmp_path / "e.nii").symlink_to(tmp_path / "e.nii")
+    assert list(index_images(tmp_path)) == ["b", "d", "e"]
 
 
 def test_any_name_of_a_file_has_a_fingerprint_and_can_be_replaced(tmp_path):

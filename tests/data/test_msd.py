@@ -128,6 +128,13 @@ def test_another_file_ending_and_names_with_points(tmp_path):
         find_msd(root)
 
 
+def test_each_channel_has_a_file_of_its_own(tmp_path):
+    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1}, channel_names={"0": "T1", "1": "T2"})
+    _edit(root, dataset={"a": {"images": ["imagesTr/a_0000.nii.gz", "./imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}})
+    with pytest.raises(ValueError, match="Expected a file of its own for each channel of a in .*dataset.json"):
+        find_msd(root)
+
+
 def test_what_a_desktop_leaves_behind_is_passed_over(root):
     for name in ("imagesTr/._hippocampus_001.nii.gz", "imagesTr/._case_001_0000.nii.gz", "labelsTr/.DS_Store"):
         (root / name).write_bytes(b"\0")

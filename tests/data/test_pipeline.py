@@ -104,6 +104,23 @@ def test_slices_of_2d_cases_come_whole(tmp_path):
     assert pipeline.cardinality() == 2
 
 
+def test_training_reaches_all_of_a_slice_that_is_larger_than_the_window(tmp_path):
+    cases, window = _write_cases(tmp_path, [(4, 9), (3, 3)]), Window((4, 5))
+    draw = PatchSampler("uniform", 1)
+    assert count_samples([case.shape for case in cases], window, draw) == 2
+    batches = _read(make_pipeline(cases, window, 3, batch_size=2, training=True, sampler=draw, seed=0), 40)
+    seen = [image for images, _ in batches for image in images]
+    # The last channel of the wide slice holds the column. Five columns begin at 0 to 4, each of them in 40 epochs.
+    assert {int(image[0, 0, 2]) for image in seen if image[0, 0, 0] == 1} == {0, 1, 2, 3, 4}
+    # The small slice lies in the middle: one column lies before and behind it, one row below. They are as dark as its darkest.
+    small = [image for image in seen if image[0, 0, 0] == 2]
+    assert len(small) == 40
+    for image in small:
+        np.testing.assert_array_equal(image[..., 2], [[0, 0, 1, 2, 0]] * 3 + [[0] * 5])
+    validation = _read(make_pipeline(cases, window, 3, batch_size=1, training=False))
+    assert [int(images[0, 0, 0, 2]) for images, _ in validation] == [0, 4, 0]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_hosts_share_each_batch(cases, training):
     def read(**options):

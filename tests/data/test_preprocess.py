@@ -198,10 +198,33 @@ def test_cubic_is_sharper_than_linear_and_both_keep_a_constant():
     assert results[1] < results[0] / 4
 
 
+def test_a_spacing_that_leaves_one_voxel_is_refused():
+    image = Volume(np.zeros((4, 5, 6, 1), np.float32), np.eye(4), (1.0, 1.0, 1.0))
+    with pytest.raises(
+        ValueError, match=r"more than one voxel. Received: one voxel of 1000x1000x1000 mm for 4x5x6 voxels of 1x1x1 mm in a.nii"
+    ):
+        Preprocessing(3, spacing_mm=(1000.0,) * 3).check(image, ("T1",), "a.nii")
+    Preprocessing(3, spacing_mm=(1000.0, 1000.0, 3.0)).check(image, ("T1",), "a.nii")
+    with pytest.raises(ValueError, match=r"`spacing_mm` of 3 finite numbers above 0. Received: \(inf, 1.0, 1.0\)"):
+        Preprocessing(3, spacing_mm=(np.inf, 1.0, 1.0))
+
+
 def test_a_singular_affine_is_refused():
     image = Volume(np.ones((4, 4, 4, 1), np.float32), np.diag((1.0, 1.0, 0.0, 1.0)), (1.0,) * 3)
     with pytest.raises(ValueError, match="Expected an affine that gives each axis a direction. Received: a singular one in a.nii"):
         Preprocessing(3).check(image, ("T1",), "a.nii")
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5)])
+def test_axes_that_are_not_at_right_angles_are_refused(shape):
+    # The second column is (0.75, 1, 0). Its angle to the first is that of the triangle of sides 3, 4 and 5 beside the 3: 53.1 degrees.
+    affine = np.eye(4)
+    affine[0, 1] = 0.75
+    rules, image = Preprocessing(len(shape)), np.zeros((*shape, 1), np.float32)
+    with pytest.raises(ValueError, match="right angles in a.nii. Received: axes 0 and 1 at 53.1 degrees. Mend its header"):
+        rules.check(Volume(image, affine, (1.0,) * len(shape)), ("T1",), "a.nii")
+    affine[0, 1] = 0.01
+    rules.check(Volume(image, affine, (1.0,) * len(shape)), ("T1",), "a.nii")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.int16, np.float32, np.float64, bool])

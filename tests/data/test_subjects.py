@@ -1,5 +1,7 @@
 """Subjects that the user gives, and warnings of one person or one file in two splits."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,10 @@ def test_a_wrong_rule_is_refused_with_the_settings(subjects, message):
         (("sub-AB_ses-1", "sub-AB_ses-pre", "sub-AB"), "sub-AB"),
         (("OAS1_0001_MR1", "OAS1_0001_MR2"), "OAS1_0001"),
         (("p7_day3_T1w", "p7_day_12_T1w"), "p7_T1w"),
+        (("patient001_frame01", "patient001_frame12", "patient001"), "patient001"),
+        (("s01v1", "s01v2", "s01t0", "s01"), "s01"),
+        (("Patient30VisitA", "Patient30VisitB", "Patient30Week12"), "Patient30"),
+        (("visit1_p3", "visit_2_p3", "baseline_p3", "t0-p3"), "p3"),
     ],
 )
 def test_a_persons_name_is_that_of_all_visits(names, person):
@@ -83,7 +89,19 @@ def test_a_persons_name_is_that_of_all_visits(names, person):
 
 
 @pytest.mark.parametrize(
-    "name", ["hippocampus_001", "case_2001", "BraTS20_Training_001", "IBSR_07", "patient_005", "TCGA_CS_4941", "la_003"]
+    "name",
+    [
+        "hippocampus_001",
+        "case_2001",
+        "BraTS20_Training_001",
+        "IBSR_07",
+        "patient_005",
+        "TCGA_CS_4941",
+        "la_003",
+        "study1_p3",
+        "9f3d1",
+        "scan_12",
+    ],
 )
 def test_a_name_of_one_person_stays(name):
     assert guess_person(name) == name
@@ -102,12 +120,65 @@ def test_one_person_in_two_splits_is_warned_of_by_both_files():
     assert lines[-1] == "warning: the same holds for 4 more: patient10, patient11, patient12, patient13"
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "person"),
+    [
+        (("BraTS-GLI-00001-000", "BraTS-GLI-00002-000"), ("BraTS-GLI-00001-001", "BraTS-GLI-00003-000"), "BraTS-GLI-00001"),
+        (("Case01_10", "Case02_10", "Case02_20"), ("Case01_20", "Case03_10"), "Case01"),
+        (("P1", "p2"), ("p1", "p3"), "P1"),
+    ],
+)
+def test_endings_that_many_names_share_are_visits(train, test, person):
+    (line,) = find_related({"train": [_case(name) for name in train], "test": [_case(name) for name in test]})
+    assert f"warning: {train[0]} (train, " in line
+    assert f" and {test[0]} (test, " in line
+    assert f"seem to be of one subject, {person}, by their names" in line
+
+
+def test_endings_that_differ_from_name_to_name_are_people():
+    sites = [_case(f"site{number // 5}-{number:03d}") for number in range(20)]
+    assert find_related({"train": sites[::2], "test": sites[1::2]}) == []
+    # One ending for each name says nothing.
+    assert find_related({"train": [_case("001_T1"), _case("002_T1")], "test": [_case("003_T1")]}) == []
+
+
+def test_a_label_of_two_cases_is_warned_of(tmp_path):
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "l.nii").touch()
+    cases = [Case(name, name, (tmp_path / "a.nii",), tmp_path / "l.nii") for name in "ab"]
+    assert describe_files(tmp_path, {"train": cases[:1], "test": cases[1:]})[1:] == [
+        f"warning: {tmp_path / 'l.nii'} is the label of 2 cases: a, b. Check that it fits all of them."
+    ]
+
+
+def test_folders_that_cannot_be_read_are_said_and_links_to_themselves_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.nii").symlink_to(tmp_path / "a.nii")
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert describe_files(tmp_path, {"train": []}) == [
+        f"files: 1 found below {tmp_path}, 0 used, 1 left out",
+        "left out in .: 1 (a.nii)",
+        f"not counted: {tmp_path / 'lost+found'}, Permission denied",
+    ]
+
+
 def test_an_image_of_two_splits_is_warned_of_by_both_files():
     splits = {"train": [_case("a"), _case("b")], "validate": [_case("c")], "test": [_case("d")]}
     hashes = {"train": [["1", "9"], ["2", "9"]], "validate": [["3", "9"]], "test": [["2", "8"]]}
     assert find_copies(splits, hashes) == [
         "warning: imagesTr/b.nii.gz (train) and imagesTr/d.nii.gz (test) are equal to the byte, so that scores are not of unseen scans. "
         "Remove one."
+    ]
+    # Within a split a copy is no leak, but it counts twice.
+    assert find_copies(splits, hashes | {"train": [["1", "9"], ["1", "9"]]}) == [
+        "warning: 1 image(s) count twice: imagesTr/a.nii.gz and imagesTr/b.nii.gz (train) are equal to the byte. Remove one."
     ]
     # Equal labels, such as those without any foreground, are no leak.
     assert find_copies(splits, hashes | {"test": [["4", "9"]]}) == []

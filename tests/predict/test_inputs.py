@@ -51,7 +51,8 @@ def test_scans_whose_names_begin_alike_are_all_found(folder):
     [
         "s/sub-01_dseg.nii.gz", "s/sub-01_T1w_dseg.nii", "s/sub-01_T1w_seg.nii.gz", "s/sub-01_mask.nii.gz", "s/sub-01_T1w_label.NII.GZ",
         "derivatives/x/sub-01_space-T1w_desc-brain_mask.nii.gz", "s/sub-01_label-GM_probseg.nii.gz", "s/sub-01_T1w-label.nii",
-        "labels/sub-01_T1w.nii.gz", "s/masks/sub-01_T1w.nii",
+        "labels/sub-01_T1w.nii.gz", "s/masks/sub-01_T1w.nii", "s/label.nii.gz", "s/mask.nii", "s/sub-01.seg.nii", "s/sub-01_manual.nii.gz",
+        "s/sub-01_ground_truth.nii", "s/segmentation-01_T1w.nii", "x/mask_sub-01_T1w.nii",
     ],
 )  # fmt: skip
 def test_reference_labels_among_the_scans_are_left_out_and_named(folder, label):
@@ -60,6 +61,11 @@ def test_reference_labels_among_the_scans_are_left_out_and_named(folder, label):
     assert [str(image.path) for image in search.images] == ["s/sub-01_T1w.nii.gz"]
     assert search.remarks == [f"1 reference label(s) among the images are left out: {Path(label).name}"]
     assert not search.failures
+
+
+def test_a_name_that_begins_like_a_label_needs_its_image(folder):
+    folder("volume-0.nii", "volume-10.nii", "segmentation-0.nii", "segmentation-1.nii", "mask.nii")
+    assert list(_find(".")) == ["segmentation-1.nii", "volume-0.nii", "volume-10.nii"]
 
 
 def test_labels_of_nnunet_lie_in_a_folder_of_labels(folder):
@@ -72,6 +78,8 @@ def test_a_file_that_is_named_is_a_label_only_beside_its_image(folder):
     folder("a_mask.nii", "a.nii", "b_seg.nii")
     assert _find("a_mask.nii", "b_seg.nii") == {"a_mask.nii": "", "b_seg.nii": ""}
     assert _find("a_mask.nii", "a.nii", "b_seg.nii") == {"a.nii": "", "b_seg.nii": ""}
+    folder("p/T1.nii", "p/mask.nii", "q/mask.nii")
+    assert list(_find("p/T1.nii", "p/mask.nii", "q/mask.nii")) == ["p/T1.nii", "q/mask.nii"]
 
 
 def test_a_folder_of_labels_alone_says_what_it_takes_them_for(folder):
@@ -80,6 +88,16 @@ def test_a_folder_of_labels_alone_says_what_it_takes_them_for(folder):
     assert str(failure) == "Expected images. Received: x/a_seg.nii, which looks like a reference label. Give it as a file."
     (failure,) = find_images(["y"], RULES).failures
     assert "at y. Received: only 1 file(s) of earlier output. Check the path." in str(failure)
+
+
+def test_names_of_earlier_output_are_left_out_and_counted(folder):
+    folder("x/a.nii", "x/a_prediction.nii", "x/b_overlay.png", "x/notes.txt")
+    search = find_images(["x"], RULES)
+    assert [image.path.name for image in search.images] == ["a.nii"]
+    assert search.remarks == [
+        "2 file(s) at x with names of earlier output (_prediction, _overlay, _probabilities) are left out",
+        "1 file(s) of other kinds below x are left out",
+    ]
 
 
 def test_linked_folders_are_entered_without_going_round(folder):
@@ -134,6 +152,24 @@ def test_labels_with_an_ending_are_found_and_missing_ones_are_said(folder):
         make_cases([], Path("nowhere"), _bundle())
     with pytest.raises(FileNotFoundError, match=r"Expected a label for s/b_1.nii"):
         make_cases(find_images(["s/b_1.nii"], RULES).images, root / "l", _bundle())
+
+
+def test_a_label_is_found_whichever_way_its_accents_are_written(folder):
+    root = folder("s/Zo\u00e9.nii", "l/Zoe\u0301.nii.gz")
+    (case,), failures = make_cases(find_images(["s"], RULES).images, root / "l", _bundle())
+    assert (case.case_id, case.label_path, failures) == ("Zo\u00e9", root / "l/Zoe\u0301.nii.gz", [])
+
+
+def test_one_label_is_never_that_of_two_scans(folder):
+    root = folder("s/p1/T1.nii", "s/p2/T1.nii", "l/p1/T1.nii", "m/T1.nii", "n/a_seg.nii", "n/a_mask.nii", "t/a.nii")
+    cases, failures = make_cases(find_images(["s"], RULES).images, root / "l", _bundle())
+    assert [case.label_path for case in cases] == [root / "l/p1/T1.nii", None]
+    (failure,) = failures
+    assert str(failure).startswith(f"Expected a label of its own for s/p2/T1.nii. Received: {root}/l/p1/T1.nii, which s/p1/T1.nii has too.")
+    with pytest.raises(ValueError, match=r"label of its own for s/p1/T1.nii. Received: .*m/T1.nii, which s/p2/T1.nii has too"):
+        make_cases(find_images(["s"], RULES).images, root / "m", _bundle())
+    with pytest.raises(ValueError, match=r"Expected one label for t/a.nii. Received: .*n/a_mask.nii and .*n/a_seg.nii"):
+        make_cases(find_images(["t"], RULES).images, root / "n", _bundle())
 
 
 def test_the_label_of_a_name_that_another_begins_with_is_not_taken(folder):

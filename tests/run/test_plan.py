@@ -26,11 +26,12 @@ def _plan(fingerprint=SCANS, spec=BRAINS, **settings):
     return make_plan(Settings("ibsr18", **settings), spec, fingerprint)
 
 
-def test_slices_are_cropped_to_the_data_sets_own_size():
+def test_slices_of_files_are_tiled_and_an_epoch_takes_one_patch_of_each():
     plan = _plan(Fingerprint(100), DATASETS["oasis"])
-    assert (plan.mode, plan.network, plan.levels, plan.divisor, plan.fit) == ("slice", "unet2d", 4, 16, "crop")
-    assert (plan.window, plan.batch_size, plan.sampler, plan.steps_per_epoch) == (Window((256, 256)), 16, None, 7)
-    assert (plan.preprocessing.shape, plan.preprocessing.resize) == ((256, 256), False)
+    assert (plan.mode, plan.network, plan.levels, plan.divisor, plan.fit) == ("slice", "unet2d", 4, 16, "tile")
+    assert (plan.window, plan.batch_size, plan.steps_per_epoch) == (Window((256, 256)), 16, 7)
+    assert plan.sampler == PatchSampler("uniform", 1)
+    assert (plan.preprocessing.shape, plan.preprocessing.resize) == ((), False)
 
 
 def test_patches_tile_volumes_and_are_drawn():
