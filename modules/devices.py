@@ -38,6 +38,10 @@ def import_keras() -> None:
     """
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    # Keras reads `keras.json` while it is imported, and refuses what it does not know there. There is none below this name.
+    home = None if "keras" in sys.modules else os.environ.get("KERAS_HOME", "")
+    if home is not None:
+        os.environ["KERAS_HOME"] = os.devnull
     # Keras imports these where it finds them, for tables and pictures of its own. That takes a second, and ours need neither. Matplotlib
     # also ends the import where a notebook set MPLBACKEND. In `sys.modules` None forbids an import, which typeshed does not know.
     unwanted = [name for name in ("matplotlib", "pandas") if name not in sys.modules]
@@ -54,6 +58,8 @@ def import_keras() -> None:
         os.close(null)
         for name in unwanted:
             del sys.modules[name]
+        if home is not None:
+            _restore_home(home)
     _set_keras()
     if keras.backend.backend() == "tensorflow" and on_cpu:
         # `enable_op_determinism` makes each operation repeatable, but not the order in which several threads run the operations. Sums
@@ -62,6 +68,18 @@ def import_keras() -> None:
             tf.config.threading.set_inter_op_parallelism_threads(1)
         except RuntimeError:
             log.warning("TensorFlow was in use before: this run may not be repeatable bit for bit")
+
+
+def _restore_home(home: str) -> None:
+    """Gives Keras the folder that it downloads weights to, after an import without one; "" for the folder of its own choice."""
+    del os.environ["KERAS_HOME"]
+    if home:
+        os.environ["KERAS_HOME"] = home
+    else:
+        user = os.path.expanduser("~")
+        home = os.path.join(user if os.access(user, os.W_OK) else "/tmp", ".keras")
+    if "keras.src.backend.config" in sys.modules:
+        sys.modules["keras.src.backend.config"].__dict__["_KERAS_DIR"] = home
 
 
 def name_backend() -> str:

@@ -82,8 +82,10 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         try:
             _run_epochs(prepared, trainer, checkpoint, keep_best, StepCallbacks(callbacks, trainer, guard.judge))
         except LossError:
+            back = checkpoint.restore(trainer)
             kept = f"the model of epoch {keep_best.best_epoch}" if keep_best.best_epoch else "no model"
-            log.info("went back to the weights after step %d, the last good checkpoint; %s is kept", checkpoint.restore(trainer), kept)
+            where = f"went back to the weights after step {back}, the last good checkpoint" if back else "no checkpoint was written before"
+            log.info("%s; %s is kept", where, kept)
             history.write_table()
             raise
     if not keep_best.best_epoch:
