@@ -1,7 +1,7 @@
 """The machines of a run: backend, hosts and devices, whether results repeat bit for bit, and the precision of the computation."""
 
 import contextlib
-import importlib
+import importlib.util
 import logging
 import os
 import platform
@@ -21,6 +21,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # The environment may choose another backend. Keras would also take it from `keras.json`, which the user may have forgotten.
 os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "tensorflow"
 
+_BACKENDS = ("tensorflow", "jax", "torch")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Several hosts ask one another only once in this many steps whether to stop. Otherwise every step would wait for the slowest host.
 AGREE_STEPS = 20
@@ -36,6 +37,12 @@ def import_keras() -> None:
     TensorFlow's libraries write to the process's standard error before any setting of TensorFlow takes effect. We therefore redirect
     the file descriptor itself during the import. An error still comes as an exception.
     """
+    if name_backend() not in _BACKENDS:
+        raise ValueError(f"Expected KERAS_BACKEND in {tuple(_BACKENDS)}. Received: {name_backend()!r}. Set it, or leave it out.")
+    if importlib.util.find_spec(name_backend()) is None:
+        raise ValueError(
+            f"Expected the package of KERAS_BACKEND={name_backend()}. Received: none. Install {name_backend()}, or leave it out."
+        )
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     # Keras reads `keras.json` while it is imported, and refuses what it does not know there. There is none below this name.

@@ -131,16 +131,21 @@ reports.draw_overlay("a.png", np.arange(64.0).reshape(8, 8, 1), np.eye(8, dtype=
 """
 
 
-def test_settings_of_keras_and_matplotlib_in_the_users_home_change_nothing(tmp_path):
+@pytest.mark.parametrize("extra", [{}, {"floatx": "float8", "nnx_enabled": True}], ids=["known", "unknown"])
+def test_settings_of_keras_and_matplotlib_in_the_users_home_change_nothing(tmp_path, extra):
     root = Path(utils.__file__).parent
     (tmp_path / "plain").mkdir()
     (tmp_path / "own").mkdir()
     keras = {"floatx": "float16", "epsilon": 0.1, "backend": "numpy", "image_data_format": "channels_first"}
-    (tmp_path / "own" / "keras.json").write_text(json.dumps(keras))
-    (tmp_path / "own" / "matplotlibrc").write_text("font.size: 30\nsavefig.facecolor: red\ntext.color: green\nfont.family: serif\n")
+    (tmp_path / "own" / "keras.json").write_text(json.dumps(keras | extra))
+    # Matplotlib looks into the working folder first, and refuses what is not UTF-8.
+    if extra:
+        (tmp_path / "own" / "matplotlibrc").write_bytes(b"font.family: Gr\xfc\n")
+    (tmp_path / "own" / "rc").mkdir()
+    (tmp_path / "own" / "rc" / "matplotlibrc").write_text("font.size: 30\nsavefig.facecolor: red\ntext.color: green\nfont.family: serif\n")
     own = {
         "KERAS_HOME": str(tmp_path / "own"),
-        "MATPLOTLIBRC": str(tmp_path / "own"),
+        "MATPLOTLIBRC": str(tmp_path / "own" / "rc"),
         "MPLBACKEND": "module://not_there",
         "KERAS_MAX_EPOCHS": "1",
     }

@@ -71,7 +71,8 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         checkpoint = Checkpoint(run.checkpoint, [history, keep_best], steps, minutes=settings.checkpoint_minutes, stop=stops, write=writes)
         done = checkpoint.restore(trainer)
         first = f"epoch {done // steps + 1}" + (f", step {done % steps + 1}" if done % steps else "")
-        for line, level in describe_classes(*(prepared.prepared[split] for split in ("train", "validate")), bundle.class_names):
+        judges = (prepared.prepared[split] for split in ("train", "validate"))
+        for line, level in describe_classes(*judges, bundle.class_names, stop_at_dice=settings.stop_at_dice):
             log.log(level, "%s", line)
         log.info("%s: %s weights, %d steps an epoch, begins at %s", plan.network, f"{prepared.network.count_params():,}", steps, first)
         proof = FirstSteps(proof_steps, done, write_proof)

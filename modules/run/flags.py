@@ -10,11 +10,13 @@ from typing import Any
 import modules
 from modules import networks
 from modules.data.spec import DatasetSpec
+from modules.data.subjects import is_table
 from modules.run.folder import RunFolder
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
-PLACES = ("data", "cache", "runs")
+# A table of subjects may have moved too: the splits that follow from it must be those of the run.
+PLACES = ("data", "cache", "runs", "subjects")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -77,6 +79,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     chosen = (read_preset(preset) if preset else {}) | given
     if run := resume or verify:
         settings = RunFolder(run).read_settings()
+        if settings.dataset not in datasets:
+            raise ValueError(f"Expected a data set in {tuple(datasets)}. Received: {settings.dataset!r} in {RunFolder(run).record}.")
         _check_same(chosen, settings, run)
         places = {name: chosen[name] for name in PLACES if name in chosen}
         # The drawn data of a demo may have moved too.
@@ -150,7 +154,9 @@ def _check_same(chosen: dict[str, Any], settings: Settings, run: Path) -> None:
     """Raises ValueError for settings that are not those of a run, naming the first that differs."""
     begun = settings.to_json()
     for name, value in Settings.from_json({"dataset": settings.dataset, **chosen}, "the flags").to_json().items():
-        if name in chosen and name not in ("track", *PLACES) and value != begun.get(name):
+        if name == "subjects" and is_table(settings.subjects) and is_table(value):
+            continue
+        if name in chosen and (name not in ("track", *PLACES) or name == "subjects") and value != begun.get(name):
             raise ValueError(
                 f"Expected `{name}` {begun.get(name)!r}, as {run} has it. Received: {value!r}. "
                 "A run keeps its settings: leave it out, or start a new run."

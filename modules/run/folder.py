@@ -312,13 +312,37 @@ class _RunLog(logging.FileHandler):
             raise
 
 
+def read_begun(run: RunFolder) -> dict[str, Any]:
+    """Reads what a run began with, which a cross-validation as a whole does not have; raises ValueError naming the file."""
+    record = run.read_record()
+    missing = [
+        name for name in ("backend", "precision", "devices", "python", "versions", "code_sha256", "data_sha256") if name not in record
+    ]
+    if missing:
+        raise ValueError(f"Expected what a run wrote in {run.record}. Received: no {', '.join(missing)}. Start the run anew.")
+    return record
+
+
+def read_manifest(run: RunFolder) -> dict[str, list[str]]:
+    """Reads the data files of a run with their splits and hashes; raises ValueError naming the file."""
+    manifest = read_json(run.data)
+    entries = manifest.values() if isinstance(manifest, dict) else [manifest]
+    if not all(isinstance(entry, list) and [type(text) for text in entry] == [str, str] for entry in entries):
+        raise ValueError(f"Expected what a run wrote in {run.data}. Received: other values than split and hash. Start the run anew.")
+    return manifest
+
+
 def read_proof(run: RunFolder) -> tuple[int, str]:
     """Reads how many first steps a run proves, and the hash of the weights after them; raises ValueError naming the file."""
     if not run.proof.is_file():
         raise ValueError(f"Expected the first steps of a run in {run.proof}. Received: none yet. Let it train, then verify it.")
     content = read_json(run.proof)
     try:
-        return int(content["steps"]), str(content["weights_sha256"])
+        steps = int(content["steps"])
+        if steps < 1:
+            # Keras would train for ever.
+            raise ValueError(f"{steps} steps")
+        return steps, str(content["weights_sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"Expected what a run wrote in {run.proof}. Received: {error!r}. Start the run anew.") from error
 

@@ -82,6 +82,9 @@ class Plan:
                 "sampler": None if sampler is None else PatchSampler(**_to_tuples(sampler)),
             }
             plan = cls(**dict(values) | records)
+            for name in ("batch_size", "steps_per_epoch", "divisor"):
+                if type(getattr(plan, name)) is not int or getattr(plan, name) < 1:
+                    raise ValueError(f"{name} {getattr(plan, name)!r}")
             if plan.fit != "tile" and plan.preprocessing.shape != plan.window.sizes:
                 raise ValueError(f"window {plan.window.sizes} of cases of {plan.preprocessing.shape}")
             return plan
@@ -192,6 +195,12 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
     shapes = fingerprint.shapes if fit == "tile" and sampler is None else (window.sizes,) * fingerprint.cases
     samples = count_samples(shapes, window, sampler)
     reasons["steps"] = f"{samples} samples"
+    steps = math.ceil(samples / batch_size)
+    if settings.accumulate > steps * settings.epochs:
+        raise ValueError(
+            f"Expected `accumulate` of at most the {steps * settings.epochs} steps of the training. Received: {settings.accumulate}. "
+            "The weights would never change."
+        )
     return Plan(
         mode=draft.mode,
         plane=draft.plane,
@@ -203,7 +212,7 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
         fit=fit,
         batch_size=batch_size,
         sampler=sampler,
-        steps_per_epoch=math.ceil(samples / batch_size),
+        steps_per_epoch=steps,
         reasons=reasons,
     )
 

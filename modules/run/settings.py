@@ -1,6 +1,7 @@
 """The settings of a training: one field each, with its help and its only default. Flags and presets follow from these fields."""
 
 import ast
+import math
 import os
 import tomllib
 import types
@@ -32,6 +33,9 @@ SCHEDULES = ("constant", "cosine", "cosine_restarts", "polynomial")
 MODES = ("slice", "volume", "patch")
 CLASS_WEIGHTS = ("none", "balanced")
 TRACKERS = ("none", "mlflow", "tensorboard")
+
+# Keras and NumPy take no larger seed.
+_MOST_SEED = 2**32 - 1
 
 # {option: {network: the network's own form of the option}}
 NETWORK_OPTIONS: dict[str, dict[str, Option]] = {}
@@ -97,12 +101,19 @@ class Settings:
     network_options: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "options of the network by name"})
 
     def __post_init__(self) -> None:
+        for name, value in self.to_json().items():
+            numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if isinstance(number, float)]
+            # A checkpoint may be so rare that it never comes.
+            if any(math.isnan(number) or (math.isinf(number) and name != "checkpoint_minutes") for number in numbers):
+                raise ValueError(f"Expected `{name}` of finite numbers. Received: {value}.")
         for name in ("epochs", "batch_size", "learning_rate", "patches_per_case", "cycles", "accumulate", "checkpoint_minutes"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"Expected `{name}` above 0. Received: {getattr(self, name)}.")
         for name in ("weight_decay", "patience", "seed", "warmup_epochs", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Expected `{name}` of 0 or more. Received: {getattr(self, name)}.")
+        if self.seed > _MOST_SEED:
+            raise ValueError(f"Expected `seed` up to {_MOST_SEED}. Received: {self.seed}.")
         for name in ("validate_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
@@ -137,6 +148,8 @@ class Settings:
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"Expected settings by name in {source}. Received: {values!r}. Start the run anew.")
+        if "dataset" not in values:
+            raise ValueError(f"Expected `dataset` in {source}. Received: none. Start the run anew.")
         known = {item.name for item in fields(cls)} - {"network_options"}
         own, options = {}, {}
         for key, value in values.items():

@@ -9,7 +9,7 @@ from modules import devices
 from modules.predict.bundle import ModelBundle
 from modules.run import proof
 from modules.run.fit import make_trainer, make_training_data, name_failures
-from modules.run.folder import RunFolder, read_json, read_proof
+from modules.run.folder import RunFolder, read_begun, read_json, read_manifest, read_proof
 from modules.run.prepared import PreparedRun
 
 log = logging.getLogger("mri")
@@ -37,8 +37,8 @@ def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: pr
     Raises:
         ValueError: If one of them differs, naming it.
     """
-    begun = run.read_record()
-    proof.check_data(read_json(run.data), manifest, run.path)
+    begun = read_begun(run)
+    proof.check_data(read_manifest(run), manifest, run.path)
     for name in ("backend", "precision"):
         proof.check_equal(name, begun[name], environment[name], run.path)
     for name in ("devices", "versions", "code_sha256"):
@@ -48,7 +48,7 @@ def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: pr
 
 def check_backend(run: RunFolder) -> None:
     """Checks before any data is read that the backend is the run's own; raises ValueError otherwise."""
-    proof.check_equal("backend", run.read_record()["backend"], devices.name_backend(), run.path)
+    proof.check_equal("backend", read_begun(run)["backend"], devices.name_backend(), run.path)
 
 
 def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Callable[[], PreparedRun], root: Path) -> None:
@@ -63,7 +63,7 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     Raises:
         ValueError: If something is not the same, naming it.
     """
-    record, (steps, expected), begun = run.read_record(), read_proof(run), read_json(run.data)
+    record, (steps, expected), begun = read_begun(run), read_proof(run), read_manifest(run)
     manifest = hash_data()
     proof.check_data(begun, manifest, run.path)
     log.info("data: %d files are those of %s, SHA-256 %.16s...", len(manifest), run.path, record["data_sha256"])
@@ -83,5 +83,7 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     log.info("training: the first %d steps give the same weights, SHA-256 %.16s...", steps, weights)
     if run.finished:
         weights = proof.hash_weights(ModelBundle.load(run.path, "keras").model)
-        proof.check_equal("weights of the bundle", read_json(run.summary)["bundle_weights_sha256"], weights, run.path)
+        scored = read_json(run.summary)
+        scored = scored.get("bundle_weights_sha256") if isinstance(scored, dict) else None
+        proof.check_equal("weights of the bundle", scored, weights, run.path)
         log.info("bundle: weights are those that were scored, SHA-256 %.16s...", weights)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from modules.data.files import TEMPORARY, replace_file
-from modules.run.folder import RunFolder, find_newest_run, list_runs, read_proof, write_json
+from modules.run.folder import RunFolder, find_newest_run, list_runs, read_begun, read_manifest, read_proof, write_json
 from modules.run.settings import Settings
 
 
@@ -224,6 +224,12 @@ def test_nan_becomes_null(tmp_path):
             "Expected a plan in .*plan.json",
         ),
         ("run.json", '{"config": 3}', lambda run: run.read_settings(), "Expected settings by name in .*run.json. Received: 3"),
+        ("run.json", '{"config": {"epochs": 3}}', lambda run: run.read_settings(), "Expected `dataset` in .*run.json. Received: none"),
+        ("run.json", '{"config": {}, "backend": "jax"}', read_begun, "Expected what a run wrote in .*run.json. Received: no precision, "),
+        ("data.json", "null", read_manifest, "Expected what a run wrote in .*data.json. Received: other values than split and hash"),
+        ("data.json", '{"a.nii": 3}', read_manifest, "Expected what a run wrote in .*data.json"),
+        ("data.json", '{"a.nii": ["train"]}', read_manifest, "Expected what a run wrote in .*data.json"),
+        ("proof.json", '{"steps": 0, "weights_sha256": ""}', read_proof, "Expected what a run wrote in .*proof.json. .*0 steps"),
         ("proof.json", "[]", read_proof, "Expected what a run wrote in .*proof.json. Received: TypeError"),
         ("proof.json", None, read_proof, "Expected the first steps of a run in .*proof.json. Received: none yet"),
     ],

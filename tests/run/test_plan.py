@@ -111,6 +111,9 @@ def test_a_plan_whose_window_is_not_that_of_its_cases_is_refused():
     values = _plan(mode="volume", shape=(16, 16, 16)).to_json()
     with pytest.raises(ValueError, match=r"Expected a plan in plan.json. Received: .*window \(32, 16, 16\) of cases of \(16, 16, 16\)"):
         Plan.from_json(values | {"window": [32, 16, 16]}, "plan.json")
+    for edit in ({"steps_per_epoch": 0}, {"steps_per_epoch": "x"}, {"batch_size": 2.5}, {"divisor": None}):
+        with pytest.raises(ValueError, match=f"Expected a plan in plan.json. Received: .*{next(iter(edit))}"):
+            Plan.from_json(values | edit, "plan.json")
 
 
 def test_a_plan_is_told_in_few_lines_with_a_reason_each():
@@ -189,3 +192,10 @@ def test_derived_windows_divide_and_keep_their_budget():
         assert np.prod(window) <= 96**3
         # No size exceeds the median rounded up, because there would be nothing to see.
         assert all(size < median + divisor for size, median in zip(window, np.median(shapes, axis=0), strict=True))
+
+
+def test_more_batches_an_update_than_steps_would_leave_the_weights_as_they_were():
+    # 3 scans of 8 patches, 2 a batch, make 12 steps an epoch.
+    assert _plan(epochs=2, accumulate=24).steps_per_epoch == 12
+    with pytest.raises(ValueError, match="Expected `accumulate` of at most the 24 steps of the training. Received: 25"):
+        _plan(epochs=2, accumulate=25)

@@ -1,6 +1,7 @@
 """The settings: presets, sources, and what survives a file."""
 
 import json
+import math
 from dataclasses import fields
 
 import pytest
@@ -44,3 +45,24 @@ def test_data_folder(monkeypatch):
 
 def test_a_phantom_of_another_seed_lies_in_another_folder():
     assert str(Settings(dataset="oasis", demo=True, seed=7).data_folder()) == "data/oasis-phantom-seed7"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weight_decay": math.nan}, "Expected `weight_decay` of finite numbers. Received: nan"),
+        ({"clip_norm": math.nan}, "Expected `clip_norm` of finite numbers"),
+        ({"learning_rate": math.inf}, "Expected `learning_rate` of finite numbers"),
+        ({"spacing": (1.0, math.nan, 1.0)}, r"Expected `spacing` of finite numbers. Received: \(1.0, nan, 1.0\)"),
+        ({"class_probabilities": (math.inf, 1.0)}, "Expected `class_probabilities` of finite numbers"),
+        ({"network_options": {"dropout": math.nan}}, "Expected `dropout` of finite numbers"),
+        ({"seed": 2**32}, "Expected `seed` up to 4294967295. Received: 4294967296"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused_by_name(values, message):
+    with pytest.raises(ValueError, match=message):
+        Settings("oasis", **values)
+
+
+def test_a_checkpoint_may_be_so_rare_that_it_never_comes():
+    assert Settings("oasis", checkpoint_minutes=math.inf, seed=2**32 - 1).checkpoint_minutes == math.inf
