@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TextIO
 
@@ -45,6 +46,10 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
     sends.
     """
     _open_console()
+    if "error" in sys.warnoptions:
+        # PYTHONWARNINGS=error in a user's shell would end a training at the first warning of a library.
+        warnings.simplefilter("default")
+        warnings.simplefilter("ignore", DeprecationWarning)
     try:
         with obey_signals(name):
             return command() or 0

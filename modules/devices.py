@@ -1,13 +1,12 @@
 """The machines of a run: backend, hosts and devices, whether results repeat bit for bit, and the precision of the computation."""
 
 import contextlib
-import importlib
+import importlib.util
 import logging
 import os
 import platform
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # The environment may choose another backend. Keras would also take it from `keras.json`, which the user may have forgotten.
 os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "tensorflow"
 
+_BACKENDS = ("tensorflow", "jax", "torch")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Several hosts ask one another only once in this many steps whether to stop. Otherwise every step would wait for the slowest host.
 AGREE_STEPS = 20
@@ -37,8 +37,17 @@ def import_keras() -> None:
     TensorFlow's libraries write to the process's standard error before any setting of TensorFlow takes effect. We therefore redirect
     the file descriptor itself during the import. An error still comes as an exception.
     """
+    backend = name_backend()
+    if backend not in _BACKENDS:
+        raise ValueError(f"Expected KERAS_BACKEND in {_BACKENDS}. Received: {backend!r}. Set it, or leave it out.")
+    if importlib.util.find_spec(backend) is None:
+        raise ValueError(f"Expected the package of KERAS_BACKEND={backend}. Received: none. Install {backend}, or leave it out.")
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    # Keras reads `keras.json` while it is imported, and refuses what it does not know there. There is none below this name.
+    home = None if "keras" in sys.modules else os.environ.get("KERAS_HOME", "")
+    if home is not None:
+        os.environ["KERAS_HOME"] = os.devnull
     # Keras imports these where it finds them, for tables and pictures of its own. That takes a second, and ours need neither. Matplotlib
     # also ends the import where a notebook set MPLBACKEND. In `sys.modules` None forbids an import, which typeshed does not know.
     unwanted = [name for name in ("matplotlib", "pandas") if name not in sys.modules]
@@ -49,20 +58,14 @@ def import_keras() -> None:
         import tensorflow as tf
 
         on_cpu = not tf.config.list_physical_devices("GPU")
-    except Exception as error:
-        path = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
-        # Keras reads the file when it is imported, and does not name it where a value is wrong.
-        if not path.is_file() or not any(
-            f"backend{os.sep}config.py" in frame.filename for frame in traceback.extract_tb(error.__traceback__)
-        ):
-            raise
-        raise ValueError(f"Expected settings of Keras in {path}. Received: {error}. Correct the file, or remove it.") from error
     finally:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
         for name in unwanted:
             del sys.modules[name]
+        if home is not None:
+            _restore_home(home)
     _set_keras()
     if keras.backend.backend() == "tensorflow" and on_cpu:
         # `enable_op_determinism` makes each operation repeatable, but not the order in which several threads run the operations. Sums
@@ -71,6 +74,17 @@ def import_keras() -> None:
             tf.config.threading.set_inter_op_parallelism_threads(1)
         except RuntimeError:
             log.warning("TensorFlow was in use before: this run may not be repeatable bit for bit")
+
+
+def _restore_home(home: str) -> None:
+    """Gives Keras the folder that it downloads weights to, after an import without one; "" for the folder of its own choice."""
+    del os.environ["KERAS_HOME"]
+    if home:
+        os.environ["KERAS_HOME"] = home
+    user = os.path.expanduser("~")
+    home = home or os.path.join(user if os.access(user, os.W_OK) else "/tmp", ".keras")
+    if "keras.src.backend.config" in sys.modules:
+        sys.modules["keras.src.backend.config"].__dict__["_KERAS_DIR"] = home
 
 
 def name_backend() -> str:
@@ -366,12 +380,10 @@ def describe_environment() -> dict[str, Any]:
     # We ask for the version without importing OpenVINO, which takes a second. Not every platform has OpenVINO.
     with contextlib.suppress(PackageNotFoundError):
         versions["openvino"] = version("openvino")
-    try:
-        git = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        ).stdout.strip()
-    except OSError:  # git is not installed
-        git = ""
+    git = ""
+    with contextlib.suppress(OSError):  # git may not be installed
+        command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+        git = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "backend": backend,
         "devices": [name for names in list_devices() for name in names],

@@ -23,7 +23,7 @@ from modules.predict.bundle import ModelBundle
 from modules.predict.cases import PredictionOptions
 from modules.run.callbacks import Checkpoint
 from modules.run.evaluate import choose_examples
-from modules.run.flags import parse_training
+from modules.run.flags import parse_prediction, parse_training
 from modules.run.plan import Fingerprint, make_plan
 from modules.run.prepared import build_network
 from modules.run.settings import LOSSES, PRESETS
@@ -189,11 +189,11 @@ def test_the_exit_status_says_whether_any_scan_failed(tmp_path, write_picture, c
     for number, (images, status) in enumerate((([good], 0), ([good, bad], 3), ([bad], 2))):
         flags = ["--model", str(tmp_path / "bundle"), "--engine", "keras", "--output", str(tmp_path / f"out{number}")]
         assert predict.main([*map(str, images), *flags]) == status
-    assert capsys.readouterr().err.count("Expected a whole PNG picture") == 1
+    assert capsys.readouterr().err.count("Expected a whole PNG of one picture") == 1
 
 
 def test_predict_lays_windows_as_the_scores_of_a_training_do():
-    assert predict._parse(["a.nii"]).overlap == PredictionOptions().overlap == 0.5
+    assert parse_prediction(["a.nii"]).overlap == PredictionOptions().overlap == 0.5
 
 
 def test_a_scan_without_its_label_is_predicted_and_not_scored(runs, scans, tmp_path, capsys):

@@ -262,3 +262,17 @@ def test_a_failure_of_the_main_host_ends_the_others(monkeypatch):
     monkeypatch.setattr(devices, "any_host", lambda flag: True)
     with pytest.raises(ValueError, match="Expected host 0 to go on. Received: an error there"):
         devices.on_main(fail)
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("nonsense", r"Expected KERAS_BACKEND in \('tensorflow', 'jax', 'torch'\). Received: 'nonsense'"),
+        ("torch", "Install torch, or leave"),
+    ],
+)
+def test_a_backend_that_is_unknown_or_not_installed_is_refused(monkeypatch, backend, message):
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=message):
+        devices.import_keras()

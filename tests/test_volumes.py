@@ -173,7 +173,7 @@ def test_the_plan_is_told_before_it_starts(runs, phantoms, tmp_path, capsys):
         (["--dataset", "ibsr18", "--class-probabilities", "1", "1", "-1", "0"], "Expected `class_probabilities` of 0 or more"),
         (
             ["--dataset", "ibsr18", "--spacing", "1", "0", "1"],
-            "Expected `spacing_mm` of 3 finite numbers above 0. Received: (1.0, 0.0, 1.0)",
+            "Expected `spacing` of numbers above 0. Received: --spacing 1 0 1",
         ),
         (["--dataset", "ibsr18", "--stop-at-dice", "2"], "Expected `stop_at_dice` from 0 to 1. Received: 2.0"),
         (["--dataset", "ibsr18", "--shape", "16", "16", "16", "--heads", "3"], "unrecognized arguments"),

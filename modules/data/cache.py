@@ -291,8 +291,10 @@ def prepare_cases(
             digests.append(hashlib.sha256(data).digest())
 
         image, label = read_case(case, rules, keep_digest)
+        label = require_label(case, label)
+        _check_contrast(image.array, label, case)
         array, geometry = preprocessing.apply(image)
-        label = preprocessing.apply_label(require_label(case, label), geometry)
+        label = preprocessing.apply_label(label, geometry)
         # The case's name is the seed, so that a copy of the data in another folder gives the same points.
         rng = np.random.default_rng(list(case.case_id.encode(errors="surrogateescape")))
         points = choose_points(label, spec.num_classes, rng) if label.ndim == 3 else ()
@@ -300,8 +302,7 @@ def prepare_cases(
         return Decoded(array, label, points, geometry.measure_spacing(image.spacing_mm), b"".join(digests), measured)
 
     def prepare(missing: Sequence[tuple[str, Case]]) -> dict[str, PreparedCase]:
-        name = hashlib.sha256("\n".join(key for key, _ in missing).encode(errors="surrogateescape")).hexdigest()
-        pack = folder / f"{name[:24]}{SUFFIX}"
+        pack = folder / _name_pack(key for key, _ in missing)
         write_pack(pack, {key: decode(case) for key, case in missing})
         return read_pack(pack)
 
@@ -317,6 +318,21 @@ def prepare_cases(
     return [known[key] for key in keys]
 
 
+def _check_contrast(image: np.ndarray, label: np.ndarray, case: Case) -> None:
+    """Raises ValueError, naming the file, for an image of one value whose label holds foreground: it cannot show what the label says."""
+    first = image.reshape(-1, image.shape[-1])[0]
+    if label.any() and (image == first).all():
+        raise ValueError(
+            f"Expected an image that shows what its label holds. Received: {first[0]:g} in every voxel of {case.image_paths[0]}. "
+            "Mend it, or leave the case out."
+        )
+
+
+def _name_pack(keys: Iterable[str]) -> str:
+    """Names the file of the cases of these keys, so that a file that was copied over another is known by its name."""
+    return hashlib.sha256("\n".join(keys).encode(errors="surrogateescape")).hexdigest()[:24] + SUFFIX
+
+
 def _find_whole(folder: Path, wanted: set[str]) -> dict[str, PreparedCase]:
     """Finds the wanted cases in the files of a folder, but for those in damaged files, which it removes."""
 
@@ -325,7 +341,8 @@ def _find_whole(folder: Path, wanted: set[str]) -> dict[str, PreparedCase]:
         if cases and not wanted & cases.keys():
             return {}
         try:
-            if cases and _check_pack(str(path), cases.values()):
+            # A file under another's name would be overwritten while its own cases are read from it.
+            if cases and path.name == _name_pack(cases) and _check_pack(str(path), cases.values()):
                 return cases
         except OSError as error:
             log.debug("%s cannot be read: %s", path, error)

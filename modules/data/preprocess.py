@@ -84,8 +84,8 @@ class Preprocessing:
         foreground_crop: Whether margins that are as dark as the darkest voxel are cut off.
         intensity: "min_max" scales each case's channel to [0, 1]. "percentile" does so between the 0.5 and 99.5 percentile of the
             foreground and clips. "zscore" takes mean and standard deviation of the foreground to 0 and 1. "fixed" gives
-            `(x / scale - mean) / std`. The foreground here is every voxel brighter than the channel's darkest. "min_max" and "zscore"
-            raise a fill to one range of the foreground below the foreground, see `_find_floor`.
+            `(x / scale - mean) / std`. The foreground here is every voxel brighter than the channel's darkest. A fill far
+            from all others is brought to one range of the others beside them, see `_find_floor` and `_find_ceiling`.
         scale: Divisor that "fixed" applies first, 255 for 8-bit pictures.
         mean: Mean of the training set after scaling, for "fixed".
         std: Standard deviation of the training set after scaling, for "fixed".
@@ -256,25 +256,30 @@ class Preprocessing:
         for channel in range(array.shape[-1]):
             source = array[..., channel]
             low, high = darkest, brightest = float(source.min()), float(source.max())
-            floor = darkest if self.intensity == "percentile" else _find_floor(source, darkest, brightest)
+            floor = _find_floor(source, darkest, brightest)
+            ceiling = brightest if floor > darkest else _find_ceiling(source, darkest, brightest)
             if self.intensity == "min_max":
-                low = floor
+                low, high = floor, ceiling
             else:
                 foreground = source[source > darkest]
+                if ceiling < brightest and (self.intensity == "zscore" or np.percentile(foreground, 99.5) > ceiling):
+                    foreground = foreground[foreground < brightest]
                 if foreground.size and self.intensity == "percentile":
                     low, high = (float(value) for value in np.percentile(foreground, (0.5, 99.5)))
                 elif foreground.size:
                     low = float(foreground.mean(dtype=np.float64))
                     high = low + float(foreground.std(dtype=np.float64))
-            if high - low <= 1e-6 * (brightest - floor):
+            if high - low <= 1e-6 * (ceiling - floor):
                 # A foreground of one value has no spread, so the channel's own range stands for it.
-                low, high = floor, brightest
+                low, high = floor, ceiling
             # A constant channel carries nothing. It becomes 0, so that nothing is divided by zero.
             np.subtract(source, np.float32(low), out=result[..., channel])
             np.divide(result[..., channel], np.float32(high - low or 1), out=result[..., channel])
             if floor > darkest:
                 least = np.float32((floor - low) / (high - low or 1))
                 np.maximum(result[..., channel], least, out=result[..., channel])
+            elif ceiling < brightest:
+                np.minimum(result[..., channel], np.float32((ceiling - low) / (high - low or 1)), out=result[..., channel])
         return np.clip(result, 0, 1, out=result) if self.intensity == "percentile" else result
 
 
@@ -338,6 +343,21 @@ def _find_floor(source: np.ndarray, darkest: float, brightest: float) -> float:
     span, gap = brightest - least, least - darkest
     is_fill = span > 0 and gap > span * (1 if darkest < 0 else 100)
     return least - span if is_fill else darkest
+
+
+def _find_ceiling(source: np.ndarray, darkest: float, brightest: float) -> float:
+    """Finds the greatest intensity of a channel that means anything; it takes what `_find_floor` takes.
+
+    It is the brightest voxel's own, but where this is a fill such as 65535 or 1e9 beside a dark object. Such a fill lies more than 100
+    times as far above all others as these span. It is lowered to as far above the others as these span.
+    """
+    # Beside such a fill all others lie in the darkest hundredth of the range. Nearly any image has a sampled voxel above it.
+    sample = source[(slice(None, None, 8),) * source.ndim]
+    if darkest == brightest or ((sample > darkest + (brightest - darkest) / 100) & (sample < brightest)).any():
+        return brightest
+    greatest = float(source[source < brightest].max())
+    span = greatest - darkest
+    return greatest + span if span > 0 and brightest - greatest > 100 * span else brightest
 
 
 def _find_foreground(array: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ MOST_SHIFT = 0.2
 MOST_SPREAD = 3.0
 # So many voxels of a channel are looked at, on a regular grid: few, because every case of a training is measured.
 _SAMPLE = 1 << 12
+MOST_FLOAT = float(np.finfo(np.float32).max)
 
 Span = tuple[float, float]
 
@@ -146,7 +147,8 @@ def measure_scan(image: Volume, geometry: Geometry) -> bytes:
         spread = high - low
         values += [(value - low) / spread if spread > 0 else 0.0 for value in quartiles]
         values += [spread, spread / whole if whole > 0 else 1.0]
-    return np.asarray(values, np.float32).tobytes()
+    # A difference of two float32 may lie beyond float32.
+    return np.clip(values, -MOST_FLOAT, MOST_FLOAT).astype(np.float32).tobytes()
 
 
 def _shorten(value: float) -> float:

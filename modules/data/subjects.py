@@ -27,17 +27,12 @@ _MOST_LINES = 10
 
 
 def check_subjects(subjects: str) -> None:
-    """Checks the setting `subjects` before any file is looked for.
+    """Checks the setting `subjects` before any file is looked for. Whether a table is there shows when it is read: a run may have moved.
 
     Raises:
-        FileNotFoundError: If it names a CSV that is not there.
         ValueError: If it is no regular expression, or has no group.
     """
-    if not subjects:
-        return
-    if subjects.lower().endswith(".csv"):
-        if not Path(subjects).is_file():
-            raise FileNotFoundError(f"Expected a table in {subjects} for `subjects`. Received: no such file. Check the path.")
+    if not subjects or is_table(subjects):
         return
     try:
         groups = re.compile(subjects).groups
@@ -49,6 +44,11 @@ def check_subjects(subjects: str) -> None:
         raise ValueError(
             f"Expected a group in the regular expression of `subjects`. Received: {subjects!r}. Put brackets round the subject."
         )
+
+
+def is_table(subjects: str) -> bool:
+    """Returns whether the setting `subjects` names a table and is no regular expression."""
+    return subjects.lower().endswith(".csv")
 
 
 def assign_subjects(cases: Sequence[Case], subjects: str) -> list[Case]:
@@ -65,7 +65,7 @@ def assign_subjects(cases: Sequence[Case], subjects: str) -> list[Case]:
     check_subjects(subjects)
     if not subjects:
         return list(cases)
-    table = _read_table(Path(subjects)) if subjects.lower().endswith(".csv") else None
+    table = _read_table(Path(subjects)) if is_table(subjects) else None
     found = [_look_up(case, table) if table is not None else _match(case, subjects) for case in cases]
     lacking = [case for case, subject in zip(cases, found, strict=True) if not subject]
     if lacking:
@@ -95,6 +95,10 @@ def _look_up(case: Case, table: Mapping[str, str]) -> str | None:
 
 def _read_table(path: Path) -> dict[str, str]:
     """Reads `{case: subject}` from a CSV with these two columns; other columns are passed over."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected a table in {path} for `subjects`. Received: no such file. Check the path; with --resume too, `--subjects` names it."
+        )
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

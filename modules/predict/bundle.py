@@ -95,9 +95,8 @@ class ModelBundle:
             "files_sha256": {MODEL_FILE: hash_file(temporary / MODEL_FILE)},
         }
         write_description(temporary, description)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
+        while not _put_in_place(temporary, folder, old):
+            pass
         shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
@@ -169,8 +168,26 @@ def recover(folder: Path) -> Path:
     """Brings back a bundle that `save` had moved aside when the run was killed between its two renames."""
     old = _name_aside(folder)
     if old.is_dir() and not folder.exists():
-        old.rename(folder)
+        try:
+            old.rename(folder)
+        except OSError:
+            # A training put its new bundle there in this very moment.
+            if not folder.exists():
+                raise
     return folder
+
+
+def _put_in_place(new: Path, folder: Path, old: Path) -> bool:
+    """Renames `new` to `folder`, and what is there to `old`; False where another process brought `old` back meanwhile."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        return False
+    return True
 
 
 def _name_aside(folder: Path) -> Path:

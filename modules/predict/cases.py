@@ -1,6 +1,7 @@
 """Predicts cases: reads them, lays windows over them, computes and merges the windows, and returns to each scan's own grid."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -120,8 +121,17 @@ def _predict_chunk(
         streams = [_predict_tiled(bundle, [item.tiled[number] for item in chunk], options, order) for number, bundle in enumerate(bundles)]
         for item, planes in zip(chunk, zip(*streams, strict=True), strict=True):
             merged = windows.average_planes(planes)
-            prediction, probabilities = _assemble(merged, item.image, len(bundles[0].class_names), order, keep)
+            prediction, probabilities, finite = _assemble(merged, item.image, len(bundles[0].class_names), order, keep)
             done += 1
+            if not finite:
+                error = ValueError(
+                    f"Expected finite probabilities. Received: NaN from the model for {item.case.image_paths[0]}. Look at its intensities, "
+                    "or train the model in `--precision float32`."
+                )
+                if options.on_failure is None:
+                    raise error
+                options.on_failure(item.case, error)
+                continue
             yield Predicted(item.case, item.image, item.label, prediction, probabilities)
         return
     except Exception as error:
@@ -283,8 +293,11 @@ def _put_first(axis: int) -> Order:
 
 def _assemble(
     planes: Iterable[np.ndarray], image: Volume, num_classes: int, order: Order, keep: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Assembles canonical planes to the label map `(*S)` on the image's grid, and to the probabilities `(*S, K)` if they are kept."""
+) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    """Assembles canonical planes to the label map `(*S)` on the image's grid, and to the probabilities `(*S, K)` if they are kept.
+
+    It also returns whether all probabilities are finite. NaN would be taken for the background.
+    """
     spatial = image.array.shape[:-1]
     axes, flipped = find_orientation(image)
     geometry = Geometry(axes, flipped, spatial, (), ())
@@ -296,9 +309,11 @@ def _assemble(
     if len(spatial) == 3:
         turned = turned.transpose(order)
         turned_probabilities = None if turned_probabilities is None else turned_probabilities.transpose(*order, 3)
+    finite = True
     for index, plane in enumerate(planes):
+        finite = finite and math.isfinite(float(plane.sum()))
         place = index if len(spatial) == 3 else ...
         turned[place] = plane.argmax(axis=-1)
         if turned_probabilities is not None:
             turned_probabilities[place] = plane
-    return prediction, probabilities
+    return prediction, probabilities, finite

@@ -3,16 +3,26 @@
 The import of this module imports Matplotlib, so the package imports this module before any other.
 """
 
+import contextlib
+import importlib.util
 import os
+from pathlib import Path
 
-# Only the import reads it. A notebook's backend need not be installed here, and Matplotlib refuses one that it does not know.
-_before = os.environ.get("MPLBACKEND")
-os.environ["MPLBACKEND"] = "agg"
+# Only the import reads these. A notebook's backend need not be installed here, and Matplotlib refuses one that it does not know. It
+# also refuses a `matplotlibrc` that is not UTF-8. It looks for one in the working folder first, and then here.
+_ours = {"MPLBACKEND": "agg"}
+_spec = importlib.util.find_spec("matplotlib")
+if _spec is not None and _spec.origin:
+    _ours["MATPLOTLIBRC"] = str(Path(_spec.origin).with_name("mpl-data"))
+_before = {name: os.environ.get(name) for name in _ours}
+os.environ.update(_ours)
 try:
-    import matplotlib
+    with contextlib.chdir(Path(__file__).parent):
+        import matplotlib
 finally:
-    del os.environ["MPLBACKEND"]
-    if _before is not None:
-        os.environ["MPLBACKEND"] = _before
+    for _name, _value in _before.items():
+        del os.environ[_name]
+        if _value is not None:
+            os.environ[_name] = _value
 
 matplotlib.rcdefaults()

@@ -266,7 +266,10 @@ class Checkpoint(keras.callbacks.Callback):
             try:
                 with np.load(path, allow_pickle=False) as file:
                     state = json.loads(str(file["state"]))
+                    step, others = int(state["step"]), state["others"]
                     arrays = [file[f"variable_{index}"] for index in range(len(file.files) - 1)]
+                if not all(np.isfinite(array).all() for array in arrays[: len(model.variables)]):
+                    raise ValueError("weights that are not finite")
             except Exception as error:  # A damaged zip file fails in many ways.
                 log.warning("checkpoint %s is damaged (%s)%s", path, error, "; going on from the one before" if path != files[-1] else "")
                 continue
@@ -277,9 +280,9 @@ class Checkpoint(keras.callbacks.Callback):
                 )
             for variable, array in zip(variables, arrays, strict=True):
                 variable.assign(array)
-            for other, value in zip(self._others, state["others"], strict=True):
+            for other, value in zip(self._others, others, strict=True):
                 other.restore(value)
-            self.step = state["step"]
+            self.step = step
             if self.step % self._steps:
                 self._running_metrics = arrays[len(arrays) - len(model.metrics_variables) :]
             return self.step

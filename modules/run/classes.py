@@ -21,13 +21,16 @@ def check_foreground(train: Sequence[PreparedCase], class_names: Sequence[str], 
         )
 
 
-def describe_classes(train: Sequence[PreparedCase], validate: Sequence[PreparedCase], class_names: Sequence[str]) -> list[tuple[str, int]]:
+def describe_classes(
+    train: Sequence[PreparedCase], validate: Sequence[PreparedCase], class_names: Sequence[str], *, stop_at_dice: float = 0.0
+) -> list[tuple[str, int]]:
     """Describes the classes that count.
 
     Args:
         train: The training cases.
         validate: The validation cases.
         class_names: Names of all classes, the background first.
+        stop_at_dice: The validation Dice at which the training stops once every class has it; 0 for never.
 
     Returns:
         Sentences with their level in the log. Warnings name each class in no training label, and those in no validation label.
@@ -40,10 +43,12 @@ def describe_classes(train: Sequence[PreparedCase], validate: Sequence[PreparedC
         if index not in learned
     ]
     counted = [name for index, name in named if index in judged]
+    missing = [name for index, name in named if index not in judged]
+    if missing and stop_at_dice:
+        warnings.append(f"`--stop-at-dice` never stops this training: no validation label measures {', '.join(missing)}")
     if not counted:
         warnings.append("no validation label holds any foreground: the least val_loss decides which epoch is kept, not the Dice")
         return [(line, logging.WARNING) for line in warnings]
-    missing = [name for index, name in named if index not in judged]
     if missing:
         warnings.append(f"no validation label holds {', '.join(missing)}: nobody judges the network there before the test")
     line = f"the mean validation Dice of {', '.join(counted)} decides which epoch is kept"

@@ -65,10 +65,11 @@ class LossError(ValueError):
 
 
 class LossGuard(keras.callbacks.Callback):
-    """A callback that ends a training with `LossError` once its loss is not finite.
+    """A callback that ends a training with `LossError` once its loss, or a weight at the end of an epoch, is not finite.
 
     `StepCallbacks` hands it the loss of each step two steps later, so that a device never waits. The weights of
     such a step are in no checkpoint. An epoch whose validation alone fails is not kept, and the log says so.
+    A variance of a normalisation can be infinite while the loss is finite. Such a model is of no use either.
 
     With loss scaling the optimiser skips a step whose gradients are not finite. Then the validation at the end of the epoch decides.
     """
@@ -100,14 +101,17 @@ class LossGuard(keras.callbacks.Callback):
             raise self._make_error(f"{loss} since step {self._since} (epoch {(self._since - 1) // self._steps + 1})")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Judges the validation loss."""
+        """Judges the validation loss and the weights."""
         loss = float(logs["val_loss"])
+        sound = all(np.isfinite(ops.convert_to_numpy(weight)).all() for weight in self.model.weights)
+        if math.isfinite(loss) and not sound:
+            raise self._make_error(f"weights that are not finite after step {self._checkpoint.step} (epoch {epoch + 1})")
         if math.isfinite(loss):
             if self._since:
                 log.warning("the loss is not finite since step %d; its optimiser skipped such steps, and the model is sound", self._since)
         elif self._since:
             raise self._make_error(f"{self._loss} since step {self._since} (epoch {epoch + 1})")
-        elif not all(np.isfinite(ops.convert_to_numpy(weight)).all() for weight in self.model.weights):
+        elif not sound:
             raise self._make_error(f"{loss} in the validation after step {self._checkpoint.step} (epoch {epoch + 1})")
         else:
             log.warning("epoch %d: the validation loss is %s, although every weight is finite; this epoch is not kept", epoch + 1, loss)

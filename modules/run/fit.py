@@ -70,7 +70,8 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         checkpoint = Checkpoint(run.checkpoint, [history, keep_best], steps, minutes=settings.checkpoint_minutes, stop=stops, write=writes)
         done = checkpoint.restore(trainer)
         first = f"epoch {done // steps + 1}" + (f", step {done % steps + 1}" if done % steps else "")
-        for line, level in describe_classes(*(prepared.prepared[split] for split in ("train", "validate")), bundle.class_names):
+        judges = (prepared.prepared[split] for split in ("train", "validate"))
+        for line, level in describe_classes(*judges, bundle.class_names, stop_at_dice=settings.stop_at_dice):
             log.log(level, "%s", line)
         log.info("%s: %s weights, %d steps an epoch, begins at %s", plan.network, f"{prepared.network.count_params():,}", steps, first)
         proof = FirstSteps(proof_steps, done, write_proof)
@@ -81,8 +82,10 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         try:
             _run_epochs(prepared, trainer, checkpoint, keep_best, StepCallbacks(callbacks, trainer, guard.judge))
         except LossError:
+            back = checkpoint.restore(trainer)
             kept = f"the model of epoch {keep_best.best_epoch}" if keep_best.best_epoch else "no model"
-            log.info("went back to the weights after step %d, the last good checkpoint; %s is kept", checkpoint.restore(trainer), kept)
+            where = f"went back to the weights after step {back}, the last good checkpoint" if back else "no checkpoint was written before"
+            log.info("%s; %s is kept", where, kept)
             history.write_table()
             raise
     if not keep_best.best_epoch:

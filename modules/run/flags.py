@@ -12,6 +12,7 @@ from modules import networks
 from modules.data.documents import shorten
 from modules.data.files import SUFFIXES
 from modules.data.spec import DatasetSpec
+from modules.data.subjects import is_table
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import FORMATS
@@ -19,7 +20,8 @@ from modules.run.folder import REMEDY, RunFolder
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
-PLACES = ("data", "cache", "runs")
+# A table of subjects may have moved too: the splits that follow from it must be those of the run.
+PLACES = ("data", "cache", "runs", "subjects")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -158,7 +160,9 @@ def _check_same(chosen: dict[str, Any], settings: Settings, run: Path) -> None:
     """Raises ValueError for settings that are not those of a run, naming the first that differs."""
     begun = settings.to_json()
     for name, value in Settings.from_json({"dataset": settings.dataset, **chosen}, "the flags").to_json().items():
-        if name in chosen and name not in ("track", *PLACES) and value != begun.get(name):
+        if name == "subjects" and is_table(settings.subjects) and is_table(value):
+            continue
+        if name in chosen and (name not in ("track", *PLACES) or name == "subjects") and value != begun.get(name):
             raise ValueError(
                 f"Expected `{name}` {begun.get(name)!r}, as {run} has it. Received: {value!r}. "
                 "A run keeps its settings: leave it out, or start a new run."

@@ -38,6 +38,9 @@ CLASS_WEIGHTS = ("none", "balanced")
 MOST_VOXELS = 1 << 31
 TRACKERS = ("none", "mlflow", "tensorboard")
 
+# Keras and NumPy take no larger seed.
+_MOST_SEED = 2**32 - 1
+
 # {option: {network: the network's own form of the option}}
 NETWORK_OPTIONS: dict[str, dict[str, Option]] = {}
 for _network in NETWORKS:
@@ -103,12 +106,19 @@ class Settings:
     network_options: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "options of the network by name"})
 
     def __post_init__(self) -> None:
+        for name, value in self.to_json().items():
+            numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if isinstance(number, float)]
+            # A checkpoint may be so rare that it never comes.
+            if any(math.isnan(number) or (math.isinf(number) and name != "checkpoint_minutes") for number in numbers):
+                raise ValueError(f"Expected a finite `{name}`. Received: {value}.")
         for name in ("epochs", "batch_size", "learning_rate", "patches_per_case", "cycles", "accumulate", "checkpoint_minutes"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"Expected `{name}` above 0. Received: {getattr(self, name)}.")
         for name in ("weight_decay", "patience", "seed", "warmup_epochs", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Expected `{name}` of 0 or more. Received: {getattr(self, name)}.")
+        if self.seed > _MOST_SEED:
+            raise ValueError(f"Expected `seed` up to {_MOST_SEED}. Received: {self.seed}.")
         for name in ("validate_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
@@ -131,11 +141,6 @@ class Settings:
             raise ValueError(f"Expected either `demo` or `data`. Received: both, data {self.data!r}. Leave one out.")
 
     def _check_sizes(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if isinstance(number, float)]
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError(f"Expected a finite `{item.name}`. Received: {value}.")
         for name in ("shape", "spacing"):
             value = getattr(self, name)
             if value and not min(value) > 0:

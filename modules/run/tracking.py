@@ -47,8 +47,13 @@ class Tracker:
             return
         self._last_epoch = self._sink.find_last_epoch()
         if self._run.history.is_file():
-            with self._run.history.open(newline="", encoding="utf-8") as file:
-                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            try:
+                with self._run.history.open(newline="", encoding="utf-8") as file:
+                    rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            except (ValueError, TypeError, csv.Error) as error:
+                raise ValueError(
+                    f"Expected what a run wrote in {self._run.history}. Received: {error}. Remove it: a resume writes it anew."
+                ) from error
             for row in rows:
                 self._send_row(row)
 

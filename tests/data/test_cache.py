@@ -362,3 +362,34 @@ def test_a_file_that_another_process_still_writes_is_left_alone(case, tmp_path):
     half.write_bytes(b"half")
     assert _prepare(case, tmp_path / "cache") == prepared
     assert half.read_bytes() == b"half"
+
+
+def test_a_file_that_was_copied_over_another_is_made_again(write_nifti, tmp_path, monkeypatch, caplog):
+    cases = []
+    for name in "ab":
+        image, label = _draw((6, 6, 6), seed=ord(name))
+        paths = write_nifti(f"{name}.nii", image[..., 0]), write_nifti(f"{name}_seg.nii", (label.clip(0, 2) * 85).astype(np.uint8))
+        cases.append(Case(name, name, (paths[0],), paths[1]))
+
+    def prepare():
+        return prepare_cases(cases, make_spec(Preprocessing(3), VALUES), Preprocessing(3), tmp_path / "cache")
+
+    expected = [case.read((0, 0, 0), (6, 6, 6))[0] for case in prepare()]
+    first, last = sorted((tmp_path / "cache").rglob("*.pack"))
+    data = {path: path.read_bytes() for path in (first, last)}
+    for source, target in ((first, last), (last, first)):
+        target.write_bytes(data[source])
+        monkeypatch.setattr(cache, "_CHECKED", {})
+        for case, image in zip(prepare(), expected, strict=True):
+            np.testing.assert_array_equal(case.read((0, 0, 0), (6, 6, 6))[0], image)
+        assert f"cache: {target} is damaged" in caplog.text
+        assert {path: path.read_bytes() for path in (first, last)} == data
+
+
+def test_an_image_of_one_value_whose_label_holds_foreground_is_refused(write_nifti, tmp_path):
+    image = write_nifti("a.nii", np.full((3, 4, 5), 7.0))
+    case = Case("a", "s", (image,), write_nifti("seg.nii", np.full((3, 4, 5), 85.0)))
+    with pytest.raises(ValueError, match=r"Expected an image that shows what its label holds. Received: 7 in every voxel of .*a.nii"):
+        _prepare(case, tmp_path / "cache")
+    # A slice beyond the object shows nothing, and its label says so.
+    assert _prepare(Case("b", "s", (image,), write_nifti("none.nii", np.zeros((3, 4, 5)))), tmp_path / "cache").classes == (0,)

@@ -273,3 +273,20 @@ def test_what_leaves_float16_is_clipped_and_what_leaves_float32_is_refused():
     for value in (1e31, -1e31, np.inf):
         with pytest.raises(ValueError, match=r"Expected intensities within 1e\+30 of 0. Received: .* in a.nii. Divide them"):
             Preprocessing(2, intensity="zscore").check(_volume([[[0.0], [value]]]), ("T1",), "a.nii")
+
+
+@pytest.mark.parametrize("intensity", ["min_max", "percentile", "zscore"])
+@pytest.mark.parametrize(("fill", "scale"), [(-9999, 1e-6), (-1e29, 1.0), (32767, 1.0), (65535, 1.0), (1e29, 1.0)])
+def test_a_fill_on_either_side_leaves_the_object_its_contrast(intensity, fill, scale):
+    # 200 values from 0 to 199 in a corner, and a fill about them.
+    image = np.full((10, 10, 4, 1), fill, np.float64)
+    image[:5, :, :] = scale * np.arange(200).reshape(5, 10, 4, 1)
+    array, _ = Preprocessing(3, intensity=intensity).apply(Volume(image.astype(np.float32), np.eye(4), (1.0,) * 3))
+    kept = array[:5].astype(np.float16).ravel()
+    assert np.isfinite(array.astype(np.float16)).all()
+    # Percentiles clip one value at either end.
+    assert len(np.unique(kept)) >= 198
+    assert kept.max() - kept.min() >= 0.49
+    assert (np.diff(kept) >= 0).all()
+    outside = array[5:].ravel()
+    assert (outside <= kept.min()).all() if fill < 0 else (outside >= kept.max()).all()

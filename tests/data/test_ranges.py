@@ -49,6 +49,11 @@ def test_two_cases_by_hand():
     assert TrainingRanges.from_json(json.loads(json.dumps(ranges.to_json()))) == ranges
 
 
+def test_ranges_are_finite_whatever_the_intensities_are():
+    ranges, _ = _pool(_scan(np.where(RAMP < 50, -3e38, 3e38).astype(np.float32)))
+    assert np.isfinite([number for spans in (*ranges.quartiles, ranges.spread, ranges.share) for span in spans for number in span]).all()
+
+
 @pytest.mark.parametrize(("size", "departs"), [(1.0, False), (1.49, False), (0.68, False), (1.51, True), (0.66, True)])
 def test_voxels_may_differ_by_half(size, departs):
     ranges, preprocessing = _pool(_scan())

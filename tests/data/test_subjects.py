@@ -56,7 +56,6 @@ def test_a_table_that_is_wrong(tmp_path, text, message):
     [
         ("(p", r"Expected a regular expression or a .csv file for `subjects`. Received: '\(p' "),
         (r"p\d+", "Expected a group in the regular expression of `subjects`"),
-        ("nowhere.csv", "Expected a table in nowhere.csv for `subjects`. Received: no such file"),
     ],
 )
 def test_a_wrong_rule_is_refused_with_the_settings(subjects, message):
@@ -194,3 +193,10 @@ def test_files_are_counted_and_those_left_out_are_named(tmp_path):
         "left out in imagesTr: 1 (b.nii)",
         "left out in imagesTs: 1 (c.NII.GZ)",
     ]
+
+
+def test_a_table_that_has_moved_is_missed_when_it_is_read():
+    # The settings of a run are read although its table has moved: another place may be given.
+    assert Settings("msd", subjects="nowhere.csv").subjects == "nowhere.csv"
+    with pytest.raises(FileNotFoundError, match="Expected a table in nowhere.csv for `subjects`. Received: no such file"):
+        assign_subjects(CASES, "nowhere.csv")

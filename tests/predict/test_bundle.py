@@ -195,3 +195,40 @@ def test_what_was_trained_in_half_precision_predicts_in_full(tmp_path):
     assert np.abs(half.model.predict_on_batch(image) - expected).max() > 1e-4
     half.save(tmp_path / "bundle")
     np.testing.assert_allclose(ModelBundle.load(tmp_path).model.predict_on_batch(image), expected, atol=1e-6)
+
+
+def test_a_case_whose_probabilities_are_not_finite_fails_and_the_others_are_predicted(write_nifti):
+    class Overflowing:
+        def predict_on_batch(self, inputs):
+            outputs = np.full((*inputs.shape[:-1], 3), 1 / 3, np.float32)
+            outputs[inputs.min(axis=(1, 2, 3)) > -1] = np.nan
+            return outputs
+
+    bundle = dataclasses.replace(make_bundle(), model=Overflowing(), preprocessing=Preprocessing(2, intensity="fixed"))
+    low, high = np.full((16, 32), -5.0), np.zeros((16, 32))
+    cases = [Case(name, name, (write_nifti(f"{name}.nii", image),)) for name, image in (("a", low), ("b", high), ("c", low))]
+    with pytest.raises(ValueError, match=r"Expected finite probabilities. Received: NaN from the model for .*b.nii"):
+        list(predict_cases([bundle], cases))
+    failed = []
+    predicted = list(predict_cases([bundle], cases, PredictionOptions(on_failure=lambda case, error: failed.append(case.case_id))))
+    assert ([item.case.case_id for item in predicted], failed) == (["a", "c"], ["b"])
+
+
+def test_a_reader_that_brings_the_old_bundle_back_does_not_end_the_training_that_saves(tmp_path, monkeypatch):
+    bundle, rename = make_bundle(), Path.rename
+    bundle.save(tmp_path / "bundle")
+    newer = dataclasses.replace(bundle, provenance={"seed": 43})
+    calls = []
+
+    def rename_and_read(path, target):
+        result = rename(path, target)
+        calls.append(path.name)
+        if len(calls) == 1:
+            # The first rename moved the old bundle aside. A prediction looks for it now.
+            ModelBundle.load(tmp_path)
+        return result
+
+    monkeypatch.setattr(Path, "rename", rename_and_read)
+    newer.save(tmp_path / "bundle")
+    assert ModelBundle.load(tmp_path).provenance == {"seed": 43}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

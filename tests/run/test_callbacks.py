@@ -1,5 +1,6 @@
 """The callbacks of a training: the kept epoch, the early stop, and the restored checkpoint."""
 
+import io
 import typing
 
 import keras
@@ -150,7 +151,29 @@ def _flip_byte(data):
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text", _flip_byte])
+def _edit(name, value):
+    """Gives one array of a checkpoint another value."""
+
+    def edit(data):
+        with np.load(io.BytesIO(data)) as file:
+            arrays = dict(file) | {name: value}
+        np.savez(written := io.BytesIO(), **arrays)
+        return written.getvalue()
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"text",
+        _flip_byte,
+        _edit("state", np.array('{"step": 8}')),
+        _edit("variable_0", np.full((3, 4), np.nan, np.float32)),
+    ],
+)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, caplog):
     model = _model(4)
     checkpoint = _checkpoint(tmp_path, model)

@@ -80,3 +80,10 @@ def test_a_class_in_no_label_does_not_take_the_weight_of_the_others():
     )
     # 1/60 and 1/40 with a mean of 1: 2/120 and 3/120, so 4/5 and 6/5.
     np.testing.assert_allclose(_weigh_classes(prepared), [0.8, 1.2, 0])
+
+
+def test_a_dice_that_can_never_be_reached_is_said():
+    lines = describe_classes(_cases((0, 1, 2)), _cases((0, 2)), NAMES, stop_at_dice=0.5)
+    assert ("`--stop-at-dice` never stops this training: no validation label measures liver", logging.WARNING) in lines
+    lines = describe_classes(_cases((0, 1, 2)), _cases((0, 1, 2)), NAMES, stop_at_dice=0.5)
+    assert len(lines) == 1

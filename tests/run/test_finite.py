@@ -77,6 +77,14 @@ def test_a_validation_that_is_not_finite_ends_the_training_only_with_broken_weig
         guard.on_epoch_end(0, {"val_loss": NAN})
 
 
+def test_weights_that_are_not_finite_end_a_training_although_its_losses_are_finite():
+    guard = _guard(done=10)
+    guard.on_epoch_end(0, {"val_loss": 1e15})
+    guard.model.set_weights([np.full((1, 1), INFINITE), np.zeros(1)])
+    with pytest.raises(LossError, match=r"Received: weights that are not finite after step 10 \(epoch 1\) in runs/a"):
+        guard.on_epoch_end(0, {"val_loss": 1e15})
+
+
 def _keep_best(logs, **options):
     saved = []
     callback = KeepBest(lambda: saved.append(callback.best_epoch), 0, **options)

@@ -94,6 +94,14 @@ def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
         parse(["--verify", str(tmp_path), "--preset", "oasis_unet2d"])
 
 
+def test_a_table_of_subjects_may_have_moved_but_not_become_a_rule(tmp_path):
+    write_json(tmp_path / "run.json", {"config": Settings(dataset="oasis", subjects="gone/a.csv").to_json()})
+    request = parse(["--resume", str(tmp_path), "--subjects", "here/a.csv"])
+    assert (request.settings.subjects, dict(request.places)) == ("here/a.csv", {"subjects": "here/a.csv"})
+    with pytest.raises(ValueError, match="Expected `subjects` 'gone/a.csv', as .* has it"):
+        parse(["--resume", str(tmp_path), "--subjects", "(p)"])
+
+
 def test_a_run_of_an_unknown_data_set_is_named(tmp_path):
     write_json(tmp_path / "run.json", {"config": Settings(dataset="liver").to_json()})
     with pytest.raises(ValueError, match=r"Expected `dataset` in \('hipmri', .*\). Received: 'liver' in .*run.json. Start the run anew."):

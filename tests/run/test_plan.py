@@ -204,3 +204,10 @@ def test_derived_windows_divide_and_keep_their_budget():
         assert np.prod(window) <= 96**3
         # No size exceeds the median rounded up, because there would be nothing to see.
         assert all(size < median + divisor for size, median in zip(window, np.median(shapes, axis=0), strict=True))
+
+
+def test_more_batches_an_update_than_steps_would_leave_the_weights_as_they_were():
+    # 3 scans of 8 patches, 2 a batch, make 12 steps an epoch.
+    assert _plan(epochs=2, accumulate=24).steps_per_epoch == 12
+    with pytest.raises(ValueError, match="Expected `accumulate` up to the 24 steps of the whole training. Received: 25"):
+        _plan(epochs=2, accumulate=25)

@@ -431,3 +431,9 @@ def test_names_of_classes_become_names_of_metrics():
     tracker = Tracker(RunFolder(Path()), sink)
     tracker.log_summary({"volume": {"necrotic/core (T1+)": {"dice": 0.5}, "mean": {"dice": NAN}}})
     assert sink.summary == ({"test_volume/dice_necrotic_core _T1__": 0.5}, 0)
+
+
+def test_a_damaged_history_is_named(run):
+    (run / "history.csv").write_text("epoch,loss\n1,0.5\n2,")
+    with pytest.raises(ValueError, match=r"Expected what a run wrote in .*history.csv. Received: .* Remove it: a resume writes it anew"):
+        _open("tensorboard", run)
