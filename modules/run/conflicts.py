@@ -36,7 +36,7 @@ def describe_conflicts(prepared: PreparedRun) -> list[str]:
 def _list_idle(prepared: PreparedRun) -> list[_Idle]:
     settings, spec, plan = prepared.settings, prepared.spec, prepared.plan
     losses = [name for name, _ in parse_loss(settings.loss, LOSSES)]
-    preprocessing, patches = plan.preprocessing, plan.sampler is not None
+    preprocessing, patches = plan.preprocessing, plan.mode == "patch"
     official = {name for name, cases in prepared.splits.items() if settings.fold is None and any(case.split == name for case in cases)}
     unseen = [name for index, name in enumerate(spec.class_names) if index and index not in find_classes(prepared.prepared["validate"])]
     return [
