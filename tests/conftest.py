@@ -18,7 +18,10 @@ if os.environ.get("KERAS_BACKEND") == "jax":
 devices.import_keras()
 
 # Files whose tests take longest, the longest first. A worker must not begin one of them when the other worker is nearly done.
-LONG = ("test_resume", "test_devices", "test_backends", "test_commands", "test_networks", "test_volumes", "test_utils", "test_engines")
+LONG = (
+    *("test_resume", "test_devices", "test_backends", "test_commands", "test_networks", "test_volumes", "test_utils"),
+    *("test_convert", "test_engines"),
+)
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -1,12 +1,22 @@
 """Things that several tests make by hand."""
 
+import dataclasses
 import functools
 import mmap
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from modules.data.case import LabelRule
+from modules.data.draws import AUGMENTATIONS, NEUTRAL, Augmentation, Effect, draw_parameters
 from modules.data.spec import DatasetSpec
+
+# Tests of augmentation use slices and volumes of these shapes.
+SHAPES = {2: (16, 24), 3: (10, 12, 8)}
+EVERYTHING = dataclasses.replace(
+    AUGMENTATIONS["strong"], **{name: dataclasses.replace(getattr(AUGMENTATIONS["strong"], name), probability=1.0) for name in NEUTRAL}
+)
 
 
 def make_spec(preprocessing, values, channels=("T1",), **fields):
@@ -15,6 +25,22 @@ def make_spec(preprocessing, values, channels=("T1",), **fields):
     return DatasetSpec(
         "d", "", "", "", "", channels, names, LabelRule(values), preprocessing, find=lambda root: [], write_phantom=Path, **fields
     )
+
+
+def draw_batch(augmentation, shape, channels=1, number=2, seed=0, **options):
+    """Draws the parameters of `number` samples, as arrays of `(number, ...)`."""
+    draws = [draw_parameters(np.random.default_rng((seed, index)), augmentation, shape, channels, **options) for index in range(number)]
+    return {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+
+def make_certain(**effects):
+    """Makes an augmentation that always has these effects, each of this strength."""
+    return Augmentation(**{name: value if name == "flip" else Effect(1.0, value, value) for name, value in effects.items()})
+
+
+def read_bytes(root):
+    """Returns {path within root: bytes} of every file."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 @functools.cache

@@ -19,6 +19,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 SOURCES = sorted((ROOT / "modules").rglob("*.py"))
 PYTHON = [*SOURCES, *sorted(ROOT.glob("*.py"))]
+OTHERS = sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
 
 def _name(path):
@@ -71,7 +72,7 @@ def test_modules_do_not_print(path):
     assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*PYTHON, *OTHERS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short(path):
     most = 180 if path.name in ("train.py", "predict.py") else 400
     assert len(path.read_text().splitlines()) <= most

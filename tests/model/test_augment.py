@@ -1,46 +1,23 @@
-"""Augmentation against results by hand and a reference in NumPy and SciPy; this file also runs under the other backends."""
+"""Augmentation of places against results by hand, and all effects against a reference in NumPy and SciPy.
 
-import dataclasses
+This file also runs under the other backends.
+"""
+
 import itertools
 
 import keras
 import numpy as np
 import pytest
+from augment_helpers import apply_to_arrays as _apply
+from augment_helpers import make_batch as _make_batch
+from helpers import EVERYTHING, SHAPES
+from helpers import draw_batch as _draw_batch
+from helpers import make_certain as _certain
 from keras import ops
 from scipy import ndimage
 
-from modules.data.draws import AUGMENTATIONS, BIAS_POINTS, ELASTIC_POINTS, NEUTRAL, Augmentation, Effect, draw_parameters, list_effects
+from modules.data.draws import AUGMENTATIONS, ELASTIC_POINTS, NEUTRAL, Augmentation, Effect, draw_parameters, list_effects
 from modules.model.augment import apply
-
-SHAPES = {2: (16, 24), 3: (10, 12, 8)}
-EVERYTHING = dataclasses.replace(
-    AUGMENTATIONS["strong"], **{name: dataclasses.replace(getattr(AUGMENTATIONS["strong"], name), probability=1.0) for name in NEUTRAL}
-)
-COMPILED = {}
-
-
-def _apply(image, label, parameters, swaps=()):
-    """Calls `apply` on arrays. Under JAX the call is compiled, because JAX would else compile each operation on its own."""
-    function = COMPILED.get(swaps, lambda *arguments: apply(*arguments, left_right_swaps=swaps))
-    if keras.backend.backend() == "jax" and swaps not in COMPILED:
-        import jax
-
-        function = COMPILED[swaps] = jax.jit(function)
-    tensors = {name: ops.convert_to_tensor(value) for name, value in parameters.items()}
-    results = function(ops.convert_to_tensor(image), ops.convert_to_tensor(label), tensors)
-    return tuple(ops.convert_to_numpy(result) for result in results)
-
-
-def _draw_batch(augmentation, shape, channels=1, number=2, seed=0, **options):
-    draws = [draw_parameters(np.random.default_rng((seed, index)), augmentation, shape, channels, **options) for index in range(number)]
-    return {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
-
-
-def _make_batch(rank, channels=1, number=2, seed=0, shape=None):
-    rng = np.random.default_rng(seed)
-    shape = shape or SHAPES[rank]
-    image = rng.normal(size=(number, *shape, channels)).astype("float32")
-    return image, rng.integers(0, 5, (number, *shape)).astype("int32")
 
 
 def _move(image, label, matrix, swaps=(), mirrored=0):
@@ -48,10 +25,6 @@ def _move(image, label, matrix, swaps=(), mirrored=0):
     number = len(image)
     matrix = np.repeat(np.asarray(matrix, np.float32)[None], number, axis=0)
     return _apply(image, label, {"matrix": matrix, "mirrored": np.full(number, mirrored, np.int32)}, swaps)
-
-
-def _certain(**effects):
-    return Augmentation(**{name: value if name == "flip" else Effect(1.0, value, value) for name, value in effects.items()})
 
 
 # Nothing
@@ -91,6 +64,14 @@ def test_types_are_kept(dtype):
     assert moved.shape == image.shape
 
 
+def test_half_precision_is_refused():
+    image, label = _make_batch(2)
+    parameters = _draw_batch(EVERYTHING, SHAPES[2])
+    parameters["matrix"] = parameters["matrix"].astype("float16")
+    with pytest.raises(ValueError, match="Expected `matrix` in float32. Received: float16. Give the model that augments `autocast=False`"):
+        _apply(image, label, parameters)
+
+
 # Places
 
 
@@ -125,15 +106,6 @@ def test_quarter_turns_about_each_axis_in_3d(plane):
     axes = (first + 1, second + 1)
     np.testing.assert_allclose(moved, np.rot90(image, -1, axes), atol=1e-5)
     np.testing.assert_array_equal(moved_label, np.rot90(label, -1, axes))
-
-
-def test_rotations_in_3d_are_rigid_and_go_about_all_axes():
-    drawn = _draw_batch(Augmentation(rotation=Effect(1.0, -30, 30)), (8, 8, 8), number=50)["matrix"]
-    linear = drawn[..., :3].astype(np.float64)
-    np.testing.assert_allclose(linear @ linear.transpose(0, 2, 1), np.tile(np.eye(3), (50, 1, 1)), atol=1e-6)
-    np.testing.assert_allclose(np.linalg.det(linear), 1, atol=1e-6)
-    assert (np.abs(linear[:, [0, 0, 1], [1, 2, 2]]).max(axis=0) > 0.3).all()
-    assert (drawn[..., 3] == 0).all()
 
 
 def test_whole_voxel_shift_by_hand():
@@ -206,13 +178,6 @@ def test_anisotropic_voxels_turn_rigidly_in_mm():
     np.testing.assert_allclose(in_mm @ in_mm.transpose(0, 2, 1), np.tile(np.eye(3), (2, 1, 1)), atol=1e-6)
 
 
-def test_thick_slices_turn_in_their_plane_only():
-    matrix = _draw_batch(Augmentation(rotation=Effect(1.0, 20, 30)), (8, 16, 16), spacing_mm=(5, 1, 1))["matrix"]
-    np.testing.assert_array_equal(matrix[:, 0], [[1, 0, 0, 0]] * 2)
-    np.testing.assert_array_equal(matrix[:, :, 0], [[1, 0, 0]] * 2)
-    assert (np.abs(matrix[:, 1, 2]) > 0.3).all()
-
-
 def test_elastic_deformation_is_smooth_and_never_folds():
     effect = Augmentation(elastic=Effect(1.0, 1000, 1000))
     shape = (40, 48)
@@ -249,194 +214,6 @@ def test_classes_above_the_pairs_are_left_alone():
     label = np.array([[[0, 1], [2, 200]]], "int32")
     _, swapped = _move(np.zeros((1, 2, 2, 1), "float32"), label, np.eye(2, 3), ((1, 2),), mirrored=1)
     np.testing.assert_array_equal(swapped, [[[0, 2], [1, 200]]])
-
-
-def test_only_the_left_right_axis_mirrors():
-    always = Augmentation(flip=1.0)
-    rng = np.random.default_rng(0)
-    assert draw_parameters(rng, always, (8, 8, 8), 1, left_right=0)["mirrored"] == 1
-    assert draw_parameters(rng, always, (8, 8, 8), 1)["mirrored"] == 0
-    assert draw_parameters(rng, always, (8, 8, 8), 1, flips=(1, 2), left_right=0)["mirrored"] == 0
-
-
-# Intensities
-
-
-def test_gamma_contrast_and_brightness_by_hand():
-    values = np.array([2.0, 4, 4, 6], "float32")  # Mean 4, standard deviation sqrt(2).
-    image, label = values.reshape(1, 2, 2, 1), np.zeros((1, 2, 2), "int32")
-    # Scaled to [0, 1] they are 0, 1/2, 1/2, 1; squared 0, 1/4, 1/4, 1, of mean 3/8 and variance 9/64. Mean 4 and variance 2 return.
-    bent, _ = _apply(image, label, _draw_batch(_certain(gamma=2), (2, 2), number=1))
-    scale = np.sqrt(2) / np.sqrt(9 / 64)
-    np.testing.assert_allclose(bent.ravel(), 4 + scale * (np.array([0, 0.25, 0.25, 1]) - 0.375), rtol=1e-5)
-    stretched, _ = _apply(image, label, _draw_batch(_certain(contrast=1.5), (2, 2), number=1))
-    np.testing.assert_allclose(stretched.ravel(), [1, 4, 4, 7])
-    brighter, _ = _apply(image, label, _draw_batch(_certain(brightness=-0.5), (2, 2), number=1))
-    np.testing.assert_allclose(brighter.ravel(), values - np.sqrt(2) / 2, rtol=1e-6)
-
-
-def test_channels_have_strengths_of_their_own():
-    image, label = _make_batch(2, channels=3)
-    parameters = _draw_batch(_certain(brightness=1, gamma=2), SHAPES[2], channels=3)
-    parameters["brightness"][:, 1] = 0
-    parameters["gamma"][:, :2] = 1
-    changed, _ = _apply(image, label, parameters)
-    deviation = image.std(axis=(1, 2), keepdims=True)
-    np.testing.assert_allclose(changed[..., 0], (image + deviation)[..., 0], atol=1e-5)
-    np.testing.assert_array_equal(changed[..., 1], image[..., 1])
-    assert not np.allclose(changed[..., 2], (image + deviation)[..., 2], atol=0.1)
-
-
-@pytest.mark.parametrize("value", [0.0, -3.0])
-def test_an_empty_sample_stays_finite(value):
-    image, label = np.full((2, *SHAPES[2], 1), value, "float32"), np.zeros((2, *SHAPES[2]), "int32")
-    changed, _ = _apply(image, label, _draw_batch(EVERYTHING, SHAPES[2]), ((1, 2),))
-    np.testing.assert_allclose(changed, value, atol=1e-5)
-
-
-def test_noise_is_normal_and_independent():
-    shape, number = (64, 64), 8
-    image, label = np.zeros((number, *shape, 2), "float32"), np.zeros((number, *shape), "int32")
-    image[:, ::2] = 2  # Standard deviation 1.
-    parameters = _draw_batch(_certain(noise=0.5), shape, channels=2, number=number)
-    noise = (_apply(image, label, parameters)[0] - image) / 0.5
-    count = noise.size
-    assert abs(noise.mean()) < 4 / np.sqrt(count)
-    assert abs(noise.std() - 1) < 4 / np.sqrt(2 * count)
-    assert abs((noise**3).mean()) < 4 * np.sqrt(15 / count)
-    assert abs((noise**4).mean() - 3) < 4 * np.sqrt(96 / count)
-    assert np.abs(noise).max() < 5
-    # Nothing is correlated: no two samples or channels, and no voxel with its neighbours or one half a sample away.
-    rows = noise.transpose(0, 3, 1, 2).reshape(number * 2, -1)
-    assert np.abs(np.corrcoef(rows) - np.eye(number * 2)).max() < 5 / 64
-    for lag in (1, 2, 3, 16, 64, 65, 128, 2048):
-        assert abs((rows[:, lag:] * rows[:, :-lag]).mean()) < 4 / np.sqrt(count), lag
-    spectrum = np.abs(np.fft.fft2(noise, axes=(1, 2))) ** 2 / 4096
-    assert spectrum.max() < 20  # Exponential with mean 1: the largest of 65,536 values is about 11; a pattern gives hundreds.
-
-    again = (_apply(image, label, parameters)[0] - image) / 0.5
-    np.testing.assert_array_equal(again, noise)
-    for changed in ([[1, 0]], [[0, 1]]):
-        other = (_apply(image, label, {**parameters, "noise_seed": parameters["noise_seed"] + np.int32(changed)})[0] - image) / 0.5
-        assert abs((other * noise).mean()) < 4 / np.sqrt(count)
-
-
-@pytest.mark.parametrize("rank", [2, 3])
-def test_bias_field_is_smooth_with_mean_about_one(rank):
-    shape = (24,) * rank
-    image, label = np.zeros((4, *shape, 1), "float32"), np.zeros((4, *shape), "int32")
-    image[:, :1], image[:, 1:] = -1, 3  # The field multiplies the distance from the darkest value.
-    parameters = _draw_batch(_certain(bias=1), shape, number=4)
-    assert parameters["bias"].shape == (4, *(BIAS_POINTS,) * rank)
-    changed, _ = _apply(image, label, parameters)
-    np.testing.assert_array_equal(changed[:, 0], -1)
-    field = (changed[:, 1:, ..., 0] + 1) / 4
-    np.testing.assert_allclose(field.mean(axis=tuple(range(1, rank + 1))), 1, atol=0.1)
-    assert field.std() > 0.1
-    assert max(np.abs(np.diff(field, axis=axis)).max() for axis in range(1, rank + 1)) < 0.1
-    assert max(np.abs(np.diff(field, n=2, axis=axis)).max() for axis in range(1, rank + 1)) < 0.03
-
-
-@pytest.mark.parametrize("effect", [{"blur": 1.0}, {"lowres": 0.5}, {"lowres": 0.6}])
-def test_blur_and_low_resolution_keep_the_mean_and_remove_detail(effect):
-    image, label = _make_batch(3, shape=(16, 20, 18))
-    image += 5
-    changed, _ = _apply(image, label, _draw_batch(_certain(**effect), (16, 20, 18)))
-    np.testing.assert_allclose(changed.mean(axis=(1, 2, 3)), image.mean(axis=(1, 2, 3)), atol=0.05)
-    assert (changed.std(axis=(1, 2, 3)) < 0.6 * image.std(axis=(1, 2, 3))).all()
-    flat = np.full_like(image, 2.5)
-    np.testing.assert_allclose(_apply(flat, label, _draw_batch(_certain(**effect), (16, 20, 18)))[0], 2.5, rtol=1e-6)
-
-
-def test_blur_is_gaussian():
-    image, label = np.zeros((1, 21, 21, 1), "float32"), np.zeros((1, 21, 21), "int32")
-    image[0, 10, 10] = 1
-    changed, _ = _apply(image, label, {"blur": np.array([[1.5, 0]], "float32")})
-    expected = ndimage.gaussian_filter1d(image[0, ..., 0].astype(np.float64), 1.5, axis=0, mode="constant", truncate=8)
-    np.testing.assert_allclose(changed[0, ..., 0], expected, atol=1e-4)
-
-
-def test_coarse_axes_are_neither_blurred_nor_sampled_down_as_much():
-    parameters = _draw_batch(_certain(lowres=0.5, elastic=2, blur=1), (40, 40, 40), spacing_mm=(4, 1.5, 1))
-    np.testing.assert_allclose(parameters["lowres"][0], [1, 0.75, 0.5], rtol=1e-6)
-    np.testing.assert_allclose(parameters["blur"][0], [0.25, 1 / 1.5, 1], rtol=1e-6)
-    most = np.abs(parameters["elastic"]).max(axis=(0, 1, 2, 3))
-    np.testing.assert_allclose(most, [0.5, 2 / 1.5, 2], rtol=0.02)
-
-
-# Draws
-
-
-@pytest.mark.parametrize("rank", [2, 3])
-def test_draws_are_a_pure_function_of_the_generator(rank):
-    first, again, other = (_draw_batch(EVERYTHING, SHAPES[rank], channels=2, seed=seed) for seed in (0, 0, 1))
-    for name, value in first.items():
-        assert value.dtype == (np.int32 if name in ("mirrored", "noise_seed") else np.float32)
-        np.testing.assert_array_equal(value, again[name])
-        assert value.shape == other[name].shape
-        assert name == "mirrored" or not np.array_equal(value, other[name])
-
-
-def test_an_effect_is_drawn_alike_with_and_without_the_others():
-    together = _draw_batch(EVERYTHING, SHAPES[3], channels=2)
-    for name in ("elastic", "bias", "blur", "lowres", "noise", "gamma", "contrast", "brightness"):
-        alone = _draw_batch(Augmentation(**{name: getattr(EVERYTHING, name)}), SHAPES[3], channels=2)
-        np.testing.assert_array_equal(alone[name], together[name])
-
-
-@pytest.mark.parametrize("name", ["flip", *NEUTRAL])
-def test_shares_and_ranges_of_draws(name):
-    strong = AUGMENTATIONS["strong"]
-    value = getattr(strong, name)
-    drawn = _draw_batch(Augmentation(**{name: value}), (101, 101), number=1000)
-    if "matrix" in drawn and name != "elastic":
-        share = (drawn["matrix"] != np.eye(2, 3, dtype=np.float32)).any(axis=(1, 2)).mean()
-    else:
-        share = (drawn[name] != NEUTRAL[name]).reshape(1000, -1).any(axis=1).mean()
-    assert abs(share - (0.75 if name == "flip" else value.probability)) < 4 * 0.5 / np.sqrt(1000)
-    if name in ("gamma", "contrast", "brightness", "noise", "blur", "lowres"):
-        assert (drawn[name][drawn[name] != NEUTRAL[name]] >= value.low).all()
-        assert (drawn[name] <= max(value.high, NEUTRAL[name])).all()
-    if name == "scaling":
-        sizes = 1 / drawn["matrix"][:, 0, 0]
-        assert 0.8 <= sizes.min() < 0.82
-        assert 1.22 < sizes.max() <= 1.25
-    if name == "shift":
-        assert 4 < np.abs(drawn["matrix"][..., 2]).max() <= 5.05
-
-
-def test_list_effects():
-    effects = list_effects(AUGMENTATIONS["strong"])
-    assert list(effects) == ["flip", *NEUTRAL]
-    assert effects["flip"] == Augmentation(flip=1.0)
-    assert effects["gamma"] == Augmentation(gamma=Effect(1.0, 1.5, 1.5))
-    assert effects["lowres"] == Augmentation(lowres=Effect(1.0, 0.5, 0.5))
-    assert effects["contrast"].contrast.low == 0.75
-    assert "blur" not in list_effects(AUGMENTATIONS["light"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"shape": (8,)}, "Expected `shape` of a slice or a volume, rank 2 or 3. Received: (8,)."),
-        ({"flips": (2,)}, "Expected `flips` and `left_right` among the axes of (8, 8). Received: (2,), None."),
-        ({"left_right": 3}, "Expected `flips` and `left_right` among the axes"),
-        ({"spacing_mm": (1, 1, 1)}, "Expected `spacing_mm` of 2 positive lengths. Received: (1, 1, 1)."),
-        ({"spacing_mm": (0, 1)}, "Expected `spacing_mm` of 2 positive lengths."),
-    ],
-)
-def test_errors_say_what_is_expected(arguments, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        draw_parameters(np.random.default_rng(0), EVERYTHING, **{"shape": (8, 8), "channels": 1, **arguments})
-    assert message in str(caught.value)
-
-
-def test_half_precision_is_refused():
-    image, label = _make_batch(2)
-    parameters = _draw_batch(EVERYTHING, SHAPES[2])
-    parameters["matrix"] = parameters["matrix"].astype("float16")
-    with pytest.raises(ValueError, match="Expected `matrix` in float32. Received: float16. Give the model that augments `autocast=False`"):
-        _apply(image, label, parameters)
 
 
 # Everything together

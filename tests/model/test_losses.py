@@ -1,20 +1,18 @@
-"""Losses against numbers worked out by hand and against MONAI; this file also runs under the other backends."""
+"""Losses against numbers worked out by hand; this file also runs under the other backends."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from loss_helpers import compute_loss as _value
+from loss_helpers import draw_sample as _draw
 
 from modules.model import losses
 from modules.model.loss_spec import parse_loss
 from modules.model.losses import LOSSES, SegmentationLoss
 
-ROOT = Path(__file__).parents[2]
 LOG3 = math.log(3)
 BINARY_LABEL = np.array([[[1, 0], [0, 0]]])
 # The sigmoid of log 3 is 3/4, and that of -log 3 is 1/4. Foreground predicted: 3/4 + 3/4 = 6/4; labelled: 1; both: 3/4.
@@ -23,15 +21,9 @@ BINARY_LOGITS = np.array([[[LOG3, -LOG3], [-LOG3, -LOG3]]])[..., None]
 # class 2: both 0, predicted 1/2, labelled 0.
 TERNARY_LABEL = np.array([[[0, 1]]])
 TERNARY_LOGITS = np.array([[[[math.log(2), 0, 0], [0, math.log(2), 0]]]])
-
 OVERLAPS = ("dice", "iou", "tversky", "focal_tversky", "generalised_dice")
 CASES = [(name, channels) for name in LOSSES for channels in (1, 4) if (name, channels) != ("bce", 4)]
 every_loss = pytest.mark.parametrize(("name", "channels"), CASES)
-
-
-def _value(name, label, logits, **options):
-    label, logits = ops.convert_to_tensor(label, "int32"), ops.convert_to_tensor(logits, "float32")
-    return ops.convert_to_numpy(LOSSES[name](label, logits, **options))
 
 
 def _value_and_gradient(function, logits, dtype="float32", compiled=False):
@@ -63,14 +55,6 @@ def _value_and_gradient(function, logits, dtype="float32", compiled=False):
         value, gradient = value.detach(), logits.grad
     assert keras.backend.standardize_dtype(value.dtype) == "float32"
     return ops.convert_to_numpy(value), ops.convert_to_numpy(ops.cast(gradient, "float32"))
-
-
-def _draw(channels, seed=0, batch=3, shape=(4, 3, 5)):
-    """Draws labels and logits. With four classes, the last is absent from the first sample."""
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, max(2, channels), (batch, *shape))
-    label[0][label[0] == 3] = 0
-    return label, rng.normal(size=(batch, *shape, channels))
 
 
 def _draw_extremes(channels):
@@ -301,43 +285,7 @@ def test_one_logit_has_two_class_weights():
         _value("ce", BINARY_LABEL, BINARY_LOGITS, class_weights=(1,))
 
 
-# ------------------------------------------------------------------------------------------------------------ names and sums
-
-
-@pytest.mark.parametrize(
-    ("text", "terms"),
-    [
-        ("dice", (("dice", 1.0),)),
-        ("dice:0.25", (("dice", 0.25),)),
-        ("dice+ce", (("dice", 1.0), ("ce", 1.0))),
-        (" focal : 2 + dice:5e-1 ", (("focal", 2.0), ("dice", 0.5))),
-    ],
-)
-def test_parse_loss(text, terms):
-    assert parse_loss(text, tuple(LOSSES)) == terms
-
-
-@pytest.mark.parametrize("text", ["hinge", "", "dice+", "+dice", "dice+hinge:2", "dice,ce", "Dice"])
-def test_an_unknown_loss_lists_the_names(text):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is compared
-        parse_loss(text, ("dice", "ce"))
-    assert str(caught.value) == f"Expected `loss` as a name in ('dice', 'ce') or a sum such as dice:1+focal:0.5. Received: {text!r}."
-
-
-@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "x", "", "1:2"])
-def test_wrong_weights_of_a_sum(weight):
-    with pytest.raises(ValueError, match="Expected a finite weight above 0 for 'ce' in `loss`, as in ce:0.5. Received: 'dice[+]ce:"):
-        parse_loss(f"dice+ce:{weight}", ("dice", "ce"))
-
-
-def test_a_name_comes_once():
-    with pytest.raises(ValueError, match="Expected each name once in `loss`. Received: 'ce[+]dice[+]ce:2'. Add up the weights of 'ce'"):
-        parse_loss("ce+dice+ce:2", ("dice", "ce"))
-
-
-def test_reading_a_loss_needs_no_keras():
-    code = "import sys, modules.model.loss_spec; sys.exit('keras' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+# ---------------------------------------------------------------------------------------------------------------------- Keras
 
 
 def test_the_keras_loss_reads_names_too():
@@ -370,111 +318,3 @@ def test_keras_trains_with_it_in_the_binary_task(spec):
     assert model.evaluate(images, labels, verbose=0) == pytest.approx(float(expected), rel=1e-5)
     assert float(model.train_on_batch(images, labels)) == pytest.approx(float(expected), rel=1e-5)
     assert model.evaluate(images, labels, verbose=0) < expected
-
-
-# ---------------------------------------------------------------------------------------------------------------------- peers
-
-
-def _peer_arguments(label, logits):
-    """MONAI's order: logits `(B, K, *P)`, then labels `(B, 1, *P)`."""
-    import torch
-
-    return torch.tensor(np.moveaxis(logits, -1, 1), dtype=torch.float32), torch.tensor(label[:, None])
-
-
-def _activation(channels):
-    return {"softmax": True, "to_onehot_y": True, "include_background": False} if channels > 1 else {"sigmoid": True}
-
-
-@pytest.mark.peers
-@pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize("channels", [1, 4])
-def test_overlap_losses_equal_those_of_monai(channels, batch):
-    monai_losses = pytest.importorskip("monai.losses")
-    label, logits = _draw(channels)
-    options = {**_activation(channels), "batch": batch}
-    peers = {
-        "dice": monai_losses.DiceLoss(**options, smooth_nr=1, smooth_dr=1),
-        # MONAI's Jaccard ratio is 2 (TP + s / 2) / 2 (TP + FP + FN + s / 2).
-        "iou": monai_losses.DiceLoss(**options, jaccard=True, smooth_nr=2, smooth_dr=2),
-        "tversky": monai_losses.TverskyLoss(**options, alpha=0.3, beta=0.7, smooth_nr=1, smooth_dr=1),
-    }
-    for name, peer in peers.items():
-        expected = float(peer(*_peer_arguments(label, logits)))
-        assert _value(name, label, logits, batch=batch).mean() == pytest.approx(expected, rel=1e-5), name
-
-
-@pytest.mark.peers
-@pytest.mark.parametrize("batch", [False, True])
-def test_weighted_dice_beside_that_of_monai(batch):
-    monai_losses = pytest.importorskip("monai.losses")
-    label, logits = _draw(4)
-    # MONAI does not divide by the weights, so they must have mean 1 to agree.
-    peer = monai_losses.DiceLoss(**_activation(4), batch=batch, smooth_nr=1, smooth_dr=1, weight=[0.5, 1.0, 1.5])
-    ours = _value("dice", label, logits, class_weights=(7, 1, 2, 3), batch=batch)
-    assert ours.mean() == pytest.approx(float(peer(*_peer_arguments(label, logits))), rel=1e-5)
-
-
-@pytest.mark.peers
-@pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize("channels", [1, 4])
-def test_generalised_dice_beside_that_of_monai(channels, batch):
-    monai_losses = pytest.importorskip("monai.losses")
-    label, logits = _draw(channels)  # If the last class is absent, both give it the weight of the smallest present one.
-    groups = [slice(None)] if batch else [slice(index, index + 1) for index in range(len(label))]
-    for group in groups:
-        volumes = [(label[group] == index).sum() for index in range(1, max(2, channels))]
-        # MONAI's weights are 1 / volume^2. Ours are these times the square of the smallest volume, and so is our smooth term.
-        smooth = 1 / min(volume for volume in volumes if volume) ** 2
-        peer = monai_losses.GeneralizedDiceLoss(**_activation(channels), batch=batch, smooth_nr=smooth, smooth_dr=smooth)
-        expected = float(peer(*_peer_arguments(label[group], logits[group])))
-        ours = _value("generalised_dice", label[group], logits[group], batch=batch)
-        np.testing.assert_allclose(ours, expected, rtol=1e-5)
-    # If no class is present at all, MONAI's weights are 0. Its loss and gradient are then 0 for any prediction; ours are not.
-    empty = np.zeros_like(label)
-    assert float(peer(*_peer_arguments(empty, logits))) == pytest.approx(0, abs=1e-6)
-    assert (_value("generalised_dice", empty, logits) > 0.5).all()
-
-
-@pytest.mark.peers
-@pytest.mark.parametrize("channels", [1, 4])
-def test_focal_loss_beside_that_of_monai(channels):
-    monai_losses = pytest.importorskip("monai.losses")
-    label, logits = _draw(channels)
-    options = {"use_softmax": True, "to_onehot_y": True} if channels > 1 else {}
-    # MONAI averages over classes too. Only the voxel's own class is not 0, so the sum over classes is the loss of a voxel.
-    costs = monai_losses.FocalLoss(gamma=2.0, reduction="none", **options)(*_peer_arguments(label, logits)).numpy()
-    np.testing.assert_allclose(_value("focal", label, logits), costs.sum(axis=1).mean(axis=(1, 2, 3)), rtol=1e-5)
-    if channels > 1:
-        # MONAI does not divide by the weights.
-        weights = np.array([1.0, 2.0, 3.0, 4.0])
-        costs = monai_losses.FocalLoss(gamma=2.0, reduction="none", weight=weights, **options)(*_peer_arguments(label, logits)).numpy()
-        expected = costs.sum(axis=(1, 2, 3, 4)) / weights[label].sum(axis=(1, 2, 3))
-        np.testing.assert_allclose(_value("focal", label, logits, class_weights=weights), expected, rtol=1e-5)
-
-
-@pytest.mark.peers
-@pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize("channels", [1, 4])
-def test_dice_ce_equals_that_of_monai(channels, batch):
-    monai_losses = pytest.importorskip("monai.losses")
-    label, logits = _draw(channels)
-    peer = monai_losses.DiceCELoss(**_activation(channels), batch=batch, smooth_nr=1, smooth_dr=1)
-    logits_first, label_first = _peer_arguments(label, logits)
-    # With one logit MONAI wants labels of floats.
-    expected = peer(logits_first, label_first if channels > 1 else label_first.float())
-    assert _value("dice_ce", label, logits, batch=batch).mean() == pytest.approx(float(expected), rel=1e-5)
-
-
-@pytest.mark.peers
-def test_weighted_cross_entropy_equals_that_of_pytorch():
-    functional = pytest.importorskip("torch.nn.functional")
-    import torch
-
-    label, logits = _draw(4)
-    weights = (0.5, 1.0, 2.0, 4.0)
-    # We compare a sample at a time, because PyTorch divides by the weights of the whole batch.
-    for index, value in enumerate(_value("ce", label, logits, class_weights=weights)):
-        logits_first, label_first = _peer_arguments(label[index : index + 1], logits[index : index + 1])
-        expected = functional.cross_entropy(logits_first, label_first[:, 0], weight=torch.tensor(weights))
-        assert value == pytest.approx(float(expected), rel=1e-5)
