@@ -13,8 +13,8 @@ from pathlib import Path
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
 SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
-# A voxel of microscopy may be 0.1 micrometres long. One of more than 100 m is a mistake of the unit or of a byte.
-LEAST_MM, MOST_MM = 1e-4, 1e5
+# A voxel of microscopy may be 0.1 micrometres long. One of more than 5 m is a mistake of the unit or of a byte.
+LEAST_MM, MOST_MM = 1e-4, 5e3
 # Every name that we write under before a file or folder is whole begins like this, so that a sweep knows ours from a user's.
 TEMPORARY = ".mri-part-"
 

@@ -37,7 +37,7 @@ def test_unknown_and_ill_typed_settings_name_their_source():
     [
         ({"shape": [0, 0]}, "Expected `shape` of numbers above 0. Received: --shape 0 0."),
         ({"spacing": [-1, 1, 1]}, "Expected `spacing` of numbers above 0. Received: --spacing -1 1 1."),
-        ({"spacing": [1e-9, 1, 1]}, "Expected `spacing` of 0.0001 to 100000 mm. Received:"),
+        ({"spacing": [1e-9, 1, 1]}, "Expected `spacing` of 0.0001 to 5000 mm. Received:"),
         ({"shape": [1 << 16, 1 << 16]}, "Expected `shape` of at most 2,147,483,648 voxels"),
         ({"optimizer": "zzz"}, r"Expected `optimizer` in \('adam', 'adamw', 'sgd'\). Received: 'zzz' in a.toml"),
         ({"network": "zzz"}, "Expected `network` in .* Received: 'zzz' in a.toml"),
