@@ -225,7 +225,7 @@ def test_cache_decodes_once_and_notices_changes(phantoms, tmp_path):
     first[2].write_bytes(first[2].read_bytes()[:100])
     np.testing.assert_array_equal(read(), whole)
     first = prepare()
-    cv2.imwrite(str(cases[0].image_paths[0]), np.full((256, 256), 9, np.uint8))
+    cv2.imwrite(str(cases[0].image_paths[0]), np.eye(256, dtype=np.uint8))
     again = prepare()
     assert again[0] != first[0]
     assert again[1:] == first[1:]
