@@ -19,7 +19,7 @@ devices.import_keras()
 
 # Files whose tests take longest, the longest first. A worker must not begin one of them when the other worker is nearly done.
 LONG = (
-    *("test_resume", "test_devices", "test_backends", "test_commands", "test_networks", "test_volumes", "test_utils"),
+    *("test_resume", "test_devices", "test_backends", "test_commands", "test_predict", "test_networks", "test_volumes", "test_utils"),
     *("test_convert", "test_engines"),
 )
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -85,6 +85,26 @@ def phantoms(tmp_path_factory):
         if not (root / name).is_dir():
             spec.write_phantom(root / name)
     return root
+
+
+class _Runs(dict):
+    """Maps the name of a data set to the folder of its tiny run, which is trained when a test first asks for it."""
+
+    def __init__(self, folder, phantoms):
+        super().__init__()
+        self._folder, self._phantoms = folder, phantoms
+
+    def __missing__(self, name):
+        from command_helpers import train_tiny
+
+        self[name] = train_tiny(self._folder, self._phantoms / name)
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def runs(phantoms, tmp_path_factory):
+    """Tiny runs by the names of their data sets; read only."""
+    return _Runs(tmp_path_factory.mktemp("runs"), phantoms)
 
 
 @pytest.fixture(scope="session")

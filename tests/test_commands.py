@@ -1,55 +1,30 @@
-"""The commands themselves: train, resume, predict, and one line for each kind of bad input."""
+"""The commands on each data set: train, resume and predict, and one line for bad input to a finished run."""
 
 import csv
 import json
 import shutil
 
 import cv2
-import keras
 import nibabel as nib
 import numpy as np
 import pytest
+from command_helpers import OWN, SLICES, TINY, copy_spoilt, expect_one_line, train_tiny
 
 import predict
 import train
 from dataset import DATASETS
-from modules.data.case import Case, LabelRule
+from modules.data.case import Case
 from modules.data.files import suffix_of
-from modules.data.patches import Window
-from modules.data.preprocess import Preprocessing
 from modules.data.spec import choose_target, find_cases
-from modules.networks import NETWORKS, find_divisor, with_head
+from modules.networks import NETWORKS, find_divisor
 from modules.predict.bundle import ModelBundle
-from modules.predict.cases import PredictionOptions
 from modules.run.callbacks import Checkpoint
 from modules.run.evaluate import choose_examples
-from modules.run.flags import parse_prediction, parse_training
+from modules.run.flags import parse_training
 from modules.run.plan import Fingerprint, make_plan
 from modules.run.prepared import build_network
 from modules.run.settings import LOSSES, PRESETS
 from modules.scoring import Score
-
-SLICES = ("hipmri", "oasis", "lgg")
-TINY = ["--epochs", "3", "--base-filters", "2", "--levels", "1", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"]
-
-
-# One data set trains with augmentation, because runs must repeat and resume with it too.
-OWN = {"oasis": ["--augment", "light"]}
-
-
-def _train(folder, data, *flags):
-    """Trains in `folder` and returns the run's folder."""
-    name = f"run{len(list((folder / 'runs').glob('*')))}"
-    places = ["--runs", str(folder / "runs"), "--cache", str(folder / "cache"), "--name", name]
-    assert train.main(["--dataset", data.name, "--data", str(data), *TINY, *OWN.get(data.name, []), *places, *flags]) == 0
-    return folder / "runs" / name
-
-
-@pytest.fixture(scope="module")
-def runs(phantoms, tmp_path_factory):
-    """Trains one tiny run for each data set; read only."""
-    folder = tmp_path_factory.mktemp("runs")
-    return {name: _train(folder, phantoms / name) for name in SLICES}
 
 
 @pytest.mark.parametrize("name", SLICES)
@@ -122,89 +97,6 @@ def test_a_whole_data_folder_is_predicted_without_its_labels(runs, phantoms, tmp
             assert not list(output.rglob("seg_*"))
 
 
-@pytest.fixture
-def scans(phantoms, tmp_path):
-    """Copies three slices of one OASIS scan to `images` and their labels to `labels`; returns the images."""
-    for kind, prefix in (("", "case"), ("seg_", "seg")):
-        folder = tmp_path / ("labels" if kind else "images")
-        folder.mkdir()
-        for path in sorted((phantoms / "oasis" / f"keras_png_slices_{kind}test").glob(f"{prefix}_*"))[:3]:
-            shutil.copy(path, folder)
-    return sorted((tmp_path / "images").iterdir())
-
-
-def _predict(runs, tmp_path, *argv):
-    return predict.main([*map(str, argv), "--model", str(runs["oasis"]), "--output", str(tmp_path / "out")])
-
-
-def _read_cases(tmp_path, level="slice"):
-    with (tmp_path / "out" / "scores.csv").open() as file:
-        return list(dict.fromkeys(row["case"] for row in csv.DictReader(file) if row["level"] == level))
-
-
-def test_a_bad_file_does_not_end_the_others_and_a_later_call_does_what_is_missing(runs, scans, tmp_path, capsys):
-    labels = ["--labels", tmp_path / "labels"]
-    names = [path.name.removesuffix(".nii.png") for path in scans]
-    whole = scans[1].read_bytes()
-    scans[1].write_bytes(whole[:-9])
-    (tmp_path / "images" / "notes.txt").touch()
-    assert _predict(runs, tmp_path, tmp_path / "images", *labels) == 3
-    text = capsys.readouterr().out
-    assert f"failed: Expected a whole PNG of one picture in {scans[1]}" in text
-    assert "2 done, 1 failed, 0 skipped" in text
-    assert f"1 file(s) of other kinds below {tmp_path / 'images'} are left out" in text
-    assert _read_cases(tmp_path) == [names[0], names[2]]
-    # Two of three slices do not give the scan's score.
-    assert _read_cases(tmp_path, "volume") == []
-
-    scans[1].write_bytes(whole)
-    assert _predict(runs, tmp_path, tmp_path / "images", *labels) == 0
-    # The scan is scored as one, so all its slices are predicted.
-    assert "3 done, 0 failed, 0 skipped" in capsys.readouterr().out
-    scores = (tmp_path / "out" / "scores.csv").read_text()
-    assert _read_cases(tmp_path) == names
-    assert len(_read_cases(tmp_path, "volume")) == 1
-
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*_prediction.png")}
-    assert _predict(runs, tmp_path, tmp_path / "images", *labels) == 0
-    assert f"0 done, 0 failed, 3 skipped, whose files are there already ({names[0]}, " in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert (tmp_path / "out" / "scores.csv").read_text() == scores
-    next(iter(before)).unlink()
-    assert _predict(runs, tmp_path, tmp_path / "images") == 0
-    assert "1 done, 0 failed, 2 skipped" in capsys.readouterr().out
-    for more in (["--overwrite"], ["--overlap", "0.25"]):
-        assert _predict(runs, tmp_path, tmp_path / "images", *more) == 0
-        assert "3 done, 0 failed, 0 skipped" in capsys.readouterr().out
-
-
-def test_the_exit_status_says_whether_any_scan_failed(tmp_path, write_picture, capsys):
-    image = keras.Input((16, 16, 1))
-    model = with_head(keras.Model(image, keras.layers.Conv2D(1, 1)(image)))
-    rule = LabelRule({0: 0, 255: 1})
-    ModelBundle(model, Preprocessing(2, shape=(16, 16)), Window((16, 16)), ("background", "a"), ("T1",), rule).save(tmp_path / "bundle")
-    good = write_picture("good.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(good.read_bytes()[:-9])
-    for number, (images, status) in enumerate((([good], 0), ([good, bad], 3), ([bad], 2))):
-        flags = ["--model", str(tmp_path / "bundle"), "--engine", "keras", "--output", str(tmp_path / f"out{number}")]
-        assert predict.main([*map(str, images), *flags]) == status
-    assert capsys.readouterr().err.count("Expected a whole PNG of one picture") == 1
-
-
-def test_predict_lays_windows_as_the_scores_of_a_training_do():
-    assert parse_prediction(["a.nii"]).overlap == PredictionOptions().overlap == 0.5
-
-
-def test_a_scan_without_its_label_is_predicted_and_not_scored(runs, scans, tmp_path, capsys):
-    missing = tmp_path / "labels" / scans[0].name.replace("case_", "seg_")
-    missing.unlink()
-    assert _predict(runs, tmp_path, tmp_path / "images", "--labels", tmp_path / "labels") == 3
-    assert f"failed: Expected a label for {scans[0]}. Received: no {missing.name} or " in capsys.readouterr().out
-    assert len(list((tmp_path / "out").glob("*_prediction.png"))) == 3
-    assert len(_read_cases(tmp_path)) == 2
-
-
 def _spoil_place(image, label):
     """Moves a label by 30 mm, as a program does that writes headers of its own."""
     source = nib.load(label)
@@ -214,50 +106,25 @@ def _spoil_place(image, label):
 
 
 def test_a_label_that_lies_elsewhere_is_scored_only_where_the_user_says_so(runs, phantoms, tmp_path, capsys):
-    root, case = _nifti_set(phantoms, tmp_path, _spoil_place)
+    root, case = copy_spoilt(phantoms, tmp_path, _spoil_place)
     whole = next(other for other in find_cases(DATASETS["hipmri"], phantoms / "hipmri") if other.case_id == case.case_id)
     flags = [str(case.image_paths[0]), "--model", str(runs["hipmri"]), "--output", str(tmp_path / "out"), "--labels"]
     assert predict.main([*flags, str(whole.label_path.parent)]) == 0
     expected = (tmp_path / "out" / "scores.csv").read_text()
     capsys.readouterr()
-    _one_line(capsys, predict.main([*flags, str(case.label_path.parent), "--overwrite"]), "with `--ignore-geometry`")
+    expect_one_line(capsys, predict.main([*flags, str(case.label_path.parent), "--overwrite"]), "with `--ignore-geometry`")
     assert predict.main([*flags, str(case.label_path.parent), "--overwrite", "--ignore-geometry"]) == 0
     assert f"--ignore-geometry: label {case.label_path} is used voxel by voxel. It lies at " in capsys.readouterr().out
     assert (tmp_path / "out" / "scores.csv").read_text() == expected
     # Scores that ignored the geometry are none for a call that does not.
-    _one_line(capsys, predict.main([*flags, str(case.label_path.parent)]), "with `--ignore-geometry`")
-    _one_line(capsys, predict.main([*flags[:-1], "--ignore-geometry"]), "Expected --labels beside --ignore-geometry")
+    expect_one_line(capsys, predict.main([*flags, str(case.label_path.parent)]), "with `--ignore-geometry`")
+    expect_one_line(capsys, predict.main([*flags[:-1], "--ignore-geometry"]), "Expected --labels beside --ignore-geometry")
 
     # Training says so too, before it reads the files, and the cache keeps both ways apart.
     places = [*TINY, "--data", str(root), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
     settings = parse_training(["--dataset", "hipmri", *places, "--ignore-geometry"], DATASETS).settings
     assert any(f"label {case.label_path} is used voxel by voxel" in remark for remark in train.prepare(settings).remarks)
-    _one_line(capsys, train.main(["--dataset", "hipmri", *places]), "with `--ignore-geometry`")
-
-
-def test_scans_of_one_name_never_replace_each_other(runs, scans, tmp_path, capsys):
-    for number, scan in enumerate(scans[:2]):
-        (tmp_path / f"p{number}").mkdir()
-        shutil.copy(scan, tmp_path / f"p{number}" / "T1.png")
-    first, second = tmp_path / "p0" / "T1.png", tmp_path / "p1" / "T1.png"
-    assert _predict(runs, tmp_path, first) == 0
-    before = (tmp_path / "out" / "T1_prediction.png").read_bytes()
-    capsys.readouterr()
-    _one_line(capsys, _predict(runs, tmp_path, second), f"Received: a file made of {first}. Name another --output, or replace it")
-    assert (tmp_path / "out" / "T1_prediction.png").read_bytes() == before
-    assert _predict(runs, tmp_path, second, "--overwrite") == 0
-    assert (tmp_path / "out" / "T1_prediction.png").read_bytes() != before
-    assert _predict(runs, tmp_path, first, second) == 0
-    assert (tmp_path / "out" / "p0" / "T1_prediction.png").read_bytes() == before
-    assert (tmp_path / "out" / "p1" / "T1_overlay.png").is_file()
-
-
-def test_files_of_unknown_origin_are_not_replaced(runs, scans, tmp_path, capsys):
-    path = tmp_path / "out" / scans[0].name.replace(".nii.png", "_prediction.png")
-    path.parent.mkdir()
-    path.write_text("mine")
-    _one_line(capsys, _predict(runs, tmp_path, scans[0]), "which is not in predictions.jsonl")
-    assert path.read_text() == "mine"
+    expect_one_line(capsys, train.main(["--dataset", "hipmri", *places]), "with `--ignore-geometry`")
 
 
 def test_scores_of_predict_equal_those_of_train(runs, phantoms, tmp_path):
@@ -298,7 +165,7 @@ def test_without_a_model_the_run_that_finished_last_is_taken(runs, phantoms, mon
 def test_a_binary_target_in_half_precision(phantoms, tmp_path, capsys):
     """A binary target has one logit and keeps its value in the file, and the record names the precision."""
     flags = ["--target", "body", "--loss", "bce", "--epochs", "1", "--seed", "7", "--precision", "bfloat16", "--deterministic"]
-    run = _train(tmp_path, phantoms / "hipmri", *flags)
+    run = train_tiny(tmp_path, phantoms / "hipmri", *flags)
     bundle = ModelBundle.load(run, "keras")
     assert bundle.model.output.shape[-1] == 1
     assert (bundle.class_names, bundle.label_rule.output_values) == (("background", "body"), (0, 1))
@@ -313,18 +180,18 @@ def test_a_training_says_what_it_uses_and_warns_of_leaks(phantoms, tmp_path, cap
     first, test = (next(case for case in cases if case.split == split) for split in ("train", "test"))
     shutil.copy(first.image_paths[0], test.image_paths[0])
     (root / "notes.png").touch()
-    run = _train(tmp_path, root, "--epochs", "1", "--subjects", r"(case_\d+)")
+    run = train_tiny(tmp_path, root, "--epochs", "1", "--subjects", r"(case_\d+)")
     for text in (capsys.readouterr().out, (run / "log.txt").read_text()):
         assert f"files: {2 * len(cases) + 1} found below {root}, {2 * len(cases)} used, 1 left out" in text
         assert "left out in .: 1 (notes.png)" in text
         assert f"warning: {first.image_paths[0]} (train) and {test.image_paths[0]} (test) are equal to the byte" in text
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
     status = train.main(["--dataset", "hipmri", "--data", str(root), *TINY, *places, "--subjects", "(patient)"])
-    _one_line(capsys, status, "Expected the subject of every case from `subjects`, (patient). Received: none for case_")
+    expect_one_line(capsys, status, "Expected the subject of every case from `subjects`, (patient). Received: none for case_")
 
 
 def test_the_same_command_gives_the_same_weights(runs, phantoms, tmp_path):
-    again = _train(tmp_path, phantoms / "oasis")
+    again = train_tiny(tmp_path, phantoms / "oasis")
     for name in ("summary.json", "scores.csv"):
         assert (again / name).read_text() == (runs["oasis"] / name).read_text()
 
@@ -370,13 +237,13 @@ def test_resume_with_other_data_or_backend_is_refused(runs, phantoms, tmp_path, 
     shutil.copytree(next(root.iterdir()), newcomer)
     for path in newcomer.iterdir():
         path.rename(newcomer / f"{newcomer.name}_{path.name.split('_', 4)[4]}")
-    _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected the data that {cut} began with. Received: TCGA_")
+    expect_one_line(capsys, train.main(["--resume", str(cut)]), f"Expected the data that {cut} began with. Received: TCGA_")
     shutil.rmtree(newcomer)
     record = json.loads((cut / "run.json").read_text())
     (cut / "run.json").write_text(json.dumps(record | {"backend": "other"}))
-    _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected the backend of {cut}, other. Received: ")
+    expect_one_line(capsys, train.main(["--resume", str(cut)]), f"Expected the backend of {cut}, other. Received: ")
     (cut / "run.json").write_text("{")
-    _one_line(capsys, train.main(["--resume", str(cut)]), f"Expected JSON in {cut / 'run.json'}")
+    expect_one_line(capsys, train.main(["--resume", str(cut)]), f"Expected JSON in {cut / 'run.json'}")
 
 
 def _interrupt(*_):
@@ -420,7 +287,7 @@ def test_folds_test_every_subject_once_resume_and_predict_together(phantoms, tmp
     assert "which is finished" in capsys.readouterr().err
 
     # A fold that is trained alone is the same fold, and the whole run predicts the mean of its folds.
-    alone = _train(tmp_path / "alone", phantoms / "oasis", *flags, "--fold", "1", "--augment", "none")
+    alone = train_tiny(tmp_path / "alone", phantoms / "oasis", *flags, "--fold", "1", "--augment", "none")
     own, other = (json.loads((folder / "summary.json").read_text())["weights_sha256"] for folder in (alone, run / "fold_1"))
     assert own == other
     image = str(next((phantoms / "oasis" / "keras_png_slices_test").iterdir()))
@@ -485,95 +352,11 @@ def test_examples_are_ranked_by_the_classes_that_are_there():
     assert {case.case_id for case in choose_examples(empty, cases).values()} == {"b"}
 
 
-# ------------------------------------------------------------------------------------------------------------- bad input
-
-
-def _one_line(capsys, status, message):
-    captured = capsys.readouterr()
-    lines = captured.err.strip().splitlines()
-    assert status == 2
-    assert len(lines) == 1, captured.err
-    assert message in lines[0]
-
-
-def _nifti_set(phantoms, tmp_path, spoil):
-    """Copies the HipMRI phantom and lets `spoil(image path, label path)` ruin one test case. A run must find it at its start."""
-    root = tmp_path / "hipmri"
-    shutil.copytree(phantoms / "hipmri", root)
-    case = next(case for case in find_cases(DATASETS["hipmri"], root) if case.split == "test")
-    spoil(case.image_paths[0], case.label_path)
-    return root, case
-
-
-def _spoil_with(array):
-    def spoil(image, label):
-        nib.save(nib.Nifti1Image(array(nib.load(label).get_fdata().squeeze()), np.eye(4)), label)
-
-    return spoil
-
-
-def _set_seven(label):
-    label[3, 3] = 7
-    return label
-
-
-BAD_FILES = {
-    "empty file": (lambda image, label: image.write_bytes(b""), "an empty file"),
-    "text file named .nii.gz": (lambda image, label: image.write_text("not a scan"), "Expected a whole NIfTI file"),
-    "truncated gzip": (lambda image, label: image.write_bytes(image.read_bytes()[:-200]), "Expected a whole NIfTI file"),
-    "NaN": (lambda image, label: nib.save(nib.Nifti1Image(np.full((256, 128), np.nan), np.eye(4)), image), "NaN or infinite"),
-    "wrong label value": (_spoil_with(_set_seven), "Expected `label` values in (0, 1, 2, 3, 4, 5). Received: 7"),
-    "mismatched shapes": (_spoil_with(lambda label: label[:-1]), "Expected image and label over the same space"),
-    "missing label": (lambda image, label: label.unlink(), "Expected a label for"),
-    "missing image": (lambda image, label: image.unlink(), "Expected an image for the label"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_bad_files_stop_training_with_one_line(phantoms, tmp_path, capsys, kind):
-    spoil, message = BAD_FILES[kind]
-    root, case = _nifti_set(phantoms, tmp_path, spoil)
-    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    status = train.main(["--dataset", "hipmri", "--data", str(root), *TINY, *places])
-    name = case.label_path.name if "label" in kind or "missing" in kind else case.image_paths[0].name
-    captured = capsys.readouterr()
-    lines = captured.err.strip().splitlines()
-    assert (status, len(lines)) == (2, 1), captured.err
-    assert message in lines[0]
-    assert name in lines[0] or case.image_paths[0].name in lines[0]
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--dataset", "oasis", "--data", "nowhere"], "Expected the data set 'oasis' in the folder nowhere"),
-        (["--dataset", "liver"], "invalid choice: 'liver'"),
-        (["--dataset", "hipmri", "--loss", "hinge"], "Expected `loss` as a name in ('bce', "),
-        (["--dataset", "hipmri", "--loss", "dice:1+ce:0"], "Expected a finite weight above 0 for 'ce' in `loss`"),
-        (["--dataset", "hipmri", "--norm", "layer"], "Expected `norm` in"),
-        (["--dataset", "hipmri", "--loss", "bce"], "Expected one logit a voxel for the loss 'bce'"),
-        (["--dataset", "hipmri", "--target", "heart"], "Expected `target` in ('body'"),
-        (["--dataset", "hipmri", "--shape", "64"], "Expected `shape` of 2 numbers for 'hipmri' in mode 'slice'"),
-        (["--dataset", "hipmri", "--demo", "--data", "x"], "Expected either `demo` or `data`"),
-        (["--dataset", "hipmri", "--shape", "250", "120"], "The nearest valid one is (256, 128)"),
-        (["--dataset", "hipmri", "--shape", "0", "0"], "Expected `shape` of numbers above 0. Received: --shape 0 0"),
-        (["--dataset", "msd", "--spacing", "-1", "1", "1"], "Expected `spacing` of numbers above 0. Received: --spacing -1 1 1"),
-        (["--resume", "nowhere"], "Expected a run in nowhere"),
-    ],
-)
-def test_bad_flags_stop_training_with_one_line_and_leave_nothing(phantoms, tmp_path, monkeypatch, capsys, flags, message):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MRI_DATA", str(phantoms))
-    _one_line(capsys, train.main(flags), message)
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_run_is_never_overwritten_and_a_finished_one_not_resumed(runs, phantoms, capsys):
     run = runs["oasis"]
     flags = ["--dataset", "oasis", "--data", str(phantoms / "oasis"), "--runs", str(run.parent), "--name", run.name]
-    _one_line(capsys, train.main(flags), "Expected a new name for the run")
-    _one_line(capsys, train.main(["--resume", str(run)]), "which is finished")
+    expect_one_line(capsys, train.main(flags), "Expected a new name for the run")
+    expect_one_line(capsys, train.main(["--resume", str(run)]), "which is finished")
 
 
 def test_bad_input_of_predict(runs, phantoms, tmp_path, capsys, write_nifti, write_picture, monkeypatch):
@@ -601,5 +384,5 @@ def test_bad_input_of_predict(runs, phantoms, tmp_path, capsys, write_nifti, wri
         (grey, *model, "--fast"): "unrecognized arguments: --fast",
     }
     for argv, message in bad.items():
-        _one_line(capsys, predict.main(list(argv)), message)
+        expect_one_line(capsys, predict.main(list(argv)), message)
     assert not list(tmp_path.glob("predictions/*"))

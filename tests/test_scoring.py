@@ -1,6 +1,5 @@
 """Exact scores by hand, by brute force, by invariants, and beside the tools of the field."""
 
-import csv
 import math
 import subprocess
 import sys
@@ -11,21 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
+from scoring_helpers import NAMES, draw_blobs, score_arrays
 
 from modules.data.case import Case, Predicted, Volume
-from modules.score_tables import format_summary, pool_scores, read_scores, summarise, write_scores
-from modules.scoring import DISTANCES, Score, score_case, score_predictions
-
-NAMES = ("background", "a", "b")
-
-
-def _score(label, prediction, names=NAMES, case="x", level="slice", spacing_mm=None):
-    return score_case(np.array(label), np.array(prediction), names, level=level, case=case, spacing_mm=spacing_mm)
+from modules.score_tables import format_summary, summarise
+from modules.scoring import DISTANCES, Score, score_predictions
 
 
 def _distances(label, prediction, spacing_mm):
     """Returns HD95, HD and ASSD of class 1."""
-    score = _score(label, prediction, spacing_mm=spacing_mm)[0]
+    score = score_arrays(label, prediction, spacing_mm=spacing_mm)[0]
     return tuple(getattr(score, key) for key in DISTANCES)
 
 
@@ -34,14 +28,6 @@ def _place(shape, *boxes):
     for box in boxes:
         label[box] = 1
     return label
-
-
-def _draw_blobs(shape, seed, num_classes=3):
-    """Draws a label and a prediction with several smooth blobs a class, some at the border. Most but not all voxels agree."""
-    rng = np.random.default_rng(seed)
-    fields = [[ndimage.gaussian_filter(rng.standard_normal(shape), 2.5) for _ in range(num_classes - 1)] for _ in range(2)]
-    label, other = (np.stack([np.full(shape, 0.02), *of_classes]) for of_classes in fields)
-    return label.argmax(axis=0).astype(np.uint8), (0.8 * label + 0.3 * other).argmax(axis=0).astype(np.uint8)
 
 
 BLOBS = pytest.mark.parametrize(
@@ -54,35 +40,35 @@ BLOBS = pytest.mark.parametrize(
 
 
 def test_by_hand():
-    a, b = _score([[1, 1, 1, 0]], [[1, 1, 0, 2]])
+    a, b = score_arrays([[1, 1, 1, 0]], [[1, 1, 0, 2]])
     assert (a.dice, a.iou, a.voxels, a.reference_voxels) == (2 * 2 / 5, 2 / 3, 2, 3)
     # b is predicted but not there: 0, not left out.
     assert (b.dice, b.iou, b.voxels, b.reference_voxels) == (0, 0, 1, 0)
 
 
 def test_class_absent_from_both_is_nan_and_missed_is_zero():
-    a, b = _score([[1, 1]], [[0, 0]])
+    a, b = score_arrays([[1, 1]], [[0, 0]])
     assert a.dice == 0
     assert math.isnan(b.dice)
     assert math.isnan(b.iou)
 
 
 def test_more_voxels_than_are_counted_at_a_time(monkeypatch):
-    label, prediction = _draw_blobs((28, 24, 20), seed=0)
-    whole = _score(label, prediction, spacing_mm=(1, 1, 1))
+    label, prediction = draw_blobs((28, 24, 20), seed=0)
+    whole = score_arrays(label, prediction, spacing_mm=(1, 1, 1))
     monkeypatch.setattr("modules.scoring.CHUNK", 1000)
-    assert _score(label, prediction, spacing_mm=(1, 1, 1)) == whole
+    assert score_arrays(label, prediction, spacing_mm=(1, 1, 1)) == whole
 
 
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"one shape. Received: \(1, 2\) and \(1, 1\) for x"):
-        _score([[0, 0]], [[0]])
+        score_arrays([[0, 0]], [[0]])
 
 
 @pytest.mark.parametrize(("label", "prediction", "name", "value"), [(0, 3, "prediction", 3), (7, 0, "label", 7), (-1, 0, "label", -1)])
 def test_values_must_be_classes(label, prediction, name, value):
     with pytest.raises(ValueError, match=f"Expected `{name}` classes from 0 to 2. Received: {value} in x."):
-        _score([[0, label]], [[0, prediction]])
+        score_arrays([[0, label]], [[0, prediction]])
 
 
 # ---------------------------------------------------------------------------------------------------------------- distances
@@ -90,7 +76,7 @@ def test_values_must_be_classes(label, prediction, name, value):
 
 def test_two_voxels():
     label, prediction = _place((4, 4, 4), (0, 0, 0)), _place((4, 4, 4), (1, 2, 3))
-    score = _score(label, prediction, level="volume", spacing_mm=(2.0, 1.5, 0.5))[0]
+    score = score_arrays(label, prediction, level="volume", spacing_mm=(2.0, 1.5, 0.5))[0]
     apart = math.sqrt(2.0**2 + 3.0**2 + 1.5**2)
     assert (score.hd95_mm, score.hd_mm, score.assd_mm) == pytest.approx((apart, apart, apart), abs=1e-12)
     assert (score.dice, score.volume_ml, score.reference_ml) == (0, pytest.approx(0.0015), pytest.approx(0.0015))
@@ -138,7 +124,7 @@ def test_absent_from_one_is_the_diagonal_and_from_both_nan():
     empty, full = np.zeros((3, 4, 5), int), _place((3, 4, 5), (0, 0, 0))
     diagonal = math.sqrt(6**2 + 4**2 + 2.5**2)
     for label, prediction in ((empty, full), (full, empty)):
-        a, b = _score(label, prediction, level="volume", spacing_mm=(2, 1, 0.5))
+        a, b = score_arrays(label, prediction, level="volume", spacing_mm=(2, 1, 0.5))
         assert (a.hd95_mm, a.hd_mm, a.assd_mm) == pytest.approx((diagonal,) * 3, abs=1e-12)
         assert (a.dice, a.volume_ml + a.reference_ml) == (0, pytest.approx(0.001))
         assert all(math.isnan(getattr(b, key)) for key in DISTANCES)
@@ -146,22 +132,22 @@ def test_absent_from_one_is_the_diagonal_and_from_both_nan():
 
 
 def test_slices_have_no_volume_and_pictures_no_millimetres():
-    a = _score([[1, 0, 0]], [[0, 0, 1]], spacing_mm=(5, 0.5))[0]
+    a = score_arrays([[1, 0, 0]], [[0, 0, 1]], spacing_mm=(5, 0.5))[0]
     assert (a.hd95_mm, a.hd_mm, a.assd_mm) == (1, 1, 1)
     assert math.isnan(a.volume_ml)
-    a = _score([[[1, 0, 0]]], [[[0, 0, 1]]], level="volume")[0]
+    a = score_arrays([[[1, 0, 0]]], [[[0, 0, 1]]], level="volume")[0]
     assert all(math.isnan(getattr(a, key)) for key in (*DISTANCES, "volume_ml", "reference_ml"))
 
 
 def test_spacing_is_of_the_rank():
     with pytest.raises(ValueError, match=r"Expected `spacing_mm` of 2 lengths. Received: \(1, 1, 1\) for x."):
-        _score([[1]], [[1]], spacing_mm=(1, 1, 1))
+        score_arrays([[1]], [[1]], spacing_mm=(1, 1, 1))
 
 
 @BLOBS
 def test_distances_against_brute_force(shape, spacing_mm, seed):
-    label, prediction = _draw_blobs(shape, seed)
-    for index, score in enumerate(_score(label, prediction, spacing_mm=spacing_mm), start=1):
+    label, prediction = draw_blobs(shape, seed)
+    for index, score in enumerate(score_arrays(label, prediction, spacing_mm=spacing_mm), start=1):
         surfaces = [np.argwhere(mask ^ ndimage.binary_erosion(mask)) * spacing_mm for mask in (label == index, prediction == index)]
         table = np.linalg.norm(surfaces[0][:, None] - surfaces[1][None], axis=-1)
         there, back = table.min(axis=1), table.min(axis=0)
@@ -173,7 +159,7 @@ def test_distances_against_brute_force(shape, spacing_mm, seed):
 
 @BLOBS
 def test_what_does_not_change_distances(shape, spacing_mm, seed):
-    label, prediction = _draw_blobs(shape, seed)
+    label, prediction = draw_blobs(shape, seed)
     expected = pytest.approx(_distances(label, prediction, spacing_mm), abs=1e-9)
     assert _distances(prediction, label, spacing_mm) == expected
     assert _distances(label.T, prediction.T, spacing_mm[::-1]) == expected
@@ -228,7 +214,7 @@ def test_cases_without_a_label_are_passed_over():
 
 
 def test_summary_leaves_out_the_absent_and_counts_them():
-    scores = [*_score([[1]], [[1]], case="x"), *_score([[1]], [[0]], case="y")]
+    scores = [*score_arrays([[1]], [[1]], case="x"), *score_arrays([[1]], [[0]], case="y")]
     summary = summarise(scores)["slice"]
     assert {key: summary["a"][key] for key in ("dice", "iou", "cases", "absent")} == {"dice": 0.5, "iou": 0.5, "cases": 2, "absent": 0}
     assert summary["b"]["absent"] == 2
@@ -268,70 +254,6 @@ def test_summary_of_distances():
         assert all(len(line) == len(other) for line, other in pairwise(block))
 
 
-def test_table_on_disk(tmp_path):
-    write_scores(tmp_path / "scores.csv", _score([[[1, 1]]], [[[1, 0]]], level="volume", spacing_mm=(1, 1, 2)))
-    with (tmp_path / "scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    # The three distances are 0, 2 and 0. The 95th percentile of the two from the label is 1.9.
-    assert list(rows[0].items()) == [
-        ("level", "volume"), ("case", "x"), ("class", "a"), ("dice", repr(2 / 3)), ("iou", "0.5"), ("hd95_mm", "1.9"), ("hd_mm", "2.0"),
-        ("assd_mm", repr(2 / 3)), ("volume_ml", "0.002"), ("reference_ml", "0.004"), ("voxels", "1"), ("reference_voxels", "2"),
-    ]  # fmt: skip
-    assert rows[1]["dice"] == rows[1]["hd_mm"] == "nan"
-
-
-def test_tables_are_read_back_to_the_last_digit(tmp_path):
-    label, prediction = _draw_blobs((28, 24, 20), seed=0)
-    names = ("background", 'a, with "commas"', "b", "absent")
-    scores = _score(label, prediction, names, level="volume", spacing_mm=(0.9, 1.4, 3.0)) + _score(label[0], prediction[0], names)
-    write_scores(tmp_path / "scores.csv", scores)
-    read = read_scores(tmp_path / "scores.csv")
-    # NaN is not equal to itself, so we compare representations. They also tell an integer from a float.
-    assert list(map(repr, read)) == list(map(repr, scores))
-    write_scores(tmp_path / "again.csv", read)
-    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "scores.csv").read_bytes()
-
-
-def test_a_table_without_rows_is_read(tmp_path):
-    write_scores(tmp_path / "scores.csv", [])
-    assert read_scores(tmp_path / "scores.csv") == []
-
-
-def test_tables_that_are_no_scores(tmp_path):
-    path = tmp_path / "scores.csv"
-    with pytest.raises(FileNotFoundError, match="^Expected scores in .*scores.csv. Received: no such file. Give a run that has finished.$"):
-        read_scores(path)
-    for text, received in (("", "none"), ("case,dice\n", "case,dice")):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=f"^Expected the columns level,case,class,dice,.* in .*scores.csv. Received: {received}. "):
-            read_scores(path)
-    write_scores(path, _score([[1]], [[1]]))
-    whole = path.read_text()
-    for old, new in (("1.0,1.0", "1.0,high"), ("slice,x", "plane,x"), (",1,1\n", ",1\n"), (",1,1\n", ",1.5,1\n")):
-        path.write_text(whole.replace(old, new, 1))
-        with pytest.raises(ValueError, match="^Expected a level, a case, a class and 9 numbers. Received: .* in line 2 of .*scores.csv. "):
-            read_scores(path)
-
-
-def test_runs_are_pooled():
-    x, y = (_score([[1, 2]], [[1, 0]], case=case) for case in "xy")
-    # A scan may share its name with a slice, because they have different levels.
-    volume = [replace(score, level="volume") for score in x]
-    assert pool_scores({"first": x, "second": [*y, *volume]}) == [*x, *y, *volume]
-    assert pool_scores({}) == []
-
-
-def test_runs_that_cannot_be_pooled():
-    x, y = (_score([[1, 2]], [[1, 0]], case=case) for case in "xy")
-    with pytest.raises(ValueError, match="^Expected each case in one run only. Received: y in first and in third. Leave one out.$"):
-        pool_scores({"first": y, "second": x, "third": y})
-    message = "^Expected the classes a, b in every run. Received: {} in second. Leave it out.$"
-    with pytest.raises(ValueError, match=message.format("a")):
-        pool_scores({"first": x, "second": y[:1]})
-    with pytest.raises(ValueError, match=message.format("none")):
-        pool_scores({"first": x, "second": []})
-
-
 # -------------------------------------------------------------------------------------------------------------------- peers
 
 
@@ -346,9 +268,9 @@ def _itk_image(sitk, mask, spacing_mm):
 @BLOBS
 def test_scores_equal_those_of_monai(shape, spacing_mm, seed):
     torch, metrics = pytest.importorskip("torch"), pytest.importorskip("monai.metrics")
-    label, prediction = _draw_blobs(shape, seed)
+    label, prediction = draw_blobs(shape, seed)
     one_hot = [torch.from_numpy(np.moveaxis(np.eye(3, dtype=np.uint8)[array], -1, 0)[None]) for array in (prediction, label)]
-    ours = _score(label, prediction, spacing_mm=spacing_mm)
+    ours = score_arrays(label, prediction, spacing_mm=spacing_mm)
     peers = {
         "dice": metrics.compute_dice(*one_hot, include_background=False),
         "iou": metrics.compute_iou(*one_hot, include_background=False),
@@ -367,10 +289,10 @@ def test_scores_equal_those_of_monai(shape, spacing_mm, seed):
 @BLOBS
 def test_scores_equal_those_of_simpleitk(shape, spacing_mm, seed):
     sitk = pytest.importorskip("SimpleITK")
-    label, prediction = _draw_blobs(shape, seed)
+    label, prediction = draw_blobs(shape, seed)
     overlap, hausdorff = sitk.LabelOverlapMeasuresImageFilter(), sitk.HausdorffDistanceImageFilter()
     overlap.Execute(_itk_image(sitk, label, spacing_mm), _itk_image(sitk, prediction, spacing_mm))
-    for index, score in enumerate(_score(label, prediction, spacing_mm=spacing_mm), start=1):
+    for index, score in enumerate(score_arrays(label, prediction, spacing_mm=spacing_mm), start=1):
         assert score.dice == pytest.approx(overlap.GetDiceCoefficient(index), abs=1e-12)
         assert score.iou == pytest.approx(overlap.GetJaccardCoefficient(index), abs=1e-12)
 
@@ -393,8 +315,8 @@ def test_scores_equal_those_of_simpleitk(shape, spacing_mm, seed):
 @BLOBS
 def test_scores_beside_those_of_surface_distance(shape, spacing_mm, seed):
     surface_distance = pytest.importorskip("surface_distance")
-    label, prediction = _draw_blobs(shape, seed)
-    for index, score in enumerate(_score(label, prediction, spacing_mm=spacing_mm), start=1):
+    label, prediction = draw_blobs(shape, seed)
+    for index, score in enumerate(score_arrays(label, prediction, spacing_mm=spacing_mm), start=1):
         masks = label == index, prediction == index
         assert score.dice == pytest.approx(surface_distance.compute_dice_coefficient(*masks), abs=1e-12)
         # The surface of this library runs through the corners of the voxels. Its percentiles and averages weigh each piece by its area,

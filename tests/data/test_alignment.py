@@ -5,8 +5,12 @@ from itertools import permutations, product
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import make_spec
 
 from modules.data.alignment import align, describe_grid
+from modules.data.case import Case, read_case, read_volume
+from modules.data.inventory import describe_ignored
+from modules.data.preprocess import Preprocessing
 
 
 def _oblique(spacing=(0.8, 1.1, 2.5), origin=(-30.0, 12.0, 5.0)):
@@ -144,3 +148,72 @@ def test_a_grid_in_words():
     )
     assert describe_grid((5, 6), None) == "5x6 without a place in the world"
     assert describe_grid((5, 6), np.full((4, 4), np.nan)) == "5x6 with an affine that is not finite"
+
+
+def test_a_picture_and_a_nifti_are_no_pair(write_nifti, write_picture):
+    image, label = write_picture("a.png", np.ones((4, 4), np.uint8)), write_nifti("a.nii", np.ones((4, 4), np.uint8))
+    with pytest.raises(ValueError, match="Expected image and label both as NIfTI, or both as pictures.*a.png and .*a.nii. Convert"):
+        read_case(Case("a", "a", (image,), label), make_spec(Preprocessing(2), {1: 1}))
+    with pytest.raises(ValueError, match="Expected image and channel both as NIfTI"):
+        read_volume([image, label])
+
+
+def test_a_label_on_another_grid_is_brought_onto_its_images_or_refused(write_nifti, caplog):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = 3
+    image = write_nifti("a.nii", rng.random((4, 5, 6)))
+    rules = make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2})
+    with caplog.at_level("INFO", "mri"):
+        _, label = read_case(Case("a", "a", (image,), write_nifti("mirrored.nii", truth[::-1], flip)), rules)
+    np.testing.assert_array_equal(label, truth)
+    assert "label" in caplog.text
+    assert "mirrored.nii has another grid over the same space than its image: turned" in caplog.text
+    # 5x4 voxels of 0.8x1.25 mm lie over the same 4x5 mm as the image's. They are as many, but no turned grid.
+    box = np.diag([0.8, 1.25, 1, 1])
+    box[:3, 3] = -0.1, 0.125, 0
+    with caplog.at_level("INFO", "mri"):
+        read_case(Case("a", "a", (image,), write_nifti("box.nii", np.ascontiguousarray(truth.reshape(5, 4, 6)), box)), rules)
+    assert "box.nii has another grid over the same space than its image: taken from the nearest voxels" in caplog.text
+    moved = np.eye(4)
+    moved[0, 3] = 30
+    with pytest.raises(
+        ValueError,
+        match=r"image 4x5x6 of 1x1x1 mm, RAS, first voxel at \(0.00, 0.00, 0.00\) mm, .* in .*a.nii; label 4x5x6 .* at \(30.00, .*beside"
+        r".*correct a header, or use it voxel by voxel with `--ignore-geometry`",
+    ):
+        read_case(Case("a", "a", (image,), write_nifti("beside.nii", truth, moved)), rules)
+
+
+def test_a_label_is_used_voxel_by_voxel_where_the_user_says_so(write_nifti):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    image = write_nifti("a.nii", rng.random((4, 5, 6)))
+    rules = make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2})
+    moved, flip = np.diag([1.0, 1, 1, 1]), np.diag([-1.0, 1, 1, 1])
+    moved[0, 3], flip[0, 3] = 30, 3
+    cases = []
+    for name, affine in [*((f"moved_{number}.nii", moved) for number in range(6)), ("flip.nii", flip), ("good.nii", np.eye(4))]:
+        cases.append(Case(name, name, (image,), write_nifti(name, truth, affine), ignore_geometry=True))
+        np.testing.assert_array_equal(read_case(cases[-1], rules)[1], truth)
+    lines = describe_ignored([*cases, Case("x", "x", (image,), write_nifti("x.nii", truth, moved)), Case("y", "y", (image,))])
+    assert [line.split(" is used voxel by voxel")[0].rpartition("/")[2] for line in lines[:-1]] == [f"moved_{n}.nii" for n in range(5)]
+    assert "first voxel at (30.00, 0.00, 0.00) mm, last at (33.00, 4.00, 5.00) mm, its image at 4x5x6 of 1x1x1 mm, RAS, first" in lines[0]
+    assert lines[-1] == "--ignore-geometry: 7 labels lie elsewhere than their images; the first 5 are named above"
+    assert describe_ignored(cases[-1:]) == []
+    # Voxels of another number have no partners.
+    short = Case("s", "s", (image,), write_nifti("short.nii", truth[:3], moved), ignore_geometry=True)
+    with pytest.raises(ValueError, match=r"over the same space.*short.nii.*correct a header\.$"):
+        read_case(short, rules)
+
+
+def test_a_channel_on_another_grid_is_turned_or_refused(write_nifti):
+    array = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
+    flip = np.diag([1.0, 1, -1, 1])
+    flip[2, 3] = 5
+    first = write_nifti("a_0000.nii", array)
+    volume = read_volume([first, write_nifti("a_0001.nii", array[..., ::-1] + 1, flip)])
+    np.testing.assert_allclose(volume.array[..., 1], array + 1, rtol=1e-6)
+    with pytest.raises(ValueError, match="Expected image and channel over the same space.*coarse.nii"):
+        read_volume([first, write_nifti("coarse.nii", array[::2], np.diag([2.0, 1, 1, 1]))])

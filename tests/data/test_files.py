@@ -1,11 +1,16 @@
-"""Writing that never leaves half a file, and names the file where it fails."""
+"""Names, fingerprints, and writing that never leaves half a file and names the file where it fails."""
 
 import errno
+import hashlib
 import os
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from modules.data.files import TEMPORARY, fingerprint_files, index_images, name_failure, replace_file
+from modules.data.case import LabelRule, read_label, read_volume
+from modules.data.files import TEMPORARY, fingerprint_files, hash_file, index_images, name_failure, replace_file, stem_of, suffix_of
 
 
 @pytest.mark.parametrize(
@@ -64,3 +69,85 @@ def test_any_name_of_a_file_has_a_fingerprint_and_can_be_replaced(tmp_path):
         temporary.write_text("a")
     assert path.read_text() == "a"
     assert len(fingerprint_files([path])) == 64
+
+
+def test_suffix_and_stem_of_every_layout(tmp_path):
+    names = {
+        "case_1_slice_0.nii.gz": (".nii.gz", "case_1_slice_0"),
+        "case_1_slice_0.nii.png": (".png", "case_1_slice_0"),
+        "a.b.NII": (".nii", "a.b"),
+        "x_1.tif": (".tif", "x_1"),
+        "notes.txt": ("", "notes.txt"),
+    }
+    for name, expected in names.items():
+        assert (suffix_of(tmp_path / name), stem_of(tmp_path / name)) == expected
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail():
+        with replace_file(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_fingerprint_changes_with_the_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"12")
+    before = fingerprint_files([path])
+    assert fingerprint_files([path]) == before
+    path.write_bytes(b"123")
+    assert fingerprint_files([path]) != before
+
+
+def test_fingerprint_changes_although_size_and_time_are_set_back(tmp_path):
+    path, copy = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"12")
+    os.utime(path, ns=(10**9, 10**9))
+    before = fingerprint_files([path])
+    time.sleep(0.02)
+    path.write_bytes(b"34")
+    os.utime(path, ns=(10**9, 10**9))
+    written = fingerprint_files([path])
+    copy.write_bytes(b"56")
+    os.utime(copy, ns=(10**9, 10**9))
+    copy.replace(path)
+    assert len({before, written, fingerprint_files([path])}) == 3
+
+
+def test_fingerprint_follows_links_even_when_they_are_turned_elsewhere(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.nii").write_bytes(b"12")
+        os.utime(tmp_path / folder / "x.nii", (1, 1))
+    (tmp_path / "here").symlink_to("a")
+    (tmp_path / "x.nii").symlink_to("a/x.nii")
+    first, second = (fingerprint_files([tmp_path / folder / "x.nii"]) for folder in "ab")
+    status = (tmp_path / "a" / "x.nii").stat()
+    state = (2, 10**9, status.st_ctime_ns, status.st_ino)
+    expected = hashlib.sha256(f"{(tmp_path / 'a' / 'x.nii').resolve()}\0{state}\n".encode()).hexdigest()
+    assert expected == first != second
+    assert fingerprint_files([tmp_path / "here" / "x.nii"]) == fingerprint_files([tmp_path / "x.nii"]) == first
+    (tmp_path / "here").unlink()
+    (tmp_path / "here").symlink_to("b")
+    assert fingerprint_files([tmp_path / "here" / "x.nii"]) == second
+    monkeypatch.chdir(tmp_path / "a")
+    assert fingerprint_files([Path("x.nii")]) == fingerprint_files([Path("../a/x.nii")]) == first
+    monkeypatch.chdir(tmp_path / "b")
+    assert fingerprint_files([Path("x.nii")]) == second
+
+
+def test_bytes_that_were_read_can_be_hashed_without_reading_again(write_nifti, write_picture):
+    paths = [write_nifti("a.nii.gz", np.ones((3, 4), np.float32)), write_picture("b.png", np.ones((3, 4), np.uint8))]
+    hashes = []
+    for path in paths:
+        read_volume([path], lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
+    read_label(paths[1], LabelRule({1: 1}), on_bytes=lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
+    assert hashes == [hash_file(path) for path in (*paths, paths[1])]
