@@ -1,16 +1,16 @@
 """Reads thousands of spoilt files beside nibabel and OpenCV, and judges what the program makes of them.
 
-`python benchmarks/fuzz.py [--mutations 2000] [--seed 0] [--kinds nifti png tiff bundle dataset]`. Mutants are made of small drawn files:
-wrong header fields, flipped bits, cut files, gzip bombs, pictures that lie about their size, bundles and `dataset.json` with nonsense.
-A process of each kind reads them under limits. Judged are:
+`python benchmarks/fuzz.py [--mutations 2000] [--seed 0] [--kinds nifti png tiff bundle dataset]`. The script draws small files and makes
+mutants of them. It sets wrong header fields, flips bits and cuts files. It makes gzip bombs, and pictures that lie about their size. It
+puts nonsense into bundles and `dataset.json`. A process of each kind reads the mutants under limits. The script judges:
 
 - tracebacks and crashes: an error must be one line that names its file and says what was received;
 - hangs: no more than 5 s;
 - memory: no more than 1 GiB of resident memory above the file and the image that is really in it;
-- silent differences: where the peer reads a file too, array, affine in mm and voxel size must be equal. Where the program must refuse
-  what the peer takes (a damaged gzip file, NaN, a voxel of 1e9 mm), the reason is computed from what the peer read.
+- silent differences: where the peer reads a file too, array, affine in mm and voxel size must be equal. The program must refuse some files
+  that the peer takes: a damaged gzip file, NaN, a voxel of 1e9 mm. The script then computes the reason from what the peer read.
 
-Exit status 1 if anything is found. `--keep DIR` keeps the mutants that were.
+The exit status is 1 if the script finds anything. `--keep DIR` keeps the mutants that it found.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""What is wrong with a picture that OpenCV reads all the same, found in another way than the program finds it; for `fuzz.py`.
+"""Finds lies in pictures that OpenCV reads all the same, for `fuzz.py`; it finds them in another way than the program does.
 
-Each function returns parts of the messages of which the program must give one; none where the file is honest.
+Each function returns parts of messages; the program must give one of these messages. It returns none for an honest file.
 """
 
 import math

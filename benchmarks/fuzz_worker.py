@@ -82,8 +82,8 @@ def expect_image(path: Path) -> tuple[dict[str, Any] | None, str, list[str]]:
     """Reads an image with its peer: nibabel or OpenCV.
 
     Returns:
-        What the program must return, or None; why the peer refuses it, or ""; and why the program must refuse what the peer takes: parts
-        of messages, of which it gives one.
+        The result that the program must return, or None; the peer's reason to refuse the image, or ""; and parts of messages. The program
+        must give one of these messages where it must refuse an image that the peer takes.
     """
     try:
         return _expect_nifti(path) if suffix_of(path) in NIFTI_SUFFIXES else _expect_picture(path)

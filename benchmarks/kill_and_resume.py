@@ -1,16 +1,28 @@
-"""Disturbs trainings at random moments, resumes them, and compares what they end with to a training that was left alone.
+"""Disturbs trainings at random moments, resumes them, and compares their results with those of an undisturbed training.
 
-`python benchmarks/kill_and_resume.py [--times 25] [--faults kill full readonly] [--seed 0]`, under the backend that `KERAS_BACKEND` names.
-The faults take turns: SIGKILL, a disk that is full, and a disk that becomes read-only. The disk holds the run and the cache. Of a full or
-read-only disk the training must end by itself: exit status 2, one line that names a file there, no traceback. Once the fault is lifted, the
-training goes on. It must then end as the other did: the same weights, best model, history (less its times) and test scores, to the bit.
-No temporary file may be left. Exit status 1 if any training ends otherwise.
+`python benchmarks/kill_and_resume.py [--times 25] [--faults kill full readonly] [--seed 0]` uses the backend that `KERAS_BACKEND` names.
+The exit status is 1 if any training fails the checks below. The faults take turns:
 
-The trained network is small and has all that has a state: dropout, augmentation, an average of the weights, heads below full resolution,
-accumulated gradients, early stopping, and a checkpoint after nearly every step.
+- kill: SIGKILL ends the training.
+- full: the disk of the run and its cache becomes full.
+- readonly: that disk becomes read-only.
 
-The disk is a tmpfs in a mount namespace of this script, for which root or user namespaces suffice. Without these, stand-ins are used and
-said: a limit on the size of files (EFBIG) for a full disk, and folders without the right to write for a read-only one.
+On a full or read-only disk, a training must end by itself, with exit status 2. It must print one line that names a file on the disk, and
+no traceback. It may also have ended before the fault. The script lifts the fault and resumes the training. The resumed training
+must equal the undisturbed one to the bit. The script compares weights, best model, history and test scores, but no times. The training
+must leave no temporary file.
+
+The network is small. The training uses every part that has a state:
+
+- dropout and augmentation
+- an average of the weights
+- heads below full resolution
+- accumulated gradients
+- early stopping
+- a checkpoint after nearly every step
+
+The disk is a tmpfs in a mount namespace of this script. That needs root or user namespaces. Without these, the script uses stand-ins and
+says so. A limit on the size of files (EFBIG) stands for a full disk. Folders without the right to write stand for a read-only one.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Makes small wrong changes of the source, one at a time, and says which tests fail for each; a change that no test notices is a gap.
+"""Makes small wrong changes of the source, one at a time, and says which tests fail for each.
 
-`python benchmarks/mutations.py [--only NAME ...] [--list]`. The changes stand in `mutations.toml`: a file, the text that is replaced, the
-text that comes in its place, the tests that must fail, and what would go wrong for a user. The script copies the files that git tracks to
-a temporary folder and works there. First each set of tests must pass on the unchanged copy. A change counts as killed where a named test
-fails by itself. An error of import, of collection or of a fixture does not count. Exit status 1 if any change survives, 2 if the table
-does not fit the source.
+`python benchmarks/mutations.py [--only NAME ...] [--list]`. A change that no test notices is a gap in the tests. The changes stand in
+`mutations.toml`. Each names a file, the old text, the new text and the tests that must fail. It also says what would go wrong for a user.
+The script copies the files that git tracks to a temporary folder and works there. First each set of tests must pass on the unchanged copy.
+A change counts as killed if a named test fails by itself. An error of import, of collection or of a fixture does not count. The exit status
+is 1 if any change survives, and 2 if the table does not fit the source.
 """
 
 import argparse

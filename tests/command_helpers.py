@@ -1,4 +1,4 @@
-"""What the tests of the commands share: a tiny training, bad input, and what is said of it."""
+"""Shared parts of the tests of commands: a tiny training, bad input, and the messages about it."""
 
 import shutil
 

@@ -55,7 +55,7 @@ def read_json(path: Path, remedy: str, most: int = MOST_BYTES) -> Any:
         most: The most bytes that the file may have.
 
     Raises:
-        ValueError: If the file cannot be read, is no JSON in UTF-8, is too large or too deep, or has a key twice; it names the file.
+        ValueError: If the file cannot be read, is no JSON in UTF-8, is too large or too deep, or has a key twice. The error names the file.
     """
     try:
         size = path.stat().st_size

@@ -21,8 +21,8 @@ def describe_files(root: Path, splits: Mapping[str, Sequence[Case]]) -> list[str
         splits: The cases by split.
 
     Returns:
-        A line of counts, a line for each folder with files that are left out, one for each folder that cannot be read, and warnings of
-        labels that several cases have.
+        First a line of counts. Then a line for each folder with unused files, and one for each folder that cannot be read. Last come
+        warnings of labels that several cases share.
     """
     used = {os.path.abspath(path) for cases in splits.values() for case in cases for path in (*case.image_paths, case.label_path) if path}
     closed: list[OSError] = []

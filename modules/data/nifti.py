@@ -103,7 +103,7 @@ def _inflate(data: bytes) -> tuple[_Header | None, bytes]:
     if header is None and member.eof and member.unused_data:
         content = _inflate_members(data, _SLACK)
         header = _parse_header(content)
-    # What lies behind the first member is looked at too, if it is a member: a bomb or a cut file may hide there.
+    # We look at further members behind the first too: a bomb or a cut file may hide there.
     more = member.eof and member.unused_data[:2] == b"\x1f\x8b"
     if header is None or (member.eof and header.end <= len(content) and not more):
         return header, content
@@ -123,7 +123,7 @@ def _inflate(data: bytes) -> tuple[_Header | None, bytes]:
 def check_size(data: bytes, end: int) -> None:
     """Checks a file that another program decodes: that it holds all `end` bytes that its header promises, and hardly more.
 
-    Otherwise that program would allocate what the header promises. Of a gzip file all check sums are compared.
+    Otherwise that program would allocate what the header promises. The function compares all check sums of a gzip file.
 
     Raises:
         EOFError, zlib.error, isal.isal_zlib.error: If the file is cut or damaged.
@@ -165,9 +165,9 @@ def _inflate_members(data: bytes, most: int) -> bytes:
 def _parse_header(data: bytes) -> _Header | None:
     """Reads a NIfTI-1 header as nibabel does. Returns None for a cut or unusual header, which nibabel must judge.
 
-    Unusual are extensions, a header apart from its data, NIfTI-2, colours and complex numbers. So are fields that contradict each
-    other or the standard. Two harmless faults are common, and nibabel mends them: zooms below 0, or of 0 along an axis of length one,
-    and a pixdim[0] that is neither 1 nor -1. They are accepted here too.
+    Extensions, a header apart from its data, NIfTI-2, colours and complex numbers are unusual. So are fields that contradict each other or
+    the standard. Two faults are common and harmless, and nibabel mends them. One is a zoom below 0, or of 0 along an axis of length one.
+    The other is a pixdim[0] that is neither 1 nor -1. The function accepts both.
     """
     if len(data) < 352:
         return None

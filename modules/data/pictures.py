@@ -1,6 +1,6 @@
 """Checks of PNG and TIFF files before OpenCV decodes them.
 
-OpenCV prints lines of its own about a damaged picture, allocates what a picture's header promises, and returns the rest of a cut TIFF
+OpenCV prints lines of its own about a damaged picture. It allocates as much memory as a header promises. It returns the rest of a cut TIFF
 as if it were whole. These checks refuse such files first.
 """
 

@@ -22,7 +22,7 @@ INTENSITIES = ("min_max", "percentile", "zscore", "fixed")
 MOST = float(np.finfo(np.float16).max)
 # Differences and products of larger intensities may leave float32.
 _BRIGHTEST = 1e30
-# Of the angle between two axes, 88.9 degrees. Rounding in a header is far from it.
+# This is the cosine of an angle of 88.9 degrees between two axes. Rounding in a header is far from it.
 _LARGEST_COSINE = 0.02
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
 
@@ -115,9 +115,9 @@ class Preprocessing:
     def check(self, image: Volume, channels: Sequence[str], name: str) -> None:
         """Raises ValueError, naming `name`, for an image of another kind than this preprocessing was made for.
 
-        Such an image has another rank, or another number of channels than `channels` names. Its affine may not say which way its axes
-        run, or they may not be at right angles, so that no voxel size gives its volumes and distances. For "fixed", it may be brighter
-        than `scale`. Resampled, it may be larger than memory.
+        Such an image has another rank, or another number of channels than `channels` names. Its affine may not say which way its axes run.
+        Its axes may not be at right angles, so that no voxel size gives its volumes and distances. For "fixed", it may be brighter than
+        `scale`. After resampling, it may be larger than memory.
         """
         rank, number, expected = image.array.ndim - 1, image.array.shape[-1], self.spatial_dims
         if rank != expected:

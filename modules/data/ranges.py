@@ -94,7 +94,7 @@ class TrainingRanges:
         if bool(row[0]) == self.in_mm:
             unit = "mm" if self.in_mm else "pixels"
             spacing, extent = row[1 : 1 + rank], row[1 + rank : 1 + 2 * rank]
-            # A whole field of view that is brought to one size has no spacing of its own. Where scans are resampled, only detail can lack.
+            # A whole field of view that is brought to one size has no spacing of its own. Resampled scans can only lack detail.
             lower = not preprocessing.spacing_mm
             if not preprocessing.resize and _leaves(spacing, self.spacing_mm, MOST_SPACING, axes, lower=lower):
                 found.append(f"voxels of {_list(spacing)} {unit} (trained: {_list_spans(self.spacing_mm)})")
@@ -132,8 +132,9 @@ def measure_scan(image: Volume, geometry: Geometry) -> bytes:
         geometry: Its geometry, from `Preprocessing.measure`.
 
     Returns:
-        `(1 + 2 r + 5 C,)` float32 as bytes: 1 for a file that says what a voxel measures, else 0; spacing and extent of the box along the
-        canonical axes; then for each channel three quartiles, spread and share.
+        `(1 + 2 r + 5 C,)` float32 as bytes: a flag, spacing, extent, and five numbers for each channel. The flag is 1 for a file that says
+        what a voxel measures, else 0. Spacing and extent of the box run along the canonical axes. A channel has three quartiles, spread and
+        share.
     """
     spacing = [image.spacing_mm[axis] for axis in geometry.axes]
     extent = [size * length for size, length in zip(geometry.boxed, spacing, strict=True)]

@@ -164,7 +164,7 @@ def find_related(splits: Mapping[str, Sequence[Case]]) -> list[str]:
 
 
 def find_copies(splits: Mapping[str, Sequence[Case]], hashes: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
-    """Writes a warning for each image of one split that is equal to the byte to one of another split, and one for all within a split.
+    """Writes a warning for each image that equals one of another split to the byte, and one for all copies within splits.
 
     Args:
         splits: The cases by split.

@@ -128,7 +128,7 @@ def load_model(engine: str, folder: Path, name: str):
 
     try:
         with warnings.catch_warnings():
-            # Of weights that are not in the file Keras may only warn, and keep random ones.
+            # If the file lacks weights, Keras may only warn, and keep random ones.
             warnings.filterwarnings("error", message="(?s).*(freshly-initialized|saved file|weights)", category=UserWarning)
             model = keras.models.load_model(folder / name, compile=False, safe_mode=True)
         _compute_in_weight_precision(model)

@@ -124,14 +124,15 @@ def _to_folder(relative: Path) -> str:
 
 
 def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[LabelRule]) -> set[Path]:
-    """Finds the reference labels among images: by a data set's rule, by a name such as `a_dseg` or `mask`, or in a folder such as `labels`.
+    """Finds the reference labels among images.
 
-    A file that the user named is a label only where its image is given too.
+    A label follows a data set's rule, has a name such as `a_dseg` or `mask`, or lies in a folder such as `labels`. A file that the user
+    named is a label only where its image is given too.
     """
     stems = {stem_of(image.path) for image, _ in found}
     plain = {stem_of(image.path) for image, _ in found if not _lies_among_labels(image)}
     scanned = {image.path.parent for image, _ in found if not _LABEL_ENDING.search(stem_of(image.path))}
-    # What follows each separator of the other names: `0` for `volume-0`.
+    # The ends of the other names, after each separator: `0` for `volume-0`.
     tails = {stem[place.end() :] for stem in stems if not _LABEL_BEGINNING.match(stem) for place in re.finditer("^|[_-]", stem)}
     named, numbered = set(), set()
     for image, _ in found:

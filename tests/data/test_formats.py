@@ -1,4 +1,4 @@
-"""What is written lies on its source's grid, and what a header says is true or refused."""
+"""Tests that results lie on their source's grid, and that a header is true or refused."""
 
 import struct
 
@@ -112,7 +112,7 @@ STRAIGHT = {
         ({"sform_code": 1}, "Expected voxels of 0.0001 to 5000 mm in .*a.nii.gz. Received: 0 mm along axis 0"),
         # Resampled to 1 mm, one such axis alone would take minutes.
         ({"qform_code": 1, "pixdim": [1, 1e4, 1, 1, 1, 1, 1, 1]}, "to 5000 mm in .*a.nii.gz. Received: 10000 mm along axis 0"),
-        # nibabel takes a size of 0 for 1 mm, and an offset of 0 for that of the header: each would give a wrong result without a word.
+        # nibabel takes a size of 0 for 1 mm, and an offset of 0 for that of the header. Each would give a wrong result without a word.
         ({"qform_code": 1, "pixdim": [1, 2, 0, 2, 1, 1, 1, 1]}, "in .*a.nii.gz. Received: a voxel size of 0 along axis 1. Mend its header"),
         (STRAIGHT | {"pixdim": [1, 2, 2, 0, 1, 1, 1, 1]}, "in .*a.nii.gz. Received: a voxel size of 0 along axis 2"),
         (STRAIGHT | {"pixdim": [1, 2, 1e9, 2, 1, 1, 1, 1]}, r"mm in .*a.nii.gz. Received: 1e\+09 mm along axis 1"),

@@ -1,4 +1,4 @@
-"""What training cases measure, and which scans leave that."""
+"""Tests of the ranges that training cases measure, and of scans that leave them."""
 
 import dataclasses
 import json

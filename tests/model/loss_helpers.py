@@ -1,4 +1,4 @@
-"""What the tests of losses compute and draw."""
+"""Helpers that compute losses and draw labels for the tests of losses."""
 
 import numpy as np
 from keras import ops

@@ -1,4 +1,4 @@
-"""What the tests of pictures read from them."""
+"""Helpers that read pictures for their tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a training is made of: its rates, its seeds, its sides, its averages, and the step at which it goes on."""
+"""Tests of the parts of a training: its rates, seeds, sides and averages, and the step at which it goes on."""
 
 from types import SimpleNamespace
 

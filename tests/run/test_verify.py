@@ -1,4 +1,4 @@
-"""What a resume checks before its first step: the data, the splits, the backend and the precision."""
+"""Tests of the checks before a resume's first step: the data, the splits, the backend and the precision."""
 
 import logging
 

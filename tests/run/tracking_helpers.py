@@ -1,4 +1,4 @@
-"""What the tests of tracking log, as a training does."""
+"""Helpers that log as a training does, for the tests of tracking."""
 
 import csv
 
