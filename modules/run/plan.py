@@ -185,7 +185,7 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
     reasons = {
         "mode": "set" if settings.mode else f"a set of {'volumes' if volumes else 'slices'}",
         "network": "set" if settings.network else f"for samples of {rank} dimensions",
-        "spacing": "set" if settings.spacing else "no resampling",
+        "spacing": "set" if settings.spacing else "the data set's own" if spec.preprocessing.spacing_mm else "no resampling",
         "window": "set" if settings.shape else "the data set's own",
         "batch": "set" if settings.batch_size else f"for {rank}-D",
     }
@@ -211,6 +211,8 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
         reasons["window"] = f"from the shapes of {fingerprint.cases} training cases"
     window = Window(tuple(sizes))
     fit = "resample" if draft.mode == "volume" else "tile"
+    if fit == "resample" and not draft.preprocessing.spacing_mm:
+        reasons["spacing"] = "each volume is brought to the window"
     preprocessing = draft.preprocessing if fit == "tile" else replace(draft.preprocessing, shape=window.sizes, resize=fit == "resample")
     sampler = None
     if draft.mode == "patch":

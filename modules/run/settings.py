@@ -133,6 +133,8 @@ class Settings:
             raise ValueError(f"Expected `warmup_epochs` below the {self.epochs} epochs. Received: {self.warmup_epochs}.")
         if self.folds == 1 or self.folds < 0:
             raise ValueError(f"Expected `folds` of 2 or more, or 0 for none. Received: {self.folds}.")
+        if self.fold is not None and not self.folds:
+            raise ValueError(f"Expected `folds` beside `fold`. Received: fold {self.fold} alone. Say how many with `--folds`.")
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise ValueError(f"Expected `fold` from 0 to below `folds`, {self.folds}. Received: {self.fold}.")
         if self.class_probabilities and (min(self.class_probabilities) < 0 or not sum(self.class_probabilities) > 0):

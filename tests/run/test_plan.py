@@ -46,6 +46,8 @@ def test_patches_tile_volumes_and_are_drawn():
 def test_whole_volumes_are_resampled():
     plan = _plan(mode="volume", network="resunet3d", batch_size=1)
     assert (plan.fit, plan.window, plan.divisor) == ("resample", Window((48, 64, 48)), 16)
+    assert plan.reasons["spacing"] == "each volume is brought to the window"
+    assert _plan(mode="patch").reasons["spacing"] == "no resampling"
     assert (plan.preprocessing.shape, plan.preprocessing.resize, plan.steps_per_epoch) == ((48, 64, 48), True, 3)
 
 

@@ -97,6 +97,7 @@ def test_a_tenth_of_the_subjects_validates_and_a_tenth_tests(tmp_path):
         ({"spacing": (1.0, math.nan, 1.0)}, r"Expected a finite `spacing`. Received: \(1.0, nan, 1.0\)"),
         ({"class_probabilities": (math.inf, 1.0)}, "Expected a finite `class_probabilities`"),
         ({"network_options": {"dropout": math.nan}}, "Expected a finite `dropout`"),
+        ({"fold": 1}, "Expected `folds` beside `fold`. Received: fold 1 alone"),
         ({"seed": 2**32}, "Expected `seed` up to 4294967295. Received: 4294967296"),
     ],
 )
