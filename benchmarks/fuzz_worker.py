@@ -95,7 +95,7 @@ def _expect_nifti(path: Path) -> tuple[dict[str, Any] | None, str, list[str]]:
     source = _import_nibabel().load(path)
     shape, kind = source.shape, source.get_data_dtype().kind
     array = np.asanyarray(source.dataobj) if kind not in "iuf" else source.get_fdata(dtype=np.float32, caching="unchanged")
-    reasons = _find_damage(path, source)
+    reasons = [*_find_damage(path, source), *_find_wrong_fields(source)]
     if kind not in "iuf":
         return None, "", [*reasons, "no intensities"]
     if 0 in shape:
@@ -115,7 +115,8 @@ def _expect_nifti(path: Path) -> tuple[dict[str, Any] | None, str, list[str]]:
         "Expected a slice or a volume": len(kept) >= 2 and len(channels) == 1,
         "NaN or infinity in its affine": np.isfinite(affine).all(),
         "Expected a finite voxel size": np.isfinite([zooms[axis] for axis in kept]).all(),
-        "Expected voxels of 0.0001 to 100000 mm": all(1e-4 <= size <= 1e5 for size in spacing),
+        "Expected voxels of 0.0001 to 5000 mm": all(1e-4 <= size <= 5e3 for size in (*lengths, *(zooms[axis] for axis in kept))),
+        "Expected a first voxel within 1e+06 mm": np.abs(affine[:3, 3]).max() <= 1e6,
         "Expected finite values": np.isfinite(array).all(),
     }
     reasons += [reason for reason, holds in checks.items() if not holds]
@@ -125,6 +126,21 @@ def _expect_nifti(path: Path) -> tuple[dict[str, Any] | None, str, list[str]]:
         "spacing": spacing,
     }
     return found, "", reasons
+
+
+def _find_wrong_fields(source) -> list[str]:
+    """Finds fields that nibabel passes over or puts right with invented numbers, in the header as it lies in the file."""
+    kind = type(source.header)
+    with source.file_map["image"].get_prepare_fileobj("rb") as file:
+        raw = kind(file.read(kind.sizeof_hdr), check=False)
+    sizes = [float(raw["pixdim"][axis + 1]) for axis, size in enumerate(source.shape[:3]) if size > 1]
+    qform = [raw[name] for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")]
+    faults = {
+        "in a single file": raw["vox_offset"] < kind.single_vox_offset,
+        "a voxel size of 0": 0 in sizes,
+        "NaN or infinity in its qform": raw["qform_code"] > 0 and not np.isfinite(qform).all(),
+    }
+    return [reason for reason, found in faults.items() if found]
 
 
 def _find_damage(path: Path, source) -> list[str]:
