@@ -59,7 +59,8 @@ clean:
 
 # If an NVIDIA driver answers, the locked TensorFlow gets the CUDA libraries that it was built for.
 .venv/installed: requirements.lock
-	@test -n "$(PYTHON)" || { echo "make: Expected Python 3.11 to 3.13 with venv. Received: none. Install one or set PYTHON=." >&2; exit 2; }
+	@"$(PYTHON)" -c '$(IN_RANGE)' 2>/dev/null || { \
+		echo "make: Expected Python 3.11 to 3.13 with venv. Received: $(or $(PYTHON),none). Install one or set PYTHON=." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements.lock
 	@if nvidia-smi >/dev/null 2>&1; then \
