@@ -14,19 +14,20 @@ from dataset import DATASETS
 from modules import devices
 from modules.data.cache import prepare_cases
 from modules.data.case import Case
+from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
-from modules.data.splits import describe_splits
 from modules.data.subjects import assign_subjects, find_copies
 from modules.run import proof, tracking
-from modules.run.conflicts import describe_conflicts
+from modules.run.budget import fit_to_time, start_probe
+from modules.run.costs import estimate_costs
 from modules.run.crossvalidation import pool_folds
 from modules.run.division import divide
 from modules.run.evaluate import evaluate
-from modules.run.fingerprint import measure
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
 from modules.run.folder import RunFolder, list_runs
 from modules.run.plan import Plan, draft_plan, make_plan
+from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun, build_network
 from modules.run.settings import Settings
 from modules.run.verify import check_backend, check_resumable, describe_run, verify
@@ -59,6 +60,8 @@ def _main(argv: Sequence[str] | None) -> None:
         train_folds(request.settings, request)
     elif request.resume:
         resume(RunFolder(request.resume), request.settings, request.devices)
+    elif request.plan_only:
+        log_lines(describe_prepared(prepare(request.settings, request.devices)))
     else:
         train(request.settings, max_devices=request.devices)
 
@@ -72,7 +75,8 @@ def train(settings: Settings, run: RunFolder | None = None, max_devices: int | N
     run = run or RunFolder.name(settings, prepared.plan.network)
     cases = {name: [case.case_id for case in members] for name, members in prepared.splits.items()}
     environment = describe_run(prepared, ROOT)
-    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, **environment, splits=cases))
+    measured = prepared.fingerprint.to_json(prepared.spec.class_names)
+    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, measured, **environment, splits=cases))
     with run:
         carry_out(prepared, run, environment)
 
@@ -110,25 +114,30 @@ def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | Non
     spec, cases = load(settings)
     splits, remarks = divide(cases, settings)
     spec = choose_target(spec, settings.target)
-    plan = plan or make_plan(settings, spec, measure(splits["train"], spec, settings))
+    draft_plan(settings, spec)
+    with start_probe(settings, plan) as probe:
+        fingerprint = measure(splits["train"], spec, Path(settings.cache))
+        draft = plan or make_plan(settings, spec, fingerprint)
+        prepared = {name: prepare_cases(members, spec, draft.preprocessing, Path(settings.cache)) for name, members in splits.items()}
+        plan = fit_to_time(settings, spec, fingerprint, prepared, probe) if probe else draft
+    settings = plan.resolve(settings)
     devices.start_backend(settings.seed, settings.deterministic)
     precision = devices.choose_precision(settings.precision)
     names = devices.choose_devices(max_devices, plan.batch_size)
     devices.distribute(names)
     network = build_network(settings, spec, plan)
-    prepared = {name: prepare_cases(members, spec, plan.preprocessing, Path(settings.cache)) for name, members in splits.items()}
+    plan = replace(plan, costs=estimate_costs(plan, network, precision, prepared))
     hashes = [digest for members in prepared.values() for case in members for digest in case.sources_sha256]
     manifest = proof.make_manifest(splits, settings.data_folder(), hashes)
     remarks += find_copies(splits, {name: [case.sources_sha256 for case in members] for name, members in prepared.items()})
-    return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest)
+    return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, fingerprint)
 
 
 def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
     """Fits the network from the run's last checkpoint, scores the best model on the test cases, and draws pictures."""
     settings = prepared.settings
     log.info("run: %s  (%s, %s, %s)", run.path, environment["backend"], ", ".join(prepared.devices), prepared.precision)
-    for line in [*prepared.remarks, *describe_conflicts(prepared), *describe_splits(prepared.splits), *prepared.plan.describe()]:
-        log.info("%s", line)
+    log_lines(describe_prepared(prepared))
     bundle = prepared.make_bundle({"dataset": settings.dataset, "run": run.path.name, "seed": settings.seed, **environment})
     kind = settings.track if devices.is_main() else "none"
     with tracking.open_tracker(kind, run, experiment=settings.dataset, parameters=settings.to_json(), tags=environment) as tracker:
@@ -169,6 +178,12 @@ def verify_runs(request: TrainingRequest) -> None:
     for run in map(RunFolder, list_runs([request.verify] if request.verify else [])):
         settings, plan = replace(run.read_settings(), **request.places), run.read_plan()
         verify(run, partial(hash_data, settings), partial(prepare, settings, request.devices, plan), ROOT)
+
+
+def log_lines(lines: Sequence[str]) -> None:
+    """Logs lines one by one."""
+    for line in lines:
+        log.info("%s", line)
 
 
 def hash_data(settings: Settings) -> proof.Manifest:

@@ -21,7 +21,7 @@ from modules.predict.bundle import ModelBundle
 from modules.run.callbacks import Checkpoint
 from modules.run.evaluate import choose_examples
 from modules.run.flags import parse_training
-from modules.run.plan import Fingerprint, make_plan
+from modules.run.plan import make_plan
 from modules.run.prepared import build_network
 from modules.run.settings import LOSSES, PRESETS
 from modules.scoring import Score
@@ -304,7 +304,7 @@ def test_every_preset_builds_its_network(name):
     settings = parse_training(["--preset", name], DATASETS).settings
     spec = choose_target(DATASETS[settings.dataset], settings.target)
     # If the size follows from the scans, any size that divides will do here.
-    plan = make_plan(settings, spec, Fingerprint(1, ((64, 64, 64),)))
+    plan = make_plan(settings, spec, make_fingerprint([(64,) * spec.spatial_dims]))
     network = build_network(settings, spec, plan)
     assert network.input.shape == (None, *plan.window.shape, len(spec.channels))
     assert all(size % find_divisor(plan.network) == 0 for size in plan.window.shape)

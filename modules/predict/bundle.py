@@ -18,7 +18,7 @@ from modules.data.ranges import TrainingRanges
 from modules.predict import engines, schema
 from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
-FORMAT = 5
+FORMAT = 6
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -213,7 +213,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"Expected a bundle's description in {path}. Received: {shorten(description)}. {schema.REMEDY}")
     received = description.get("format")
-    if received not in (3, 4, FORMAT):
+    if received not in (3, 4, 5, FORMAT):
         raise ValueError(
             f"Expected a bundle of `format` 3 to {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
         )
@@ -222,8 +222,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if received == 3:
         description = _convert_format_3(description)
     if received != FORMAT:
-        # Format 4 did not say what the training cases measured.
-        description |= {"format": FORMAT, "trained": None}
+        description = _convert_old_format(description)
     schema.check_description(description, path)
     return description
 
@@ -233,6 +232,14 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
     with replace_file(folder / DESCRIPTION_FILE) as temporary:
         hashed = {**description, "bundle_sha256": _hash_description(description)}
         temporary.write_text(json.dumps(hashed, indent=2) + "\n", encoding="utf-8")
+
+
+def _convert_old_format(description: dict[str, Any]) -> dict[str, Any]:
+    """Gives a description of format 4 or 5 what it lacks: format 4 did not say what the training cases measured."""
+    preprocessing = description.get("preprocessing")
+    if isinstance(preprocessing, dict):
+        description |= {"preprocessing": {"clip": [], **preprocessing}}
+    return {"trained": None, **description, "format": FORMAT}
 
 
 def _convert_format_3(description: dict[str, Any]) -> dict[str, Any]:

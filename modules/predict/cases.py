@@ -13,7 +13,7 @@ from modules.data.case import Case, Predicted, Volume, read_case
 from modules.data.documents import to_line
 from modules.data.patches import cut, make_grid
 from modules.data.preprocess import Geometry, find_orientation
-from modules.devices import is_lack_of_memory
+from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
 from modules.predict.engines import EngineError

@@ -82,6 +82,7 @@ PREPROCESSING = {
     "scale": number(0, 1e30, above=True),
     "mean": number(-1e30, 1e30),
     "std": number(0, 1e30, above=True),
+    "clip": many(number(-1e30, 1e30), 0, 2),
 }
 _BY_CHANNEL = ("quartiles", "spread", "share")
 _SPAN = many(number(), 2, 2)

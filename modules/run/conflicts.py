@@ -29,7 +29,7 @@ def describe_conflicts(prepared: PreparedRun) -> list[str]:
     return [
         f"--{item.name.replace('_', '-')} has no effect: {item.why}"
         for item in _list_idle(prepared)
-        if item.idle and getattr(prepared.settings, item.name) not in defaults[item.name]
+        if item.idle and item.name not in prepared.plan.recipe and getattr(prepared.settings, item.name) not in defaults[item.name]
     ]
 
 
@@ -54,7 +54,7 @@ def _list_idle(prepared: PreparedRun) -> list[_Idle]:
             "class_weights", spec.num_classes == 2 and set(losses) <= set(OVERLAP_LOSSES), "the overlap of one class has no other weight"
         ),
         _Idle("optimizer", settings.optimizer == "adamw" and not settings.weight_decay, "adamw without --weight-decay is adam"),
-        _Idle("patience", settings.patience >= settings.epochs, f"the training ends after {settings.epochs} epochs anyway"),
+        _Idle("patience", (settings.patience or 0) >= plan.epochs, f"the training ends after {plan.epochs} epochs anyway"),
         _Idle("stop_at_dice", bool(unseen), f"no validation label holds {', '.join(unseen)}, so not every class can be that good"),
         _Idle("validate_fraction", "validate" in official, "the data set has a validation set of its own"),
         _Idle("test_fraction", "test" in official or settings.fold is not None, "the test set is the data set's own or the fold's"),

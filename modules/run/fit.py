@@ -10,11 +10,14 @@ import numpy as np
 from modules import devices, networks
 from modules.data.draws import AUGMENTATIONS, draw_parameters
 from modules.data.pipeline import DrawAugmentation, make_pipeline
+from modules.data.spec import DatasetSpec
 from modules.predict.bundle import ModelBundle
 from modules.run.classes import describe_classes, find_classes
 from modules.run.folder import RunFolder, write_json
+from modules.run.plan import Plan
 from modules.run.prepared import PreparedRun
 from modules.run.proof import hash_weights
+from modules.run.settings import Settings
 from modules.run.signals import StopRequest
 from modules.run.tracking import Tracker
 
@@ -63,7 +66,7 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
 
     history = HistoryWriter(run, bundle.class_names, plan.batch_size, write=writes, on_row=tracker.log_row)
     judged = find_classes(prepared.prepared["validate"]) - {0}
-    keep_best = KeepBest(save_best, settings.patience, settings.stop_at_dice, by_loss=not judged)
+    keep_best = KeepBest(save_best, settings.patience or 0, settings.stop_at_dice, by_loss=not judged)
     proof_steps = min(PROOF_STEPS, steps)
     with StopRequest() as stop:
         stops = devices.agree(lambda: stop.made)
@@ -78,7 +81,7 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         # The checkpoint comes last. Files that were written after it are then written again after a resume.
         guard = LossGuard(checkpoint, steps, str(run.path))
         callbacks: list[Any] = [UseAverages(trainer), history, guard, keep_best, proof, checkpoint]
-        callbacks += [Progress(settings.epochs * steps, checkpoint)] if writes else []
+        callbacks += [Progress(plan.epochs * steps, checkpoint)] if writes else []
         try:
             _run_epochs(prepared, trainer, checkpoint, keep_best, StepCallbacks(callbacks, trainer, guard.judge))
         except LossError:
@@ -95,7 +98,7 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
 
 def _run_epochs(prepared: PreparedRun, trainer, checkpoint: "Checkpoint", keep_best: "KeepBest", callbacks: "StepCallbacks") -> None:
     """Trains from the checkpoint's step to the end."""
-    steps, epochs = prepared.plan.steps_per_epoch, prepared.settings.epochs
+    steps, epochs = prepared.plan.steps_per_epoch, prepared.plan.epochs
     # A fit of its own finishes an interrupted epoch, because all epochs of a fit have one length in Keras.
     epoch, inside = divmod(checkpoint.step, steps)
     for begin, end in ((epoch, epoch + 1), (epoch + 1, epochs)) if inside else ((epoch, epochs),):
@@ -116,6 +119,19 @@ def _run_epochs(prepared: PreparedRun, trainer, checkpoint: "Checkpoint", keep_b
 
 def make_trainer(prepared: PreparedRun):
     """Makes and compiles the `modules.model.trainer.Trainer` of a run's network."""
+    return build_trainer(prepared.network, prepared.settings, prepared.spec, prepared.plan, _weigh_classes(prepared))
+
+
+def build_trainer(network, settings: Settings, spec: DatasetSpec, plan: Plan, class_weights: tuple[float, ...] | None = None):
+    """Makes and compiles a trainer.
+
+    Args:
+        network: The `keras.Model` to train.
+        settings: The settings, filled by the plan.
+        spec: The data set, reduced to the chosen classes.
+        plan: The plan.
+        class_weights: Weights of the classes in the loss; None for equal ones.
+    """
     import keras
 
     from modules.model.losses import SegmentationLoss
@@ -123,25 +139,24 @@ def make_trainer(prepared: PreparedRun):
     from modules.model.optimizers import make_optimizer, make_schedule
     from modules.model.trainer import Trainer
 
-    settings, spec = prepared.settings, prepared.spec
     # Keras asks a schedule by batches, however many of them make an update.
-    steps, warmup = (number * prepared.plan.steps_per_epoch for number in (settings.epochs, settings.warmup_epochs))
-    rate = make_schedule(settings.schedule, settings.learning_rate, steps, warmup_steps=warmup, cycles=settings.cycles)
-    decoupled = settings.optimizer == "adamw"
-    loss = SegmentationLoss(settings.loss, _weigh_classes(prepared), settings.batch_dice)
+    steps, warmup = (number * plan.steps_per_epoch for number in (plan.epochs, settings.warmup_epochs or 0))
+    rate = make_schedule(settings.schedule, settings.learning_rate or 0.0, steps, warmup_steps=warmup, cycles=settings.cycles)
+    decay, decoupled = settings.weight_decay or 0.0, settings.optimizer == "adamw"
+    loss = SegmentationLoss(settings.loss, class_weights, bool(settings.batch_dice))
     trainer = Trainer(
-        prepared.network,
+        network,
         loss,
         Overlap(spec.class_names),
         spec.mirrored_indices(),
-        deep=networks.with_deep_supervision(prepared.network) if settings.deep_supervision else None,
-        l2=0.0 if decoupled else settings.weight_decay / devices.count_replicas(),
-        average=settings.ema,
+        deep=networks.with_deep_supervision(network) if settings.deep_supervision else None,
+        l2=0.0 if decoupled else decay / devices.count_replicas(),
+        average=settings.ema or 0.0,
     )
     optimizer = make_optimizer(
-        settings.optimizer, rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, accumulate=settings.accumulate
+        settings.optimizer, rate, weight_decay=decay, clip_norm=settings.clip_norm or 0.0, accumulate=settings.accumulate
     )
-    if prepared.precision == "float16":
+    if settings.precision == "float16":
         # Without loss scaling, small gradients would vanish in float16.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     trainer.compile(optimizer=optimizer)
@@ -171,7 +186,7 @@ def make_training_data(prepared: PreparedRun, first_step: int, failures: list[Ex
         prepared.prepared["train"],
         training=True,
         sampler=prepared.plan.sampler,
-        draw_augmentation=_make_draw_augmentation(prepared),
+        draw_augmentation=make_draw_augmentation(prepared.settings, prepared.spec, prepared.plan),
         first_step=first_step,
         failures=failures,
         **_list_pipeline_options(prepared),
@@ -200,14 +215,14 @@ def _weigh_classes(prepared: PreparedRun) -> tuple[float, ...] | None:
     return tuple(float(weight) for weight in weights)
 
 
-def _make_draw_augmentation(prepared: PreparedRun) -> DrawAugmentation | None:
+def make_draw_augmentation(settings: Settings, spec: DatasetSpec, plan: Plan) -> DrawAugmentation | None:
     """Makes the function that draws the augmentation of one sample; None where nothing is augmented."""
-    augmentation = AUGMENTATIONS[prepared.settings.augment]
+    augmentation = AUGMENTATIONS[settings.augment]
     if augmentation is None:
         return None
-    window, channels = prepared.plan.window, len(prepared.spec.channels)
+    window, channels = plan.window, len(spec.channels)
     # Volumes are in canonical orientation, whose first axis runs from left to right. 2-D files do not say which axis does.
-    left_right = 0 if prepared.spec.spatial_dims == 3 and window.sizes[0] > 1 else None
+    left_right = 0 if spec.spatial_dims == 3 and window.sizes[0] > 1 else None
 
     def draw_augmentation(rng: np.random.Generator, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
         return draw_parameters(rng, augmentation, window.shape, channels, spacing_mm=spacing_mm, left_right=left_right)

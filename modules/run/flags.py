@@ -45,6 +45,7 @@ class TrainingRequest:
         settings: The settings; None where the user only wants a list.
         resume: The run to go on with.
         verify: The run whose first steps are repeated.
+        plan_only: Whether to print the plan and stop.
         places: Settings in `PLACES` that a run to resume or to verify has now, where the user names them.
         devices: Number of devices of each host that share a batch; None for as many as can.
         joined: Coordinator, number of hosts, and index of this host, see `modules.devices.start_hosts`.
@@ -53,6 +54,7 @@ class TrainingRequest:
     settings: Settings | None
     resume: Path | None = None
     verify: Path | None = None
+    plan_only: bool = False
     places: Mapping[str, Any] = field(default_factory=dict)
     devices: int | None = None
     joined: tuple[str | None, int | None, int | None] = (None, None, None)
@@ -75,7 +77,7 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         "devices": given.pop("devices"),
         "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
     }
-    preset, listed = given.pop("preset"), given.pop("list")
+    preset, listed, plan_only = given.pop("preset"), given.pop("list"), given.pop("plan_only")
     resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
     if resume and verify:
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
@@ -93,7 +95,7 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         places |= {"demo": False} if chosen.get("data") else {}
         # The tracker may differ as well, because it does not affect the results of a run.
         settings = replace(settings, track=chosen.get("track", settings.track), **places)
-        return TrainingRequest(settings, resume, verify, places, **machines)
+        return TrainingRequest(settings, resume, verify, places=places, **machines)
     if given.get("demo") and not preset:
         volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
         # A network of the user's own need not have the options that the demo sets for ours.
@@ -104,7 +106,10 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     if chosen.get("dataset") not in datasets:
         raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}.")
     own = dict(datasets[chosen["dataset"]].defaults)
-    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), **machines)
+    if "minutes" in given and "epochs" not in given:
+        # The time stands for the epochs of a preset.
+        chosen.pop("epochs", None)
+    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), plan_only=plan_only, **machines)
 
 
 def describe_choices(datasets: Mapping[str, DatasetSpec]) -> list[str]:
@@ -133,6 +138,7 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
     parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
     parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")
+    parser.add_argument("--plan-only", action="store_true", help="read the data, print the plan with its costs, and stop before training")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; settings beside it must be its own, but for places")
     parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
     parser.add_argument("--devices", type=int, metavar="INT", help="GPUs of each host that share a batch (default: as many as can)")
@@ -170,10 +176,10 @@ def _check_same(chosen: dict[str, Any], settings: Settings, run: Path) -> None:
 
 
 def _add_flag(parser: Any, name: str, text: str, choices: Sequence[str] | None) -> None:
-    kind, many, _ = find_kind(name)
+    kind, many, optional = find_kind(name)
     flag, text = "--" + name.replace("_", "-"), text.replace("%", "%%")
     if kind is bool:
-        action = argparse.BooleanOptionalAction if name in NETWORK_OPTIONS else "store_true"
+        action = argparse.BooleanOptionalAction if optional else "store_true"
         parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
         return
     parser.add_argument(

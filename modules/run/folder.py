@@ -69,6 +69,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def fingerprint(self) -> Path:
+        """The measurements of the training cases."""
+        return self.path / "fingerprint.json"
+
+    @property
     def data(self) -> Path:
         """The data files with their splits and hashes."""
         return self.path / "data.json"
@@ -153,7 +158,7 @@ class RunFolder:
             f"Expected a new name for the run. Received: {self.path}, which exists. Choose `--name`, or `--resume {self.path}`."
         )
 
-    def create(self, settings: Settings, plan: Plan | None = None, data: Any = None, **details: Any) -> None:
+    def create(self, settings: Settings, plan: Plan | None = None, data: Any = None, fingerprint: Any = None, **details: Any) -> None:
         """Makes the folder with all that a resume needs, at once or not at all, and claims it.
 
         A run named by its time takes the next free number if its name is taken. `path` then ends in -2, -3 and so on.
@@ -162,6 +167,7 @@ class RunFolder:
             settings: The settings of the run.
             plan: The plan of the run; a cross-validation has none of its own.
             data: The data files, see `modules.run.proof`.
+            fingerprint: The measurements of the training cases, see `modules.data.fingerprint`.
             **details: Further entries of `run.json`.
 
         Raises:
@@ -180,6 +186,8 @@ class RunFolder:
                 write_json(draft.plan, plan.to_json())
             if data is not None:
                 write_json(draft.data, data)
+            if fingerprint is not None:
+                write_json(draft.fingerprint, fingerprint)
             self._take_name(draft)
             self._lock, draft._lock = draft._lock, None
         finally:

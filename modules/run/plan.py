@@ -1,4 +1,4 @@
-"""The plan: all decisions that follow from the settings, the data set and its scans, made once and written down.
+"""The plan: all decisions that follow from the settings, the data set, its scans and the time there is, made once and written down.
 
 `make_plan` is pure. The pipeline, the trainer, the evaluation and the bundle follow its decisions and make none themselves.
 """
@@ -12,16 +12,21 @@ import numpy as np
 
 from modules.data.documents import anything, check_fields, choice, many, mapping, number, optional, text, to_line, whole
 from modules.data.draws import AUGMENTATIONS
+from modules.data.fingerprint import Fingerprint
 from modules.data.patches import PLANES, SAMPLINGS, Window
 from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
 from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_divisor, find_levels, find_ranks
 from modules.predict.schema import PREPROCESSING, SIZE
+from modules.run import recipe
+from modules.run.recipe import Schedule
 from modules.run.settings import MODES, Settings
 
 # The most voxels of a patch or volume whose size follows from the scans.
 MOST_VOXELS = 96**3
+# Volumes are resampled to their median voxel size where one differs from it by more than this factor.
+MOST_SPACING = 1.2
 FITS = ("crop", "resample", "tile")
 _REMEDY = "Start the run anew."
 _FIELDS = {
@@ -29,49 +34,39 @@ _FIELDS = {
     "plane": choice(tuple(PLANES)),
     "network": choice(NETWORKS),
     "levels": optional(whole(1, MOST_LEVELS)),
-    "divisor": whole(1, 1 << 10),
     "preprocessing": anything(),
     "window": many(SIZE, 2, 3),
     "fit": choice(FITS),
     "batch_size": whole(1, 1 << 20),
     "sampler": anything(),
+    "epochs": whole(1, 1 << 40),
     "steps_per_epoch": whole(1, 1 << 40),
+    "recipe": anything(),
+    "costs": anything(),
     "reasons": mapping(text(), text(1_000)),
 }
 _SAMPLER = {"sampling": choice(SAMPLINGS), "per_case": whole(1, 1 << 20), "probabilities": many(number(0), 0, 255)}
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """The measurements of the training cases.
-
-    Attributes:
-        cases: Number of training cases.
-        shapes: The shape of each case, in canonical orientation, after foreground crop and resampling. Empty where no size follows from
-            the scans.
-    """
-
-    cases: int
-    shapes: tuple[tuple[int, ...], ...] = ()
-
-
-@dataclass(frozen=True)
 class Plan:
-    """All decisions about size and shape that training and prediction share.
+    """All decisions that training and prediction share.
 
     Attributes:
         mode: The kind of sample: "slice", "volume" or "patch".
         plane: The plane of slices of volumes.
         network: The network's name.
         levels: Number of times that the network halves the resolution; None where that is no option of the network.
-        divisor: A number that divides every size of the window.
         preprocessing: The steps that each case goes through before the network.
         window: The window that the network sees at once.
         fit: The way to fit cases to the window: "resample" to it, or "tile" them with windows.
         batch_size: Samples a step, over all devices.
         sampler: The sampler of training patches; None where samples are the windows of a grid. Slices have one that takes a patch
             anywhere in a slice larger than the window, once an epoch.
+        epochs: Most epochs. Each ends with a validation.
         steps_per_epoch: Batches an epoch.
+        recipe: The settings that the plan chose because the user did not, by name; see `resolve`.
+        costs: What the training takes: weights, bytes, seconds; see `modules.run.costs`.
         reasons: The reason for each decision, by its name.
     """
 
@@ -79,14 +74,20 @@ class Plan:
     plane: str
     network: str
     levels: int | None
-    divisor: int
     preprocessing: Preprocessing
     window: Window
     fit: str
     batch_size: int
     sampler: PatchSampler | None
+    epochs: int
     steps_per_epoch: int
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def resolve(self, settings: Settings) -> Settings:
+        """Returns the user's settings with the plan's choices in place of what they leave open."""
+        return settings.fill(self.recipe)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as plain values for `plan.json`."""
@@ -99,11 +100,15 @@ class Plan:
         check_fields(values["preprocessing"], PREPROCESSING, source, _REMEDY, within="preprocessing")
         if (sampler := values["sampler"]) is not None:
             check_fields(sampler, _SAMPLER, source, _REMEDY, within="sampler")
+        if not isinstance(values["recipe"], Mapping) or not isinstance(values["costs"], Mapping):
+            raise ValueError(f"Expected `recipe` and `costs` by name in {source}. Received: something else. {_REMEDY}")
+        Settings.from_json({"dataset": "", **values["recipe"]}, source)
         try:
             records: dict[str, Any] = {
                 "preprocessing": Preprocessing(**_to_tuples(values["preprocessing"])),
                 "window": Window(tuple(values["window"])),
                 "sampler": None if sampler is None else PatchSampler(**_to_tuples(sampler)),
+                "recipe": _to_tuples(values["recipe"]),
             }
             plan = cls(**dict(values) | records)
             if len(plan.window.sizes) != plan.preprocessing.spatial_dims:
@@ -114,18 +119,6 @@ class Plan:
         except ValueError as error:
             raise ValueError(f"Expected a plan in {source}. Received: {to_line(error)}. {_REMEDY}") from error
 
-    def describe(self) -> list[str]:
-        """Describes each decision with its reason in a line."""
-        decisions = {
-            "mode": self.mode,
-            "network": self.network + (f", levels {self.levels}" if self.levels else ""),
-            "spacing": "x".join(f"{size:g}" for size in self.preprocessing.spacing_mm) + " mm" if self.preprocessing.spacing_mm else "own",
-            "window": f"{self.window}, {self.fit}",
-            "batch": str(self.batch_size),
-            "steps": f"{self.steps_per_epoch} an epoch",
-        }
-        return [f"plan  {name:<9}{value:<22}{self.reasons.get(name, '')}".rstrip() for name, value in decisions.items()]
-
 
 class PlanDraft(NamedTuple):
     """The decisions that need no scan; the names are those of `Plan`.
@@ -134,9 +127,8 @@ class PlanDraft(NamedTuple):
         mode: The kind of sample.
         plane: The plane of slices of volumes.
         network: The network's name.
-        preprocessing: The preprocessing, without the shape of the window.
+        preprocessing: The preprocessing, without the shape of the window and without what follows from the scans.
         sizes: Sizes of the window; empty where they follow from the scans.
-        needs_shapes: Whether the plan needs the shapes of the training cases.
         reasons: The reason for each decision, by its name.
     """
 
@@ -145,7 +137,6 @@ class PlanDraft(NamedTuple):
     network: str
     preprocessing: Preprocessing
     sizes: tuple[int, ...]
-    needs_shapes: bool
     reasons: dict[str, str]
 
 
@@ -160,7 +151,7 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
     if not volumes and mode != "slice":
         raise ValueError(f"Expected `mode` 'slice' for '{spec.name}', which is a set of slices. Received: {mode!r}.")
     rank = 2 if mode == "slice" else 3
-    network = settings.network or f"unet{rank}d"
+    network = settings.network or recipe.NETWORKS[rank]
     if rank not in find_ranks(network):
         fitting = tuple(name for name in NETWORKS if rank in find_ranks(name))
         raise ValueError(f"Expected a {rank}-D `network` for mode '{mode}', one of {fitting}. Received: {network!r}.")
@@ -179,71 +170,132 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         shape=(),
         spacing_mm=settings.spacing or spec.preprocessing.spacing_mm,
         interpolation=settings.interpolation,
-        intensity=settings.intensity or spec.preprocessing.intensity,
         foreground_crop=settings.crop == "foreground" if settings.crop else spec.preprocessing.foreground_crop,
     )
     reasons = {
         "mode": "set" if settings.mode else f"a set of {'volumes' if volumes else 'slices'}",
         "network": "set" if settings.network else f"for samples of {rank} dimensions",
-        "spacing": "set" if settings.spacing else "the data set's own" if spec.preprocessing.spacing_mm else "no resampling",
+        "spacing": "set" if settings.spacing else "the data set's own" if spec.preprocessing.spacing_mm else "",
         "window": "set" if settings.shape else "the data set's own",
         "batch": "set" if settings.batch_size else f"for {rank}-D",
     }
-    return PlanDraft(mode, plane, network, preprocessing, sizes, volumes and (not sizes or mode == "slice"), reasons)
+    return PlanDraft(mode, plane, network, preprocessing, sizes, reasons)
 
 
-def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -> Plan:
+def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, schedule: Schedule | None = None) -> Plan:
     """Makes the plan of a training; a pure function of its arguments.
 
     Args:
         settings: The user's settings.
         spec: The data set, reduced to the chosen classes.
-        fingerprint: The fingerprint of the training cases, see `modules.run.fingerprint.measure`.
+        fingerprint: The fingerprint of the training cases, see `modules.data.fingerprint.measure`.
+        schedule: Epochs and steps that the time allows, see `modules.run.budget`; without it `--epochs` says how many, or the whole
+            recipe is planned.
 
     Raises:
         ValueError: If settings do not fit the data set or one another.
     """
     draft = draft_plan(settings, spec)
-    levels, divisor = find_levels(draft.network, settings.network_options), find_divisor(draft.network, settings.network_options)
-    sizes, reasons = draft.sizes, dict(draft.reasons)
+    reasons = dict(draft.reasons)
+    rank = 2 if draft.mode == "slice" else 3
+    preprocessing = _choose_intensity(
+        settings, spec, _choose_spacing(settings, draft.preprocessing, fingerprint, reasons), fingerprint, reasons
+    )
+    grids = fingerprint.list_grids(preprocessing)
+    options = recipe.choose_options(settings, draft.network, reasons)
+    levels, divisor = find_levels(draft.network, options), find_divisor(draft.network, options)
+    sizes = draft.sizes
     if not sizes:
-        sizes = derive_window(fingerprint.shapes, draft.mode, PLANES[draft.plane], divisor)
-        reasons["window"] = f"from the shapes of {fingerprint.cases} training cases"
+        most = MOST_VOXELS if draft.mode == "volume" or settings.epochs else recipe.choose_patch_voxels(schedule)
+        sizes = derive_window(grids, draft.mode, PLANES[draft.plane], divisor, most)
+        reasons["window"] = f"from the shapes of {len(grids)} training cases"
     window = Window(tuple(sizes))
     fit = "resample" if draft.mode == "volume" else "tile"
-    if fit == "resample" and not draft.preprocessing.spacing_mm:
-        reasons["spacing"] = "each volume is brought to the window"
-    preprocessing = draft.preprocessing if fit == "tile" else replace(draft.preprocessing, shape=window.sizes, resize=fit == "resample")
-    sampler = None
-    if draft.mode == "patch":
-        sampler = PatchSampler(settings.sampling, settings.patches_per_case, settings.class_probabilities)
-    elif spec.spatial_dims == 2:
-        sampler = PatchSampler("uniform", per_case=1)
-    batch_size = settings.batch_size or (16 if draft.mode == "slice" else 2)
-    shapes = fingerprint.shapes if fit == "tile" and sampler is None else (window.sizes,) * fingerprint.cases
-    samples = count_samples(shapes, window, sampler)
-    reasons["steps"] = f"{samples} samples"
-    steps = math.ceil(samples / batch_size)
-    _check_updates(settings, settings.epochs * steps)
-    return Plan(
+    if fit == "resample":
+        if not preprocessing.spacing_mm:
+            reasons["spacing"] = "each volume is brought to the window"
+        preprocessing = replace(preprocessing, shape=window.sizes, resize=True)
+    sampler = _choose_sampler(settings, spec, draft.mode)
+    batch_size = settings.batch_size or recipe.choose_batch(rank, settings)
+    samples = count_samples(grids if fit == "tile" and sampler is None else (window.sizes,) * len(grids), window, sampler)
+    if settings.epochs:
+        schedule = Schedule(settings.epochs, math.ceil(samples / batch_size), f"{samples} samples an epoch")
+    schedule = schedule or recipe.WHOLE
+    reasons["steps"] = schedule.reason
+    chosen = recipe.choose_recipe(settings, spec, rank, schedule, reasons)
+    _check_updates(settings, schedule.epochs * schedule.steps_per_epoch)
+    plan = Plan(
         mode=draft.mode,
         plane=draft.plane,
         network=draft.network,
         levels=levels,
-        divisor=divisor,
         preprocessing=preprocessing,
         window=window,
         fit=fit,
         batch_size=batch_size,
         sampler=sampler,
-        steps_per_epoch=steps,
+        epochs=schedule.epochs,
+        steps_per_epoch=schedule.steps_per_epoch,
+        recipe=chosen | {"epochs": schedule.epochs} | {name: value for name, value in options.items() if value is not None},
         reasons=reasons,
     )
+    _check_flips(plan.resolve(settings), spec)
+    return plan
+
+
+def _choose_spacing(settings: Settings, preprocessing: Preprocessing, fingerprint: Fingerprint, reasons: dict[str, str]) -> Preprocessing:
+    """Chooses the voxel size that volumes are resampled to.
+
+    That is the median along each axis, as in nnU-Net. Of an axis more than 3 times as coarse as the others, with fewer than a third of
+    their voxels, it is the 10th percentile. Volumes that hardly differ stay as they are: resampling would blur them for nothing.
+    """
+    if preprocessing.spacing_mm or preprocessing.spatial_dims == 2 or settings.resample == "none" or settings.mode == "volume":
+        reasons["spacing"] = reasons["spacing"] or ("set" if settings.resample == "none" else "no resampling")
+        return preprocessing
+    spacings = np.array([case.spacing_mm for case in fingerprint.cases])
+    target, voxels = np.median(spacings, axis=0), np.median([case.shape for case in fingerprint.cases], axis=0)
+    coarse = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != coarse]
+    anisotropic = target[coarse] > 3 * target[others].max() and voxels[coarse] * 3 < voxels[others].min()
+    factor = float(np.max(np.maximum(spacings / target, target / spacings)))
+    if settings.resample != "median" and factor <= MOST_SPACING:
+        reasons["spacing"] = f"no resampling: voxels differ by {100 * (factor - 1):.0f} % at most"
+        return preprocessing
+    if anisotropic:
+        target[coarse] = max(float(np.percentile(spacings[:, coarse], 10)), float(target[others].max()))
+    reasons["spacing"] = "the median" + (f", the 10th percentile along axis {coarse}" if anisotropic else "")
+    return replace(preprocessing, spacing_mm=tuple(float(f"{size:.6g}") for size in target))
+
+
+def _choose_intensity(
+    settings: Settings, spec: DatasetSpec, preprocessing: Preprocessing, fingerprint: Fingerprint, reasons: dict[str, str]
+) -> Preprocessing:
+    """Chooses the normalisation of intensities: Hounsfield units stay comparable, and all else is a z-score over what is not empty."""
+    kind, reason = settings.intensity, "set"
+    if not kind:
+        ct = bool(spec.channels) and all(channel.upper().startswith("CT") for channel in spec.channels)
+        kind = "ct" if ct else "zscore"
+        reason = "Hounsfield units of the training foreground" if ct else "of each scan over what is not empty"
+    if kind == "own":
+        kind, reason = preprocessing.intensity, "the data set's own"
+    reasons["intensity"] = reason
+    if kind != "ct" or preprocessing.intensity == "ct":
+        return replace(preprocessing, intensity=kind)
+    if len(spec.channels) > 1:
+        raise ValueError(f"Expected one channel for `intensity` 'ct'. Received: {len(spec.channels)}. Choose 'zscore'.")
+    low, high, mean, deviation = (float(f"{value:.6g}") for value in fingerprint.intensities[0])
+    return replace(preprocessing, intensity=kind, clip=(low, high) if low < high else (), mean=mean, std=deviation or 1.0)
+
+
+def _choose_sampler(settings: Settings, spec: DatasetSpec, mode: str) -> PatchSampler | None:
+    if mode == "patch":
+        return PatchSampler(settings.sampling or "foreground", settings.patches_per_case or 8, settings.class_probabilities)
+    return PatchSampler("uniform", per_case=1) if spec.spatial_dims == 2 else None
 
 
 def _check_flips(settings: Settings, spec: DatasetSpec) -> None:
     """Raises ValueError if flips would mistake left for right."""
-    augmentation, sides = AUGMENTATIONS[settings.augment], spec.mirrored_indices()
+    augmentation, sides = AUGMENTATIONS[settings.augment or "none"], spec.mirrored_indices()
     if augmentation and augmentation.flip and sides and spec.spatial_dims == 2:
         names = ", ".join(f"{spec.class_names[one]} and {spec.class_names[other]}" for one, other in sides)
         raise ValueError(

@@ -10,6 +10,7 @@ from modules import networks
 from modules.data.cache import PreparedCase
 from modules.data.case import Case
 from modules.data.draws import AUGMENTATIONS
+from modules.data.fingerprint import Fingerprint
 from modules.data.ranges import TrainingRanges
 from modules.data.spec import DatasetSpec
 from modules.predict.bundle import ModelBundle
@@ -24,7 +25,7 @@ class PreparedRun:
     """Everything that a training has before its first step. Making it raises ValueError if no training label holds foreground.
 
     Attributes:
-        settings: The user's settings.
+        settings: The settings, with the plan's choices in place of what the user leaves open.
         spec: The data set, reduced to the chosen classes.
         plan: The plan of the training.
         splits: The cases by split.
@@ -34,6 +35,7 @@ class PreparedRun:
         precision: The precision that the network computes in.
         devices: Names of the devices that share each batch.
         manifest: The data files and their hashes.
+        fingerprint: The measurements of the training cases.
     """
 
     settings: Settings
@@ -46,6 +48,7 @@ class PreparedRun:
     precision: str
     devices: Sequence[str]
     manifest: Manifest
+    fingerprint: Fingerprint
 
     def __post_init__(self) -> None:
         check_foreground(self.prepared["train"], self.spec.class_names, self.spec.name)
@@ -77,8 +80,7 @@ def build_network(settings: Settings, spec: DatasetSpec, plan: Plan):
     from modules.model.losses import SegmentationLoss
 
     shape = plan.window.shape
-    options = dict(settings.network_options) | ({"levels": plan.levels} if plan.levels else {})
-    network = networks.build(plan.network, (*shape, len(spec.channels)), spec.num_classes, **options)
+    network = networks.build(plan.network, (*shape, len(spec.channels)), spec.num_classes, **settings.network_options)
     SegmentationLoss(settings.loss)(np.zeros((1, *shape)), np.zeros((1, *network.output.shape[1:])))
     if settings.deep_supervision:
         networks.with_deep_supervision(network)

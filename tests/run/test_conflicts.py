@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import make_fingerprint
 
 import predict
 import train
@@ -13,7 +14,7 @@ from modules.data.case import Case
 from modules.data.preprocess import Preprocessing
 from modules.model.losses import LOSSES
 from modules.run.conflicts import OVERLAP_LOSSES, VOXEL_LOSSES, describe_conflicts
-from modules.run.plan import Fingerprint, make_plan
+from modules.run.plan import make_plan
 from modules.run.settings import Settings
 
 VOLUMES = dataclasses.replace(DATASETS["ibsr18"], defaults={"plane": "coronal"})
@@ -28,7 +29,7 @@ class _Prepared:
 
 def _describe(spec, split=None, **values):
     settings = Settings(spec.name, **{**spec.defaults, **values})
-    plan = make_plan(settings, spec, Fingerprint(3, ((32, 32, 32),) * 3))
+    plan = make_plan(settings, spec, make_fingerprint([(32,) * spec.spatial_dims] * 3))
     splits = {name: [Case(name, name, (), split=name if name == split else None)] for name in ("train", "validate", "test")}
     return describe_conflicts(SimpleNamespace(settings=settings, spec=spec, plan=plan, splits=splits, prepared={"validate": [_Prepared()]}))
 
@@ -129,9 +130,9 @@ def test_flips_of_sides_that_nobody_knows_are_refused():
     with pytest.raises(
         ValueError, match=r"Expected volumes for `augment` with flips .*\(bone and rectum\). Received: 2-D files of 'hipmri'"
     ):
-        make_plan(settings, spec, Fingerprint(3))
-    make_plan(Settings("hipmri"), spec, Fingerprint(3))
-    make_plan(settings, SLICES, Fingerprint(3))
+        make_plan(settings, spec, make_fingerprint([(32, 32)] * 3))
+    make_plan(Settings("hipmri"), spec, make_fingerprint([(32, 32)] * 3))
+    make_plan(settings, SLICES, make_fingerprint([(32, 32)] * 3))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,217 @@
+"""The time of a training: which network its steps can pay for, and how many steps there are.
+
+`choose_candidates`, `find_schedule` and `choose_width` are pure. `fit_to_time` asks a probe for the times that they need.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from modules import devices
+from modules.data.cache import PreparedCase
+from modules.data.fingerprint import Fingerprint
+from modules.data.patches import count_starts, make_grid
+from modules.data.spec import DatasetSpec
+from modules.networks import list_options
+from modules.run.plan import Plan, make_plan
+from modules.run.probe import Hardware, Probe, Timing
+from modules.run.recipe import Schedule
+from modules.run.settings import Settings
+
+# A training without `--minutes` and `--epochs` takes so long on a CPU.
+MINUTES = 60.0
+# The part of the time that measuring may take.
+PROBE_SHARE = 0.1
+# The part that validations and checkpoints may take of the training, and the least and most number of them.
+VALIDATION_SHARE, LEAST_EPOCHS, MOST_EPOCHS = 0.08, 4, 40
+# Seconds that a checkpoint and the curves of an epoch take.
+EPOCH_SECONDS = 0.6
+# Seconds from the last epoch to the end, without the predictions: conversion, comparison of engines, scores and pictures.
+END_SECONDS = 18.0
+# Seconds to read a test case, score it, and write it down.
+CASE_SECONDS = 0.15
+# Widths from narrow to wide. Each step up takes about twice as long.
+WIDTHS = (8, 12, 16, 24, 32)
+# Steps that a width must leave, by spatial rank; see docs/recipes.md.
+LEAST_STEPS = {2: 600, 3: 600}
+# bfloat16 must be faster by this factor, because it rounds.
+BFLOAT16_FACTOR = 1.15
+
+log = logging.getLogger("mri")
+_START = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a run besides its steps, in windows of the network.
+
+    Attributes:
+        validate: Windows of one validation.
+        test: Windows of the predictions after the training, with their overlap.
+        cases: Cases that are predicted then.
+    """
+
+    validate: int
+    test: int
+    cases: int
+
+    @classmethod
+    def count(cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan) -> "Work":
+        """Counts the windows of the prepared cases."""
+        window = plan.window.sizes
+        return cls(
+            sum(count_starts(case.shape, window) for case in prepared["validate"]),
+            sum(len(make_grid(case.shape, window, 0.5)) for case in prepared["test"]),
+            len(prepared["test"]),
+        )
+
+
+def start_probe(settings: Settings, plan: Plan | None) -> AbstractContextManager[Probe | None]:
+    """Starts the process that measures steps, where the time decides on a new run's plan; without it the block gets None.
+
+    Raises:
+        ValueError: If the time would have to decide for several hosts, which may differ.
+    """
+    if plan is not None or settings.epochs:
+        return nullcontext()
+    if devices.find_host()[1] > 1:
+        raise ValueError("Expected --epochs for several hosts. Received: a time, which one host alone cannot measure. Give --epochs.")
+    return Probe(settings)
+
+
+def find_elapsed() -> float:
+    """Returns the seconds since the program began, but for the start of Python."""
+    return time.monotonic() - _START
+
+
+def find_schedule(seconds: float, timing: Timing, work: Work, batch_size: int) -> Schedule:
+    """Finds how many steps fit into a time.
+
+    Args:
+        seconds: The time that is left for the whole command.
+        timing: The measured costs of the plan.
+        work: The work besides the steps.
+        batch_size: Samples of a batch.
+
+    Returns:
+        Epochs and steps an epoch, one of each at least.
+    """
+    window_s = timing.validation_s / batch_size
+    epoch_s = math.ceil(work.validate / batch_size) * timing.validation_s + EPOCH_SECONDS
+    training_s = seconds - timing.first_s - END_SECONDS - work.test * window_s - work.cases * CASE_SECONDS
+    epochs = max(LEAST_EPOCHS, min(MOST_EPOCHS, int(VALIDATION_SHARE * training_s / epoch_s)))
+    steps = int((training_s - epochs * epoch_s) / timing.step_s)
+    epochs = max(1, min(epochs, steps))
+    per_epoch = max(1, steps // epochs)
+    return Schedule(epochs, per_epoch, f"{per_epoch * epochs} steps of {timing.step_s:.3g} s in {max(training_s, 0) / 60:.1f} min")
+
+
+def fit_to_time(
+    settings: Settings,
+    spec: DatasetSpec,
+    fingerprint: Fingerprint,
+    prepared: Mapping[str, Sequence[PreparedCase]],
+    probe: Probe,
+) -> Plan:
+    """Measures candidates and plans the training that the time allows.
+
+    Args:
+        settings: The user's settings.
+        spec: The data set.
+        fingerprint: The fingerprint of the training cases.
+        prepared: The prepared cases by split.
+        probe: The process that measures.
+
+    Raises:
+        ValueError: If the time does not suffice for a single step, or no candidate fits into the memory.
+    """
+    hardware = probe.hardware
+    if settings.minutes is None and hardware.kind == "gpu":
+        return make_plan(settings, spec, fingerprint)
+    minutes = settings.minutes or MINUTES
+    limit = find_elapsed() + max(15.0, 60 * minutes * PROBE_SHARE)
+    tried: dict[tuple, tuple[Settings, Plan, Timing]] = {}
+
+    def measure(overrides: dict[str, Any]) -> tuple[Settings, Plan, Timing] | None:
+        chosen = settings.fill(overrides)
+        plan = make_plan(chosen, spec, fingerprint, Schedule(1, 1))
+        key = (plan.network, tuple(sorted(overrides.items())))
+        if key not in tried:
+            timing = probe.measure(plan, plan.resolve(chosen), spec, min(4.0, 60 * minutes * PROBE_SHARE / 10))
+            if timing is None:
+                return None
+            tried[key] = chosen, plan, timing
+            log.debug("probe: %s %s", overrides, timing)
+        return tried[key]
+
+    def count_steps(one: tuple[Settings, Plan, Timing]) -> int:
+        _, plan, timing = one
+        return find_schedule(60 * minutes - find_elapsed(), timing, Work.count(prepared, plan), plan.batch_size).steps
+
+    named = {option.name for option in list_options(make_plan(settings, spec, fingerprint, Schedule(1, 1)).network)}
+    fixed = "base_filters" not in named or settings.network_options.get("base_filters") is not None
+    best = _search(fixed, _choose_precisions(settings, hardware), measure, count_steps, lambda: find_elapsed() < limit)
+    if best is None:
+        raise ValueError(
+            "Expected a plan that fits into the memory. Received: none. Choose a smaller --shape, --batch-size or --base-filters."
+        )
+    chosen, plan, timing = best
+    left = 60 * minutes - find_elapsed()
+    schedule = find_schedule(left, timing, Work.count(prepared, plan), plan.batch_size)
+    if schedule.steps * timing.step_s + timing.first_s > left:
+        raise ValueError(
+            f"Expected `minutes` for at least one step. Received: {minutes:g}, of which {find_elapsed() / 60:.1f} are over and "
+            f"{timing.first_s / 60:.1f} are needed to compile the network. Give more minutes, or --epochs."
+        )
+    plan = make_plan(chosen, spec, fingerprint, schedule)
+    return replace(plan, recipe={**plan.recipe, "precision": chosen.precision}, costs={"seconds": 60 * minutes, **_describe(timing)})
+
+
+def _describe(timing: Timing) -> dict[str, float]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(timing).items()}
+
+
+def _choose_precisions(settings: Settings, hardware: Hardware) -> list[str]:
+    """Lists the precisions that are measured."""
+    if settings.precision != "auto":
+        return [settings.precision]
+    if hardware.kind == "gpu":
+        return ["bfloat16" if hardware.bfloat16 else "float32"]
+    return ["bfloat16", "float32"] if hardware.bfloat16 else ["float32"]
+
+
+def _search(fixed: bool, precisions: Sequence[str], measure, count_steps, in_time):
+    """Searches for the widest network that leaves enough steps, beginning in the middle; returns what `measure` returned of it."""
+    width = 16
+    base = {} if fixed else {"base_filters": width}
+    first = [measure(base | {"precision": precision}) for precision in precisions]
+    found = {precision: one for precision, one in zip(precisions, first, strict=True) if one is not None}
+    if not found:
+        return None
+    precision = min(found, key=lambda name: found[name][2].step_s * (BFLOAT16_FACTOR if name == "bfloat16" else 1))
+    best = found[precision]
+    if fixed:
+        return best
+    least = LEAST_STEPS[len(best[1].window.shape)]
+    steps, places = count_steps(best), list(WIDTHS)
+    direction = 1 if steps >= least else -1
+    place = places.index(width)
+    while in_time() and 0 <= place + direction < len(places):
+        # Twice the width takes three to four times as long.
+        expected = steps * (places[place] / places[place + direction]) ** 1.7
+        if direction > 0 and expected < 0.8 * least:
+            break
+        other = measure({"base_filters": places[place + direction], "precision": precision})
+        if other is None:
+            break
+        place, steps_other = place + direction, count_steps(other)
+        if direction > 0 and steps_other < least:
+            break
+        best, steps = other, steps_other
+        if direction < 0 and steps >= least:
+            break
+    return best
