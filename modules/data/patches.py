@@ -151,8 +151,8 @@ def draw_start(
         shape: `S` of the case.
         window: Shape of the patch.
         points: Voxels of each class, from `choose_points`; not needed for "uniform".
-        sampling: "uniform" takes any place inside. "foreground" centres on a voxel of any foreground class. "weighted" chooses a
-            class first and centres on one of its voxels.
+        sampling: "uniform" takes any place inside. "foreground" chooses evenly among the foreground classes that the case has, as
+            nnU-Net does, and centres on a voxel of that class. "weighted" chooses among all classes by `probabilities`.
         probabilities: Probability of each class for "weighted", the background first; equal without it. Classes that the case lacks
             pass their share on to the others.
 
@@ -162,11 +162,11 @@ def draw_start(
     room = [max(size - length, 0) for size, length in zip(shape, window, strict=True)]
     start = [int(value) for value in rng.integers(0, room, endpoint=True)]
     if sampling != "uniform":
-        weights = np.array([len(places) for places in points], np.float64)
+        weights = np.array([len(places) > 0 for places in points], np.float64)
         if sampling == "foreground":
             weights[0] = 0
         else:
-            weights = (weights > 0) * np.asarray(probabilities or np.ones(len(points)))
+            weights *= np.asarray(probabilities or np.ones(len(points)))
         if weights.sum() > 0:
             places = points[rng.choice(len(points), p=weights / weights.sum())]
             centre = places[rng.integers(len(places))].astype(int)

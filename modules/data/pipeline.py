@@ -20,8 +20,8 @@ class PatchSampler:
     """The draw of training patches.
 
     Attributes:
-        sampling: See `modules.data.patches.draw_start`. With "foreground" every third patch of a case is centred on foreground, and
-            the rest lies anywhere.
+        sampling: See `modules.data.patches.draw_start`. With "foreground" every third patch of a case is centred on foreground, each
+            class being as likely, and the rest lies anywhere.
         per_case: Patches of each case in an epoch.
         probabilities: Probabilities of the classes, for "weighted".
     """

@@ -158,6 +158,15 @@ def test_foreground_is_centred_on_foreground(label):
         assert (_draw_centres(label, window, 200, sampling="foreground") > 0).all()
 
 
+def test_foreground_draws_the_classes_that_a_case_has_evenly(label):
+    # The voxels of class 3 are 3 in 448: without even classes it would be drawn 10 times of 1500, not 500 times.
+    assert np.bincount(label.ravel())[1:].tolist() == [435, 10, 3]
+    for absent, expected in [(None, (0, 500, 500, 500)), (2, (0, 750, 0, 750)), (1, (0, 0, 750, 750))]:
+        present = np.where(label == absent, 0, label) if absent else label
+        classes = _draw_centres(present, (1, 1, 1), sampling="foreground")
+        np.testing.assert_allclose(np.bincount(classes, minlength=4), expected, atol=60)
+
+
 @pytest.mark.parametrize(
     ("probabilities", "expected"),
     [((), (0.25, 0.25, 0.25, 0.25)), ((0.1, 0.2, 0.3, 0.4), (0.1, 0.2, 0.3, 0.4)), ((0, 0, 2, 6), (0, 0, 0.25, 0.75))],
