@@ -38,7 +38,7 @@ _FIELDS = {
     "steps_per_epoch": whole(1, 1 << 40),
     "reasons": mapping(text(), text(1_000)),
 }
-_SAMPLER = {"sampling": choice(SAMPLINGS), "per_case": whole(1, 1 << 20), "probabilities": many(number(0), 0, 255)}
+_SAMPLER = {"sampling": choice(SAMPLINGS), "per_case": whole(0, 1 << 20), "probabilities": many(number(0), 0, 255)}
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,11 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -
     if draft.mode == "patch":
         sampler = PatchSampler(settings.sampling, settings.patches_per_case, settings.class_probabilities)
     elif spec.spatial_dims == 2:
-        sampler = PatchSampler("uniform", per_case=1)
+        sampler = PatchSampler("foreground" if settings.sampling == "foreground_slices" else "uniform", per_case=1)
+    elif draft.mode == "slice" and settings.sampling == "foreground_slices":
+        sampler = PatchSampler("foreground", per_case=0)
     batch_size = settings.batch_size or (16 if draft.mode == "slice" else 2)
-    shapes = fingerprint.shapes if fit == "tile" and sampler is None else (window.sizes,) * fingerprint.cases
+    shapes = fingerprint.shapes if fit == "tile" and (sampler is None or not sampler.per_case) else (window.sizes,) * fingerprint.cases
     samples = count_samples(shapes, window, sampler)
     reasons["steps"] = f"{samples} samples"
     steps = math.ceil(samples / batch_size)

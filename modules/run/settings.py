@@ -71,7 +71,7 @@ class Settings:
     interpolation: str = _setting("linear", help="interpolation of images that are resampled", choices=tuple(INTERPOLATIONS))
     intensity: str = _setting("", help="normalisation of intensities (default the data set's own)", choices=INTENSITIES)
     crop: str = _setting("", help="foreground: cut off dark margins (default the data set's own)", choices=("foreground", "none"))
-    sampling: str = _setting("foreground", help="places that patches are drawn from", choices=SAMPLINGS)
+    sampling: str = _setting("foreground", help="places that patches are drawn from", choices=(*SAMPLINGS, "foreground_slices"))
     patches_per_case: int = _setting(8, help="patches drawn from each volume an epoch")
     class_probabilities: tuple[float, ...] = _setting((), help="share of each class in weighted sampling (default equal)")
     network: str = _setting("", help="architecture (default unet2d or unet3d)", choices=NETWORKS)
