@@ -1,7 +1,7 @@
 """Draws validation Dice over CPU minutes for the trainings in recipes.toml, each on a fold of its data set.
 
     python benchmarks/recipes.py --data lgg=PATH hipmri=PATH          # every recipe of these data sets
-    python benchmarks/recipes.py --data lgg=PATH --only lgg-shown     # those whose names begin so
+    python benchmarks/recipes.py --data lgg=PATH --only '*-shown*'    # those of such names
     python benchmarks/recipes.py --data lgg=PATH --core 0 --fold 1
 
 Recipes run one at a time, each as a process of its own. A fold takes all subjects alike, those of an official test set too: to keep
@@ -14,6 +14,7 @@ minutes are the seconds of its epochs, validation included, times the share of t
 
 import argparse
 import csv
+import fnmatch
 import json
 import math
 import os
@@ -35,7 +36,7 @@ COLUMNS = ("name", "dataset", "fold", "flags", "epochs", "steps", "cpu_minutes",
 
 
 def read_recipes(path: Path, datasets: Sequence[str], only: str) -> list[dict[str, Any]]:
-    """Reads the recipes of some data sets whose names begin with `only`.
+    """Reads the recipes of some data sets whose names fit the pattern `only`.
 
     Raises:
         ValueError: For a recipe with other keys than `name`, `dataset` and `flags`, naming the file.
@@ -44,7 +45,7 @@ def read_recipes(path: Path, datasets: Sequence[str], only: str) -> list[dict[st
     for recipe in recipes:
         if set(recipe) != {"name", "dataset", "flags"}:
             raise ValueError(f"Expected `name`, `dataset` and `flags` of a recipe in {path}. Received: {sorted(recipe)}. Correct it.")
-    return [recipe for recipe in recipes if recipe["dataset"] in datasets and recipe["name"].startswith(only)]
+    return [recipe for recipe in recipes if recipe["dataset"] in datasets and fnmatch.fnmatchcase(recipe["name"], only)]
 
 
 def run_recipe(recipe: dict[str, Any], data: str, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -151,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=PATH", help="folders of the data sets")
     parser.add_argument("--recipes", type=Path, default=ROOT / "benchmarks" / "recipes.toml", help="their file")
-    parser.add_argument("--only", default="", help="only recipes whose names begin so")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="only recipes of such names, as lgg-*")
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--fold", type=int, default=0, help="the fold that is tested")
     parser.add_argument("--core", type=int, nargs="+", default=[], help="processor cores to stay on (default all)")
