@@ -242,6 +242,8 @@ def test_every_third_slice_of_files_shows_foreground(tmp_path):
     uniform, _ = _read_shown(cases, (6, 7), PatchSampler("uniform", 1))
     kept = [index for index in range(300) if index % 3]
     assert [samples[index] for index in kept] == [uniform[index] for index in kept]
+    # In another epoch the same place of the permutation shows another class.
+    assert len({(uniform[index][0], *samples[index][1]) for index in range(0, 300, 3)}) > 10
     assert _same(batches[7:], _read_shown(cases, (6, 7), sampler, batches=53, first_step=7)[1])
     halves = [_read_shown(cases, (6, 7), sampler, 6, 4, host_slice=(host, 2))[0] for host in range(2)]
     whole = _read_shown(cases, (6, 7), sampler, 6, 4)[0]
