@@ -24,7 +24,7 @@ from modules.data.spec import DatasetSpec
 
 log = logging.getLogger("mri")
 
-FORMAT = 7
+FORMAT = 8
 SUFFIX = ".pack"
 SLICES_A_PACK = 64
 _ALIGNMENT = 64
