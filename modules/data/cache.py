@@ -24,7 +24,7 @@ from modules.data.spec import DatasetSpec
 
 log = logging.getLogger("mri")
 
-FORMAT = 7
+FORMAT = 8
 SUFFIX = ".pack"
 SLICES_A_PACK = 64
 _ALIGNMENT = 64
@@ -121,9 +121,15 @@ class PreparedCase(NamedTuple):
 
     def count_classes(self, num_classes: int) -> np.ndarray:
         """Counts the voxels of each class, `(num_classes,)`."""
+        return np.bincount(self._read_label(), minlength=num_classes)
+
+    def find_voxels(self, index: int) -> np.ndarray:
+        """Finds voxels `(n, r)` of a class: all of a slice's, or those of a volume that `points` lists."""
+        return self.points[index] if self.counts else np.argwhere(self._read_label().reshape(self.shape) == index)
+
+    def _read_label(self) -> np.ndarray:
         self.check()
-        label = np.fromfile(self.path, np.uint8, self.voxels, offset=self.offset + 2 * self.voxels * self.channels)
-        return np.bincount(label, minlength=num_classes)
+        return np.fromfile(self.path, np.uint8, self.voxels, offset=self.offset + 2 * self.voxels * self.channels)
 
     def check(self) -> None:
         """Checks that the file is as it was when its checksums were right, or that they are right again.

@@ -1,7 +1,7 @@
 """The tf.data pipelines that feed a training: whole slices and volumes, slices of volumes, and patches."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,13 @@ DrawAugmentation = Callable[[np.random.Generator, Sequence[float]], dict[str, np
 
 @dataclass(frozen=True)
 class PatchSampler:
-    """The draw of training patches.
+    """The draw of training patches and slices.
 
     Attributes:
         sampling: See `modules.data.patches.draw_start`. With "foreground" every third patch of a case is centred on foreground, each
-            class being as likely, and the rest lies anywhere.
-        per_case: Patches of each case in an epoch.
+            class being as likely, and the rest lies anywhere. Among slices every third sample of the training shows foreground, see
+            `draw_shown`.
+        per_case: Patches of each case in an epoch; 0 for slices of volumes, of which each comes once.
         probabilities: Probabilities of the classes, for "weighted".
     """
 
@@ -35,15 +36,52 @@ class PatchSampler:
         if all(size <= length for size, length in zip(case.shape, window, strict=True)):
             # The case lies in the window's middle. A generator would cost more than the rest.
             return nth_start(case.shape, window, 0)
-        uniform = self.sampling == "foreground" and turn % 3 != 0
+        # A slice lists no points. `draw_shown` draws those that show foreground.
+        uniform = self.sampling == "foreground" and (turn % 3 != 0 or len(case.shape) == 2)
         rng = np.random.default_rng(list(seeds))
         sampling = "uniform" if uniform else self.sampling
         return draw_start(rng, case.shape, window, points=case.points, sampling=sampling, probabilities=self.probabilities)
 
 
+def list_shown(cases: Sequence[PreparedCase]) -> dict[int, np.ndarray]:
+    """Lists the cases `(n,)` that hold each foreground class, by their indices; classes in no case are left out."""
+    classes = sorted({index for case in cases for index in case.classes} - {0})
+    return {index: np.array([place for place, case in enumerate(cases) if index in case.classes]) for index in classes}
+
+
+def draw_shown(
+    cases: Sequence[PreparedCase], shown: Mapping[int, np.ndarray], window: Window, seeds: Sequence[int]
+) -> tuple[PreparedCase, tuple[int, ...]]:
+    """Draws a slice that shows foreground; the draw is a pure function of `seeds`.
+
+    Each class is as likely as the others, however many voxels it has. Of the cases that hold the class each is as likely, and then
+    each slice of the volume. A window smaller than the slice is centred on a voxel of the class.
+
+    Args:
+        cases: The cases of the training.
+        shown: The cases of each class, from `list_shown`; at least one class.
+        window: The window of the samples, across one axis of volumes.
+        seeds: Numbers that decide the draw.
+
+    Returns:
+        The case, and the first voxel of its window.
+    """
+    rng = np.random.default_rng(list(seeds))
+    index = list(shown)[rng.integers(len(shown))]
+    case = cases[shown[index][rng.integers(len(shown[index]))]]
+    if all(size <= length for size, length in zip(case.shape, window.sizes, strict=True)):
+        return case, nth_start(case.shape, window.sizes, 0)
+    points = case.find_voxels(index)
+    if 1 in window.sizes:
+        places = points[:, window.sizes.index(1)]
+        planes = np.unique(places)
+        points = points[places == planes[rng.integers(len(planes))]]
+    return case, draw_start(rng, case.shape, window.sizes, points=[points], sampling="weighted")
+
+
 def count_samples(shapes: Sequence[Sequence[int]], window: Window, sampler: PatchSampler | None) -> int:
     """Counts the samples of an epoch from the shapes of the prepared cases: drawn patches, or the windows of a grid."""
-    return len(shapes) * sampler.per_case if sampler else sum(count_starts(shape, window.sizes) for shape in shapes)
+    return len(shapes) * sampler.per_case if sampler and sampler.per_case else sum(count_starts(shape, window.sizes) for shape in shapes)
 
 
 def make_pipeline(
@@ -67,7 +105,7 @@ def make_pipeline(
 
     A pipeline for training is endless and every batch is full. The batch of step `s` is a pure function of `(seed, s)`. Its samples
     have the positions `s * B + i` in an endless row of permutations, one for each epoch, computed without state. A run can thus begin
-    at any step.
+    at any step. A sampler that shows foreground takes every third position of slices out of this row; see `draw_shown`.
 
     Any other pipeline goes through the samples once, in order, and adds `weight (B,)` float32. Samples that only fill the last batch
     weigh 0. A batch of another size would have to be compiled anew, and hosts could not divide it. The other weights make the mean
@@ -79,7 +117,7 @@ def make_pipeline(
         channels: `C`.
         batch_size: `B`.
         training: Whether the pipeline is for training.
-        sampler: Draws patches; without it samples are the windows of a grid.
+        sampler: Draws patches, or slices that show foreground; without it samples are the windows of a grid.
         draw_augmentation: Draws the parameters of a sample's augmentation from a generator and the sample's voxel size. They are
             arrays of fixed shapes.
         seed: Seed of the order and of all draws.
@@ -97,12 +135,17 @@ def make_pipeline(
         raise ValueError(f"Expected a `batch_size` that {hosts} hosts can share equally. Received: {batch_size}. Choose a multiple.")
     shapes = [case.shape for case in cases]
     number = count_samples(shapes, window, sampler)
-    firsts = () if sampler else np.cumsum([0, *(count_starts(shape, window.sizes) for shape in shapes)])
+    on_grid = sampler is None or not sampler.per_case
+    firsts = () if not on_grid else np.cumsum([0, *(count_starts(shape, window.sizes) for shape in shapes)])
+    # Volumes hold their foreground in each case; patches of them are drawn case by case.
+    shown = list_shown(cases) if training and sampler and sampler.sampling == "foreground" and len(window.shape) == 2 else {}
     part = batch_size // hosts
     example = draw_augmentation(np.random.default_rng(0), (1.0,) * len(window.axes)) if draw_augmentation else {}
 
     def find_window(sample: int, position: int) -> tuple[PreparedCase, Sequence[int]]:
-        if sampler:
+        if shown and position % 3 == 0:
+            return draw_shown(cases, shown, window, (seed, position))
+        if sampler and not on_grid:
             turn, index = divmod(sample, len(cases))
             return cases[index], sampler.draw_start(cases[index], window.sizes, turn, (seed, position))
         index = int(np.searchsorted(firsts, sample, "right")) - 1

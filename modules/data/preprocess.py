@@ -24,6 +24,8 @@ MOST = float(np.finfo(np.float16).max)
 _BRIGHTEST = 1e30
 # This is the cosine of an angle of 88.9 degrees between two axes. Rounding in a header is far from it.
 _LARGEST_COSINE = 0.02
+# "zscore" divides by at least this share of `scale`. Noise would otherwise become as bright as tissue.
+_LEAST_SPREAD = 0.05
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
 
 
@@ -87,7 +89,8 @@ class Preprocessing:
             `(x / scale - mean) / std`. "ct" clips to `clip` and gives `(x - mean) / std`: Hounsfield units mean the same in each scan. The
             foreground here is every voxel brighter than the channel's darkest. A fill far
             from all others is brought to one range of the others beside them, see `_find_floor` and `_find_ceiling`.
-        scale: Divisor that "fixed" applies first, 255 for 8-bit pictures.
+        scale: Divisor that "fixed" applies first, 255 for 8-bit pictures. Where it is above 1, "zscore" divides by a twentieth of it
+            at least, so that a slice of noise stays dark.
         mean: Mean of the training set after scaling, for "fixed"; of its foreground, for "ct".
         std: The standard deviation likewise.
         clip: Least and greatest intensity that "ct" keeps; empty for all.
@@ -270,7 +273,9 @@ class Preprocessing:
                     low, high = (float(value) for value in np.percentile(foreground, (0.5, 99.5)))
                 elif foreground.size:
                     low = float(foreground.mean(dtype=np.float64))
-                    high = low + float(foreground.std(dtype=np.float64))
+                    # A picture of a known range may show nothing but noise, as the slices above a head do.
+                    least = _LEAST_SPREAD * self.scale if self.scale > 1 else 0.0
+                    high = low + max(least, float(foreground.std(dtype=np.float64)))
             if high - low <= 1e-6 * (ceiling - floor):
                 # A foreground of one value has no spread, so the channel's own range stands for it.
                 low, high = floor, ceiling

@@ -42,7 +42,7 @@ def _list_idle(prepared: PreparedRun) -> list[_Idle]:
     return [
         _Idle("cycles", settings.schedule != "cosine_restarts", "only --schedule cosine_restarts has cycles"),
         _Idle("patches_per_case", not patches, "only --mode patch draws patches"),
-        _Idle("sampling", not patches, "only --mode patch draws patches"),
+        _Idle("sampling", not patches and (plan.sampler is None or plan.sampler.sampling == "uniform"), "only --mode patch draws patches"),
         _Idle("class_probabilities", not patches or settings.sampling != "weighted", "only --mode patch with --sampling weighted reads it"),
         _Idle("plane", plan.mode != "slice" or spec.spatial_dims == 2, "only slices of volumes lie across a plane"),
         _Idle("spacing", preprocessing.resize and bool(settings.shape or spec.preprocessing.shape), "every scan is resampled to --shape"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from modules.data.documents import anything, check_fields, choice, many, mapping, number, optional, text, to_line, whole
 from modules.data.draws import AUGMENTATIONS
-from modules.data.fingerprint import Fingerprint
+from modules.data.fingerprint import CaseMeasures, Fingerprint
 from modules.data.patches import PLANES, SAMPLINGS, Window
 from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
@@ -27,6 +27,8 @@ from modules.run.settings import MODES, Settings
 MOST_VOXELS = 96**3
 # Volumes are resampled to their median voxel size where one differs from it by more than this factor.
 MOST_SPACING = 1.2
+# The part of an image that its dark margins must take before they are cut off.
+LEAST_MARGIN = 0.25
 FITS = ("crop", "resample", "tile")
 _REMEDY = "Start the run anew."
 _FIELDS = {
@@ -45,7 +47,7 @@ _FIELDS = {
     "costs": anything(),
     "reasons": mapping(text(), text(1_000)),
 }
-_SAMPLER = {"sampling": choice(SAMPLINGS), "per_case": whole(1, 1 << 20), "probabilities": many(number(0), 0, 255)}
+_SAMPLER = {"sampling": choice(SAMPLINGS), "per_case": whole(0, 1 << 20), "probabilities": many(number(0), 0, 255)}
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
             raise ValueError(f"Expected `{name}` of {length} numbers for '{spec.name}' in mode '{mode}'. Received: {value}.")
     _check_flips(settings, spec)
     plane = settings.plane or "axial"
-    sizes = settings.shape or spec.preprocessing.shape
+    sizes = settings.shape or (spec.preprocessing.shape if settings.crop in ("own", "none") else ())
     if sizes and volumes and mode == "slice":
         sizes = (*sizes[: PLANES[plane]], 1, *sizes[PLANES[plane] :])
     preprocessing = replace(
@@ -170,13 +172,13 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         shape=(),
         spacing_mm=settings.spacing or spec.preprocessing.spacing_mm,
         interpolation=settings.interpolation,
-        foreground_crop=settings.crop == "foreground" if settings.crop else spec.preprocessing.foreground_crop,
+        foreground_crop=settings.crop == "foreground" or (settings.crop == "own" and spec.preprocessing.foreground_crop),
     )
     reasons = {
         "mode": "set" if settings.mode else f"a set of {'volumes' if volumes else 'slices'}",
         "network": "set" if settings.network else f"for samples of {rank} dimensions",
         "spacing": "set" if settings.spacing else "the data set's own" if spec.preprocessing.spacing_mm else "",
-        "window": "set" if settings.shape else "the data set's own",
+        "window": "set" if settings.shape else "the data set's own" if sizes else "",
         "batch": "set" if settings.batch_size else f"for {rank}-D",
     }
     return PlanDraft(mode, plane, network, preprocessing, sizes, reasons)
@@ -198,9 +200,9 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, s
     draft = draft_plan(settings, spec)
     reasons = dict(draft.reasons)
     rank = 2 if draft.mode == "slice" else 3
-    preprocessing = _choose_intensity(
-        settings, spec, _choose_spacing(settings, draft.preprocessing, fingerprint, reasons), fingerprint, reasons
-    )
+    preprocessing = _choose_crop(settings, draft.preprocessing, fingerprint, reasons)
+    preprocessing = _choose_spacing(settings, preprocessing, fingerprint, reasons)
+    preprocessing = _choose_intensity(settings, spec, preprocessing, fingerprint, reasons)
     grids = fingerprint.list_grids(preprocessing)
     options = recipe.choose_options(settings, draft.network, reasons)
     levels, divisor = find_levels(draft.network, options), find_divisor(draft.network, options)
@@ -208,7 +210,7 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, s
     if not sizes:
         most = MOST_VOXELS if draft.mode == "volume" or settings.epochs else recipe.choose_patch_voxels(schedule)
         sizes = derive_window(grids, draft.mode, PLANES[draft.plane], divisor, most)
-        reasons["window"] = f"from the shapes of {len(grids)} training cases"
+        reasons["window"] = f"from the shapes of {len(grids)} training cases{reasons['window']}"
     window = Window(tuple(sizes))
     fit = "resample" if draft.mode == "volume" else "tile"
     if fit == "resample":
@@ -217,7 +219,8 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, s
         preprocessing = replace(preprocessing, shape=window.sizes, resize=True)
     sampler = _choose_sampler(settings, spec, draft.mode)
     batch_size = settings.batch_size or recipe.choose_batch(rank, settings)
-    samples = count_samples(grids if fit == "tile" and sampler is None else (window.sizes,) * len(grids), window, sampler)
+    drawn = sampler is not None and sampler.per_case > 0
+    samples = count_samples((window.sizes,) * len(grids) if drawn or fit == "resample" else grids, window, sampler)
     if settings.epochs:
         schedule = Schedule(settings.epochs, math.ceil(samples / batch_size), f"{samples} samples an epoch")
     schedule = schedule or recipe.WHOLE
@@ -267,6 +270,21 @@ def _choose_spacing(settings: Settings, preprocessing: Preprocessing, fingerprin
     return replace(preprocessing, spacing_mm=tuple(float(f"{size:.6g}") for size in target))
 
 
+def _choose_crop(settings: Settings, preprocessing: Preprocessing, fingerprint: Fingerprint, reasons: dict[str, str]) -> Preprocessing:
+    """Cuts dark margins off where they take a quarter of the image or more."""
+    if settings.crop:
+        return preprocessing
+    whole, boxes = (float(np.median(sizes)) for sizes in zip(*map(_count_voxels, fingerprint.cases), strict=True))
+    crop = boxes <= (1 - LEAST_MARGIN) * whole
+    reasons["window"] += f"; dark margins of {100 * (1 - boxes / whole):.0f} % are cut off" if crop else ""
+    return replace(preprocessing, foreground_crop=crop)
+
+
+def _count_voxels(case: CaseMeasures) -> tuple[int, int]:
+    """Counts the voxels of a case, and those of its box."""
+    return math.prod(case.shape), math.prod(stop - start for start, stop in case.box)
+
+
 def _choose_intensity(
     settings: Settings, spec: DatasetSpec, preprocessing: Preprocessing, fingerprint: Fingerprint, reasons: dict[str, str]
 ) -> Preprocessing:
@@ -288,9 +306,15 @@ def _choose_intensity(
 
 
 def _choose_sampler(settings: Settings, spec: DatasetSpec, mode: str) -> PatchSampler | None:
+    sampling = settings.sampling or "foreground"
     if mode == "patch":
-        return PatchSampler(settings.sampling or "foreground", settings.patches_per_case or 8, settings.class_probabilities)
-    return PatchSampler("uniform", per_case=1) if spec.spatial_dims == 2 else None
+        return PatchSampler(sampling, settings.patches_per_case or 8, settings.class_probabilities)
+    if mode == "volume":
+        return None
+    sampling = sampling if sampling == "foreground" else "uniform"
+    if spec.spatial_dims == 2:
+        return PatchSampler(sampling, per_case=1)
+    return PatchSampler(sampling, per_case=0) if sampling == "foreground" else None
 
 
 def _check_flips(settings: Settings, spec: DatasetSpec) -> None:

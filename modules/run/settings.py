@@ -72,7 +72,9 @@ class Settings:
     resample: str = _setting("", help="grid of volumes: the median voxel size, or their own", choices=RESAMPLING)
     interpolation: str = _setting("linear", help="interpolation of images that are resampled", choices=tuple(INTERPOLATIONS))
     intensity: str = _setting("", help="normalisation of intensities; own: the data set's documented one", choices=(*INTENSITIES, "own"))
-    crop: str = _setting("", help="foreground: cut off dark margins (default the data set's own)", choices=("foreground", "none"))
+    crop: str = _setting(
+        "", help="foreground: cut off dark margins; own: as the data set documents it", choices=("foreground", "none", "own")
+    )
     sampling: str = _setting("", help="places that patches and slices are drawn from", choices=SAMPLINGS)
     patches_per_case: int | None = _setting(None, help="patches drawn from each volume an epoch, where --epochs is given (default 8)")
     class_probabilities: tuple[float, ...] = _setting((), help="share of each class in weighted sampling (default equal)")

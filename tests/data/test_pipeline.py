@@ -218,6 +218,66 @@ def test_weighted_patches_give_a_rare_class_its_share(tmp_path):
     np.testing.assert_allclose((centres == 1).mean(), 0.5, atol=0.1)
 
 
+def _read_shown(cases, window, sampler, batch_size=5, batches=60, **options):
+    """Returns the samples of a training as `(case, whether its window shows each class)`, and the batches."""
+    read = _read(make_pipeline(cases, Window(window), 4, batch_size=batch_size, training=True, sampler=sampler, **options), batches)
+    samples = [pair for images, labels in read for pair in zip(images, labels, strict=True)]
+    return [(int(image[..., 0].max()), {1, 2} & set(label.ravel().tolist())) for image, label in samples], read
+
+
+def test_every_third_slice_of_files_shows_foreground(tmp_path):
+    # Ten slices: the first holds class 1, the second class 2, the others none.
+    filled = [np.zeros((6, 7), np.uint8) for _ in range(10)]
+    filled[0][1, 2], filled[1][4, 5] = 1, 2
+    images = [np.full((6, 7, 4), number, np.float32) for number in range(10)]
+    write_pack(tmp_path / "a.pack", {str(n): Decoded(*pair, (), (1, 1)) for n, pair in enumerate(zip(images, filled, strict=True))})
+    cases = list(read_pack(tmp_path / "a.pack").values())
+    sampler = PatchSampler("foreground", 1)
+    samples, batches = _read_shown(cases, (6, 7), sampler)
+    # Positions 0, 3, ..., 297 show one class or the other, each with chance 1/2: 50 of 100 times, and 5 is the standard deviation.
+    drawn = [seen for _, seen in samples[::3]]
+    assert all(len(seen) == 1 for seen in drawn)
+    assert 35 <= sum(seen == {1} for seen in drawn) <= 65
+    # The other positions are those of the permutation.
+    uniform, _ = _read_shown(cases, (6, 7), PatchSampler("uniform", 1))
+    kept = [index for index in range(300) if index % 3]
+    assert [samples[index] for index in kept] == [uniform[index] for index in kept]
+    # In another epoch the same place of the permutation shows another class.
+    assert len({(uniform[index][0], *samples[index][1]) for index in range(0, 300, 3)}) > 10
+    assert _same(batches[7:], _read_shown(cases, (6, 7), sampler, batches=53, first_step=7)[1])
+    halves = [_read_shown(cases, (6, 7), sampler, 6, 4, host_slice=(host, 2))[0] for host in range(2)]
+    whole = _read_shown(cases, (6, 7), sampler, 6, 4)[0]
+    assert [one for step in range(4) for half in halves for one in half[3 * step : 3 * step + 3]] == whole
+    # A window smaller than the slice lies about the voxel.
+    assert all(len(seen) == 1 for _, seen in _read_shown(cases, (3, 4), sampler)[0][::3])
+
+
+def test_every_third_slice_of_volumes_shows_foreground(tmp_path):
+    # Each of three volumes of 20 slices holds its class in slices 8 to 11: 1, 2 and 1.
+    cases = _write_cases(tmp_path, [(20, 12, 12)] * 3, np.s_[8:12, 2:4, 9:11])
+    sampler = PatchSampler("foreground", 0)
+    assert count_samples([case.shape for case in cases], Window((1, 12, 12)), sampler) == 60
+    samples, batches = _read_shown(cases, (1, 12, 12), sampler)
+    drawn = samples[::3]
+    assert {number for number, seen in drawn if seen == {1}} == {1, 3}
+    assert {number for number, seen in drawn if seen == {2}} == {2}
+    # Class 2 is drawn as often as class 1, although one volume holds it and two hold class 1.
+    assert 35 <= sum(seen == {2} for _, seen in drawn) <= 65
+    places = [int(image[0, 0, 1]) for images, _ in batches for image in images]
+    assert set(places[::3]) == {8, 9, 10, 11}
+    uniform = _read(make_pipeline(cases, Window((1, 12, 12)), 4, batch_size=5, training=True), 60)
+    assert [one for n, one in enumerate(_first_voxels(batches)) if n % 3] == [one for n, one in enumerate(_first_voxels(uniform)) if n % 3]
+    assert all(len(seen) == 1 for _, seen in _read_shown(cases, (1, 4, 4), sampler)[0][::3])
+
+
+def test_slices_without_any_foreground_come_as_they_are(tmp_path):
+    image = np.arange(3 * 4 * 4 * 4, dtype=np.float32).reshape(3, 4, 4, 4)
+    write_pack(tmp_path / "a.pack", {str(n): Decoded(one, np.zeros((4, 4), np.uint8), (), (1, 1)) for n, one in enumerate(image)})
+    cases = list(read_pack(tmp_path / "a.pack").values())
+    one, other = (_read_shown(cases, (4, 4), PatchSampler(name, 1), batches=4)[1] for name in ("foreground", "uniform"))
+    assert _same(one, other)
+
+
 def test_patches_larger_than_a_case_are_filled_up(cases):
     draw = PatchSampler("foreground", 2)
     for images, labels in _read(make_pipeline(cases, Window((8, 8, 8)), 4, batch_size=2, training=True, sampler=draw), 6):

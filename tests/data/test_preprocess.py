@@ -61,6 +61,18 @@ def _scan(shape=(12, 10, 8), spacing=(1.0, 1.0, 2.0), seed=0):
     return Volume(np.random.default_rng(seed).random((*shape, 1), np.float32), np.diag((*spacing, 1.0)), spacing)
 
 
+def test_a_picture_of_noise_stays_dark():
+    # The foreground 1, 3 has the mean 2 and the deviation 1. A twentieth of 255 is 12.75. A second channel spans 200.
+    noise, tissue = np.array([[0.0, 1.0, 3.0]]), np.array([[0.0, 55.0, 255.0]])
+    pictures = Preprocessing(2, intensity="zscore", scale=255.0)
+    array, _ = pictures.apply(_volume(np.stack([noise, tissue], axis=-1)))
+    np.testing.assert_allclose(array[..., 0], [[-2 / 12.75, -1 / 12.75, 1 / 12.75]], atol=1e-6)
+    np.testing.assert_allclose(array[..., 1], [[-1.55, -1, 1]], atol=1e-6)
+    # A scan has no known range: what is faint there may be tissue.
+    array, _ = Preprocessing(2, intensity="zscore").apply(_volume(noise[..., np.newaxis]))
+    np.testing.assert_allclose(array[..., 0], [[-2, -1, 1]], atol=1e-6)
+
+
 def test_zscore_takes_the_foreground_only_and_keeps_channels_apart():
     image = np.zeros((4, 4, 4, 2), np.float32)
     image[:2, ..., 0] = np.random.default_rng(0).uniform(5, 9, (2, 4, 4))

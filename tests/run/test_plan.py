@@ -34,6 +34,15 @@ def test_slices_of_files_are_tiled_and_an_epoch_takes_one_patch_of_each():
     assert (plan.preprocessing.shape, plan.preprocessing.resize) == ((), False)
 
 
+def test_slices_may_show_foreground():
+    plan = _plan(Fingerprint(100), DATASETS["oasis"], sampling="foreground_slices")
+    assert (plan.sampler, plan.steps_per_epoch) == (PatchSampler("foreground", 1), 7)
+    # Slices of volumes come once an epoch, as without a sampler.
+    plan = _plan(mode="slice", plane="axial", batch_size=1, sampling="foreground_slices")
+    assert (plan.sampler, plan.steps_per_epoch) == (PatchSampler("foreground", 0), 98)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json())), "plan.json") == plan
+
+
 def test_patches_tile_volumes_and_are_drawn():
     plan = _plan(sampling="weighted", class_probabilities=(1.0, 1.0, 2.0, 2.0), patches_per_case=5)
     # The medians of (36, 40, 41), (48, 50, 56) and (30, 33, 35) are 40, 50 and 33. Each goes up to a multiple of 8.
