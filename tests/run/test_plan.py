@@ -6,28 +6,33 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import make_fingerprint
 
 from dataset import DATASETS
 from modules.data.case import read_volume
 from modules.data.patches import Window
 from modules.data.pipeline import PatchSampler
 from modules.data.spec import find_cases, load_spec
-from modules.run import fingerprint
-from modules.run.fingerprint import measure
 from modules.run.folder import RunFolder
-from modules.run.plan import Fingerprint, Plan, derive_window, draft_plan, make_plan
+from modules.run.plan import Plan, derive_window, draft_plan, make_plan
+from modules.run.plan_table import describe_plan
 from modules.run.settings import Settings
 
 BRAINS = replace(DATASETS["ibsr18"], name="brains")
-SCANS = Fingerprint(3, ((40, 50, 33), (41, 48, 30), (36, 56, 35)))
+SCANS = make_fingerprint([(40, 50, 33), (41, 48, 30), (36, 56, 35)])
 
 
 def _plan(fingerprint=SCANS, spec=BRAINS, **settings):
-    return make_plan(Settings("ibsr18", **settings), spec, fingerprint)
+    return make_plan(Settings("ibsr18", **{"epochs": 1, **settings}), spec, fingerprint)
+
+
+def _describe(**settings):
+    plan = _plan(**settings)
+    return describe_plan(plan, plan.resolve(Settings("ibsr18", **{"epochs": 1, **settings})))
 
 
 def test_slices_of_files_are_tiled_and_an_epoch_takes_one_patch_of_each():
-    plan = _plan(Fingerprint(100), DATASETS["oasis"])
+    plan = _plan(make_fingerprint([(256, 256)] * 100), DATASETS["oasis"])
     assert (plan.mode, plan.network, plan.levels, plan.divisor, plan.fit) == ("slice", "unet2d", 4, 16, "tile")
     assert (plan.window, plan.batch_size, plan.steps_per_epoch) == (Window((256, 256)), 16, 7)
     assert plan.sampler == PatchSampler("uniform", 1)
@@ -35,7 +40,7 @@ def test_slices_of_files_are_tiled_and_an_epoch_takes_one_patch_of_each():
 
 
 def test_slices_may_show_foreground():
-    plan = _plan(Fingerprint(100), DATASETS["oasis"], sampling="foreground_slices")
+    plan = _plan(make_fingerprint([(256, 256)] * 100), DATASETS["oasis"], sampling="foreground_slices")
     assert (plan.sampler, plan.steps_per_epoch) == (PatchSampler("foreground", 1), 7)
     # Slices of volumes come once an epoch, as without a sampler.
     plan = _plan(mode="slice", plane="axial", batch_size=1, sampling="foreground_slices")
