@@ -93,6 +93,14 @@ def measure_rate(precision: str) -> float:
     return 2 * size**3 / min(times)
 
 
+def format_time(seconds: float) -> str:
+    """Formats a duration in the unit that suits it."""
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def find_limit(costs: Mapping[str, Any]) -> int:
     """Returns the bytes of memory that the training may take."""
     return 0 if costs.get("device_bytes") else find_memory()

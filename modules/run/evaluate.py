@@ -7,11 +7,13 @@ from typing import Any
 
 from modules import score_tables, scoring
 from modules.data.case import Case
+from modules.hardware import read_peak
 from modules.predict.bundle import ModelBundle, add_provenance
 from modules.predict.cases import predict_cases
 from modules.predict.convert import convert_bundle
 from modules.predict.departures import Departures
 from modules.predict.progress import PredictionProgress
+from modules.run.budget import find_elapsed
 from modules.run.classes import describe_findings
 from modules.run.folder import RunFolder, read_proof, without_nan, write_json
 from modules.run.proof import hash_weights
@@ -54,6 +56,8 @@ def evaluate(cases: Sequence[Case], run: RunFolder, summary: Mapping[str, Any], 
             "first_steps": dict(zip(("steps", "weights_sha256"), read_proof(run), strict=True)),
             "bundle_weights_sha256": hash_weights(saved.model),
             "engine": bundle.engine,
+            "peak_bytes": read_peak(),
+            "seconds": round(find_elapsed(), 1),
             "test": means,
             "intervals": score_tables.estimate_intervals(scores, score_tables.map_subjects(cases)),
         },

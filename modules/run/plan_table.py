@@ -2,7 +2,7 @@
 
 from modules.data.splits import describe_splits
 from modules.run.conflicts import describe_conflicts
-from modules.run.costs import find_limit, find_warning
+from modules.run.costs import find_limit, find_warning, format_time
 from modules.run.plan import Plan
 from modules.run.prepared import PreparedRun
 from modules.run.settings import Settings
@@ -55,11 +55,3 @@ def describe_plan(plan: Plan, settings: Settings) -> list[str]:
         reasons["disk"] = "of the cache"
     width = max(len(value) for value in lines.values())
     return [f"plan  {name:<10}{value:<{width}}  {reasons.get(name, '')}".rstrip() for name, value in lines.items()]
-
-
-def format_time(seconds: float) -> str:
-    """Formats a duration in the unit that suits it."""
-    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
