@@ -4,23 +4,44 @@ import contextlib
 import os
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
-def describe_hardware() -> dict[str, Any]:
-    """Describes the machine, see `modules.run.probe.Hardware`; imports the backend."""
+@dataclass(frozen=True)
+class Hardware:
+    """The machine that a plan is made for.
+
+    Attributes:
+        kind: "cpu" or "gpu".
+        name: The device's name.
+        cores: Number of CPU cores that this process may use.
+        memory_bytes: Memory of the host.
+        device_bytes: Memory of one GPU; 0 without.
+        bfloat16: Whether the device computes in bfloat16.
+    """
+
+    kind: str = "cpu"
+    name: str = ""
+    cores: int = 1
+    memory_bytes: int = 0
+    device_bytes: int = 0
+    bfloat16: bool = False
+
+
+def describe_hardware() -> Hardware:
+    """Describes the machine; imports the backend."""
     from modules import devices
 
     on_gpu, names = devices.has_gpu(), [name for names in devices.list_devices() for name in names]
-    return {
-        "kind": "gpu" if on_gpu else "cpu",
-        "name": names[0] if on_gpu and names else "",
-        "cores": count_cores(),
-        "memory_bytes": find_memory(),
-        "device_bytes": _find_device_memory() if on_gpu else 0,
-        "bfloat16": devices.has_bfloat16() if on_gpu else has_cpu_bfloat16(),
-    }
+    return Hardware(
+        kind="gpu" if on_gpu else "cpu",
+        name=names[0] if on_gpu and names else "",
+        cores=count_cores(),
+        memory_bytes=find_memory(),
+        device_bytes=_find_device_memory() if on_gpu else 0,
+        bfloat16=devices.has_bfloat16() if on_gpu else has_cpu_bfloat16(),
+    )
 
 
 def count_cores() -> int:

@@ -16,9 +16,10 @@ from modules.data.cache import PreparedCase
 from modules.data.fingerprint import Fingerprint
 from modules.data.patches import count_starts, make_grid
 from modules.data.spec import DatasetSpec
+from modules.hardware import Hardware
 from modules.networks import list_options
 from modules.run.plan import Plan, make_plan
-from modules.run.probe import Hardware, Probe, Timing
+from modules.run.probe import Probe, Timing
 from modules.run.recipe import Schedule
 from modules.run.settings import Settings
 

@@ -18,29 +18,9 @@ from typing import IO, Any, cast
 
 from modules.data.documents import to_line
 from modules.data.spec import DatasetSpec
+from modules.hardware import Hardware
 from modules.run.plan import Plan
 from modules.run.settings import Settings
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """The machine that a plan is made for.
-
-    Attributes:
-        kind: "cpu" or "gpu".
-        name: The device's name.
-        cores: Number of CPU cores that this process may use.
-        memory_bytes: Memory of the host.
-        device_bytes: Memory of one GPU; 0 without.
-        bfloat16: Whether the device computes in bfloat16.
-    """
-
-    kind: str = "cpu"
-    name: str = ""
-    cores: int = 1
-    memory_bytes: int = 0
-    device_bytes: int = 0
-    bfloat16: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def main() -> None:
     os.dup2(2, 1)
     seed, deterministic = int(sys.argv[1]), sys.argv[2] == "1"
     devices.start_backend(seed, deterministic)
-    _answer(answers, hardware.describe_hardware())
+    _answer(answers, asdict(hardware.describe_hardware()))
     for line in sys.stdin:
         try:
             _answer(answers, _measure(json.loads(line)))
