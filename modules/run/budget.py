@@ -132,14 +132,14 @@ def fit_to_time(
     """
     hardware = probe.hardware
     if settings.minutes is None and hardware.kind == "gpu":
-        return make_plan(settings, spec, fingerprint)
+        return make_plan(settings, spec, fingerprint, hardware=hardware)
     minutes = settings.minutes or MINUTES
     limit = find_elapsed() + max(15.0, 60 * minutes * PROBE_SHARE)
     tried: dict[tuple, tuple[Settings, Plan, Timing]] = {}
 
     def measure(overrides: dict[str, Any]) -> tuple[Settings, Plan, Timing] | None:
         chosen = settings.fill(overrides)
-        plan = make_plan(chosen, spec, fingerprint, Schedule(1, 1))
+        plan = make_plan(chosen, spec, fingerprint, Schedule(1, 1), hardware)
         key = (plan.network, tuple(sorted(overrides.items())))
         if key not in tried:
             timing = probe.measure(plan, plan.resolve(chosen), spec, min(4.0, 60 * minutes * PROBE_SHARE / 10))
@@ -168,7 +168,7 @@ def fit_to_time(
             f"Expected `minutes` for at least one step. Received: {minutes:g}, of which {find_elapsed() / 60:.1f} are over and "
             f"{timing.first_s / 60:.1f} are needed to compile the network. Give more minutes, or --epochs."
         )
-    plan = make_plan(chosen, spec, fingerprint, schedule)
+    plan = make_plan(chosen, spec, fingerprint, schedule, hardware)
     return replace(plan, recipe={**plan.recipe, "precision": chosen.precision}, costs={"seconds": 60 * minutes, **_describe(timing)})
 
 

@@ -12,23 +12,21 @@ import numpy as np
 
 from modules.data.documents import anything, check_fields, choice, many, mapping, number, optional, text, to_line, whole
 from modules.data.draws import AUGMENTATIONS
-from modules.data.fingerprint import CaseMeasures, Fingerprint
+from modules.data.fingerprint import Fingerprint
 from modules.data.patches import PLANES, SAMPLINGS, Window
 from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
+from modules.hardware import Hardware
 from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_divisor, find_levels, find_ranks
 from modules.predict.schema import PREPROCESSING, SIZE
-from modules.run import recipe
+from modules.run import recipe, topology
+from modules.run.preparation import choose_preprocessing
 from modules.run.recipe import Schedule
 from modules.run.settings import MODES, Settings
 
 # The most voxels of a patch or volume whose size follows from the scans.
 MOST_VOXELS = 96**3
-# Volumes are resampled to their median voxel size where one differs from it by more than this factor.
-MOST_SPACING = 1.2
-# The part of an image that its dark margins must take before they are cut off.
-LEAST_MARGIN = 0.25
 FITS = ("crop", "resample", "tile")
 _REMEDY = "Start the run anew."
 _FIELDS = {
@@ -36,6 +34,8 @@ _FIELDS = {
     "plane": choice(tuple(PLANES)),
     "network": choice(NETWORKS),
     "levels": optional(whole(1, MOST_LEVELS)),
+    "strides": many(many(whole(1, 2), 2, 3), 0, MOST_LEVELS),
+    "kernels": many(many(whole(1, 3), 2, 3), 0, MOST_LEVELS + 1),
     "preprocessing": anything(),
     "window": many(SIZE, 2, 3),
     "fit": choice(FITS),
@@ -59,6 +59,8 @@ class Plan:
         plane: The plane of slices of volumes.
         network: The network's name.
         levels: Number of times that the network halves the resolution; None where that is no option of the network.
+        strides: Stride of each level along each axis of the window, for networks that take them; else empty.
+        kernels: Kernel size of each stage along each axis, likewise.
         preprocessing: The steps that each case goes through before the network.
         window: The window that the network sees at once.
         fit: The way to fit cases to the window: "resample" to it, or "tile" them with windows.
@@ -76,6 +78,8 @@ class Plan:
     plane: str
     network: str
     levels: int | None
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
     preprocessing: Preprocessing
     window: Window
     fit: str
@@ -111,6 +115,7 @@ class Plan:
                 "window": Window(tuple(values["window"])),
                 "sampler": None if sampler is None else PatchSampler(**_to_tuples(sampler)),
                 "recipe": _to_tuples(values["recipe"]),
+                **{name: tuple(map(tuple, values[name])) for name in ("strides", "kernels")},
             }
             plan = cls(**dict(values) | records)
             if len(plan.window.sizes) != plan.preprocessing.spatial_dims:
@@ -184,7 +189,13 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
     return PlanDraft(mode, plane, network, preprocessing, sizes, reasons)
 
 
-def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, schedule: Schedule | None = None) -> Plan:
+def make_plan(
+    settings: Settings,
+    spec: DatasetSpec,
+    fingerprint: Fingerprint,
+    schedule: Schedule | None = None,
+    hardware: Hardware | None = None,
+) -> Plan:
     """Makes the plan of a training; a pure function of its arguments.
 
     Args:
@@ -193,6 +204,7 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, s
         fingerprint: The fingerprint of the training cases, see `modules.data.fingerprint.measure`.
         schedule: Epochs and steps that the time allows, see `modules.run.budget`; without it `--epochs` says how many, or the whole
             recipe is planned.
+        hardware: The machine. A GPU's memory bounds the window.
 
     Raises:
         ValueError: If settings do not fit the data set or one another.
@@ -200,25 +212,20 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, s
     draft = draft_plan(settings, spec)
     reasons = dict(draft.reasons)
     rank = 2 if draft.mode == "slice" else 3
-    preprocessing = _choose_crop(settings, draft.preprocessing, fingerprint, reasons)
-    preprocessing = _choose_spacing(settings, preprocessing, fingerprint, reasons)
-    preprocessing = _choose_intensity(settings, spec, preprocessing, fingerprint, reasons)
+    preprocessing = choose_preprocessing(settings, spec, draft.preprocessing, fingerprint, reasons)
     grids = fingerprint.list_grids(preprocessing)
-    options = recipe.choose_options(settings, draft.network, reasons)
-    levels, divisor = find_levels(draft.network, options), find_divisor(draft.network, options)
-    sizes = draft.sizes
-    if not sizes:
-        most = MOST_VOXELS if draft.mode == "volume" or settings.epochs else recipe.choose_patch_voxels(schedule)
-        sizes = derive_window(grids, draft.mode, PLANES[draft.plane], divisor, most)
-        reasons["window"] = f"from the shapes of {len(grids)} training cases{reasons['window']}"
-    window = Window(tuple(sizes))
+    options = recipe.choose_options(settings, draft.network, rank)
+    spacing_mm = preprocessing.spacing_mm or fingerprint.spacing_mm
+    window = Window(draft.sizes or _choose_sizes(draft, options, grids, spacing_mm, spec, hardware, reasons))
+    strides, kernels = _choose_stages(draft.network, options, window, spacing_mm)
+    options |= {"levels": len(strides)} if strides else {}
     fit = "resample" if draft.mode == "volume" else "tile"
     if fit == "resample":
         if not preprocessing.spacing_mm:
             reasons["spacing"] = "each volume is brought to the window"
         preprocessing = replace(preprocessing, shape=window.sizes, resize=True)
     sampler = _choose_sampler(settings, spec, draft.mode)
-    batch_size = settings.batch_size or recipe.choose_batch(rank, settings)
+    batch_size = settings.batch_size or recipe.choose_batch(window.shape, grids)
     drawn = sampler is not None and sampler.per_case > 0
     samples = count_samples((window.sizes,) * len(grids) if drawn or fit == "resample" else grids, window, sampler)
     if settings.epochs:
@@ -231,7 +238,9 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, s
         mode=draft.mode,
         plane=draft.plane,
         network=draft.network,
-        levels=levels,
+        levels=find_levels(draft.network, options),
+        strides=strides,
+        kernels=kernels,
         preprocessing=preprocessing,
         window=window,
         fit=fit,
@@ -239,70 +248,49 @@ def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, s
         sampler=sampler,
         epochs=schedule.epochs,
         steps_per_epoch=schedule.steps_per_epoch,
-        recipe=chosen | {"epochs": schedule.epochs} | {name: value for name, value in options.items() if value is not None},
+        recipe=chosen | {"epochs": schedule.epochs} | options,
         reasons=reasons,
     )
     _check_flips(plan.resolve(settings), spec)
     return plan
 
 
-def _choose_spacing(settings: Settings, preprocessing: Preprocessing, fingerprint: Fingerprint, reasons: dict[str, str]) -> Preprocessing:
-    """Chooses the voxel size that volumes are resampled to.
+def _choose_sizes(
+    draft: PlanDraft,
+    options: Mapping[str, Any],
+    grids: Sequence[Sequence[int]],
+    spacing_mm: Sequence[float],
+    spec: DatasetSpec,
+    hardware: Hardware,
+    reasons: dict[str, str],
+) -> tuple[int, ...]:
+    """Chooses the sizes of the window from the shapes of the prepared cases."""
+    reasons["window"] = f"from the shapes of {len(grids)} training cases{reasons['window']}"
+    most = MOST_VOXELS if draft.mode == "volume" else recipe.MOST_PATCH[hardware.kind]
+    if draft.mode == "slice" or draft.network not in topology.FLEXIBLE:
+        return derive_window(grids, draft.mode, PLANES[draft.plane], find_divisor(draft.network, options), most)
 
-    That is the median along each axis, as in nnU-Net. Of an axis more than 3 times as coarse as the others, with fewer than a third of
-    their voxels, it is the 10th percentile. Volumes that hardly differ stay as they are: resampling would blur them for nothing.
-    """
-    if preprocessing.spacing_mm or preprocessing.spatial_dims == 2 or settings.resample == "none" or settings.mode == "volume":
-        reasons["spacing"] = reasons["spacing"] or ("set" if settings.resample == "none" else "no resampling")
-        return preprocessing
-    spacings = np.array([case.spacing_mm for case in fingerprint.cases])
-    target, voxels = np.median(spacings, axis=0), np.median([case.shape for case in fingerprint.cases], axis=0)
-    coarse = int(np.argmax(target))
-    others = [axis for axis in range(3) if axis != coarse]
-    anisotropic = target[coarse] > 3 * target[others].max() and voxels[coarse] * 3 < voxels[others].min()
-    factor = float(np.max(np.maximum(spacings / target, target / spacings)))
-    if settings.resample != "median" and factor <= MOST_SPACING:
-        reasons["spacing"] = f"no resampling: voxels differ by {100 * (factor - 1):.0f} % at most"
-        return preprocessing
-    if anisotropic:
-        target[coarse] = max(float(np.percentile(spacings[:, coarse], 10)), float(target[others].max()))
-    reasons["spacing"] = "the median" + (f", the 10th percentile along axis {coarse}" if anisotropic else "")
-    return replace(preprocessing, spacing_mm=tuple(float(f"{size:.6g}") for size in target))
+    def fits(patch: tuple[int, ...]) -> bool:
+        if not hardware.device_bytes:
+            return math.prod(patch) <= most
+        shape = topology.choose_topology(draft.network, patch, spacing_mm, options["base_filters"])
+        costs = topology.estimate_costs(shape, patch, len(spec.channels), spec.num_classes, 2 if hardware.bfloat16 else 4)
+        needed = 2 * costs.activation_bytes + recipe.WEIGHT_BYTES * costs.weights
+        return needed <= recipe.MEMORY_SHARE * hardware.device_bytes
 
-
-def _choose_crop(settings: Settings, preprocessing: Preprocessing, fingerprint: Fingerprint, reasons: dict[str, str]) -> Preprocessing:
-    """Cuts dark margins off where they take a quarter of the image or more."""
-    if settings.crop:
-        return preprocessing
-    whole, boxes = (float(np.median(sizes)) for sizes in zip(*map(_count_voxels, fingerprint.cases), strict=True))
-    crop = boxes <= (1 - LEAST_MARGIN) * whole
-    reasons["window"] += f"; dark margins of {100 * (1 - boxes / whole):.0f} % are cut off" if crop else ""
-    return replace(preprocessing, foreground_crop=crop)
+    return topology.choose_patch(np.median(grids, axis=0).tolist(), spacing_mm, fits)
 
 
-def _count_voxels(case: CaseMeasures) -> tuple[int, int]:
-    """Counts the voxels of a case, and those of its box."""
-    return math.prod(case.shape), math.prod(stop - start for start, stop in case.box)
-
-
-def _choose_intensity(
-    settings: Settings, spec: DatasetSpec, preprocessing: Preprocessing, fingerprint: Fingerprint, reasons: dict[str, str]
-) -> Preprocessing:
-    """Chooses the normalisation of intensities: Hounsfield units stay comparable, and all else is a z-score over what is not empty."""
-    kind, reason = settings.intensity, "set"
-    if not kind:
-        ct = bool(spec.channels) and all(channel.upper().startswith("CT") for channel in spec.channels)
-        kind = "ct" if ct else "zscore"
-        reason = "Hounsfield units of the training foreground" if ct else "of each scan over what is not empty"
-    if kind == "own":
-        kind, reason = preprocessing.intensity, "the data set's own"
-    reasons["intensity"] = reason
-    if kind != "ct" or preprocessing.intensity == "ct":
-        return replace(preprocessing, intensity=kind)
-    if len(spec.channels) > 1:
-        raise ValueError(f"Expected one channel for `intensity` 'ct'. Received: {len(spec.channels)}. Choose 'zscore'.")
-    low, high, mean, deviation = (float(f"{value:.6g}") for value in fingerprint.intensities[0])
-    return replace(preprocessing, intensity=kind, clip=(low, high) if low < high else (), mean=mean, std=deviation or 1.0)
+def _choose_stages(network: str, options: Mapping[str, Any], window: Window, spacing_mm: Sequence[float]):
+    """Chooses strides and kernel sizes along the axes of a sample; none for a network that does not take them."""
+    if network not in topology.FLEXIBLE:
+        return (), ()
+    spacing_mm = [spacing_mm[axis] for axis in window.axes]
+    strides = topology.choose_strides(window.shape, spacing_mm, options.get("levels") or MOST_LEVELS)
+    if len(strides) < (options.get("levels") or 0):
+        # The user asked for more levels than the rule gives, and gets them along all axes.
+        strides = ((2,) * len(window.shape),) * options["levels"]
+    return strides, topology.choose_kernels(strides, spacing_mm)
 
 
 def _choose_sampler(settings: Settings, spec: DatasetSpec, mode: str) -> PatchSampler | None:

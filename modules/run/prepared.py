@@ -80,7 +80,8 @@ def build_network(settings: Settings, spec: DatasetSpec, plan: Plan):
     from modules.model.losses import SegmentationLoss
 
     shape = plan.window.shape
-    network = networks.build(plan.network, (*shape, len(spec.channels)), spec.num_classes, **settings.network_options)
+    stages = {"strides": plan.strides, "kernels": plan.kernels} if plan.strides else {}
+    network = networks.build(plan.network, (*shape, len(spec.channels)), spec.num_classes, **settings.network_options, **stages)
     SegmentationLoss(settings.loss)(np.zeros((1, *shape)), np.zeros((1, *network.output.shape[1:])))
     if settings.deep_supervision:
         networks.with_deep_supervision(network)

@@ -3,6 +3,7 @@
 All functions are pure. They return the values of settings by name, and add a reason for each decision.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,13 @@ from modules.networks import list_options
 from modules.run.settings import Settings
 
 # The networks of each spatial rank.
-NETWORKS = {2: "unet2d", 3: "unet3d"}
+NETWORKS = {2: "unet2d", 3: "plain_unet"}
 # The width where no time is measured: nnU-Net's first level.
 BASE_FILTERS = 32
+# Most voxels of a patch, by the device: what a step of some tenths of a second can compute, and nnU-Net's usual cube.
+MOST_PATCH = {"cpu": 64**3, "gpu": 160**3}
+# The part of a GPU's memory that feature maps and weights may take, and the bytes of a weight with its gradient and moments.
+MEMORY_SHARE, WEIGHT_BYTES = 0.6, 16
 # Fewer steps than these do not profit from what helps a long training.
 SHORT, LONG = 3_000, 20_000
 
@@ -42,21 +47,23 @@ class Schedule:
 WHOLE = Schedule(1000, 250, "the whole recipe: 1000 epochs of 250 steps, as nnU-Net")
 
 
-def choose_options(settings: Settings, network: str, reasons: dict[str, str]) -> dict[str, Any]:
+def choose_options(settings: Settings, network: str, rank: int) -> dict[str, Any]:
     """Chooses the options of the network; those that the user set stay."""
-    known = {option.name for option in list_options(network)}
+    known = {option.name: option.default for option in list_options(network)}
     options = {name: value for name, value in settings.network_options.items() if value is not None}
-    return {name: value for name, value in options.items() if name in known}
+    if "base_filters" in known and not settings.network:
+        options.setdefault("base_filters", BASE_FILTERS)
+    return ({"base_filters": known["base_filters"]} if "base_filters" in known else {}) | options
 
 
-def choose_batch(rank: int, settings: Settings) -> int:
-    """Chooses the samples of a step."""
-    return 16 if rank == 2 else 2
+def choose_batch(shape: Sequence[int], grids: Sequence[Sequence[int]]) -> int:
+    """Chooses the samples of a step.
 
-
-def choose_patch_voxels(schedule: Schedule | None) -> int:
-    """Chooses the most voxels of a patch."""
-    return 96**3
+    Args:
+        shape: Sizes of a sample.
+        grids: Shapes of the prepared cases.
+    """
+    return 16 if len(shape) == 2 else 2
 
 
 def choose_recipe(settings: Settings, spec: DatasetSpec, rank: int, schedule: Schedule, reasons: dict[str, str]) -> dict[str, Any]:
