@@ -273,7 +273,7 @@ def _choose_sizes(
         return derive_window(grids, draft.mode, PLANES[draft.plane], find_divisor(draft.network, options), most)
 
     def fits(patch: tuple[int, ...]) -> bool:
-        if not hardware.device_bytes:
+        if math.prod(patch) > most or not hardware.device_bytes:
             return math.prod(patch) <= most
         shape = topology.choose_topology(draft.network, patch, spacing_mm, options["base_filters"])
         costs = topology.estimate_costs(shape, patch, len(spec.channels), spec.num_classes, 2 if hardware.bfloat16 else 4)
