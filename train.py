@@ -18,7 +18,7 @@ from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
 from modules.data.subjects import assign_subjects, find_copies
 from modules.run import proof, tracking
-from modules.run.budget import fit_to_time, start_probe
+from modules.run.budget import fit_to_time, start_clock, start_probe
 from modules.run.costs import estimate_costs
 from modules.run.crossvalidation import pool_folds
 from modules.run.division import divide
@@ -49,19 +49,20 @@ def _main(argv: Sequence[str] | None) -> None:
         for line in describe_choices(DATASETS):
             log.info("%s", line)
         return
+    all_folds = bool(request.settings.folds) and request.settings.fold is None
+    start_clock(request.settings.folds if all_folds else 1)
     devices.start_hosts(*request.joined)
     utils.start_log(quiet=not devices.is_main())
-    all_folds = bool(request.settings.folds) and request.settings.fold is None
     if devices.find_host()[1] > 1 and (request.verify or all_folds):
         raise ValueError("Expected a single training for several hosts. Received: --verify, or --folds. Give --hosts 1, or one --fold.")
     if request.verify:
         verify_runs(request)
+    elif request.plan_only:
+        log_lines(describe_prepared(prepare(replace(request.settings, fold=0) if all_folds else request.settings, request.devices)))
     elif all_folds:
         train_folds(request.settings, request)
     elif request.resume:
         resume(RunFolder(request.resume), request.settings, request.devices)
-    elif request.plan_only:
-        log_lines(describe_prepared(prepare(request.settings, request.devices)))
     else:
         train(request.settings, max_devices=request.devices)
 
@@ -166,6 +167,7 @@ def train_folds(settings: Settings, request: TrainingRequest) -> None:
     with run:
         for fold, fold_run in enumerate(run.list_folds(settings.folds)):
             fold_settings = replace(settings, fold=fold)
+            start_clock(settings.folds)
             if fold_run.record.is_file() and not fold_run.finished:
                 resume(fold_run, fold_settings, request.devices)
             elif not fold_run.finished:

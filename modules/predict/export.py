@@ -189,6 +189,11 @@ def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
     if preprocessing.intensity == "fixed":
         numbers = {"scale": preprocessing.scale, "mean": preprocessing.mean, "std": preprocessing.std}
         return numbers | {"formula": "(x / scale - mean) / std", "text": f"No intensity above {preprocessing.scale:g} is expected."}
+    if preprocessing.intensity == "ct":
+        clip = list(preprocessing.clip)
+        text = "x is in Hounsfield units, after clipping where `clip` gives the least and the greatest. Voxels of a fill are clipped too."
+        formula = f"({'clip(x, clip[0], clip[1])' if clip else 'x'} - mean) / std"
+        return {"clip": clip, "mean": preprocessing.mean, "std": preprocessing.std, "formula": formula, "text": text}
     formulas = {
         "min_max": ("(x - min) / (max - min)", f"Of each channel of each scan. A channel of one value becomes 0. {fill}"),
         "percentile": (

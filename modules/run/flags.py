@@ -79,6 +79,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     }
     preset, listed, plan_only = given.pop("preset"), given.pop("list"), given.pop("plan_only")
     resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
+    if plan_only and (resume or verify):
+        raise ValueError("Expected --plan-only for a new run. Received: a run that has its plan, in plan.json. Leave one out.")
     if resume and verify:
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
     if listed or not (given or preset or resume or verify):

@@ -255,7 +255,7 @@ def read_preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"Expected --preset in {tuple(PRESETS)}. Received: {name!r}.")
     values: dict[str, Any] = {}
-    for path in (PRESETS[name].with_name("_shared.toml"), PRESETS[name]):
+    for path in (MODULES / "presets" / "_shared.toml", PRESETS[name]):
         try:
             own = tomllib.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
