@@ -186,9 +186,8 @@ def _train_nnunet(content: dict, work: Path, output: Path, seconds: float) -> No
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     trainer = TimedTrainer(plans, configuration, 0, json.loads((preprocessed / "dataset.json").read_text()), device=torch.device("cpu"))
     trainer.run_training()
-    print(
-        f"nnunet: {trainer.current_epoch * NNUNET_ITERATIONS} iterations of {trainer.batch_size} x {trainer.configuration_manager.patch_size}"
-    )
+    patch = trainer.configuration_manager.patch_size
+    print(f"nnunet: {trainer.current_epoch * NNUNET_ITERATIONS} iterations of {trainer.batch_size} x {patch}", flush=True)
     test = root / "test"
     test.mkdir(exist_ok=True)
     for name in _list(content, "test"):
