@@ -1,9 +1,10 @@
 """Plans for scans and machines that are not here, as tables.
 
-nnU-Net's published plans (Isensee et al., 2021, supplement) have patches of 128x128x128 for CT of the abdomen and for BraTS, 20x320x256 for the
-prostate, and 40x56x40 with a batch of 9 for the hippocampus, all for a GPU of 8 GB in half precision. Ours differ on purpose in three points.
-A patch of BraTS or CT is a step shorter, because our estimate counts what normalisation keeps in float32. No patch is larger than 160^3
-voxels, as a step would then take seconds. On a CPU a patch has 64^3 voxels at most, and flat voxels are trained by slices.
+nnU-Net's published plans (Isensee et al., 2021, supplement) have patches of 128x128x128 for CT of the abdomen and for BraTS, 20x320x256
+for the prostate, and 40x56x40 with a batch of 9 for the hippocampus. All are for a GPU of 8 GB in half precision. Ours differ in three
+points on purpose. A patch of BraTS or CT is a step shorter, because our estimate counts what normalisation keeps in float32. No patch is
+larger than 160^3 voxels, as a step would then take seconds. On a CPU a patch has 64^3 voxels at most, and flat voxels are trained by
+slices.
 """
 
 from dataclasses import replace
