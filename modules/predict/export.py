@@ -192,7 +192,7 @@ def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
     if preprocessing.intensity == "ct":
         clip = list(preprocessing.clip)
         text = "x is in Hounsfield units, after clipping where `clip` gives the least and the greatest. Voxels of a fill are clipped too."
-        formula = f"({'clip(x, clip[0], clip[1])' if clip else 'x'} - mean) / std"
+        formula = "(clip(x, clip[0], clip[1]) - mean) / std" if clip else "(x - mean) / std"
         return {"clip": clip, "mean": preprocessing.mean, "std": preprocessing.std, "formula": formula, "text": text}
     formulas = {
         "min_max": ("(x - min) / (max - min)", f"Of each channel of each scan. A channel of one value becomes 0. {fill}"),
