@@ -16,9 +16,10 @@ from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.data.ranges import TrainingRanges
 from modules.predict import engines, schema
+from modules.predict.postprocess import NOTHING, Postprocessing
 from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
-FORMAT = 5
+FORMAT = 6
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -38,6 +39,7 @@ class ModelBundle:
         flipped_axes: Axes of `window.deep` along which the training flipped its samples; None where nobody wrote it down. A
             prediction is mirrored along these alone.
         trained: What the training cases measured; None where nobody wrote it down. A prediction tells of scans that leave it.
+        postprocessing: The steps that every label map of the model goes through.
         provenance: Data set, seed, versions and scores. No prediction reads them.
         engine: The engine that computes the model, "keras" or "openvino". It is chosen on loading and is not saved.
     """
@@ -51,6 +53,7 @@ class ModelBundle:
     mirrored_labels: tuple[tuple[int, int], ...] = ()
     flipped_axes: tuple[int, ...] | None = None
     trained: TrainingRanges | None = None
+    postprocessing: Postprocessing = NOTHING
     provenance: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "keras"
 
@@ -90,6 +93,7 @@ class ModelBundle:
             "mirrored_labels": self.mirrored_labels,
             "flipped_axes": self.flipped_axes,
             "trained": None if self.trained is None else self.trained.to_json(),
+            "postprocessing": self.postprocessing.to_json(),
             "provenance": dict(self.provenance),
             "intended_use": INTENDED_USE,
             "files_sha256": {MODEL_FILE: hash_file(temporary / MODEL_FILE)},
@@ -139,6 +143,7 @@ class ModelBundle:
             mirrored_labels=tuple((first, second) for first, second in description["mirrored_labels"]),
             flipped_axes=None if description["flipped_axes"] is None else tuple(description["flipped_axes"]),
             trained=None if description["trained"] is None else TrainingRanges.from_json(description["trained"]),
+            postprocessing=Postprocessing.from_json(description["postprocessing"]),
             provenance=description["provenance"],
             engine=engine,
         )
@@ -202,6 +207,12 @@ def add_provenance(folder: Path, **values: Any) -> None:
     write_description(folder, description | {"provenance": description["provenance"] | values})
 
 
+def set_postprocessing(folder: Path, postprocessing: Postprocessing) -> None:
+    """Sets the postprocessing of a saved bundle; `folder` is the bundle, or the run that contains it."""
+    folder = find_bundle(folder)
+    write_description(folder, read_description(folder) | {"postprocessing": postprocessing.to_json()})
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Reads and checks a bundle's description; converts one of an earlier format.
 
@@ -213,7 +224,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"Expected a bundle's description in {path}. Received: {shorten(description)}. {schema.REMEDY}")
     received = description.get("format")
-    if received not in (3, 4, FORMAT):
+    if received not in (3, 4, 5, FORMAT):
         raise ValueError(
             f"Expected a bundle of `format` 3 to {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
         )
@@ -221,9 +232,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"Expected {path} as it was saved. Received: a file altered since. Train or copy it again.")
     if received == 3:
         description = _convert_format_3(description)
-    if received != FORMAT:
+    if received in (3, 4):
         # Format 4 did not say what the training cases measured.
-        description |= {"format": FORMAT, "trained": None}
+        description |= {"trained": None}
+    if received != FORMAT:
+        # Format 5 knew no postprocessing.
+        description |= {"format": FORMAT, "postprocessing": []}
     schema.check_description(description, path)
     return description
 
