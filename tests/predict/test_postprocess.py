@@ -97,8 +97,8 @@ def test_an_ensemble_takes_the_steps_that_all_share_with_the_smallest_size():
     assert share(models) == Postprocessing((largest, Step("remove_small", 2, 20.0)))
     assert share(models[:1]) == models[0]
     assert describe_shared(models, NAMES, 3, wanted=True) == (
-        "postprocessing: keep the largest object of a; remove objects of b below 20 mm3; the steps that not all models of the ensemble share "
-        "are left out"
+        "postprocessing: keep the largest object of a; remove objects of b below 20 mm3; the steps that not all models of the ensemble "
+        "share are left out"
     )
     assert describe_shared(models[1:], NAMES, 2, wanted=True).startswith("postprocessing: remove objects of b below 20 pixels; keep")
     assert describe_shared(models, NAMES, 3, wanted=False) == "postprocessing: left out"

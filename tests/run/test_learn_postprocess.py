@@ -68,7 +68,9 @@ def test_the_whole_foreground_is_one_step_where_both_classes_have_specks():
     prediction = _draw("1111.... 11112222 ....2222 ........ 2......1")
     assert _learn([_make(label, prediction)]).postprocessing == Postprocessing((Step("keep_largest", FOREGROUND),))
     # One class is its own foreground.
-    assert _learn([_make(label > 0, prediction > 0)], NAMES[:2]).postprocessing == Postprocessing((Step("keep_largest", 1),))
+    assert _learn([_make(np.minimum(label, 1), np.minimum(prediction, 1))], NAMES[:2]).postprocessing == Postprocessing(
+        (Step("keep_largest", 1),)
+    )
     # No label holds class 2. Nobody can say that it does not suffer, so it is left alone.
     lesson = _learn([_make(label * (label == 1), prediction)])
     assert lesson.postprocessing == Postprocessing((Step("keep_largest", 1),))
