@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from modules.predict.objects import find_enclosed, find_objects
+
 KINDS = ("keep_largest", "remove_small", "fill_holes")
 # The target of `keep_largest` that means the foreground of all classes together.
 FOREGROUND = 0
-# Voxels that are counted at a time, so that the wide integers of the counting need hardly any memory.
-_CHUNK = 2**20
-
-Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,9 @@ class Postprocessing:
             prediction: `(*S)` uint8 class indices.
             spacing_mm: The voxel's size along each axis of `S`; slices need none.
         """
-        boxes = find_boxes(prediction) if self.steps else {}
         voxel = measure_voxel(spacing_mm, prediction.ndim)
         for step in self.steps:
-            if (box := boxes.get(step.target)) and _change(prediction[box], step, voxel):
-                # Few specks far away make the boxes large, so that the steps after the first take a fraction of its time.
-                boxes = _tighten(boxes, prediction, step.target)
+            _change(prediction, step, voxel)
 
     def describe(self, class_names: Sequence[str], spatial_dims: int) -> list[str]:
         """Describes each step in words, for scans of 2 or 3 dimensions."""
@@ -126,78 +121,22 @@ def is_small(voxels: np.ndarray, voxel: float, size: float) -> np.ndarray:
     return voxels * voxel < size
 
 
-def find_boxes(label: np.ndarray) -> dict[int, Box]:
-    """Finds the smallest box that holds each class of a label map `(*S)`, by index, and at `FOREGROUND` the box of all of them."""
-    # We import it here because it takes 0.2 s, for which `--help` need not wait.
-    from scipy import ndimage
-
-    boxes = {index: box for index, box in enumerate(ndimage.find_objects(label), 1) if box is not None}
-    if boxes:
-        sides = zip(*boxes.values(), strict=True)
-        boxes[FOREGROUND] = tuple(slice(min(side.start for side in axis), max(side.stop for side in axis)) for axis in sides)
-    return boxes
-
-
-def find_objects(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the objects of a mask `(*S)`: int32 `(*S)` numbered from 1, and `(N,)` voxels of each."""
-    from scipy import ndimage
-
-    numbers = np.empty(mask.shape, np.int32)
-    count = int(ndimage.label(mask, np.ones((3,) * mask.ndim, bool), output=numbers))
-    return numbers, count_by(numbers, count)
-
-
-def count_by(numbers: np.ndarray, count: int) -> np.ndarray:
-    """Counts `(N,)` voxels of each number from 1 to `count` in an array of any shape."""
-    counts, flat = np.zeros(count + 1, np.int64), numbers.ravel()
-    # A map of noise has millions of objects, so a chunk is never shorter than their list.
-    chunk = max(_CHUNK, count)
-    for start in range(0, flat.size, chunk):
-        counts += np.bincount(flat[start : start + chunk], minlength=count + 1)
-    return counts[1:]
-
-
 def find_holes(label: np.ndarray, index: int) -> np.ndarray:
-    """Finds the background in holes of a class: bool `(*S)`; `label` is a map, or a box of it that holds the whole class."""
-    from scipy import ndimage
-
-    numbers = np.empty(label.shape, np.int32)
-    count = int(ndimage.label(label != index, output=numbers))
-    enclosed = np.ones(count + 1, bool)
-    # 0 is the class itself.
-    enclosed[0] = False
-    for axis in range(label.ndim):
-        for end in (0, -1):
-            enclosed[np.take(numbers, end, axis)] = False
-    if not enclosed.any():
-        return np.zeros(label.shape, bool)
-    return enclosed[numbers] & (label == 0)
+    """Finds the background in holes of a class of a label map `(*S)`: a boolean `(*S)`."""
+    return find_enclosed(label != index) & (label == 0)
 
 
-def _change(part: np.ndarray, step: Step, voxel: float) -> bool:
-    """Takes a step in the part of a label map that holds the target; returns whether objects went."""
+def _change(label: np.ndarray, step: Step, voxel: float) -> None:
+    """Takes a step in a label map."""
     if step.kind == "fill_holes":
-        part[find_holes(part, step.target)] = step.target
-        return False
-    numbers, sizes = find_objects(part == step.target if step.target else part > 0)
-    gone = np.zeros(len(sizes) + 1, bool)
+        label[find_holes(label, step.target)] = step.target
+        return
+    mask = label == step.target if step.target else label > 0
+    objects = find_objects(mask)
     if step.kind == "remove_small":
-        gone[1:] = is_small(sizes, voxel, step.size)
-    elif len(sizes):
-        gone[1:] = np.arange(len(sizes)) != np.argmax(sizes)
+        gone = is_small(objects.voxels, voxel, step.size)
+    else:
+        gone = np.arange(len(objects.voxels)) != np.argmax(objects.voxels) if len(objects.voxels) else np.zeros(0, bool)
     if gone.any():
-        part[gone[numbers]] = 0
-    return bool(gone.any())
-
-
-def _tighten(boxes: Mapping[int, Box], label: np.ndarray, target: int) -> dict[int, Box]:
-    """Returns the boxes of classes in a label map after objects of `target` went. Those of other classes may stay larger than need be."""
-    area = boxes[target]
-    found = {
-        index: tuple(slice(outer.start + inner.start, outer.start + inner.stop) for outer, inner in zip(area, box, strict=True))
-        for index, box in find_boxes(label[area]).items()
-    }
-    if target == FOREGROUND:
-        return found
-    others = {index: box for index, box in boxes.items() if index != target}
-    return others | {index: box for index, box in found.items() if index == target}
+        mask[mask] = objects.spread(gone)
+        label[mask] = 0

@@ -19,17 +19,8 @@ import numpy as np
 from modules.data.case import Case, Predicted
 from modules.predict.bundle import ModelBundle
 from modules.predict.cases import predict_cases
-from modules.predict.postprocess import (
-    FOREGROUND,
-    Postprocessing,
-    Step,
-    count_by,
-    find_boxes,
-    find_holes,
-    find_objects,
-    is_small,
-    measure_voxel,
-)
+from modules.predict.objects import find_objects
+from modules.predict.postprocess import FOREGROUND, Postprocessing, Step, find_holes, is_small, measure_voxel
 from modules.predict.progress import PredictionProgress
 from modules.scoring import LEVELS
 
@@ -154,22 +145,16 @@ def _tally(item: Predicted, label: np.ndarray, num_classes: int) -> TalliedCase:
     prediction, classes = item.prediction, range(1, num_classes)
     # A value beyond the classes marks voxels that nobody judges.
     judged = label < num_classes
-    boxes = find_boxes(prediction)
-    central = np.ones(prediction.shape, bool)
-    if boxes:
-        numbers, voxels = find_objects(prediction[boxes[FOREGROUND]] > 0)
-        central[boxes[FOREGROUND]] = numbers == np.argmax(voxels) + 1
-        del numbers
+    central = prediction > 0
+    parts = find_objects(central)
+    if len(parts.voxels):
+        central[central] = parts.spread(np.arange(len(parts.voxels)) == np.argmax(parts.voxels))
     objects = []
     for index in classes:
-        box = boxes.get(index, (slice(0),) * prediction.ndim)
-        mask = prediction[box] == index
-        numbers, voxels = find_objects(mask)
-        right = count_by(numbers[label[box] == index], len(voxels))
-        # The label rarely leaves anything out.
-        counted = voxels if judged[box].all() else count_by(numbers[judged[box]], len(voxels))
-        within = count_by(numbers[central[box]], len(voxels)) > 0
-        objects.append(_Objects(voxels, counted, right, within, np.ones(len(voxels), bool)))
+        mask = prediction == index
+        found = find_objects(mask)
+        right, within = found.count(label[mask] == index), found.count(central[mask]) > 0
+        objects.append(_Objects(found.voxels, found.count(judged[mask]), right, within, np.ones(len(right), bool)))
     reference = np.array([np.count_nonzero(label == index) for index in classes])
     return TalliedCase(item.case, item.image.spacing_mm, objects, reference, _pack(prediction), _pack(label))
 
@@ -270,10 +255,8 @@ class _Search:
         """Accepts to fill the holes of a class, if that raises the Dice."""
         counts = self.counts.copy()
         for row, case in enumerate(self._cases):
-            prediction = _unpack(case.prediction)
-            if box := find_boxes(prediction).get(index):
-                filled = _unpack(case.label)[box][find_holes(prediction[box], index)]
-                counts[:, row, index - 1] += np.count_nonzero(filled <= self._reference.shape[1]), np.count_nonzero(filled == index)
+            filled = _unpack(case.label)[find_holes(_unpack(case.prediction), index)]
+            counts[:, row, index - 1] += np.count_nonzero(filled <= self._reference.shape[1]), np.count_nonzero(filled == index)
         if self._measure_rise(counts) > 0:
             step = Step("fill_holes", index)
             self.change_maps([step])
