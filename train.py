@@ -146,7 +146,7 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
             best_epoch = fit(prepared, bundle, run, tracker)
             summary = {"best_epoch": best_epoch, "weights_sha256": proof.hash_weights(prepared.network), **environment}
             devices.distribute([])
-            devices.on_main(lambda: evaluate(prepared.splits["test"], run, summary, tracker))
+            devices.on_main(lambda: evaluate(prepared.splits, run, summary, tracker, settings.postprocess))
         except KeyboardInterrupt:
             resumable = run.path if settings.fold is None or run.path.name != f"fold_{settings.fold}" else run.path.parent
             log.info("stopped; go on with: python train.py --resume %s", resumable)

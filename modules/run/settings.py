@@ -37,6 +37,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 RESAMPLING = ("median", "none")
 # A sample of more cannot be held by any machine with the network's features.
 MOST_VOXELS = 1 << 31
+POSTPROCESSINGS = ("learn", "none")
 TRACKERS = ("none", "mlflow", "tensorboard")
 
 # Keras and NumPy take no larger seed.
@@ -106,6 +107,7 @@ class Settings:
     deterministic: bool = _setting(False, help="make a training repeatable bit for bit on a GPU too, where that is slower")
     patience: int | None = _setting(None, help="epochs without a better validation Dice before stopping; 0 never stops early")
     stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
+    postprocess: str = _setting("learn", help="steps after a prediction; learn: what raises the validation Dice", choices=POSTPROCESSINGS)
     folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
     fold: int | None = _setting(None, help="train and score only this fold, from 0")
     seed: int = _setting(42, help="seed of weights, splits, order and every random draw")
