@@ -84,7 +84,7 @@ def test_a_given_shape_and_spacing_are_what_is_planned(mode):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": "unet2d"}, r"Expected a 3-D `network` for mode 'patch', one of \('resunet3d', .*Received: 'unet2d'"),
+        ({"network": "unet2d"}, r"Expected a 3-D `network` for mode 'patch', one of \('plain_unet', .*Received: 'unet2d'"),
         ({"mode": "slice", "shape": (1, 2, 3)}, r"Expected `shape` of 2 numbers for 'brains' in mode 'slice'. Received: \(1, 2, 3\)"),
         ({"spacing": (1.0, 2.0)}, "Expected `spacing` of 3 numbers for 'brains' in mode 'patch'"),
         ({"class_probabilities": (1.0, 2.0)}, "Expected `class_probabilities` of 4 numbers"),
