@@ -166,8 +166,27 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
     write_description(tmp_path / "bundle", old | {"format": 2})
-    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 5 in .*bundle.json. Received: 2. Train it again"):
+    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 6 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_bundles_from_before_hounsfield_units_are_converted(tmp_path, number):
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    record = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    del record["bundle_sha256"], record["preprocessing"]["clip"]
+    if number == 4:
+        del record["trained"]
+    write_description(tmp_path / "bundle", record | {"format": number})
+    loaded = ModelBundle.load(tmp_path, "keras")
+    assert (loaded.preprocessing, loaded.preprocessing.clip, loaded.trained) == (bundle.preprocessing, (), bundle.trained)
+
+
+def test_hounsfield_units_survive_a_bundle(tmp_path):
+    preprocessing = Preprocessing(2, intensity="ct", clip=(-100.0, 200.0), mean=50.0, std=40.0)
+    dataclasses.replace(make_bundle(), preprocessing=preprocessing).save(tmp_path / "bundle")
+    assert ModelBundle.load(tmp_path, "keras").preprocessing == preprocessing
 
 
 def test_hash_of_weights_sees_one_bit():

@@ -53,8 +53,8 @@ SPANS = [[1.0, 2.0], [1.0, 2.0]]
 RANGES = {"spacing_mm": SPANS, "extent_mm": SPANS, "quartiles": [[[0, 1]] * 3], "spread": [[1, 2]], "share": [[1, 2]], "in_mm": True}
 
 FIELDS = [
-    ("format", 4.5, "Expected a bundle of `format` 3 to 5"),
-    ("format", ..., "Expected a bundle of `format` 3 to 5"),
+    ("format", 4.5, "Expected a bundle of `format` 3 to 6"),
+    ("format", ..., "Expected a bundle of `format` 3 to 6"),
     ("version", 3, "for `version`"),
     ("cheese", 1, "Expected no fields but format, version"),
     ("preprocessing", None, "Expected an object with fields in `preprocessing`"),
@@ -70,6 +70,10 @@ FIELDS = [
     ("preprocessing.intensity", "bright", "for `preprocessing.intensity`"),
     ("preprocessing.std", 0, "Expected a finite number above 0 and at most 1e+30 for `preprocessing.std`"),
     ("preprocessing.mean", math.inf, "for `preprocessing.mean`"),
+    ("preprocessing.clip", [1, 2, 3], "for `preprocessing.clip`"),
+    ("preprocessing.clip", [2, 1], "Expected 2 numbers, the smaller first, or none for `preprocessing.clip`"),
+    ("preprocessing.clip", [1], "Expected 2 numbers, the smaller first, or none for `preprocessing.clip`"),
+    ("preprocessing.clip", ..., "Expected the field `preprocessing.clip`"),
     ("preprocessing.resize", 1, "Expected true or false for `preprocessing.resize`"),
     ("preprocessing.scale", ..., "Expected the field `preprocessing.scale`"),
     ("preprocessing.noise", 1, "Expected no fields but spatial_dims"),
