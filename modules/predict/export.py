@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.data.files import TEMPORARY, hash_file, replace_file
-from modules.data.preprocess import Preprocessing
+from modules.data.preprocess import LEAST_SPREAD, Preprocessing
 from modules.predict.bundle import INTENDED_USE, ModelBundle
 from modules.predict.convert import simplify_for_export
 
@@ -213,6 +213,13 @@ def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
         ),
     }
     formula, text = formulas[preprocessing.intensity]
+    if preprocessing.intensity == "zscore" and preprocessing.scale > 1:
+        least = LEAST_SPREAD * preprocessing.scale
+        return {
+            "least_std": least,
+            "formula": formula,
+            "text": f"{text} A smaller standard deviation than {least:g} is taken as {least:g}.",
+        }
     return {"formula": formula, "text": text}
 
 

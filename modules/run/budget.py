@@ -18,7 +18,7 @@ from modules.data.patches import count_starts, make_grid
 from modules.data.spec import DatasetSpec
 from modules.hardware import Hardware
 from modules.networks import list_options
-from modules.run.plan import Plan, draft_plan, make_plan
+from modules.run.plan import Plan, make_plan
 from modules.run.probe import Probe, Timing
 from modules.run.recipe import Schedule
 from modules.run.settings import Settings
@@ -161,7 +161,7 @@ def fit_to_time(
     def find_steps(one: _Candidate) -> Schedule:
         return find_schedule(60 * minutes - find_elapsed(), one.timing, Work.count(prepared, one.plan), one.plan.batch_size)
 
-    named = {option.name for option in list_options(draft_plan(settings, spec).network)}
+    named = {option.name for option in list_options(make_plan(settings, spec, fingerprint, guess, hardware).network)}
     fixed = "base_filters" not in named or settings.network_options.get("base_filters") is not None
     best = _search(
         fixed,
