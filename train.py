@@ -18,6 +18,7 @@ from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
 from modules.data.subjects import assign_subjects, find_copies
 from modules.run import proof, tracking
+from modules.hardware import look_up_hardware
 from modules.run.budget import fit_to_time, start_clock, start_probe
 from modules.run.costs import estimate_costs
 from modules.run.crossvalidation import pool_folds
@@ -118,7 +119,7 @@ def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | Non
     draft_plan(settings, spec)
     with start_probe(settings, plan) as probe:
         fingerprint = measure(splits["train"], spec, Path(settings.cache))
-        draft = plan or make_plan(settings, spec, fingerprint)
+        draft = plan or make_plan(settings, spec, fingerprint, hardware=look_up_hardware())
         prepared = {name: prepare_cases(members, spec, draft.preprocessing, Path(settings.cache)) for name, members in splits.items()}
         plan = fit_to_time(settings, spec, fingerprint, prepared, probe) if probe else draft
     settings = plan.resolve(settings)
