@@ -17,8 +17,8 @@ from modules.data.case import Case
 from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
 from modules.data.subjects import assign_subjects, find_copies
-from modules.run import proof, tracking
 from modules.hardware import look_up_hardware
+from modules.run import proof, tracking
 from modules.run.budget import fit_to_time, start_clock, start_probe
 from modules.run.costs import estimate_costs
 from modules.run.crossvalidation import pool_folds
