@@ -16,6 +16,7 @@ from modules.data.subjects import is_table
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import FORMATS
+from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
@@ -61,7 +62,7 @@ class TrainingRequest:
 def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
     """Reads the flags of train.py.
 
-    Precedence: defaults < the data set's own < `--preset` < flags.
+    Precedence: defaults < the data set's own < `--preset` or `--config` < flags.
 
     Args:
         argv: The command line; None for the process's own.
@@ -75,13 +76,16 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         "devices": given.pop("devices"),
         "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
     }
-    preset, listed = given.pop("preset"), given.pop("list")
+    preset, config, listed = given.pop("preset"), given.pop("config"), given.pop("list")
     resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
     if resume and verify:
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
-    if listed or not (given or preset or resume or verify):
+    if preset and config:
+        raise ValueError("Expected either --preset or --config. Received: both. Copy the preset's lines into the file, or leave one out.")
+    if listed or not (given or preset or config or resume or verify):
         return TrainingRequest(None)
-    chosen = (read_preset(preset) if preset else {}) | given
+    filed, is_run = read_config(Path(config), given) if config else (read_preset(preset) if preset else {}, False)
+    chosen = filed | given
     if run := resume or verify:
         settings = RunFolder(run).read_settings()
         if settings.dataset not in datasets:
@@ -94,7 +98,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         # The tracker may differ as well, because it does not affect the results of a run.
         settings = replace(settings, track=chosen.get("track", settings.track), **places)
         return TrainingRequest(settings, resume, verify, places, **machines)
-    if given.get("demo") and not preset:
+    # A run has all its settings, those that the demo gave it too.
+    if chosen.get("demo") and not preset and not is_run:
         volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
         # A network of the user's own need not have the options that the demo sets for ours.
         network = chosen.get("network", "")
@@ -102,7 +107,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         demo = read_preset("demo3d" if volumes else "demo")
         chosen = {name: value for name, value in demo.items() if name not in options} | chosen
     if chosen.get("dataset") not in datasets:
-        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}.")
+        where = f" in {config}" if config and "dataset" not in given else ""
+        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}{where}.")
     own = dict(datasets[chosen["dataset"]].defaults)
     return TrainingRequest(Settings.from_json(own | chosen, "the flags"), **machines)
 
@@ -132,6 +138,7 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     _check_option_names()
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
     parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
+    parser.add_argument("--config", metavar="FILE", help="settings from a .toml or .json file, or those of a run from its run.json")
     parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; settings beside it must be its own, but for places")
     parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
