@@ -16,7 +16,7 @@ from modules.data.cache import prepare_cases
 from modules.data.case import Case
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
 from modules.data.splits import describe_splits
-from modules.data.subjects import assign_subjects, find_copies
+from modules.data.subjects import assign_subjects
 from modules.run import proof, tracking
 from modules.run.conflicts import describe_conflicts
 from modules.run.crossvalidation import pool_folds
@@ -26,6 +26,7 @@ from modules.run.fingerprint import measure
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
 from modules.run.folder import RunFolder, list_runs
+from modules.run.init import begin
 from modules.run.plan import Plan, draft_plan, make_plan
 from modules.run.prepared import PreparedRun, build_network
 from modules.run.settings import Settings
@@ -68,11 +69,10 @@ def train(settings: Settings, run: RunFolder | None = None, max_devices: int | N
     if devices.is_main():
         (run or RunFolder.name(settings)).check_new()
         tracking.check_tracker(settings.track)
-    prepared = prepare(settings, max_devices)
+    prepared = prepare(settings, max_devices, run=run)
     run = run or RunFolder.name(settings, prepared.plan.network)
-    cases = {name: [case.case_id for case in members] for name, members in prepared.splits.items()}
     environment = describe_run(prepared, ROOT)
-    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, **environment, splits=cases))
+    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, **environment, splits=prepared.list_cases()))
     with run:
         carry_out(prepared, run, environment)
 
@@ -83,8 +83,8 @@ def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -
     with run:
         check_backend(run)
         tracking.check_tracker(settings.track if devices.is_main() else "none", run)
-        prepared = prepare(settings, max_devices, run.read_plan())
-        environment = describe_run(prepared, ROOT)
+        prepared = prepare(settings, max_devices, run.read_plan(), run)
+        environment = describe_run(prepared, ROOT, run)
         check_resumable(run, environment, prepared.manifest)
         devices.on_main(run.sweep)
         carry_out(prepared, run, environment)
@@ -99,13 +99,14 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
 
 
-def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None) -> PreparedRun:
+def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None, run: RunFolder | None = None) -> PreparedRun:
     """Prepares everything before the first step. It reads every file, so that a broken one shows now and not after hours.
 
     Args:
         settings: The user's settings.
         max_devices: The most devices of a host to use.
         plan: The plan of a run that goes on; without it we make one.
+        run: The run, where it has a folder or a name already.
     """
     spec, cases = load(settings)
     splits, remarks = divide(cases, settings)
@@ -113,21 +114,20 @@ def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | Non
     plan = plan or make_plan(settings, spec, measure(splits["train"], spec, settings))
     devices.start_backend(settings.seed, settings.deterministic)
     precision = devices.choose_precision(settings.precision)
-    names = devices.choose_devices(max_devices, plan.batch_size)
-    devices.distribute(names)
+    devices.distribute(names := devices.choose_devices(max_devices, plan.batch_size))
     network = build_network(settings, spec, plan)
+    begun = begin(network, settings, spec, plan, run)
     prepared = {name: prepare_cases(members, spec, plan.preprocessing, Path(settings.cache)) for name, members in splits.items()}
     hashes = [digest for members in prepared.values() for case in members for digest in case.sources_sha256]
     manifest = proof.make_manifest(splits, settings.data_folder(), hashes)
-    remarks += find_copies(splits, {name: [case.sources_sha256 for case in members] for name, members in prepared.items()})
-    return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest)
+    return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, begun)
 
 
 def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
     """Fits the network from the run's last checkpoint, scores the best model on the test cases, and draws pictures."""
     settings = prepared.settings
     log.info("run: %s  (%s, %s, %s)", run.path, environment["backend"], ", ".join(prepared.devices), prepared.precision)
-    for line in [*prepared.remarks, *describe_conflicts(prepared), *describe_splits(prepared.splits), *prepared.plan.describe()]:
+    for line in [*prepared.describe(), *describe_conflicts(prepared), *describe_splits(prepared.splits), *prepared.plan.describe()]:
         log.info("%s", line)
     bundle = prepared.make_bundle({"dataset": settings.dataset, "run": run.path.name, "seed": settings.seed, **environment})
     kind = settings.track if devices.is_main() else "none"
@@ -168,7 +168,7 @@ def verify_runs(request: TrainingRequest) -> None:
     """Verifies a run, or every fold of a cross-validation; raises ValueError if something is not the same."""
     for run in map(RunFolder, list_runs([request.verify] if request.verify else [])):
         settings, plan = replace(run.read_settings(), **request.places), run.read_plan()
-        verify(run, partial(hash_data, settings), partial(prepare, settings, request.devices, plan), ROOT)
+        verify(run, partial(hash_data, settings), partial(prepare, settings, request.devices, plan, run), ROOT)
 
 
 def hash_data(settings: Settings) -> proof.Manifest:

@@ -18,6 +18,7 @@ from modules.predict.cases import PredictionOptions
 from modules.predict.export import FORMATS
 from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
+from modules.run.init import adopt_settings
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
@@ -62,7 +63,7 @@ class TrainingRequest:
 def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
     """Reads the flags of train.py.
 
-    Precedence: defaults < the data set's own < `--preset` or `--config` < flags.
+    Precedence: defaults < the data set's own < the model of `--init` < `--preset` or `--config` < flags.
 
     Args:
         argv: The command line; None for the process's own.
@@ -98,19 +99,20 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         # The tracker may differ as well, because it does not affect the results of a run.
         settings = replace(settings, track=chosen.get("track", settings.track), **places)
         return TrainingRequest(settings, resume, verify, places, **machines)
-    # A run has all its settings, those that the demo gave it too.
-    if chosen.get("demo") and not preset and not is_run:
-        volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
-        # A network of the user's own need not have the options that the demo sets for ours.
-        network = chosen.get("network", "")
-        options = {name for name in NETWORK_OPTIONS if network and network not in NETWORK_OPTIONS[name]}
-        demo = read_preset("demo3d" if volumes else "demo")
-        chosen = {name: value for name, value in demo.items() if name not in options} | chosen
     if chosen.get("dataset") not in datasets:
         where = f" in {config}" if config and "dataset" not in given else ""
         raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}{where}.")
-    own = dict(datasets[chosen["dataset"]].defaults)
-    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), **machines)
+    spec = datasets[chosen["dataset"]]
+    if chosen.get("init"):
+        chosen |= adopt_settings(Path(chosen["init"]), spec, chosen)
+    # A run has all its settings, those that the demo gave it too.
+    if chosen.get("demo") and not preset and not is_run:
+        # A network of the user's own need not have the options that the demo sets for ours.
+        network = chosen.get("network", "")
+        options = {name for name in NETWORK_OPTIONS if network and network not in NETWORK_OPTIONS[name]}
+        demo = read_preset("demo3d" if spec.spatial_dims == 3 else "demo")
+        chosen = {name: value for name, value in demo.items() if name not in options} | chosen
+    return TrainingRequest(Settings.from_json(dict(spec.defaults) | chosen, "the flags"), **machines)
 
 
 def describe_choices(datasets: Mapping[str, DatasetSpec]) -> list[str]:
