@@ -112,7 +112,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         options = {name for name in NETWORK_OPTIONS if network and network not in NETWORK_OPTIONS[name]}
         demo = read_preset("demo3d" if spec.spatial_dims == 3 else "demo")
         chosen = {name: value for name, value in demo.items() if name not in options} | chosen
-    return TrainingRequest(Settings.from_json(dict(spec.defaults) | chosen, "the flags"), **machines)
+    own = dict(spec.defaults)
+    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), **machines)
 
 
 def describe_choices(datasets: Mapping[str, DatasetSpec]) -> list[str]:
