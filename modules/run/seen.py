@@ -97,7 +97,7 @@ def describe_seen(found: Mapping[str, Mapping[str, Sequence[str]]], splits: Mapp
                 more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
                 lines.append(
                     f"warning: {len(names)} of {number} {split} subjects {ROLES[role]} the model of --init, {source}: "
-                    f"{', '.join(names[:_MOST_NAMES])}{more}. So {split} scores are not of unseen scans. Divide as that run did."
+                    f"{', '.join(names[:_MOST_NAMES])}{more}. So {split} scores are not of unseen scans. Divide as it did, or take another."
                 )
     return lines
 
