@@ -144,7 +144,8 @@ def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
             "pairs": [list(pair) for pair in bundle.mirrored_labels],
             "text": "Classes that change places when an image is flipped from left to right.",
         },
-        "provenance": json.loads(json.dumps(dict(bundle.provenance), default=str)),
+        # The hashes of the scans that it has seen are for `--init` alone.
+        "provenance": json.loads(json.dumps({key: value for key, value in bundle.provenance.items() if key != "seen"}, default=str)),
     }
 
 
