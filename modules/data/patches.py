@@ -152,7 +152,7 @@ def draw_start(
         window: Shape of the patch.
         points: Voxels of each class, from `choose_points`; not needed for "uniform".
         sampling: "uniform" takes any place inside. "foreground" centres on a voxel of any foreground class. "weighted" chooses a
-            class first and centres on one of its voxels.
+            class first and centres on one of its voxels. "judged" centres on any listed voxel, none of which is ignored.
         probabilities: Probability of each class for "weighted", the background first; equal without it. Classes that the case lacks
             pass their share on to the others.
 
@@ -165,7 +165,7 @@ def draw_start(
         weights = np.array([len(places) for places in points], np.float64)
         if sampling == "foreground":
             weights[0] = 0
-        else:
+        elif sampling == "weighted":
             weights = (weights > 0) * np.asarray(probabilities or np.ones(len(points)))
         if weights.sum() > 0:
             places = points[rng.choice(len(points), p=weights / weights.sum())]

@@ -8,6 +8,7 @@ import numpy as np
 
 from modules.data.cache import PreparedCase
 from modules.data.patches import Window, count_starts, draw_start, nth_start
+from modules.data.regions import IGNORE
 
 # `tf.random.experimental.index_shuffle` puts this number before a seed of two numbers. Given a seed for each index, it puts it in the
 # wrong place (TensorFlow 2.21), so we call the operation itself.
@@ -21,7 +22,7 @@ class PatchSampler:
 
     Attributes:
         sampling: See `modules.data.patches.draw_start`. With "foreground" every third patch of a case is centred on foreground, and
-            the rest lies anywhere.
+            the rest lies anywhere. In a case with ignored voxels such a patch is centred on one that is not, as few may be.
         per_case: Patches of each case in an epoch.
         probabilities: Probabilities of the classes, for "weighted".
     """
@@ -38,6 +39,8 @@ class PatchSampler:
         uniform = self.sampling == "foreground" and turn % 3 != 0
         rng = np.random.default_rng(list(seeds))
         sampling = "uniform" if uniform else self.sampling
+        if sampling == "uniform" and IGNORE in case.classes:
+            sampling = "judged"
         return draw_start(rng, case.shape, window, points=case.points, sampling=sampling, probabilities=self.probabilities)
 
 

@@ -15,10 +15,11 @@ from modules.data.files import TEMPORARY, hash_file, name_failure, replace_file
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.data.ranges import TrainingRanges
+from modules.data.regions import Region
 from modules.predict import engines, schema
 from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
-FORMAT = 5
+FORMAT = 6
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -28,12 +29,13 @@ class ModelBundle:
 
     Attributes:
         model: A `keras.Model`, or a stand-in with the same `predict_on_batch`, see `engine`. It turns `(B, *P, C)` into probabilities
-            `(B, *P, K)`, or `(B, *P, 1)` for a binary task.
+            `(B, *P, K)`, or `(B, *P, 1)` for a binary task. With regions it gives one probability a region.
         preprocessing: The preprocessing that the model expects of its input.
         window: The window that the model sees at once.
         class_names: Names of all classes, the background first.
         channels: Names of the image channels, in order.
         label_rule: The rule by which label files store the classes, for scoring and for writing.
+        regions: What each class but the background consists of, where classes overlap; else nothing. `label_rule` then has their parts.
         mirrored_labels: Pairs of class indices that trade places when left and right are flipped.
         flipped_axes: Axes of `window.deep` along which the training flipped its samples; None where nobody wrote it down. A
             prediction is mirrored along these alone.
@@ -48,6 +50,7 @@ class ModelBundle:
     class_names: tuple[str, ...]
     channels: tuple[str, ...]
     label_rule: LabelRule
+    regions: tuple[Region, ...] = ()
     mirrored_labels: tuple[tuple[int, int], ...] = ()
     flipped_axes: tuple[int, ...] | None = None
     trained: TrainingRanges | None = None
@@ -58,6 +61,11 @@ class ModelBundle:
         # A slice larger than the window was cropped for the training; a prediction lays windows over all of it.
         if not self.preprocessing.resize:
             object.__setattr__(self, "preprocessing", replace(self.preprocessing, shape=()))
+
+    @property
+    def num_maps(self) -> int:
+        """Number of probabilities of a voxel: one a class with the background, or one a region."""
+        return len(self.regions) or len(self.class_names)
 
     def check_image(self, image: Volume, name: str) -> None:
         """Raises ValueError, naming the file `name`, for an image that is not of the model's kind."""
@@ -87,6 +95,7 @@ class ModelBundle:
             "class_names": self.class_names,
             "channels": self.channels,
             "label_rule": rule | {"values": {str(value): index for value, index in self.label_rule.values.items()}},
+            "regions": [region._asdict() for region in self.regions],
             "mirrored_labels": self.mirrored_labels,
             "flipped_axes": self.flipped_axes,
             "trained": None if self.trained is None else self.trained.to_json(),
@@ -128,7 +137,7 @@ class ModelBundle:
             schema.check_archive(folder / MODEL_FILE)
         model = engines.load_model(engine, folder, MODEL_FILE)
         path = folder / (MODEL_FILE if engine == "keras" else engines.OPENVINO_FILES[0])
-        schema.check_model(model, description["window"], len(description["channels"]), len(description["class_names"]), path)
+        schema.check_model(model, description["window"], len(description["channels"]), schema.count_outputs(description), path)
         return cls(
             model=model,
             preprocessing=Preprocessing(**_to_tuples(description["preprocessing"])),
@@ -136,6 +145,7 @@ class ModelBundle:
             class_names=tuple(description["class_names"]),
             channels=tuple(description["channels"]),
             label_rule=LabelRule(**rule),
+            regions=tuple(Region(tuple(region["parts"]), region["painted"]) for region in description["regions"]),
             mirrored_labels=tuple((first, second) for first, second in description["mirrored_labels"]),
             flipped_axes=None if description["flipped_axes"] is None else tuple(description["flipped_axes"]),
             trained=None if description["trained"] is None else TrainingRanges.from_json(description["trained"]),
@@ -213,7 +223,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"Expected a bundle's description in {path}. Received: {shorten(description)}. {schema.REMEDY}")
     received = description.get("format")
-    if received not in (3, 4, FORMAT):
+    if received not in (3, 4, 5, FORMAT):
         raise ValueError(
             f"Expected a bundle of `format` 3 to {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
         )
@@ -221,9 +231,13 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"Expected {path} as it was saved. Received: a file altered since. Train or copy it again.")
     if received == 3:
         description = _convert_format_3(description)
-    if received != FORMAT:
+    if received in (3, 4):
         # Format 4 did not say what the training cases measured.
-        description |= {"format": FORMAT, "trained": None}
+        description |= {"trained": None}
+    if received != FORMAT:
+        # Format 5 knew no regions.
+        description |= {"regions": []}
+    description["format"] = FORMAT
     schema.check_description(description, path)
     return description
 
