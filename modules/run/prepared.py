@@ -51,7 +51,7 @@ class PreparedRun:
 
     def __post_init__(self) -> None:
         check_foreground(self.prepared["train"], self.spec.class_names, self.spec.name, self.spec.regions)
-        check_judged(self.prepared["validate"], self.spec.name)
+        check_judged(self.prepared.get("validate", ()), self.spec.name)
 
     def make_bundle(self, provenance: Mapping[str, Any]) -> ModelBundle:
         """Makes a bundle of the network with its head and all that prediction needs; it shares the network's weights."""

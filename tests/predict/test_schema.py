@@ -53,8 +53,8 @@ SPANS = [[1.0, 2.0], [1.0, 2.0]]
 RANGES = {"spacing_mm": SPANS, "extent_mm": SPANS, "quartiles": [[[0, 1]] * 3], "spread": [[1, 2]], "share": [[1, 2]], "in_mm": True}
 
 FIELDS = [
-    ("format", 4.5, "Expected a bundle of `format` 3 to 5"),
-    ("format", ..., "Expected a bundle of `format` 3 to 5"),
+    ("format", 4.5, "Expected a bundle of `format` 3 to 6"),
+    ("format", ..., "Expected a bundle of `format` 3 to 6"),
     ("version", 3, "for `version`"),
     ("cheese", 1, "Expected no fields but format, version"),
     ("preprocessing", None, "Expected an object with fields in `preprocessing`"),
@@ -124,7 +124,7 @@ def test_nonsense_ends_predict_with_status_2(bundle, write_picture, capsys):
     _change(bundle, "class_names", ["background", "a", HUGE])
     assert predict.main([str(image), "--model", str(bundle)]) == 2
     line = capsys.readouterr().err
-    assert line.startswith("predict.py: error: Expected a list of 2 to 255 distinct items")
+    assert line.startswith("predict.py: error: Expected a list of 2 to 254 distinct items")
     assert (line.count("\n"), len(line) < 700) == (1, True)
 
 

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import make_spec
 
+from modules.data.preprocess import Preprocessing
 from modules.run.classes import check_foreground, describe_classes, describe_findings, find_classes
 from modules.run.fit import _weigh_classes
 from modules.scoring import score_case
@@ -76,7 +78,7 @@ def test_a_class_in_no_label_does_not_take_the_weight_of_the_others():
         SimpleNamespace(count_classes=lambda number: np.array([0, 10, 0])),
     ]
     prepared = SimpleNamespace(
-        settings=SimpleNamespace(class_weights="balanced"), spec=SimpleNamespace(num_classes=3), prepared={"train": cases}
+        settings=SimpleNamespace(class_weights="balanced"), spec=make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2}), prepared={"train": cases}
     )
     # 1/60 and 1/40 with a mean of 1: 2/120 and 3/120, so 4/5 and 6/5.
     np.testing.assert_allclose(_weigh_classes(prepared), [0.8, 1.2, 0])
