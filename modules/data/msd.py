@@ -98,7 +98,7 @@ def _read_labels(labels: Mapping[str, Any], nnunet: bool) -> list[tuple[list[int
         groups = {name: value if isinstance(value, list) else [value] for name, value in labels.items()}
         for name, group in groups.items():
             if not group or not all(_is_whole(value) for value in group):
-                raise ValueError(f"{shorten(labels[name])} for {shorten(name)}, which is no list of whole numbers")
+                raise ValueError(f"{shorten(labels[name])} for {shorten(name)}, which is no list of one whole number or more")
         return [(sorted({int(value) for value in group}), name) for name, group in groups.items()]
     ways = [list(labels.items()), [(value, name) for name, value in labels.items()]]
     for pairs in reversed(ways) if nnunet else ways:

@@ -1,0 +1,70 @@
+"""Regions by hand: what is painted, what a picture shows, and which ones cannot be used."""
+
+import numpy as np
+import pytest
+
+from modules.data.regions import IGNORE, Region, count_parts, find_fault, find_mistaken, list_parts, name_shown, paint_regions, to_shown
+
+# A whole tumour of oedema (1), core (2) and enhancing tumour (3), as nnU-Net writes BraTS.
+TUMOUR = (Region((1, 2, 3), 1), Region((2, 3), 2), Region((3,), 3))
+NAMES = ("background", "whole", "core", "enhancing")
+
+
+def test_later_regions_are_painted_over_earlier_ones_above_a_half():
+    probabilities = np.array(
+        [
+            [0.5, 0.5, 0.5],
+            [0.9, 0.2, 0.1],
+            [0.6, 0.7, 0.4],
+            # The network may contradict itself. The last region wins, however sure the others are.
+            [0.1, 0.2, 0.51],
+            [0.99, 0.99, 0.51],
+        ]
+    )
+    np.testing.assert_array_equal(paint_regions(probabilities, TUMOUR), [0, 1, 2, 3, 3])
+    order = (Region((1, 2), 1), Region((3,), 3), Region((2,), 2))
+    np.testing.assert_array_equal(paint_regions(probabilities, order), [0, 1, 3, 2, 2])
+
+
+def test_a_picture_shows_the_last_region_and_says_so():
+    label = np.array([[0, 1, 2, 3, IGNORE]], np.uint8)
+    np.testing.assert_array_equal(to_shown(label, TUMOUR), [[0, 1, 2, 3, 0]])
+    assert name_shown(NAMES, TUMOUR) == ["background", "whole without core", "core without enhancing", "enhancing"]
+    # Kidney, both masses, and the tumour; the cyst is what remains of the masses.
+    kidney = (Region((1, 2, 3), 1), Region((2, 3), 3), Region((2,), 2))
+    np.testing.assert_array_equal(to_shown(label, kidney, ignored=4), [[0, 1, 3, 2, 4]])
+    apart = (Region((1, 2, 3), 1), Region((2,), 2), Region((3,), 3))
+    assert name_shown(NAMES, apart)[1] == "whole without core, enhancing"
+    np.testing.assert_array_equal(to_shown(label, ()), [[0, 1, 2, 3, 0]])
+    assert name_shown(NAMES, ()) == list(NAMES)
+
+
+def test_without_regions_each_class_is_its_own_part():
+    assert list_parts(NAMES, ()) == [(1,), (2,), (3,)]
+    assert list_parts(NAMES, TUMOUR) == [(1, 2, 3), (2, 3), (3,)]
+    assert (count_parts(NAMES, ()), count_parts(NAMES, TUMOUR), count_parts(NAMES[:2], (Region((1, 2), 1),))) == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("regions", "expected", "received"),
+    [
+        (TUMOUR[:2], "3 regions, one for each class but the background,", 2),
+        ((*TUMOUR[:2], Region((), 3)), "distinct ascending parts", ()),
+        ((*TUMOUR[:2], Region((3, 2), 3)), "distinct ascending parts", (3, 2)),
+        ((*TUMOUR[:2], Region((0, 3), 3)), "distinct ascending parts", (0, 3)),
+        ((*TUMOUR[:2], Region((3,), 1)), r"a part of (3,) that the region is painted with", 1),
+        ((Region((1, 2), 1), *TUMOUR[1:2], Region((2,), 2)), "regions that hold each part from 1 to 4", [1, 2, 3]),
+        ((*TUMOUR[:2], Region((3, 4), 4)), "", None),
+        ((Region((3,), 3), Region((2, 3), 2), Region((1, 2, 3, 4), 1)), "regions that later ones do not hide", "whole"),
+    ],
+)
+def test_the_first_fault_is_found(regions, expected, received):
+    fault = find_fault(regions, NAMES, 5)
+    assert fault is None if not expected else (fault[0].startswith(expected), fault[1]) == (True, received)
+    assert find_fault((), NAMES, 5) is None
+
+
+def test_parts_that_no_label_map_can_tell_are_found():
+    assert find_mistaken(TUMOUR) == []
+    # Part 2 is in both, but is painted as 3, which is in the second alone.
+    assert find_mistaken((Region((1, 2), 1), Region((2, 3), 3))) == [(0, 2)]
