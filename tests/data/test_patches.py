@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from modules.data.patches import PLANES, choose_points, cut, draw_start, list_starts, make_gaussian, make_grid
+from modules.data.regions import IGNORE
 from modules.data.resample import fit_shape
 
 OVERLAPS = (0.0, 0.1, 0.25, 0.3, 0.5, 0.6, 0.75, 0.9)
@@ -156,6 +157,16 @@ def _draw_centres(label, window, number=1500, **options):
 def test_foreground_is_centred_on_foreground(label):
     for window in [(8, 8, 8), (7, 9, 5), (1, 1, 1)]:
         assert (_draw_centres(label, window, 200, sampling="foreground") > 0).all()
+
+
+def test_ignored_voxels_are_no_centre_of_a_patch(label):
+    # Most of the case is ignored, and a plane of the rod and of class 1.
+    sparse = np.where(np.isin(np.indices(label.shape)[0], (12, 15)), label, IGNORE)
+    for sampling in ("foreground", "weighted", "judged"):
+        centres = _draw_centres(sparse, (1, 1, 1), 200, sampling=sampling)
+        assert not (centres == IGNORE).any()
+        assert (centres == 0).any() == (sampling != "foreground")
+    assert (_draw_centres(sparse, (1, 1, 1), 200, sampling="uniform") == IGNORE).any()
 
 
 @pytest.mark.parametrize(
