@@ -281,6 +281,12 @@ def test_regions_are_read_as_nnunet_writes_them(tmp_path, caplog):
     assert (both.label_rule.values[2], both.label_rule.output_values) == (1, (0, 4))
 
 
+def test_a_region_is_painted_with_the_value_that_the_order_says(tmp_path):
+    labels = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}
+    spec = load_spec(DATASETS["msd"], _make_tiny(tmp_path / "a", labels, regions_class_order=[1, 3, 2]))
+    assert [region.painted for region in spec.regions] == [1, 3, 2]
+
+
 def test_lists_of_one_value_are_no_regions(tmp_path):
     spec = load_spec(DATASETS["msd"], _make_tiny(tmp_path / "a", {"background": [0], "b": [2], "a": [1]}, regions_class_order=[1, 2]))
     assert (spec.class_names, spec.regions, spec.label_rule.values) == (("background", "a", "b"), (), {0: 0, 1: 1, 2: 2})
