@@ -249,6 +249,7 @@ def judge_bundle(folder: Path, found: dict[str, Any]) -> None:
         ),
         (list(bundle.label_rule.output_values), rule["output_values"]),
         ([list(pair) for pair in bundle.label_rule.renames], rule["renames"]),
+        ([{"parts": list(parts), "painted": painted} for parts, painted in bundle.regions], content["regions"]),
         ([list(pair) for pair in bundle.mirrored_labels], content["mirrored_labels"]),
         (None if bundle.flipped_axes is None else list(bundle.flipped_axes), content["flipped_axes"]),
         # A model that lays windows over slices needs no shape.

@@ -48,10 +48,12 @@ def paint_regions(probabilities: np.ndarray, regions: Sequence[Region]) -> np.nd
 
 
 def to_shown(label: np.ndarray, regions: Sequence[Region], ignored: int = 0) -> np.ndarray:
-    """Turns a label map `(*S)` into class indices for a picture, uint8, where a voxel shows one class.
+    """Turns a label map `(*S)` uint8 into class indices for a picture, where a voxel shows one class.
 
     Of the regions that hold a voxel the last one is shown. Ignored voxels become the index `ignored`, by default the background.
     """
+    if not regions and label.max(initial=0) < IGNORE:
+        return label
     table = np.arange(256, dtype=np.uint8)
     for number, region in enumerate(regions, start=1):
         table[list(region.parts)] = number

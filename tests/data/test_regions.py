@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers import make_spec
 
+from modules.data.preprocess import Preprocessing
 from modules.data.regions import IGNORE, Region, count_parts, find_fault, find_mistaken, list_parts, name_shown, paint_regions, to_shown
 
 # A whole tumour of oedema (1), core (2) and enhancing tumour (3), as nnU-Net writes BraTS.
@@ -62,6 +64,17 @@ def test_the_first_fault_is_found(regions, expected, received):
     fault = find_fault(regions, NAMES, 5)
     assert fault is None if not expected else (fault[0].startswith(expected), fault[1]) == (True, received)
     assert find_fault((), NAMES, 5) is None
+
+
+def test_an_entry_of_the_catalogue_states_regions_and_what_to_ignore():
+    fields = {"class_names": ("background", "whole", "core"), "regions": (Region((1, 2), 1), Region((2,), 2))}
+    spec = make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2, 3: 2, 9: IGNORE}, **fields)
+    assert (spec.num_classes, spec.num_parts, spec.label_rule.output_values) == (3, 3, (0, 1, 2))
+    assert make_spec(Preprocessing(3), {0: 0, 1: 1, 9: IGNORE}, class_names=("background", "a")).num_parts == 2
+    with pytest.raises(ValueError, match=r"^Expected 2 regions, one for each class .* in `regions` of 'd'. Received: 1\.$"):
+        make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2}, **fields | {"regions": (Region((1, 2), 1),)})
+    with pytest.raises(ValueError, match=r"^Expected no `mirrored_labels` beside the `regions` of 'd'. Received: \(\('whole', 'core'\),\)"):
+        make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2}, **fields, mirrored_labels=(("whole", "core"),))
 
 
 def test_parts_that_no_label_map_can_tell_are_found():
