@@ -16,7 +16,6 @@ from modules.data.case import Case, read_case
 from modules.data.files import hash_file
 from modules.data.patches import choose_points
 from modules.data.preprocess import Preprocessing
-from modules.data.regions import IGNORE
 
 VALUES = {0: 0, 85: 1, 170: 2}
 
@@ -394,21 +393,3 @@ def test_an_image_of_one_value_whose_label_holds_foreground_is_refused(write_nif
         _prepare(case, tmp_path / "cache")
     # A slice beyond the object shows nothing, and its label says so.
     assert _prepare(Case("b", "s", (image,), write_nifti("none.nii", np.zeros((3, 4, 5)))), tmp_path / "cache").classes == (0,)
-
-
-def test_ignored_voxels_are_no_class_and_no_point(tmp_path, write_nifti):
-    """They are in no count, and a case of one intensity that holds nothing else is no contradiction."""
-    image, label = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32), np.zeros((6, 6, 6), np.uint8)
-    label[0], label[1, 0, :2], label[2] = 1, 2, 9
-    spec = make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2, 9: IGNORE}, class_names=("background", "a", "b"))
-    flat = np.zeros_like(image)
-    cases = [
-        Case(name, name, (write_nifti(f"{name}.nii.gz", array),), write_nifti(f"{name}_seg.nii.gz", classes))
-        for name, array, classes in (("a", image, label), ("b", flat, np.full_like(label, 9)), ("c", flat, label % 9 // 2))
-    ]
-    first, second = prepare_cases(cases[:2], spec, spec.preprocessing, tmp_path / "cache")
-    assert (first.classes, first.counts, first.count_classes(3).tolist()) == ((0, 1, 2, IGNORE), (142, 36, 2), [142, 36, 2])
-    assert (second.classes, second.counts, second.count_classes(3).tolist()) == ((IGNORE,), (0, 0, 0), [0, 0, 0])
-    assert (first.read((0, 0, 0), (6, 6, 6))[1] == np.where(label == 9, IGNORE, label)).all()
-    with pytest.raises(ValueError, match=r"Expected an image that shows what its label holds.*c.nii.gz"):
-        prepare_cases(cases[2:], spec, spec.preprocessing, tmp_path / "cache")

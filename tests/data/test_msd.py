@@ -6,6 +6,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from msd_helpers import make_tiny
 
 from dataset import DATASETS
 from modules import phantom
@@ -13,7 +14,6 @@ from modules.data.cache import prepare_cases
 from modules.data.case import Case, read_case, read_volume, rename
 from modules.data.msd import LABEL_RENAMES, find_msd, read_description
 from modules.data.preprocess import Preprocessing
-from modules.data.regions import IGNORE, Region
 from modules.data.spec import choose_target, find_cases, load_spec
 
 
@@ -37,20 +37,6 @@ def _edit(root, **values):
 
 def _is_nnunet(root):
     return "channel_names" in json.loads((root / "dataset.json").read_text())
-
-
-def _make_tiny(root, labels, nnunet=True, **values):
-    """Writes a folder of two cases, one volume a channel, for tests of `dataset.json` alone."""
-    for name in ("imagesTr", "labelsTr"):
-        (root / name).mkdir(parents=True)
-    for case in ("a", "b"):
-        for path in (f"imagesTr/{case}_0000.nii.gz" if nnunet else f"imagesTr/{case}.nii.gz", f"labelsTr/{case}.nii.gz"):
-            nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), root / path)
-    record = {"labels": labels, "channel_names" if nnunet else "modality": {"0": "T1"}}
-    if not nnunet:
-        record["training"] = [{"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"} for case in ("a", "b")]
-    (root / "dataset.json").write_text(json.dumps(record | values))
-    return root
 
 
 # ----------------------------------------------------------------------------------------------- what is found
@@ -93,7 +79,7 @@ def test_channels_come_in_their_order(whole):
 @pytest.mark.parametrize("nnunet", [False, True])
 def test_labels_with_gaps_become_classes_without(tmp_path, nnunet):
     labels = {"background": 0, "oedema": 1, "core": 3} if nnunet else {"0": "background", "1": "oedema", "3": "core"}
-    root = _make_tiny(tmp_path / "gaps", labels, nnunet)
+    root = make_tiny(tmp_path / "gaps", labels, nnunet)
     spec = load_spec(DATASETS["msd"], root)
     assert spec.class_names == ("background", "oedema", "core")
     assert spec.label_rule.values == {0: 0, 1: 1, 3: 2}
@@ -108,16 +94,16 @@ def test_labels_with_gaps_become_classes_without(tmp_path, nnunet):
 
 def test_labels_are_sorted_by_value_not_by_name(tmp_path):
     labels = {str(value): f"part {value}" for value in (10, 9, 2, 1, 0)}
-    assert read_description(_make_tiny(tmp_path / "a", labels, nnunet=False))["class_names"] == tuple(
+    assert read_description(make_tiny(tmp_path / "a", labels, nnunet=False))["class_names"] == tuple(
         f"part {value}" for value in (0, 1, 2, 9, 10)
     )
     channels = {str(value): f"channel {value}" for value in (10, 9, 2, 1, 0, 3, 4, 5, 6, 7, 8)}
-    root = _make_tiny(tmp_path / "b", {"background": 0, "a": 1}, channel_names=channels)
+    root = make_tiny(tmp_path / "b", {"background": 0, "a": 1}, channel_names=channels)
     assert read_description(root)["channels"] == tuple(f"channel {value}" for value in range(11))
 
 
 def test_another_file_ending_and_names_with_points(tmp_path):
-    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1}, file_ending=".nii")
+    root = make_tiny(tmp_path / "a", {"background": 0, "a": 1}, file_ending=".nii")
     for name in ("imagesTr/x.1_y_0000.nii", "labelsTr/x.1_y.nii"):
         nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), root / name)
     assert [case.case_id for case in find_msd(root)] == ["a", "b", "x.1_y"]
@@ -127,7 +113,7 @@ def test_another_file_ending_and_names_with_points(tmp_path):
 
 
 def test_each_channel_has_a_file_of_its_own(tmp_path):
-    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1}, channel_names={"0": "T1", "1": "T2"})
+    root = make_tiny(tmp_path / "a", {"background": 0, "a": 1}, channel_names={"0": "T1", "1": "T2"})
     _edit(root, dataset={"a": {"images": ["imagesTr/a_0000.nii.gz", "./imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}})
     with pytest.raises(ValueError, match="Expected a file of its own for each channel of a in .*dataset.json"):
         find_msd(root)
@@ -195,7 +181,7 @@ def test_a_description_without_labels_or_channels(root):
     ],
 )
 def test_labels_that_are_no_values(tmp_path, labels):
-    root = _make_tiny(tmp_path / "a", labels)
+    root = make_tiny(tmp_path / "a", labels)
     with pytest.raises(ValueError, match="Expected `labels` of one value each .*Correct the file"):
         find_msd(root)
 
@@ -212,121 +198,19 @@ def test_labels_that_are_no_values(tmp_path, labels):
     ],
 )
 def test_labels_that_cannot_be_classes(tmp_path, labels, values):
-    root = _make_tiny(tmp_path / "a", labels)
+    root = make_tiny(tmp_path / "a", labels)
     with pytest.raises(ValueError, match=rf"labels of different names and values from 0 .*Received: 1 channels, labels {values} named "):
         find_msd(root)
 
 
 def test_no_channel(tmp_path):
-    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1}, channel_names={})
+    root = make_tiny(tmp_path / "a", {"background": 0, "a": 1}, channel_names={})
     with pytest.raises(ValueError, match="Expected a channel, .*Received: 0 channels"):
         find_msd(root)
 
 
-@pytest.mark.parametrize("nnunet", [False, True])
-def test_the_label_to_ignore_is_no_class(tmp_path, nnunet):
-    labels = {"background": 0, "a": 1, "Ignore": 2, "ignore": 4}
-    root = _make_tiny(tmp_path / "a", labels if nnunet else {str(value): name for name, value in labels.items()}, nnunet)
-    spec = load_spec(DATASETS["msd"], root)
-    # Only this very name is special, as in nnU-Net.
-    assert spec.class_names == ("background", "a", "Ignore")
-    assert (spec.label_rule.values, spec.label_rule.output_values) == ({0: 0, 1: 1, 2: 2, 4: IGNORE}, (0, 1, 2))
-    assert spec.label_rule.ignores
-    assert not load_spec(DATASETS["msd"], _make_tiny(tmp_path / "b", {"background": 0, "a": 1})).label_rule.ignores
-    label = np.zeros((4, 5, 6), np.uint8)
-    label[0, 0, :3] = 1, 2, 4
-    nib.save(nib.Nifti1Image(label, np.eye(4)), root / "labelsTr" / "a.nii.gz")
-    case = find_msd(root)[0]
-    np.testing.assert_array_equal(read_case(case, spec)[1][0, 0, :4], [1, 2, IGNORE, 0])
-    chosen = choose_target(spec, ["Ignore"])
-    np.testing.assert_array_equal(read_case(case, chosen)[1][0, 0, :4], [0, 1, IGNORE, 0])
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (
-            {"background": 0, "ignore": 1, "a": 2},
-            r"Expected the highest value .* for 'ignore' in .* Received: 1, where another label has 2",
-        ),
-        ({"background": 0, "a": 1, "ignore": 256}, r"Expected the highest value of all labels, and at most 255, .*Received: 256"),
-        ({"background": 0, "a": 1, "ignore": 1}, r"Expected a value of its own for the label 'ignore' in .*: 1 in 'a' too"),
-        ({"background": 0, "a": [1, 2], "b": 2, "ignore": 2}, r"Expected a value of its own for the label 'ignore' in .*: 2 in 'a' too"),
-        ({"background": 0, "a": [1, 2], "b": 2, "ignore": [3, 4]}, r"Expected one value for the label 'ignore' in .*Received: \[3, 4\]"),
-    ],
-)
-def test_a_label_to_ignore_that_cannot_be_one(tmp_path, labels, message):
-    root = _make_tiny(tmp_path / "a", labels, regions_class_order=[1, 2])
-    with pytest.raises(ValueError, match=rf"^{message}.*Correct the file[^\n]*$"):
-        find_msd(root)
-
-
-TUMOUR = {"background": 0, "whole": [1, 2, 4], "core": [4, 2], "enhancing": 4}
-
-
-def test_regions_are_read_as_nnunet_writes_them(tmp_path, caplog):
-    # The background may stand anywhere. The order of the others is that of painting.
-    labels = {name: TUMOUR[name] for name in ("whole", "core", "background", "enhancing")} | {"ignore": 7}
-    spec = load_spec(DATASETS["msd"], _make_tiny(tmp_path / "a", labels, regions_class_order=[1, 2, 4]))
-    assert spec.class_names == ("background", "whole", "core", "enhancing")
-    assert spec.regions == (Region((1, 2, 3), 1), Region((2, 3), 2), Region((3,), 3))
-    assert (spec.label_rule.values, spec.label_rule.output_values) == ({0: 0, 1: 1, 2: 2, 4: 3, 7: IGNORE}, (0, 1, 2, 4))
-    assert (spec.num_classes, spec.num_parts) == (4, 4)
-    assert [case.case_id for case in find_msd(tmp_path / "a")] == ["a", "b"]
-    assert not caplog.messages
-    core = choose_target(spec, ["core"])
-    assert (core.class_names, core.regions) == (("background", "core"), ())
-    assert (core.label_rule.values, core.label_rule.output_values) == ({0: 0, 1: 0, 2: 1, 4: 1, 7: IGNORE}, (0, 2))
-    both = choose_target(spec, ["enhancing", "core"])
-    assert (both.label_rule.values[2], both.label_rule.output_values) == (1, (0, 4))
-
-
-def test_a_region_is_painted_with_the_value_that_the_order_says(tmp_path):
-    labels = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}
-    spec = load_spec(DATASETS["msd"], _make_tiny(tmp_path / "a", labels, regions_class_order=[1, 3, 2]))
-    assert [region.painted for region in spec.regions] == [1, 3, 2]
-
-
-def test_lists_of_one_value_are_no_regions(tmp_path):
-    spec = load_spec(DATASETS["msd"], _make_tiny(tmp_path / "a", {"background": [0], "b": [2], "a": [1]}, regions_class_order=[1, 2]))
-    assert (spec.class_names, spec.regions, spec.label_rule.values) == (("background", "a", "b"), (), {0: 0, 1: 1, 2: 2})
-
-
-def test_what_no_label_map_can_say_is_said(tmp_path, caplog):
-    root = _make_tiny(tmp_path / "a", {"background": 0, "a": [1, 2], "b": [2, 3]}, regions_class_order=[1, 3])
-    assert find_msd(root)
-    (line,) = caplog.messages
-    assert line.endswith("no label map can say of value 2 whether it is 'a'; `regions_class_order` paints another")
-
-
-@pytest.mark.parametrize(
-    ("labels", "order", "message"),
-    [
-        (TUMOUR, None, r"Expected `regions_class_order`, a list .*'whole', 'core', 'enhancing'\), in .*Received: none. Add it"),
-        (TUMOUR, {"a": 1}, r"Expected `regions_class_order`, a list .*Received: \{'a': 1\}"),
-        (TUMOUR, [1, 2, "core"], r"Expected `regions_class_order`, a list .*Received: \[1, 2, 'core'\]"),
-        (TUMOUR, [1, 2], r"Expected 3 values, one a region .* in `regions_class_order` of .*Received: 2, \[1, 2\]"),
-        (TUMOUR, [1, 2, 3], r"Expected values of their own regions .*Received: 3 for 'enhancing', which has \[4\]"),
-        (TUMOUR, [2, 1, 4], r"Expected values of their own regions .*Received: 1 for 'core', which has \[2, 4\]"),
-        (
-            {"background": 0, "enhancing": 3, "whole": [1, 2, 3]},
-            [3, 1],
-            r"Expected `regions_class_order` of .* to leave something of each .* \[3, 1\], which paints .* all of 'enhancing'",
-        ),
-        ({"background": 0, "whole": [1, 2], "core": []}, [1, 2], r"Expected `labels` .*Received: \[\] for 'core', which is no list"),
-        ({"background": [0, 1], "whole": [1, 2]}, [1], r"Expected the value 0 for the background alone, in .*'background': \[0, 1\]"),
-        ({"background": 0, "whole": [0, 1]}, [1], r"Expected the value 0 for the background alone, in .*'whole': \[0, 1\]"),
-        ({"whole": [1, 2], "core": 2}, [1, 2], r"Expected a channel, and labels .* from 0 \(background\)"),
-    ],
-)
-def test_regions_that_cannot_be_painted_are_one_line(tmp_path, labels, order, message):
-    root = _make_tiny(tmp_path / "a", labels, **({} if order is None else {"regions_class_order": order}))
-    with pytest.raises(ValueError, match=rf"^{message}[^\n]*$"):
-        load_spec(DATASETS["msd"], root)
-
-
 def test_two_classes_of_one_name(tmp_path):
-    root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a", "2": "a"}, nnunet=False)
+    root = make_tiny(tmp_path / "a", {"0": "background", "1": "a", "2": "a"}, nnunet=False)
     with pytest.raises(ValueError, match="'a'"):
         find_msd(root)
 
@@ -361,13 +245,13 @@ def test_no_images(root):
 
 
 def test_a_list_of_no_cases(tmp_path):
-    root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, training=[])
+    root = make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, training=[])
     with pytest.raises(FileNotFoundError, match=r"Expected cases in `training` of .*dataset.json. Received: none. List them, or remove"):
         find_msd(root)
 
 
 def test_a_decathlon_folder_without_a_list_is_read_as_it_lies(tmp_path):
-    root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False)
+    root = make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False)
     _edit(root, training=None)
     assert find_msd(root) == [Case(name, name, (root / f"imagesTr/{name}.nii.gz",), root / f"labelsTr/{name}.nii.gz") for name in "ab"]
     (root / "labelsTr/a.nii.gz").unlink()
@@ -377,7 +261,7 @@ def test_a_decathlon_folder_without_a_list_is_read_as_it_lies(tmp_path):
 
 @pytest.mark.parametrize("nnunet", [False, True])
 def test_pairs_of_different_endings_are_all_found(tmp_path, nnunet):
-    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1} if nnunet else {"0": "background", "1": "a"}, nnunet)
+    root = make_tiny(tmp_path / "a", {"background": 0, "a": 1} if nnunet else {"0": "background", "1": "a"}, nnunet)
     image = root / f"imagesTr/a{'_0000' if nnunet else ''}.nii.gz"
     image.rename(image.with_name(image.name.replace(".nii.gz", ".NII.GZ")))
     nib.save(nib.load(root / "labelsTr/b.nii.gz"), root / "labelsTr/b.nii")
@@ -401,20 +285,20 @@ def test_pairs_of_different_endings_are_all_found(tmp_path, nnunet):
     ],
 )
 def test_names_of_digits_are_read_as_the_layout_writes_them(tmp_path, nnunet, labels, values):
-    description = read_description(_make_tiny(tmp_path / "a", labels, nnunet))
+    description = read_description(make_tiny(tmp_path / "a", labels, nnunet))
     assert dict(zip(description["class_names"], description["label_values"], strict=True)) == values
 
 
 @pytest.mark.parametrize("value", [1.5, True, "1.5"])
 def test_a_value_that_is_no_whole_number_becomes_none(tmp_path, value):
-    root = _make_tiny(tmp_path / "a", {"background": 0, "a": value})
+    root = make_tiny(tmp_path / "a", {"background": 0, "a": value})
     with pytest.raises(ValueError, match=r"Received: labels .*which have no whole numbers for values"):
         find_msd(root)
 
 
 def test_the_mapping_of_nnunet_says_where_the_files_are(tmp_path):
     listed = {name: {"images": [f"scans/{name}_0000.nii.gz"], "label": f"masks/{name}.nii.gz"} for name in ("a", "b")}
-    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1}, dataset=listed)
+    root = make_tiny(tmp_path / "a", {"background": 0, "a": 1}, dataset=listed)
     (root / "imagesTr").rename(root / "scans")
     (root / "labelsTr").rename(root / "masks")
     assert find_msd(root) == [Case(name, name, (root / f"scans/{name}_0000.nii.gz",), root / f"masks/{name}.nii.gz") for name in "ab"]
@@ -435,7 +319,7 @@ def test_the_mapping_of_nnunet_says_where_the_files_are(tmp_path):
     ],
 )
 def test_a_mapping_of_nnunet_that_is_wrong(tmp_path, mapping, message):
-    root = _make_tiny(tmp_path / "a", {"background": 0, "a": 1}, dataset=mapping)
+    root = make_tiny(tmp_path / "a", {"background": 0, "a": 1}, dataset=mapping)
     with pytest.raises(ValueError, match=message):
         find_msd(root)
 
@@ -443,7 +327,7 @@ def test_a_mapping_of_nnunet_that_is_wrong(tmp_path, mapping, message):
 @pytest.mark.parametrize("nnunet", [False, True])
 def test_another_number_of_cases_than_promised_is_said(tmp_path, nnunet, caplog):
     labels = {"background": 0, "a": 1} if nnunet else {"0": "background", "1": "a"}
-    root = _make_tiny(tmp_path / "a", labels, nnunet, numTraining=2)
+    root = make_tiny(tmp_path / "a", labels, nnunet, numTraining=2)
     assert len(find_msd(root)) == 2
     assert not caplog.messages
     _edit(root, numTraining="7")
@@ -452,7 +336,7 @@ def test_another_number_of_cases_than_promised_is_said(tmp_path, nnunet, caplog)
 
 
 def test_a_case_listed_twice(tmp_path):
-    root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False)
+    root = make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False)
     pair = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}
     _edit(root, training=[pair, {"image": "imagesTr/b.nii.gz", "label": "labelsTr/b.nii.gz"}, pair])
     with pytest.raises(ValueError, match=r"Expected each case once in .*dataset.json. Received: a twice. Correct the file."):
@@ -461,20 +345,20 @@ def test_a_case_listed_twice(tmp_path):
 
 @pytest.mark.parametrize("entry", ["./imagesTr/a.nii.gz", {"image": "./imagesTr/a.nii.gz"}, 3, None])
 def test_an_entry_that_is_no_pair(tmp_path, entry):
-    root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, training=[entry])
+    root = make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, training=[entry])
     with pytest.raises(ValueError, match=r"Expected image and label of each training case in .*dataset.json. Received: "):
         find_msd(root)
 
 
 @pytest.mark.parametrize("training", [5, [{"image": ["imagesTr/a.nii.gz"], "label": "labelsTr/a.nii.gz"}], [{"image": None, "label": 1}]])
 def test_a_list_of_cases_of_other_types(tmp_path, training):
-    root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, training=training)
+    root = make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, training=training)
     with pytest.raises(ValueError, match="dataset.json"):
         find_msd(root)
 
 
 def test_channels_of_another_number_are_named(tmp_path):
-    root = _make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, modality={"0": "T1", "1": "T2"})
+    root = make_tiny(tmp_path / "a", {"0": "background", "1": "a"}, nnunet=False, modality={"0": "T1", "1": "T2"})
     spec = load_spec(DATASETS["msd"], root)
     with pytest.raises(ValueError, match=r"Expected 2 channel\(s\) \(T1, T2\) for this model. Received: 1 in .*a.nii.gz"):
         prepare_cases(find_msd(root), spec, Preprocessing(3), tmp_path / "cache")

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from helpers import make_spec
 
+from modules.data.cache import prepare_cases
+from modules.data.case import Case
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import IGNORE, Region, count_parts, find_fault, find_mistaken, list_parts, name_shown, paint_regions, to_shown
 
@@ -81,3 +83,21 @@ def test_parts_that_no_label_map_can_tell_are_found():
     assert find_mistaken(TUMOUR) == []
     # Part 2 is in both, but is painted as 3, which is in the second alone.
     assert find_mistaken((Region((1, 2), 1), Region((2, 3), 3))) == [(0, 2)]
+
+
+def test_ignored_voxels_are_no_class_and_no_point(tmp_path, write_nifti):
+    """They are in no count, and a case of one intensity that holds nothing else is no contradiction."""
+    image, label = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32), np.zeros((6, 6, 6), np.uint8)
+    label[0], label[1, 0, :2], label[2] = 1, 2, 9
+    spec = make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2, 9: IGNORE}, class_names=("background", "a", "b"))
+    flat = np.zeros_like(image)
+    cases = [
+        Case(name, name, (write_nifti(f"{name}.nii.gz", array),), write_nifti(f"{name}_seg.nii.gz", classes))
+        for name, array, classes in (("a", image, label), ("b", flat, np.full_like(label, 9)), ("c", flat, label % 9 // 2))
+    ]
+    first, second = prepare_cases(cases[:2], spec, spec.preprocessing, tmp_path / "cache")
+    assert (first.classes, first.counts, first.count_classes(3).tolist()) == ((0, 1, 2, IGNORE), (142, 36, 2), [142, 36, 2])
+    assert (second.classes, second.counts, second.count_classes(3).tolist()) == ((IGNORE,), (0, 0, 0), [0, 0, 0])
+    assert (first.read((0, 0, 0), (6, 6, 6))[1] == np.where(label == 9, IGNORE, label)).all()
+    with pytest.raises(ValueError, match=r"Expected an image that shows what its label holds.*c.nii.gz"):
+        prepare_cases(cases[2:], spec, spec.preprocessing, tmp_path / "cache")
