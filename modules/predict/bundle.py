@@ -236,8 +236,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         description |= {"trained": None}
     if received != FORMAT:
         # Format 5 knew no regions.
-        description |= {"regions": []}
-    description["format"] = FORMAT
+        description |= {"format": FORMAT, "regions": []}
     schema.check_description(description, path)
     return description
 

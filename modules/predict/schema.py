@@ -119,7 +119,7 @@ def check_description(content: Any, path: Path) -> None:
     check_fields(content["preprocessing"], PREPROCESSING, path, REMEDY, within="preprocessing")
     check_fields(content["label_rule"], _LABEL_RULE, path, REMEDY, within="label_rule")
     for place, region in enumerate(content["regions"]):
-        check_fields(region, _REGION, path, REMEDY, within=f"regions.{place}")
+        check_fields(region, _REGION, path, REMEDY, within=f"regions[{place}]")
     if content["trained"] is not None:
         check_fields(content["trained"], _TRAINED, path, REMEDY, within="trained")
     for name, expected, received in (*_find_wrong_sizes(content), *_find_wrong_classes(content)):

@@ -93,9 +93,9 @@ FIELDS = [
     ("label_rule.renames", [["(", ""]], "Expected regular expressions and replacements for `label_rule.renames`"),
     ("label_rule.renames", [["a", "\\9"]], "Expected regular expressions and replacements for `label_rule.renames`"),
     ("regions", 3, "for `regions`"),
-    ("regions", [3], "Expected an object with fields in `regions.0`"),
-    ("regions", [{"parts": [1]}], "Expected the field `regions.0.painted`"),
-    ("regions", [{"parts": [1, 2], "painted": 1}, {"parts": [0], "painted": 0}], "for `regions.1.parts`"),
+    ("regions", [3], "Expected an object with fields in `regions[0]`"),
+    ("regions", [{"parts": [1]}], "Expected the field `regions[0].painted`"),
+    ("regions", [{"parts": [1, 2], "painted": 1}, {"parts": [0], "painted": 0}], "for `regions[1].parts`"),
     ("regions", [{"parts": [1, 2], "painted": 1}], "Expected 2 regions, one for each class but the background for `regions`"),
     ("regions", [{"parts": [2], "painted": 2}, {"parts": [1, 2], "painted": 1}], "Expected regions that later ones do not hide"),
     (
