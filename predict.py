@@ -16,6 +16,7 @@ from modules import score_tables, scoring
 from modules.data.case import Case, Predicted
 from modules.data.formats import write_label_like, write_probabilities_like
 from modules.data.inventory import describe_ignored
+from modules.data.regions import name_shown, to_shown
 from modules.predict.batch import Batch, find_incomplete
 from modules.predict.bundle import ModelBundle, identify
 from modules.predict.cases import PredictionOptions, predict_cases
@@ -95,7 +96,8 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
             chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
             settings = progress.options(**chosen, **reports)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
-            for score in scoring.score_predictions(write_predictions(predicted, bundles[0], batch), bundles[0].class_names):
+            written = write_predictions(predicted, bundles[0], batch)
+            for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions):
                 scores.append(score)
     finally:
         departures.summarise()
@@ -144,7 +146,7 @@ def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, P
 
     image, source = item.image, item.case.image_paths[0]
     write_label_like(files["prediction"], bundle.label_rule.to_file_values(item.prediction), source)
-    maps = (image.array, item.prediction, bundle.class_names)
+    maps = (image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
     reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
     if item.probabilities is not None:
         write_probabilities_like(files["probabilities"], item.probabilities, source)

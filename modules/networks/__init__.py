@@ -162,17 +162,18 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"Expected `levels` of {MOST_LEVELS} or less. Received: {value}.")
 
 
-def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: Any):
+def build(name: str, input_shape: tuple[int, ...], num_classes: int, *, num_regions: int = 0, **options: Any):
     """Builds a network that returns logits.
 
     Args:
         name: One of `NETWORKS`.
         input_shape: `(*P, C)`.
         num_classes: `K` with background. Two classes get one logit, that of the foreground; more get one each.
+        num_regions: Number of the classes that may overlap, which get a logit each, without the background; 0 where none may.
         **options: The network's own options, and `strides` and `kernels` where it has them; None means its default.
 
     Returns:
-        A functional `keras.Model` from `(B, *P, C)` to `(B, *P, K)`, or `(B, *P, 1)` for two classes.
+        A functional `keras.Model` from `(B, *P, C)` to `(B, *P, K)`, or `(B, *P, 1)` for two classes, or `(B, *P, num_regions)`.
 
     Raises:
         ValueError: For an unknown network or option; the error lists the valid ones. For a rank that the network does not take; the
@@ -199,18 +200,18 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: 
             f"Expected a shape whose sizes are multiples of {multiples} for network '{name}'. Received: {spatial}. "
             f"The nearest valid one is {nearest}."
         )
-    return module.build(tuple(input_shape), 1 if num_classes == 2 else num_classes, **options)
+    return module.build(tuple(input_shape), num_regions or (1 if num_classes == 2 else num_classes), **options)
 
 
-def with_head(network):
-    """Appends the float32 sigmoid (one logit) or softmax.
+def with_head(network, *, regions: bool = False):
+    """Appends the float32 sigmoid (one logit, or one of each region) or softmax.
 
     The result is the whole model that is saved, exported and predicted with.
     """
     import keras
 
     logits = network.output
-    activation = "sigmoid" if logits.shape[-1] == 1 else "softmax"
+    activation = "sigmoid" if regions or logits.shape[-1] == 1 else "softmax"
     probabilities = keras.layers.Activation(activation, dtype="float32", name="probabilities")(logits)
     return keras.Model(network.input, probabilities, name=network.name)
 

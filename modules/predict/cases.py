@@ -13,6 +13,7 @@ from modules.data.case import Case, Predicted, Volume, read_case
 from modules.data.documents import to_line
 from modules.data.patches import cut, make_grid
 from modules.data.preprocess import Geometry, find_orientation
+from modules.data.regions import Region, paint_regions
 from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
@@ -98,6 +99,7 @@ def predict_cases(
         for name, one, other in (
             ("class_names", first.class_names, bundle.class_names),
             ("channels", first.channels, bundle.channels),
+            ("regions", first.regions, bundle.regions),
             ("output_values", first.label_rule.output_values, bundle.label_rule.output_values),
         ):
             if one != other:
@@ -124,7 +126,7 @@ def _predict_chunk(
         streams = [_predict_tiled(bundle, [item.tiled[number] for item in chunk], options, order) for number, bundle in enumerate(bundles)]
         for item, planes in zip(chunk, zip(*streams, strict=True), strict=True):
             merged = windows.average_planes(planes)
-            prediction, probabilities, finite = _assemble(merged, item.image, len(bundles[0].class_names), order, keep)
+            prediction, probabilities, finite = _assemble(merged, item.image, bundles[0], order, keep)
             done += 1
             if not finite:
                 error = ValueError(
@@ -176,8 +178,8 @@ def predict_images(
 
     Yields:
         The probabilities of each image, plane by plane. A volume has planes `(*S[1:], K)` float32, in canonical orientation and with its
-        axes in `order`; a slice has one plane `(*S, K)`. They sum to 1 over the classes. Voxels outside the network's crop are
-        background.
+        axes in `order`; a slice has one plane `(*S, K)`. They sum to 1 over the classes. Regions have one map each, without the
+        background, and no such sum. Voxels outside the network's crop are background.
     """
     yield from _predict_tiled(bundle, [_tile(bundle, image, options, order) for image in images], options, order)
 
@@ -220,7 +222,7 @@ def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order:
     window = tuple(bundle.window.deep[axis] for axis in order)
     starts = tuple(make_grid(array.shape[:-1], window, options.overlap))
     batch_size = options.batch_size or windows.choose_batch_size(window)
-    tiling = windows.Tiling(array.shape[:-1], window, starts, len(bundle.class_names), batch_size)
+    tiling = windows.Tiling(array.shape[:-1], window, starts, bundle.num_maps, batch_size)
     options.on_tiling(tiling)
     return _TiledImage(array, geometry, tiling)
 
@@ -231,7 +233,7 @@ def _predict_tiled(
     """Predicts images that share batches; see `predict_images`."""
     if not images:
         return
-    background = np.eye(len(bundle.class_names), dtype=np.float32)[0]
+    background = [0.0] * bundle.num_maps if bundle.regions else np.eye(len(bundle.class_names), dtype=np.float32)[0]
 
     def cut_windows() -> Iterator[np.ndarray]:
         for array, _, tiling in images:
@@ -256,7 +258,7 @@ def _make_predictor(bundle: ModelBundle, mirror: bool, order: Order) -> Callable
 
     def predict_canonical(inputs: np.ndarray) -> np.ndarray:
         outputs = np.asarray(bundle.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
-        if outputs.shape[-1] == 1:
+        if outputs.shape[-1] == 1 and not bundle.regions:
             outputs = np.concatenate([1 - outputs, outputs], axis=-1)
         return outputs if across is None else np.expand_dims(outputs, across)
 
@@ -296,8 +298,13 @@ def _put_first(axis: int) -> Order:
     return axis, first, second
 
 
+def _decide(probabilities: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """Decides the class index of each voxel: the most probable class, or what the regions are painted with."""
+    return paint_regions(probabilities, regions) if regions else probabilities.argmax(axis=-1)
+
+
 def _assemble(
-    planes: Iterable[np.ndarray], image: Volume, num_classes: int, order: Order, keep: bool
+    planes: Iterable[np.ndarray], image: Volume, bundle: ModelBundle, order: Order, keep: bool
 ) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """Assembles canonical planes to the label map `(*S)` on the image's grid, and to the probabilities `(*S, K)` if they are kept.
 
@@ -307,7 +314,7 @@ def _assemble(
     axes, flipped = find_orientation(image)
     geometry = Geometry(axes, flipped, spatial, (), ())
     prediction = np.empty(spatial, np.uint8)
-    probabilities = np.empty((*spatial, num_classes), np.float32) if keep else None
+    probabilities = np.empty((*spatial, bundle.num_maps), np.float32) if keep else None
     # These are views of the arrays above, so that filling them in canonical order fills the image's grid.
     turned = geometry.turn(prediction)
     turned_probabilities = None if probabilities is None else geometry.turn(probabilities)
@@ -318,7 +325,7 @@ def _assemble(
     for index, plane in enumerate(planes):
         finite = finite and math.isfinite(float(plane.sum()))
         place = index if len(spatial) == 3 else ...
-        turned[place] = plane.argmax(axis=-1)
+        turned[place] = _decide(plane, bundle.regions)
         if turned_probabilities is not None:
             turned_probabilities[place] = plane
     return prediction, probabilities, finite

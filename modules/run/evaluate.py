@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from modules import score_tables, scoring
 from modules.data.case import Case
+from modules.data.regions import IGNORE, name_shown, to_shown
 from modules.hardware import read_peak
 from modules.predict.bundle import ModelBundle, add_provenance, set_postprocessing
 from modules.predict.cases import predict_cases
@@ -42,7 +45,9 @@ def evaluate(
     convert_bundle(saved, run.path)
     bundle = ModelBundle.load(run.path)
     log.info("scored by engine %s", bundle.engine)
-    if postprocess == "learn":
+    if postprocess == "learn" and bundle.regions:
+        log.info("no postprocessing: objects of regions overlap")
+    elif postprocess == "learn":
         lesson = learn_postprocessing(bundle, splits["validate"])
         for line in lesson.describe():
             log.info("%s", line)
@@ -53,7 +58,7 @@ def evaluate(
     departures = Departures([bundle])
     with PredictionProgress(len(cases), "scoring") as progress:
         predicted = progress.count(predict_cases([bundle], cases, progress.options(on_image=departures.check)))
-        scores = list(scoring.score_predictions(predicted, bundle.class_names))
+        scores = list(scoring.score_predictions(predicted, bundle.class_names, bundle.regions))
     departures.summarise()
     score_tables.write_scores(run.scores, scores)
     means = score_tables.summarise(scores)
@@ -89,12 +94,17 @@ def _draw_examples(bundle: ModelBundle, scores: Sequence[scoring.Score], cases: 
             continue
         case_id, image = item.case.case_id, item.image
         dice = {score.class_name: score.dice for score in scores if score.case == case_id}
-        maps = (image.array, item.label, item.prediction, bundle.class_names)
+        # Nobody judged an ignored voxel. Neither map shows anything there, so that it looks like no error.
+        ignored = item.label == IGNORE
+        label, prediction = (to_shown(np.where(ignored, 0, array), bundle.regions) for array in (item.label, item.prediction))
+        maps = (image.array, label, prediction)
         geometry: dict[str, Any] = {"spacing_mm": image.spacing_mm, "affine": image.affine}
-        title = f"{case_id} ({name} test case)"
-        reports.draw_comparison(run.figures / f"comparison_{name}_{case_id}.png", *maps, title=title, scores=dice, **geometry)
+        title = f"{case_id} ({name} test case{', ignored voxels left blank' if ignored.any() else ''})"
+        path = run.figures / f"comparison_{name}_{case_id}.png"
+        reports.draw_comparison(path, *maps, bundle.class_names, title=title, scores=dice, **geometry)
         if item.label.ndim == 3:
-            reports.draw_montage(run.figures / f"montage_{name}_{case_id}.png", *maps, title=title, **geometry)
+            names = name_shown(bundle.class_names, bundle.regions)
+            reports.draw_montage(run.figures / f"montage_{name}_{case_id}.png", *maps, names, title=title, **geometry)
 
 
 def choose_examples(scores: Sequence[scoring.Score], cases: Sequence[Case]) -> dict[str, Case]:

@@ -12,11 +12,12 @@ from modules.data.case import Case
 from modules.data.draws import AUGMENTATIONS
 from modules.data.fingerprint import Fingerprint
 from modules.data.ranges import TrainingRanges
+from modules.data.regions import IGNORE
 from modules.data.spec import DatasetSpec
 from modules.data.subjects import find_copies
 from modules.networks import fill_options
 from modules.predict.bundle import ModelBundle
-from modules.run.classes import check_foreground
+from modules.run.classes import check_foreground, check_judged
 from modules.run.init import Beginning
 from modules.run.plan import Plan
 from modules.run.proof import Manifest
@@ -26,7 +27,8 @@ from modules.run.settings import Settings
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Everything that a training has before its first step. Making it raises ValueError if no training label holds foreground.
+    """Everything that a training has before its first step. Making it raises ValueError if no training label holds foreground, or
+    if every voxel of the validation is ignored.
 
     Attributes:
         settings: The settings, with the plan's choices in place of what the user leaves open.
@@ -57,7 +59,8 @@ class PreparedRun:
     begun: Beginning | None = None
 
     def __post_init__(self) -> None:
-        check_foreground(self.prepared["train"], self.spec.class_names, self.spec.name)
+        check_foreground(self.prepared["train"], self.spec.class_names, self.spec.name, self.spec.regions)
+        check_judged(self.prepared.get("validate", ()), self.spec.name)
 
     def make_bundle(self, provenance: Mapping[str, Any]) -> ModelBundle:
         """Makes a bundle of the network with its head and all that prediction needs; it shares the network's weights."""
@@ -69,13 +72,14 @@ class PreparedRun:
             "seen": write_seen(self.splits, self.prepared, self.begun.seen if self.begun else None),
         }
         return ModelBundle(
-            model=networks.with_head(self.network),
+            model=networks.with_head(self.network, regions=bool(self.spec.regions)),
             preprocessing=self.plan.preprocessing,
             window=self.plan.window,
             class_names=self.spec.class_names,
             channels=self.spec.channels,
             label_rule=self.spec.label_rule,
             mirrored_labels=self.spec.mirrored_indices(),
+            regions=self.spec.regions,
             flipped_axes=tuple(axis for axis, size in enumerate(deep) if size > 1 and flips),
             trained=TrainingRanges.pool((case.measured for case in self.prepared["train"]), self.spec.spatial_dims),
             provenance=origin | dict(provenance),
@@ -116,13 +120,19 @@ def build_network(settings: Settings, spec: DatasetSpec, plan: Plan):
     Raises:
         ValueError: If an option, a shape, the loss or deep supervision does not fit.
     """
-    from modules.model.losses import SegmentationLoss
-
     shape = plan.window.shape
     stages = {"strides": plan.strides, "kernels": plan.kernels} if plan.strides else {}
-    options = list_options(settings, plan)
-    network = networks.build(plan.network, (*shape, len(spec.channels)), spec.num_classes, **options, **stages)
-    SegmentationLoss(settings.loss)(np.zeros((1, *shape)), np.zeros((1, *network.output.shape[1:])))
+    options = list_options(settings, plan) | stages
+    network = networks.build(plan.network, (*shape, len(spec.channels)), spec.num_classes, num_regions=len(spec.regions), **options)
+    make_loss(settings, spec)(np.zeros((1, *shape)), np.zeros((1, *network.output.shape[1:])))
     if settings.deep_supervision:
         networks.with_deep_supervision(network)
     return network
+
+
+def make_loss(settings: Settings, spec: DatasetSpec, class_weights: Sequence[float] | None = None):
+    """Makes the loss of a data set: with its regions, and without the voxels that it ignores."""
+    from modules.model.losses import SegmentationLoss
+
+    regions, ignore = [region.parts for region in spec.regions], IGNORE if spec.label_rule.ignores else None
+    return SegmentationLoss(settings.loss, class_weights, bool(settings.batch_dice), regions=regions, ignore=ignore)

@@ -91,6 +91,9 @@ def test_normalisations_of_the_unet(norm):
     assert kinds.count("Dropout") == 2
     assert network.output.shape == (None, 32, 16, 1)  # two classes, one logit
     assert with_head(network).layers[-1].activation is keras.activations.sigmoid
+    assert with_head(build("unet2d", (16, 16, 1), 3, base_filters=2, levels=1)).layers[-1].activation is keras.activations.softmax
+    regions = with_head(build("unet2d", (16, 16, 1), 3, num_regions=2, base_filters=2, levels=1), regions=True)
+    assert (regions.output.shape[-1], regions.layers[-1].activation) == (2, keras.activations.sigmoid)
     assert np.isfinite(ops.convert_to_numpy(network(np.zeros((1, 32, 16, 1), "float32")))).all()
 
 

@@ -12,6 +12,7 @@ from modules.data.case import Case, LabelRule, Volume
 from modules.data.files import TEMPORARY
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.data.regions import IGNORE, Region
 from modules.networks import build, with_head
 from modules.predict.bundle import ModelBundle, set_postprocessing, write_description
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
@@ -49,6 +50,43 @@ def test_round_trip(tmp_path):
             assert getattr(loaded, item.name) == getattr(bundle, item.name)
         assert hash_weights(loaded.model) == hash_weights(bundle.model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def _make_bundle_of_regions():
+    """A tiny untrained bundle of a whole of two parts, and of one of them; some labels hold voxels to ignore."""
+    return dataclasses.replace(
+        make_bundle(),
+        model=with_head(build("unet2d", (16, 32, 1), 3, num_regions=2, base_filters=2, levels=1), regions=True),
+        class_names=("background", "whole", "core"),
+        label_rule=LabelRule({0: 0, 1: 1, 2: 2, 3: IGNORE}, source="msd"),
+        regions=(Region((1, 2), 1), Region((2,), 2)),
+        mirrored_labels=(),
+    )
+
+
+def test_a_bundle_of_regions_comes_back_and_an_older_one_has_none(tmp_path):
+    bundle = _make_bundle_of_regions()
+    assert (bundle.num_maps, make_bundle().num_maps, make_bundle(2).num_maps) == (2, 3, 2)
+    bundle.save(tmp_path / "a")
+    loaded = ModelBundle.load(tmp_path / "a", "keras")
+    assert (loaded.regions, loaded.label_rule) == (bundle.regions, bundle.label_rule)
+    make_bundle().save(tmp_path / "b")
+    record = json.loads((tmp_path / "b" / "bundle.json").read_text())
+    del record["bundle_sha256"], record["regions"]
+    write_description(tmp_path / "b", record | {"format": 5})
+    assert ModelBundle.load(tmp_path / "b", "keras").regions == ()
+    # A network of one output a class cannot be one of regions.
+    record = json.loads((tmp_path / "a" / "bundle.json").read_text()) | {"regions": []}
+    write_description(tmp_path / "a", {name: value for name, value in record.items() if name != "bundle_sha256"})
+    with pytest.raises(ValueError, match=r"Expected a model of output \(None, 16, 32, 3\), as bundle.json says"):
+        ModelBundle.load(tmp_path / "a", "keras")
+
+
+def test_models_of_other_regions_make_no_ensemble():
+    bundle = _make_bundle_of_regions()
+    other = dataclasses.replace(bundle, regions=(Region((1, 2), 2), Region((1,), 1)))
+    with pytest.raises(ValueError, match=r"Expected models of the same regions for an ensemble, \(Region.*Received: "):
+        next(predict_cases([bundle, other], []))
 
 
 def _predict(bundle, images, batch_size):
