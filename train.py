@@ -18,20 +18,20 @@ from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
 from modules.data.subjects import assign_subjects, find_copies
 from modules.run import proof, tracking
-from modules.run.budget import fit_to_time, start_probe
+from modules.run.budget import Share, draft_share, fit_to_time, start_probe
 from modules.run.costs import estimate_costs
-from modules.run.crossvalidation import pool_folds
+from modules.run.crossvalidation import Program, cross_validate, plan_folds
 from modules.run.division import divide
 from modules.run.evaluate import evaluate
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
-from modules.run.folder import RunFolder, list_runs
-from modules.run.plan import Plan, draft_plan, make_plan
+from modules.run.folder import RunFolder
+from modules.run.listing import list_runs
+from modules.run.plan import Plan, draft_plan
 from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun, build_network
 from modules.run.settings import Settings
 from modules.run.verify import check_backend, check_resumable, describe_run, verify
-from modules.score_tables import map_subjects
 from utils import log
 
 ROOT = Path(__file__).parent
@@ -57,7 +57,8 @@ def _main(argv: Sequence[str] | None) -> None:
     if request.verify:
         verify_runs(request)
     elif all_folds:
-        train_folds(request.settings, request)
+        work = plan_folds if request.plan_only else cross_validate
+        work(request.settings, request, Program(load, prepare, train, resume))
     elif request.resume:
         resume(RunFolder(request.resume), request.settings, request.devices)
     elif request.plan_only:
@@ -66,12 +67,12 @@ def _main(argv: Sequence[str] | None) -> None:
         train(request.settings, max_devices=request.devices)
 
 
-def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None) -> None:
-    """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures."""
+def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None, share: Share | None = None) -> None:
+    """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures; of several it gets its `share`."""
     if devices.is_main():
         (run or RunFolder.name(settings)).check_new()
         tracking.check_tracker(settings.track)
-    prepared = prepare(settings, max_devices)
+    prepared = prepare(settings, max_devices, share=share)
     run = run or RunFolder.name(settings, prepared.plan.network)
     cases = {name: [case.case_id for case in members] for name, members in prepared.splits.items()}
     environment = describe_run(prepared, ROOT)
@@ -103,23 +104,24 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
 
 
-def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None) -> PreparedRun:
+def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None, share: Share | None = None) -> PreparedRun:
     """Prepares everything before the first step. It reads every file, so that a broken one shows now and not after hours.
 
     Args:
         settings: The user's settings.
         max_devices: The most devices of a host to use.
         plan: The plan of a run that goes on; without it we make one.
+        share: The part of the time that this training gets, where the command makes several.
     """
     spec, cases = load(settings)
     splits, remarks = divide(cases, settings)
     spec = choose_target(spec, settings.target)
     draft_plan(settings, spec)
-    with start_probe(settings, plan) as probe:
+    with start_probe(settings, plan, share) as probe:
         fingerprint = measure(splits["train"], spec, Path(settings.cache))
-        draft = plan or make_plan(settings, spec, fingerprint)
+        draft = plan or draft_share(settings, spec, fingerprint, share)
         prepared = {name: prepare_cases(members, spec, draft.preprocessing, Path(settings.cache)) for name, members in splits.items()}
-        plan = fit_to_time(settings, spec, fingerprint, prepared, probe) if probe else draft
+        plan = fit_to_time(settings, spec, fingerprint, prepared, probe, share) if probe else draft
     settings = plan.resolve(settings)
     devices.start_backend(settings.seed, settings.deterministic)
     precision = devices.choose_precision(settings.precision)
@@ -147,30 +149,8 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
             devices.distribute([])
             devices.on_main(lambda: evaluate(prepared.splits["test"], run, summary, tracker))
         except KeyboardInterrupt:
-            resumable = run.path if settings.fold is None or run.path.name != f"fold_{settings.fold}" else run.path.parent
-            log.info("stopped; go on with: python train.py --resume %s", resumable)
+            log.info("stopped; go on with: python train.py --resume %s", run.whole)
             raise
-
-
-def train_folds(settings: Settings, request: TrainingRequest) -> None:
-    """Trains and scores every fold below one folder, then pools the scores. A model that never saw a subject has tested it."""
-    run = RunFolder(request.resume) if request.resume else RunFolder.name(settings)
-    if request.resume:
-        run.claim()
-    else:
-        # A wrong setting shows before the folder is made.
-        spec, cases = load(settings)
-        divide(cases, replace(settings, fold=0))
-        draft_plan(settings, choose_target(spec, settings.target))
-        run.create(settings)
-    with run:
-        for fold, fold_run in enumerate(run.list_folds(settings.folds)):
-            fold_settings = replace(settings, fold=fold)
-            if fold_run.record.is_file() and not fold_run.finished:
-                resume(fold_run, fold_settings, request.devices)
-            elif not fold_run.finished:
-                train(fold_settings, fold_run, request.devices)
-        pool_folds(run, settings, map_subjects(load(settings)[1]))
 
 
 def verify_runs(request: TrainingRequest) -> None:

@@ -43,7 +43,21 @@ LEAST_STEPS = {2: 600, 3: 600}
 BFLOAT16_FACTOR = 1.15
 
 log = logging.getLogger("mri")
-_START = time.monotonic()
+_start = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a command's time that one of its trainings gets.
+
+    Attributes:
+        minutes: The time of this training.
+        like: The plan of the first fold of the same configuration. The other folds follow it, so that all folds are alike and only the
+            first one measures; None for the first.
+    """
+
+    minutes: float
+    like: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +85,18 @@ class Work:
         )
 
 
-def start_probe(settings: Settings, plan: Plan | None) -> AbstractContextManager[Probe | None]:
+def start_probe(settings: Settings, plan: Plan | None, share: Share | None = None) -> AbstractContextManager[Probe | None]:
     """Starts the process that measures steps, where the time decides on a new run's plan; without it the block gets None.
+
+    Args:
+        settings: The user's settings.
+        plan: The plan of a run that goes on.
+        share: The part of the time that this training gets, where there are several.
 
     Raises:
         ValueError: If the time would have to decide for several hosts, which may differ.
     """
-    if plan is not None or settings.epochs:
+    if plan is not None or settings.epochs or (share and share.like):
         return nullcontext()
     if devices.find_host()[1] > 1:
         raise ValueError("Expected --epochs for several hosts. Received: a time, which one host alone cannot measure. Give --epochs.")
@@ -85,8 +104,31 @@ def start_probe(settings: Settings, plan: Plan | None) -> AbstractContextManager
 
 
 def find_elapsed() -> float:
-    """Returns the seconds since the program began, but for the start of Python."""
-    return time.monotonic() - _START
+    """Returns the seconds since the program began, but for the start of Python, or since `restart_clock`."""
+    return time.monotonic() - _start
+
+
+def restart_clock() -> float:
+    """Lets `find_elapsed` count from now on, for the next of several trainings; returns what it has counted."""
+    global _start
+    elapsed, _start = find_elapsed(), time.monotonic()
+    return elapsed
+
+
+def draft_share(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, share: Share | None = None) -> Plan:
+    """Plans a training that needs no measurement; for one that does, all but network and steps.
+
+    A fold is planned as the first fold of its configuration: the same network, window, batch, recipe and steps. Only what the fold's own
+    training cases measure may differ, such as the voxel size.
+    """
+    like = share.like if share else None
+    if like is None:
+        return make_plan(settings, spec, fingerprint)
+    recipe = {name: value for name, value in like.recipe.items() if name != "epochs"}
+    alike = replace(settings.fill(recipe), shape=like.window.shape, batch_size=like.batch_size)
+    plan = make_plan(alike, spec, fingerprint, Schedule(like.epochs, like.steps_per_epoch))
+    reasons = {**plan.reasons, **like.reasons, "steps": "as in the first fold"}
+    return replace(plan, recipe=like.recipe, costs=like.costs, reasons=reasons)
 
 
 def find_schedule(seconds: float, timing: Timing, work: Work, batch_size: int) -> Schedule:
@@ -117,6 +159,7 @@ def fit_to_time(
     fingerprint: Fingerprint,
     prepared: Mapping[str, Sequence[PreparedCase]],
     probe: Probe,
+    share: Share | None = None,
 ) -> Plan:
     """Measures candidates and plans the training that the time allows.
 
@@ -126,6 +169,7 @@ def fit_to_time(
         fingerprint: The fingerprint of the training cases.
         prepared: The prepared cases by split.
         probe: The process that measures.
+        share: The part of the time that this training gets; None for all of it.
 
     Raises:
         ValueError: If the time does not suffice for a single step, or no candidate fits into the memory.
@@ -133,7 +177,7 @@ def fit_to_time(
     hardware = probe.hardware
     if settings.minutes is None and hardware.kind == "gpu":
         return make_plan(settings, spec, fingerprint, hardware=hardware)
-    minutes = settings.minutes or MINUTES
+    minutes = share.minutes if share else settings.minutes or MINUTES
     limit = find_elapsed() + max(15.0, 60 * minutes * PROBE_SHARE)
     tried: dict[tuple, tuple[Settings, Plan, Timing]] = {}
 

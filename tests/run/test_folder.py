@@ -9,7 +9,8 @@ import time
 import pytest
 
 from modules.data.files import TEMPORARY, replace_file
-from modules.run.folder import RunFolder, find_newest_run, list_runs, read_proof, write_json
+from modules.run.folder import RunFolder, read_proof, write_json
+from modules.run.listing import find_newest_run, list_runs
 from modules.run.settings import Settings
 from modules.run.verify import read_data, read_origin, read_scored_weights
 
