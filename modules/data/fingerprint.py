@@ -92,6 +92,12 @@ class Fingerprint:
         return tuple(float(size) for size in np.median([case.spacing_mm for case in self.cases], axis=0))
 
     @cached_property
+    def anisotropy(self) -> float:
+        """The longest side of the median voxel over the next one; 1 for pictures."""
+        *_, next_longest, longest = sorted(self.spacing_mm)
+        return longest / next_longest
+
+    @cached_property
     def empty(self) -> float:
         """Median share of empty voxels."""
         return float(np.median([case.empty for case in self.cases]))

@@ -21,7 +21,7 @@ from modules.hardware import Hardware
 from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_divisor, find_levels, find_ranks
 from modules.predict.schema import PREPROCESSING, SIZE
 from modules.run import recipe, topology
-from modules.run.preparation import choose_preprocessing
+from modules.run.preparation import choose_mode, choose_preprocessing
 from modules.run.recipe import Schedule
 from modules.run.settings import MODES, Settings
 
@@ -209,8 +209,10 @@ def make_plan(
     Raises:
         ValueError: If settings do not fit the data set or one another.
     """
-    draft = draft_plan(settings, spec)
-    reasons = dict(draft.reasons)
+    hardware = hardware or Hardware()
+    mode = choose_mode(settings, spec, fingerprint, hardware)
+    draft = draft_plan(settings.fill(mode), spec)
+    reasons = dict(draft.reasons) | ({"mode": f"voxels are {fingerprint.anisotropy:.2g} times as long as wide"} if mode else {})
     rank = 2 if draft.mode == "slice" else 3
     preprocessing = choose_preprocessing(settings, spec, draft.preprocessing, fingerprint, reasons)
     grids = fingerprint.list_grids(preprocessing)
@@ -225,7 +227,7 @@ def make_plan(
             reasons["spacing"] = "each volume is brought to the window"
         preprocessing = replace(preprocessing, shape=window.sizes, resize=True)
     sampler = _choose_sampler(settings, spec, draft.mode)
-    batch_size = settings.batch_size or recipe.choose_batch(window.shape, grids)
+    batch_size = settings.batch_size or _choose_batch(draft.network, options, strides, kernels, window, grids, spec, hardware)
     drawn = sampler is not None and sampler.per_case > 0
     samples = count_samples((window.sizes,) * len(grids) if drawn or fit == "resample" else grids, window, sampler)
     if settings.epochs:
@@ -248,7 +250,7 @@ def make_plan(
         sampler=sampler,
         epochs=schedule.epochs,
         steps_per_epoch=schedule.steps_per_epoch,
-        recipe=chosen | {"epochs": schedule.epochs} | options,
+        recipe=chosen | mode | {"epochs": schedule.epochs} | options,
         reasons=reasons,
     )
     _check_flips(plan.resolve(settings), spec)
@@ -271,7 +273,7 @@ def _choose_sizes(
         return derive_window(grids, draft.mode, PLANES[draft.plane], find_divisor(draft.network, options), most)
 
     def fits(patch: tuple[int, ...]) -> bool:
-        if not hardware.device_bytes:
+        if math.prod(patch) > most or not hardware.device_bytes:
             return math.prod(patch) <= most
         shape = topology.choose_topology(draft.network, patch, spacing_mm, options["base_filters"])
         costs = topology.estimate_costs(shape, patch, len(spec.channels), spec.num_classes, 2 if hardware.bfloat16 else 4)
@@ -279,6 +281,32 @@ def _choose_sizes(
         return needed <= recipe.MEMORY_SHARE * hardware.device_bytes
 
     return topology.choose_patch(np.median(grids, axis=0).tolist(), spacing_mm, fits)
+
+
+def _choose_batch(
+    network: str,
+    options: Mapping[str, Any],
+    strides: tuple[tuple[int, ...], ...],
+    kernels: tuple[tuple[int, ...], ...],
+    window: Window,
+    grids: Sequence[Sequence[int]],
+    spec: DatasetSpec,
+    hardware: Hardware,
+) -> int:
+    """Chooses the samples of a step: as many as a GPU's memory holds, but of at most 5 % of all voxels, as in nnU-Net; at least 2."""
+    rank = len(window.shape)
+    least = recipe.BATCH[rank]
+    if not hardware.device_bytes or network not in topology.NETWORKS:
+        return least
+    levels = find_levels(network, options) or 0
+    strides, kernels = strides or ((2,) * rank,) * levels, kernels or ((3,) * rank,) * (levels + 1)
+    shape = topology.Topology(network, strides, kernels, options["base_filters"])
+    costs = topology.estimate_costs(shape, window.shape, len(spec.channels), spec.num_classes, 2 if hardware.bfloat16 else 4)
+    room = recipe.MEMORY_SHARE * hardware.device_bytes - recipe.WEIGHT_BYTES * costs.weights
+    # Slices of a volume are counted as the part of it that they are.
+    voxels = sum(math.prod(grid) for grid in grids)
+    most = int(0.05 * voxels / math.prod(window.sizes))
+    return max(2, min(int(room / costs.activation_bytes), most, recipe.MOST_BATCH[rank]))
 
 
 def _choose_stages(network: str, options: Mapping[str, Any], window: Window, spacing_mm: Sequence[float]):

@@ -6,14 +6,30 @@ from dataclasses import replace
 import numpy as np
 
 from modules.data.fingerprint import CaseMeasures, Fingerprint
+from modules.data.patches import PLANES
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
+from modules.hardware import Hardware
 from modules.run.settings import Settings
 
 # Volumes are resampled to their median voxel size where one differs from it by more than this factor.
 MOST_SPACING = 1.2
+# Volumes are trained by slices on a CPU from this ratio of their longest to the next side of a voxel.
+SLICES_FROM = 3.0
 # The part of an image that its dark margins must take before they are cut off.
 LEAST_MARGIN = 0.25
+
+
+def choose_mode(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, hardware: Hardware) -> dict[str, str]:
+    """Chooses slices for volumes whose voxels are much longer than wide, where a CPU trains: patches would cost more than they show.
+
+    Returns:
+        `mode` and `plane` of the slices; nothing where the general rule applies.
+    """
+    if spec.spatial_dims == 2 or settings.mode or settings.network or hardware.kind == "gpu" or fingerprint.anisotropy < SLICES_FROM:
+        return {}
+    coarse = int(np.argmax(fingerprint.spacing_mm))
+    return {"mode": "slice", "plane": next(name for name, axis in PLANES.items() if axis == coarse)}
 
 
 def choose_preprocessing(

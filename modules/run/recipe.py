@@ -3,7 +3,6 @@
 All functions are pure. They return the values of settings by name, and add a reason for each decision.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,13 @@ from modules.run.settings import Settings
 NETWORKS = {2: "unet2d", 3: "plain_unet"}
 # The width where no time is measured: nnU-Net's first level.
 BASE_FILTERS = 32
-# Most voxels of a patch, by the device: what a step of some tenths of a second can compute, and nnU-Net's usual cube.
+# Most voxels of a patch, by the device: what a step of some tenths of a second can compute, and twice nnU-Net's usual cube of 128.
 MOST_PATCH = {"cpu": 64**3, "gpu": 160**3}
+# Samples of a step on a CPU, and the most on a GPU, by rank.
+BATCH = {2: 16, 3: 2}
+MOST_BATCH = {2: 64, 3: 16}
 # The part of a GPU's memory that feature maps and weights may take, and the bytes of a weight with its gradient and moments.
-MEMORY_SHARE, WEIGHT_BYTES = 0.6, 16
+MEMORY_SHARE, WEIGHT_BYTES = 0.7, 16
 # Fewer steps than these do not profit from what helps a long training.
 SHORT, LONG = 3_000, 20_000
 
@@ -54,16 +56,6 @@ def choose_options(settings: Settings, network: str, rank: int) -> dict[str, Any
     if "base_filters" in known and not settings.network:
         options.setdefault("base_filters", BASE_FILTERS)
     return ({"base_filters": known["base_filters"]} if "base_filters" in known else {}) | options
-
-
-def choose_batch(shape: Sequence[int], grids: Sequence[Sequence[int]]) -> int:
-    """Chooses the samples of a step.
-
-    Args:
-        shape: Sizes of a sample.
-        grids: Shapes of the prepared cases.
-    """
-    return 16 if len(shape) == 2 else 2
 
 
 def choose_recipe(settings: Settings, spec: DatasetSpec, rank: int, schedule: Schedule, reasons: dict[str, str]) -> dict[str, Any]:
