@@ -227,7 +227,7 @@ def compare_subjects(candidates: Mapping[str, Iterable[Score]], subjects: Mappin
         if different := cells ^ table.keys():
             case, of_class = min(different)
             raise ValueError(
-                f"Expected scores of the same cases from all candidates. Received: {of_class} of {case} not from all ({name})."
+                f"Expected the same cases from all candidates. Received: {of_class} of {case}, not from all. Score {name} anew."
             )
     cases: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for cell in sorted(cells):

@@ -105,9 +105,7 @@ def _check_modes(modes: Mapping[str, Settings], spec: DatasetSpec) -> None:
         try:
             draft_plan(own, spec)
         except ValueError as error:
-            raise ValueError(
-                f"{error} --modes: every mode gets the same flags, and '{name}' does not take these." if name else error
-            ) from error
+            raise ValueError(f"{error} Every mode of --modes gets the same flags, '{name}' too." if name else str(error)) from error
 
 
 def _list_tests(cases: Sequence[Case], settings: Settings) -> list[list[Case]]:

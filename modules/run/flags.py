@@ -119,10 +119,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
 def _merge(runs: Sequence[str], given: Mapping[str, Any], datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
     """Makes the request to merge finished folds. Their settings hold; only a name and places may stand beside them."""
     if others := sorted(set(given) - {"name", *PLACES}):
-        flag = others[0].replace("_", "-")
-        raise ValueError(
-            f"Expected --merge with --name, {', '.join(f'--{name}' for name in PLACES)} alone. Received: --{flag}. Leave it out."
-        )
+        allowed, flag = ", ".join(f"--{name}" for name in PLACES), others[0].replace("_", "-")
+        raise ValueError(f"Expected nothing beside --merge but --name, {allowed}. Received: --{flag}. Leave it out.")
     settings, parts = collect_folds([Path(run) for run in runs])
     _check_dataset(settings, RunFolder(next(iter(parts.values()))).record, datasets)
     places = {name: given[name] for name in ("name", *PLACES) if name in given}

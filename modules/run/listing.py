@@ -27,9 +27,7 @@ def list_models(runs: Iterable[Path]) -> list[Path]:
         modes = [] if _find_folds(run) else [run / mode for mode in MODES if _find_folds(run / mode)]
         if modes:
             names = " or ".join(map(str, modes))
-            raise ValueError(
-                f"Expected a finished cross-validation in {run}. Received: no choice of a mode yet. --resume it, or name {names}."
-            )
+            raise ValueError(f"Expected a finished cross-validation. Received: {run}, without a chosen mode. --resume it, or name {names}.")
         models += list_runs([run])
     return models
 

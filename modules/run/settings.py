@@ -168,17 +168,14 @@ class Settings:
             raise ValueError(f"Expected either `demo` or `data`. Received: both, data {self.data!r}. Leave one out.")
 
     def _check_modes(self) -> None:
+        listed = f"--modes {' '.join(self.modes)}"
         if len(set(self.modes)) < len(self.modes):
-            raise ValueError(f"Expected `modes` each once. Received: {' '.join(self.modes)}. Leave the repeated one out.")
+            raise ValueError(f"Expected `modes` each once. Received: {listed}. Leave the repeated one out.")
         if self.modes and (self.mode or self.fold is not None):
-            other = f"--mode {self.mode}" if self.mode else f"--fold {self.fold}, which trains one mode alone"
-            raise ValueError(
-                f"Expected --modes with --folds alone. Received: {other}, too. Give --mode with --fold, and join the runs by --merge."
-            )
+            other = f"--mode {self.mode}" if self.mode else f"--fold {self.fold}"
+            raise ValueError(f"Expected either --modes or {other}. Received: both. Train single folds by --mode, and join them by --merge.")
         if self.modes and not self.folds:
-            raise ValueError(
-                f"Expected `folds` beside `modes`. Received: --modes {' '.join(self.modes)} alone. Say how many with `--folds`."
-            )
+            raise ValueError(f"Expected `folds` beside `modes`. Received: {listed} alone. Say how many with `--folds`.")
 
     def _check_sizes(self) -> None:
         for name in ("shape", "spacing"):
