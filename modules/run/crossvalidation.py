@@ -65,7 +65,7 @@ def cross_validate(settings: Settings, request: TrainingRequest, program: Progra
     else:
         # A wrong setting shows before the folder is made.
         spec, cases = program.load(settings)
-        divide(cases, replace(settings, fold=0))
+        divide(cases, replace(settings, fold=0, modes=()))
         _check_modes(modes, choose_target(spec, settings.target))
         run.check_new()
         if request.parts:
@@ -110,13 +110,15 @@ def _check_modes(modes: Mapping[str, Settings], spec: DatasetSpec) -> None:
 
 def _list_tests(cases: Sequence[Case], settings: Settings) -> list[list[Case]]:
     """Lists the test cases of each fold."""
-    return [divide(cases, replace(settings, fold=fold))[0]["test"] for fold in range(settings.folds)]
+    return [divide(cases, replace(settings, fold=fold, modes=()))[0]["test"] for fold in range(settings.folds)]
 
 
 def train_folds(run: RunFolder, settings: Settings, program: Program, max_devices: int | None) -> None:
     """Trains the folds that are not finished, mode by mode."""
     modes = _list_modes(settings)
     runs = {name: run.list_folds(settings.folds, name) for name in modes}
+    # TensorFlow takes several trainings in one process for a mistake, and warns of it.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     spent = 0.0
     for name, own in modes.items():
         for fold, fold_run in enumerate(runs[name]):
