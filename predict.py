@@ -22,6 +22,7 @@ from modules.predict.cases import PredictionOptions, predict_cases
 from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION, export_model
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
 from modules.run.flags import parse_prediction
 from modules.run.folder import RunFolder
@@ -56,10 +57,14 @@ def _main(argv: Sequence[str] | None) -> int:
         log.info("%s", remark)
     if options.overlap != PredictionOptions.overlap and all(bundle.preprocessing.resize for bundle in bundles):
         log.warning("--overlap has no effect: the model sees each scan whole")
+    steps, wanted = [bundle.postprocessing for bundle in bundles], not options.no_postprocess
+    if line := describe_shared(steps, bundles[0].class_names, bundles[0].preprocessing.spatial_dims, wanted=wanted):
+        log.info("%s", line)
 
     models = [[identify(run), bundle.engine] for run, bundle in zip(runs, bundles, strict=True)]
     made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
+    made_by |= {} if wanted else {"postprocess": False}
     batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
     for error in [*found.failures, *unusable]:
         batch.refuse(error)
@@ -88,7 +93,8 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
     try:
         with PredictionProgress(len(batch.todo), "predicting") as progress:
             reports = {"on_failure": batch.fail, "on_image": departures.check}
-            settings = progress.options(overlap=options.overlap, mirror=options.mirror, **reports)
+            chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
+            settings = progress.options(**chosen, **reports)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
             for score in scoring.score_predictions(write_predictions(predicted, bundles[0], batch), bundles[0].class_names):
                 scores.append(score)

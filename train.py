@@ -18,7 +18,7 @@ from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
 from modules.data.subjects import assign_subjects, find_copies
 from modules.run import proof, tracking
-from modules.run.budget import Share, draft_share, fit_to_time, start_probe
+from modules.run.budget import Share, draft_share, fit_to_time, start_clock, start_probe
 from modules.run.costs import estimate_costs
 from modules.run.crossvalidation import Program, cross_validate, plan_folds
 from modules.run.division import divide
@@ -49,9 +49,10 @@ def _main(argv: Sequence[str] | None) -> None:
         for line in describe_choices(DATASETS):
             log.info("%s", line)
         return
+    all_folds = bool(request.settings.folds) and request.settings.fold is None
+    start_clock()
     devices.start_hosts(*request.joined)
     utils.start_log(quiet=not devices.is_main())
-    all_folds = bool(request.settings.folds) and request.settings.fold is None
     if devices.find_host()[1] > 1 and (request.verify or all_folds):
         raise ValueError("Expected a single training for several hosts. Received: --verify, or --folds. Give --hosts 1, or one --fold.")
     if request.verify:
@@ -59,10 +60,10 @@ def _main(argv: Sequence[str] | None) -> None:
     elif all_folds:
         work = plan_folds if request.plan_only else cross_validate
         work(request.settings, request, Program(load, prepare, train, resume))
-    elif request.resume:
-        resume(RunFolder(request.resume), request.settings, request.devices)
     elif request.plan_only:
         log_lines(describe_prepared(prepare(request.settings, request.devices)))
+    elif request.resume:
+        resume(RunFolder(request.resume), request.settings, request.devices)
     else:
         train(request.settings, max_devices=request.devices)
 
@@ -147,7 +148,7 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
             best_epoch = fit(prepared, bundle, run, tracker)
             summary = {"best_epoch": best_epoch, "weights_sha256": proof.hash_weights(prepared.network), **environment}
             devices.distribute([])
-            devices.on_main(lambda: evaluate(prepared.splits["test"], run, summary, tracker))
+            devices.on_main(lambda: evaluate(prepared.splits, run, summary, tracker, settings.postprocess))
         except KeyboardInterrupt:
             log.info("stopped; go on with: python train.py --resume %s", run.whole)
             raise

@@ -16,6 +16,7 @@ from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.data.ranges import TrainingRanges
 from modules.predict import engines, schema
+from modules.predict.postprocess import NOTHING, Postprocessing
 from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
 FORMAT = 6
@@ -38,6 +39,7 @@ class ModelBundle:
         flipped_axes: Axes of `window.deep` along which the training flipped its samples; None where nobody wrote it down. A
             prediction is mirrored along these alone.
         trained: What the training cases measured; None where nobody wrote it down. A prediction tells of scans that leave it.
+        postprocessing: The steps that every label map of the model goes through.
         provenance: Data set, seed, versions and scores. No prediction reads them.
         engine: The engine that computes the model, "keras" or "openvino". It is chosen on loading and is not saved.
     """
@@ -51,6 +53,7 @@ class ModelBundle:
     mirrored_labels: tuple[tuple[int, int], ...] = ()
     flipped_axes: tuple[int, ...] | None = None
     trained: TrainingRanges | None = None
+    postprocessing: Postprocessing = NOTHING
     provenance: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "keras"
 
@@ -90,6 +93,7 @@ class ModelBundle:
             "mirrored_labels": self.mirrored_labels,
             "flipped_axes": self.flipped_axes,
             "trained": None if self.trained is None else self.trained.to_json(),
+            "postprocessing": self.postprocessing.to_json(),
             "provenance": dict(self.provenance),
             "intended_use": INTENDED_USE,
             "files_sha256": {MODEL_FILE: hash_file(temporary / MODEL_FILE)},
@@ -139,6 +143,7 @@ class ModelBundle:
             mirrored_labels=tuple((first, second) for first, second in description["mirrored_labels"]),
             flipped_axes=None if description["flipped_axes"] is None else tuple(description["flipped_axes"]),
             trained=None if description["trained"] is None else TrainingRanges.from_json(description["trained"]),
+            postprocessing=Postprocessing.from_json(description["postprocessing"]),
             provenance=description["provenance"],
             engine=engine,
         )
@@ -202,6 +207,12 @@ def add_provenance(folder: Path, **values: Any) -> None:
     write_description(folder, description | {"provenance": description["provenance"] | values})
 
 
+def set_postprocessing(folder: Path, postprocessing: Postprocessing) -> None:
+    """Sets the postprocessing of a saved bundle; `folder` is the bundle, or the run that contains it."""
+    folder = find_bundle(folder)
+    write_description(folder, read_description(folder) | {"postprocessing": postprocessing.to_json()})
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Reads and checks a bundle's description; converts one of an earlier format.
 
@@ -235,11 +246,14 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def _convert_old_format(description: dict[str, Any]) -> dict[str, Any]:
-    """Gives a description of format 4 or 5 what it lacks: format 4 did not say what the training cases measured."""
+    """Gives a description of an earlier format what it lacks.
+
+    Format 4 did not say what the training cases measured, and format 5 knew neither a clip nor postprocessing.
+    """
     preprocessing = description.get("preprocessing")
     if isinstance(preprocessing, dict):
         description |= {"preprocessing": {"clip": [], **preprocessing}}
-    return {"trained": None, **description, "format": FORMAT}
+    return {"trained": None, "postprocessing": [], **description, "format": FORMAT}
 
 
 def _convert_format_3(description: dict[str, Any]) -> dict[str, Any]:

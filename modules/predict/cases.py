@@ -17,6 +17,7 @@ from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
 from modules.predict.engines import EngineError
+from modules.predict.postprocess import share
 
 log = logging.getLogger("mri")
 Order = tuple[int, int, int]
@@ -35,6 +36,7 @@ class PredictionOptions:
         overlap: Fraction in [0, 1) of a window that its neighbour along an axis shares.
         batch_size: Windows predicted together; 0 chooses by their size.
         mirror: Whether to average over flips as well.
+        postprocess: Whether label maps go through the models' postprocessing. Probabilities never do.
         on_tiling: A function called with each image's windows before the first of them is predicted.
         on_batch: A function called after each batch with the number of its windows.
         on_image: A function called with each case and its image as it lies on disk, before it is predicted.
@@ -45,6 +47,7 @@ class PredictionOptions:
     overlap: float = 0.5
     batch_size: int = 0
     mirror: bool = False
+    postprocess: bool = True
     on_tiling: Callable[[windows.Tiling], None] = _do_nothing
     on_batch: Callable[[int], None] = _do_nothing
     on_image: Callable[[Case, Volume], None] = _do_nothing
@@ -115,7 +118,7 @@ def _predict_chunk(
     bundles: Sequence[ModelBundle], chunk: Sequence[_ReadCase], options: PredictionOptions, order: Order, keep: bool
 ) -> Iterator[Predicted]:
     """Predicts cases that share batches. Where an engine or the memory fails, each of those left is tried alone."""
-    done = 0
+    done, steps = 0, share([bundle.postprocessing for bundle in bundles])
     try:
         # All models go through the chunk in step, a plane at a time.
         streams = [_predict_tiled(bundle, [item.tiled[number] for item in chunk], options, order) for number, bundle in enumerate(bundles)]
@@ -132,6 +135,8 @@ def _predict_chunk(
                     raise error
                 options.on_failure(item.case, error)
                 continue
+            if options.postprocess:
+                steps.apply(prediction, item.image.spacing_mm)
             yield Predicted(item.case, item.image, item.label, prediction, probabilities)
         return
     except Exception as error:

@@ -129,6 +129,13 @@ def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
             "interpolation, and call what the model never saw background. A voxel's label is the class of the largest probability, the "
             "first of equal ones.",
         },
+        "postprocessing": {
+            "steps": bundle.postprocessing.to_json(),
+            "text": "What is done to each label map, in order. `target` is the index of a class; 0 is the whole foreground. An object is "
+            "a part connected across faces, edges and corners. keep_largest makes all objects but the largest background. remove_small "
+            f"does so with objects below `size`, in {'mm3' if volumes else 'pixels'}. fill_holes gives background to the class that cuts "
+            "it off from the edge of the image; steps across faces do not lead out.",
+        },
         "classes": [
             {"index": index, "name": name, "value_in_file": value}
             for index, (name, value) in enumerate(zip(bundle.class_names, bundle.label_rule.output_values, strict=True))
@@ -189,6 +196,11 @@ def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
     if preprocessing.intensity == "fixed":
         numbers = {"scale": preprocessing.scale, "mean": preprocessing.mean, "std": preprocessing.std}
         return numbers | {"formula": "(x / scale - mean) / std", "text": f"No intensity above {preprocessing.scale:g} is expected."}
+    if preprocessing.intensity == "ct":
+        clip = list(preprocessing.clip)
+        text = "x is in Hounsfield units, after clipping where `clip` gives the least and the greatest. Voxels of a fill are clipped too."
+        formula = "(clip(x, clip[0], clip[1]) - mean) / std" if clip else "(x - mean) / std"
+        return {"clip": clip, "mean": preprocessing.mean, "std": preprocessing.std, "formula": formula, "text": text}
     formulas = {
         "min_max": ("(x - min) / (max - min)", f"Of each channel of each scan. A channel of one value becomes 0. {fill}"),
         "percentile": (

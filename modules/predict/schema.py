@@ -28,6 +28,7 @@ from modules.data.documents import (
 from modules.data.files import LEAST_MM, MOST_MM
 from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
 from modules.predict.engines import OPENVINO_FILES
+from modules.predict.postprocess import KINDS
 
 MODEL_FILE = "model.keras"
 DESCRIPTION_FILE = "bundle.json"
@@ -67,6 +68,7 @@ _FIELDS = {
     "mirrored_labels": many(many(whole(1, _MOST_CLASSES - 1), 2, 2, distinct=True), 0, _MOST_CLASSES),
     "flipped_axes": optional(many(whole(0, 2), 0, 3, distinct=True)),
     "trained": anything(),
+    "postprocessing": many(anything(), 0, len(KINDS) * _MOST_CLASSES),
     "provenance": Rule("an object", lambda value: isinstance(value, dict)),
     "intended_use": text(2_000),
     "files_sha256": mapping(_FILE, HASH, 1),
@@ -94,6 +96,7 @@ _TRAINED = {
     "share": many(_SPAN, 1, 4096),
     "in_mm": flag(),
 }
+_STEP = {"kind": choice(KINDS), "target": whole(0, _MOST_CLASSES - 1), "size": number(0, 1e30)}
 _LABEL_RULE = {
     "values": mapping(_VALUE, whole(0, _MOST_CLASSES - 1), 2),
     "output_values": many(whole(0, _MOST_VALUE), 2, _MOST_CLASSES, distinct=True),
@@ -117,7 +120,9 @@ def check_description(content: Any, path: Path) -> None:
     check_fields(content["label_rule"], _LABEL_RULE, path, REMEDY, within="label_rule")
     if content["trained"] is not None:
         check_fields(content["trained"], _TRAINED, path, REMEDY, within="trained")
-    for name, expected, received in (*_find_wrong_sizes(content), *_find_wrong_classes(content)):
+    for index, step in enumerate(content["postprocessing"]):
+        check_fields(step, _STEP, path, REMEDY, within=f"postprocessing[{index}]")
+    for name, expected, received in (*_find_wrong_sizes(content), *_find_wrong_classes(content), *_find_wrong_steps(content)):
         raise refuse_field(name, expected, received, path, REMEDY)
     if MODEL_FILE not in content["files_sha256"]:
         raise refuse_field("files_sha256", f"an entry {MODEL_FILE}", "none", path, REMEDY)
@@ -165,6 +170,21 @@ def _find_wrong_classes(content: Mapping[str, Any]):
     mirrored = [index for pair in content["mirrored_labels"] for index in pair]
     if len(set(mirrored)) < len(mirrored) or max(mirrored, default=0) >= number:
         yield "mirrored_labels", f"pairs of distinct classes from 1 to {number - 1}", shorten(content["mirrored_labels"])
+
+
+def _find_wrong_steps(content: Mapping[str, Any]):
+    """Yields field, expected and received of steps of postprocessing that do not fit the classes or one another."""
+    known = set()
+    for index, step in enumerate(content["postprocessing"]):
+        kind, target, size = step["kind"], step["target"], step["size"]
+        least, most = int(kind != "keep_largest"), len(content["class_names"]) - 1
+        if not least <= target <= most:
+            yield f"postprocessing[{index}].target", f"a class from {least} to {most} for {kind}", str(target)
+        if (kind == "remove_small") != (size > 0):
+            yield f"postprocessing[{index}].size", f"a size {'above 0' if kind == 'remove_small' else 'of 0'} for {kind}", str(size)
+        if (kind, target) in known:
+            yield f"postprocessing[{index}]", "each step once", f"{kind} of class {target} again"
+        known.add((kind, target))
 
 
 def check_files(folder: Path, listed: Mapping[str, str]) -> list[str]:

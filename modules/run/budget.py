@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 from modules import devices
 from modules.data.cache import PreparedCase
@@ -18,7 +18,7 @@ from modules.data.patches import count_starts, make_grid
 from modules.data.spec import DatasetSpec
 from modules.hardware import Hardware
 from modules.networks import list_options
-from modules.run.plan import Plan, make_plan
+from modules.run.plan import Plan, draft_plan, make_plan
 from modules.run.probe import Probe, Timing
 from modules.run.recipe import Schedule
 from modules.run.settings import Settings
@@ -29,6 +29,8 @@ MINUTES = 60.0
 PROBE_SHARE = 0.1
 # The part that validations and checkpoints may take of the training, and the least and most number of them.
 VALIDATION_SHARE, LEAST_EPOCHS, MOST_EPOCHS = 0.08, 4, 40
+# The part that they may take where those few do not fit into it.
+MOST_VALIDATION = 0.5
 # Seconds that a checkpoint and the curves of an epoch take.
 EPOCH_SECONDS = 0.6
 # Seconds from the last epoch to the end, without the predictions: conversion, comparison of engines, scores and pictures.
@@ -36,14 +38,25 @@ END_SECONDS = 18.0
 # Seconds to read a test case, score it, and write it down.
 CASE_SECONDS = 0.15
 # Widths from narrow to wide. Each step up takes about twice as long.
-WIDTHS = (8, 12, 16, 24, 32)
+WIDTHS, MIDDLE = (8, 12, 16, 24, 32), 16
+# Seconds of a step, before any is measured.
+GUESSED_STEP_S = 0.4
 # Steps that a width must leave, by spatial rank; see docs/recipes.md.
 LEAST_STEPS = {2: 600, 3: 600}
 # bfloat16 must be faster by this factor, because it rounds.
 BFLOAT16_FACTOR = 1.15
 
 log = logging.getLogger("mri")
-_start = time.monotonic()
+
+
+@dataclass
+class _Clock:
+    """The time at which a training began to read its data."""
+
+    start: float
+
+
+_CLOCK = _Clock(time.monotonic())
 
 
 @dataclass(frozen=True)
@@ -103,16 +116,15 @@ def start_probe(settings: Settings, plan: Plan | None, share: Share | None = Non
     return Probe(settings)
 
 
-def find_elapsed() -> float:
-    """Returns the seconds since the program began, but for the start of Python, or since `restart_clock`."""
-    return time.monotonic() - _start
-
-
-def restart_clock() -> float:
-    """Lets `find_elapsed` count from now on, for the next of several trainings; returns what it has counted."""
-    global _start
-    elapsed, _start = find_elapsed(), time.monotonic()
+def start_clock() -> float:
+    """Lets the time of a training begin now; returns the seconds of the one before."""
+    elapsed, _CLOCK.start = find_elapsed(), time.monotonic()
     return elapsed
+
+
+def find_elapsed() -> float:
+    """Returns the seconds since the training began to read its data, see `start_clock`."""
+    return time.monotonic() - _CLOCK.start
 
 
 def draft_share(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, share: Share | None = None) -> Plan:
@@ -147,6 +159,7 @@ def find_schedule(seconds: float, timing: Timing, work: Work, batch_size: int) -
     epoch_s = math.ceil(work.validate / batch_size) * timing.validation_s + EPOCH_SECONDS
     training_s = seconds - timing.first_s - END_SECONDS - work.test * window_s - work.cases * CASE_SECONDS
     epochs = max(LEAST_EPOCHS, min(MOST_EPOCHS, int(VALIDATION_SHARE * training_s / epoch_s)))
+    epochs = max(1, min(epochs, int(MOST_VALIDATION * training_s / epoch_s)))
     steps = int((training_s - epochs * epoch_s) / timing.step_s)
     epochs = max(1, min(epochs, steps))
     per_epoch = max(1, steps // epochs)
@@ -179,41 +192,75 @@ def fit_to_time(
         return make_plan(settings, spec, fingerprint, hardware=hardware)
     minutes = share.minutes if share else settings.minutes or MINUTES
     limit = find_elapsed() + max(15.0, 60 * minutes * PROBE_SHARE)
-    tried: dict[tuple, tuple[Settings, Plan, Timing]] = {}
+    bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10))
+    guess = _guess_schedule(settings, minutes)
 
-    def measure(overrides: dict[str, Any]) -> tuple[Settings, Plan, Timing] | None:
-        chosen = settings.fill(overrides)
-        plan = make_plan(chosen, spec, fingerprint, Schedule(1, 1), hardware)
-        key = (plan.network, tuple(sorted(overrides.items())))
-        if key not in tried:
-            timing = probe.measure(plan, plan.resolve(chosen), spec, min(4.0, 60 * minutes * PROBE_SHARE / 10))
-            if timing is None:
-                return None
-            tried[key] = chosen, plan, timing
-            log.debug("probe: %s %s", overrides, timing)
-        return tried[key]
+    def find_steps(one: _Candidate) -> Schedule:
+        return find_schedule(60 * minutes - find_elapsed(), one.timing, Work.count(prepared, one.plan), one.plan.batch_size)
 
-    def count_steps(one: tuple[Settings, Plan, Timing]) -> int:
-        _, plan, timing = one
-        return find_schedule(60 * minutes - find_elapsed(), timing, Work.count(prepared, plan), plan.batch_size).steps
-
-    named = {option.name for option in list_options(make_plan(settings, spec, fingerprint, Schedule(1, 1)).network)}
+    named = {option.name for option in list_options(draft_plan(settings, spec).network)}
     fixed = "base_filters" not in named or settings.network_options.get("base_filters") is not None
-    best = _search(fixed, _choose_precisions(settings, hardware), measure, count_steps, lambda: find_elapsed() < limit)
+    best = _search(
+        fixed,
+        _choose_precisions(settings, hardware),
+        lambda overrides: bench.measure(settings.fill(overrides), guess),
+        lambda one: find_steps(one).steps,
+        lambda: find_elapsed() < limit,
+    )
     if best is None:
         raise ValueError(
             "Expected a plan that fits into the memory. Received: none. Choose a smaller --shape, --batch-size or --base-filters."
         )
-    chosen, plan, timing = best
-    left = 60 * minutes - find_elapsed()
-    schedule = find_schedule(left, timing, Work.count(prepared, plan), plan.batch_size)
+    schedule = find_steps(best)
+    # More or fewer steps than we guessed may have another recipe, whose steps take another time.
+    if bench.differs(best, schedule):
+        best = bench.measure(best.settings, schedule) or best
+        schedule = find_steps(best)
+    timing, left = best.timing, 60 * minutes - find_elapsed()
     if schedule.steps * timing.step_s + timing.first_s > left:
         raise ValueError(
             f"Expected `minutes` for at least one step. Received: {minutes:g}, of which {find_elapsed() / 60:.1f} are over and "
             f"{timing.first_s / 60:.1f} are needed to compile the network. Give more minutes, or --epochs."
         )
-    plan = make_plan(chosen, spec, fingerprint, schedule, hardware)
-    return replace(plan, recipe={**plan.recipe, "precision": chosen.precision}, costs={"seconds": 60 * minutes, **_describe(timing)})
+    plan = make_plan(best.settings, spec, fingerprint, schedule, hardware)
+    return replace(plan, recipe={**plan.recipe, "precision": best.settings.precision}, costs={"seconds": 60 * minutes, **_describe(timing)})
+
+
+class _Candidate(NamedTuple):
+    """A measured candidate: the settings with what it chooses, its plan and its costs."""
+
+    settings: Settings
+    plan: Plan
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Measures candidates. `seconds` is the most time for the steps of each."""
+
+    settings: Settings
+    spec: DatasetSpec
+    fingerprint: Fingerprint
+    probe: Probe
+    seconds: float
+
+    def measure(self, chosen: Settings, schedule: Schedule) -> _Candidate | None:
+        """Measures the plan for settings and a length; None where the memory does not suffice."""
+        plan = make_plan(chosen, self.spec, self.fingerprint, schedule, self.probe.hardware)
+        timing = self.probe.measure(plan, plan.resolve(chosen), self.spec, self.seconds)
+        log.debug("probe: %s %s %s", chosen.precision, plan.recipe.get("base_filters"), timing)
+        return None if timing is None else _Candidate(chosen, plan, timing)
+
+    def differs(self, one: _Candidate, schedule: Schedule) -> bool:
+        """Returns whether a candidate has another recipe for another length."""
+        plan = make_plan(one.settings, self.spec, self.fingerprint, schedule, self.probe.hardware)
+        return {**plan.recipe, "epochs": 0} != {**one.plan.recipe, "epochs": 0}
+
+
+def _guess_schedule(settings: Settings, minutes: float) -> Schedule:
+    """Guesses the length of a training, from which the recipe of the candidates follows."""
+    epochs = max(MOST_EPOCHS, (settings.warmup_epochs or 0) + 1)
+    return Schedule(epochs, max(1, settings.accumulate, round(60 * minutes / GUESSED_STEP_S / epochs)))
 
 
 def _describe(timing: Timing) -> dict[str, float]:
@@ -229,34 +276,35 @@ def _choose_precisions(settings: Settings, hardware: Hardware) -> list[str]:
     return ["bfloat16", "float32"] if hardware.bfloat16 else ["float32"]
 
 
-def _search(fixed: bool, precisions: Sequence[str], measure, count_steps, in_time):
-    """Searches for the widest network that leaves enough steps, beginning in the middle; returns what `measure` returned of it."""
-    width = 16
-    base = {} if fixed else {"base_filters": width}
-    first = [measure(base | {"precision": precision}) for precision in precisions]
-    found = {precision: one for precision, one in zip(precisions, first, strict=True) if one is not None}
+def _search(fixed: bool, precisions: Sequence[str], measure, count_steps, in_time) -> _Candidate | None:
+    """Searches for the widest network that leaves enough steps, beginning in the middle; None where none fits into the memory."""
+    middle = place = WIDTHS.index(MIDDLE)
+    while True:
+        base = {} if fixed else {"base_filters": WIDTHS[place]}
+        first = [measure(base | {"precision": precision}) for precision in precisions]
+        found = {precision: one for precision, one in zip(precisions, first, strict=True) if one is not None}
+        if found or fixed or not place:
+            break
+        place -= 1
     if not found:
         return None
-    precision = min(found, key=lambda name: found[name][2].step_s * (BFLOAT16_FACTOR if name == "bfloat16" else 1))
+    precision = min(found, key=lambda name: found[name].timing.step_s * (BFLOAT16_FACTOR if name == "bfloat16" else 1))
     best = found[precision]
-    if fixed:
-        return best
-    least = LEAST_STEPS[len(best[1].window.shape)]
-    steps, places = count_steps(best), list(WIDTHS)
+    least, steps = LEAST_STEPS[len(best.plan.window.shape)], count_steps(best)
     direction = 1 if steps >= least else -1
-    place = places.index(width)
-    while in_time() and 0 <= place + direction < len(places):
+    # A width beyond the memory is not tried again.
+    if fixed or (direction > 0 and place < middle):
+        return best
+    while in_time() and 0 <= place + direction < len(WIDTHS):
         # Twice the width takes three to four times as long.
-        expected = steps * (places[place] / places[place + direction]) ** 1.7
+        expected = steps * (WIDTHS[place] / WIDTHS[place + direction]) ** 1.7
         if direction > 0 and expected < 0.8 * least:
             break
-        other = measure({"base_filters": places[place + direction], "precision": precision})
-        if other is None:
+        place += direction
+        other = measure({"base_filters": WIDTHS[place], "precision": precision})
+        if other is None or (direction > 0 and count_steps(other) < least):
             break
-        place, steps_other = place + direction, count_steps(other)
-        if direction > 0 and steps_other < least:
-            break
-        best, steps = other, steps_other
+        best, steps = other, count_steps(other)
         if direction < 0 and steps >= least:
             break
     return best

@@ -23,14 +23,18 @@ class _Idle(NamedTuple):
 
 
 def describe_conflicts(prepared: PreparedRun) -> list[str]:
-    """Describes the settings that do nothing beside others, a sentence each. Defaults and a data set's own settings are not told."""
+    """Describes the settings that do nothing beside others, a sentence each.
+
+    Not told are defaults, a data set's own settings, what the plan chose, and what is switched off.
+    """
     own = prepared.spec.defaults
-    defaults = {item.name: (item.default, own.get(item.name, item.default)) for item in fields(Settings)}
-    return [
-        f"--{item.name.replace('_', '-')} has no effect: {item.why}"
-        for item in _list_idle(prepared)
-        if item.idle and item.name not in prepared.plan.recipe and getattr(prepared.settings, item.name) not in defaults[item.name]
-    ]
+    quiet = {item.name: (item.default, own.get(item.name, item.default)) for item in fields(Settings)}
+    told = []
+    for item in _list_idle(prepared):
+        value = getattr(prepared.settings, item.name)
+        if item.idle and value and value not in quiet[item.name] and item.name not in prepared.plan.recipe:
+            told.append(f"--{item.name.replace('_', '-')} has no effect: {item.why}")
+    return told
 
 
 def _list_idle(prepared: PreparedRun) -> list[_Idle]:
@@ -42,7 +46,8 @@ def _list_idle(prepared: PreparedRun) -> list[_Idle]:
     return [
         _Idle("cycles", settings.schedule != "cosine_restarts", "only --schedule cosine_restarts has cycles"),
         _Idle("patches_per_case", not patches, "only --mode patch draws patches"),
-        _Idle("sampling", not patches and (plan.sampler is None or plan.sampler.sampling == "uniform"), "only --mode patch draws patches"),
+        _Idle("sampling", plan.mode == "volume", "whole volumes leave no place to choose"),
+        _Idle("sampling", plan.mode == "slice" and settings.sampling == "weighted", "only --mode patch weighs classes; slices come evenly"),
         _Idle("class_probabilities", not patches or settings.sampling != "weighted", "only --mode patch with --sampling weighted reads it"),
         _Idle("plane", plan.mode != "slice" or spec.spatial_dims == 2, "only slices of volumes lie across a plane"),
         _Idle("spacing", preprocessing.resize and bool(settings.shape or spec.preprocessing.shape), "every scan is resampled to --shape"),

@@ -38,7 +38,8 @@ def estimate_costs(plan: Plan, network: Any, precision: str, prepared: Mapping[s
         "flops": flops,
         "disk_bytes": sum(case.size for cases in prepared.values() for case in cases),
     }
-    if "step_s" in plan.costs:
+    # A run that goes on has what was written of its costs, measured or estimated.
+    if {"device_bytes", "peak_bytes"} <= plan.costs.keys():
         return {**plan.costs, **costs, "memory_bytes": plan.costs["device_bytes"] or plan.costs["peak_bytes"]}
     bytes_each = 4 if precision == "float32" else 2
     maps = MAPS * plan.batch_size * bytes_each * sum(math.prod(shape) for shape in _list_maps(network))

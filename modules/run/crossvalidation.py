@@ -11,7 +11,7 @@ from pathlib import Path
 from modules import score_tables
 from modules.data.case import Case
 from modules.data.spec import DatasetSpec, choose_target
-from modules.run.budget import MINUTES, Share, restart_clock
+from modules.run.budget import MINUTES, Share, start_clock
 from modules.run.combine import combine
 from modules.run.division import divide
 from modules.run.flags import TrainingRequest
@@ -87,7 +87,7 @@ def plan_folds(settings: Settings, request: TrainingRequest, program: Program) -
     modes = _list_modes(settings)
     for name, own in modes.items():
         log.info("fold 0 of %d%s", settings.folds, f", mode {name}" if name else "")
-        restart_clock()
+        start_clock()
         minutes = (settings.minutes or MINUTES) * _find_training_share(settings) / (len(modes) * settings.folds)
         prepared = program.prepare(replace(own, fold=0), request.devices, share=None if settings.epochs else Share(minutes))
         for line in describe_prepared(prepared):
@@ -122,7 +122,7 @@ def train_folds(run: RunFolder, settings: Settings, program: Program, max_device
     spent = 0.0
     for name, own in modes.items():
         for fold, fold_run in enumerate(runs[name]):
-            spent += restart_clock()
+            spent += start_clock()
             fold_settings = replace(own, fold=fold)
             if fold_run.record.is_file() and not fold_run.finished:
                 program.resume(fold_run, fold_settings, max_devices)

@@ -78,6 +78,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     }
     preset, listed, plan_only = given.pop("preset"), given.pop("list"), given.pop("plan_only")
     resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
+    if plan_only and (resume or verify):
+        raise ValueError("Expected --plan-only for a new run. Received: a run that has its plan, in plan.json. Leave one out.")
     if resume and verify:
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
     if merge := given.pop("merge"):
@@ -241,6 +243,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         help="fraction of a window that its neighbour shares (default %(default)s)",
     )
     parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
+    parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
@@ -253,7 +256,9 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     for name in (
-        ("model", "engine", "overlap", "mirror", "labels", "ignore_geometry", "overwrite", "probabilities") if options.export else ()
+        ("model", "engine", "overlap", "mirror", "no_postprocess", "labels", "ignore_geometry", "overwrite", "probabilities")
+        if options.export
+        else ()
     ):
         if getattr(options, name) != parser.get_default(name):
             flag = name.replace("_", "-")

@@ -43,8 +43,8 @@ _FIELDS = {
     "sampler": anything(),
     "epochs": whole(1, 1 << 40),
     "steps_per_epoch": whole(1, 1 << 40),
-    "recipe": anything(),
-    "costs": anything(),
+    "recipe": mapping(text(), anything()),
+    "costs": mapping(text(), number(0)),
     "reasons": mapping(text(), text(1_000)),
 }
 _SAMPLER = {"sampling": choice(SAMPLINGS), "per_case": whole(0, 1 << 20), "probabilities": many(number(0), 0, 255)}
@@ -106,10 +106,8 @@ class Plan:
         check_fields(values["preprocessing"], PREPROCESSING, source, _REMEDY, within="preprocessing")
         if (sampler := values["sampler"]) is not None:
             check_fields(sampler, _SAMPLER, source, _REMEDY, within="sampler")
-        if not isinstance(values["recipe"], Mapping) or not isinstance(values["costs"], Mapping):
-            raise ValueError(f"Expected `recipe` and `costs` by name in {source}. Received: something else. {_REMEDY}")
-        Settings.from_json({"dataset": "", **values["recipe"]}, source)
         try:
+            Settings.from_json({"dataset": "", **values["recipe"]}, source)
             records: dict[str, Any] = {
                 "preprocessing": Preprocessing(**_to_tuples(values["preprocessing"])),
                 "window": Window(tuple(values["window"])),
@@ -204,7 +202,7 @@ def make_plan(
         fingerprint: The fingerprint of the training cases, see `modules.data.fingerprint.measure`.
         schedule: Epochs and steps that the time allows, see `modules.run.budget`; without it `--epochs` says how many, or the whole
             recipe is planned.
-        hardware: The machine. A GPU's memory bounds the window.
+        hardware: The machine. A GPU's memory bounds the window. Without it we plan for a CPU.
 
     Raises:
         ValueError: If settings do not fit the data set or one another.

@@ -97,7 +97,7 @@ def _choose_intensity(
     """Chooses the normalisation of intensities: Hounsfield units stay comparable, and all else is a z-score over what is not empty."""
     kind, reason = settings.intensity, "set"
     if not kind:
-        ct = bool(spec.channels) and all(channel.upper().startswith("CT") for channel in spec.channels)
+        ct = len(spec.channels) == 1 and spec.channels[0].upper().startswith("CT")
         kind = "ct" if ct else "zscore"
         reason = "Hounsfield units of the training foreground" if ct else "of each scan over what is not empty"
     if kind == "own":

@@ -116,8 +116,10 @@ class Probe:
         if not line:
             self._process.communicate()
             self._errors.seek(0)
-            errors = self._errors.read()
-            reason = to_line(errors.strip().splitlines()[-1] if errors.strip() else f"exit status {self._process.returncode}")
+            lines, status = self._errors.read().strip().splitlines(), self._process.returncode
+            # The system kills a process for lack of memory, which has no time to say so.
+            ended = f"a process killed by signal {-status}" if status < 0 else f"exit status {status}"
+            reason = to_line(lines[-1]) if lines and status > 0 else ended
             raise ValueError(f"Expected a measurement of the training's steps. Received: {reason}. Give --epochs in place of a time.")
         answer = json.loads(line)
         if "error" in answer:

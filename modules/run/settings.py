@@ -37,6 +37,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 RESAMPLING = ("median", "none")
 # A sample of more cannot be held by any machine with the network's features.
 MOST_VOXELS = 1 << 31
+POSTPROCESSINGS = ("learn", "none")
 TRACKERS = ("none", "mlflow", "tensorboard")
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
 # A table of subjects may have moved too: the splits that follow from it must be those of the run.
@@ -109,6 +110,7 @@ class Settings:
     deterministic: bool = _setting(False, help="make a training repeatable bit for bit on a GPU too, where that is slower")
     patience: int | None = _setting(None, help="epochs without a better validation Dice before stopping; 0 never stops early")
     stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
+    postprocess: str = _setting("learn", help="steps after a prediction; learn: what raises the validation Dice", choices=POSTPROCESSINGS)
     folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
     fold: int | None = _setting(None, help="train and score only this fold, from 0")
     modes: tuple[str, ...] = _setting(
@@ -275,7 +277,7 @@ def read_preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"Expected --preset in {tuple(PRESETS)}. Received: {name!r}.")
     values: dict[str, Any] = {}
-    for path in (PRESETS[name].with_name("_shared.toml"), PRESETS[name]):
+    for path in (MODULES / "presets" / "_shared.toml", PRESETS[name]):
         try:
             own = tomllib.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:

@@ -79,8 +79,8 @@ class Costs(NamedTuple):
             as many: those forward, and as many for the gradients of the feature maps and of the weights.
         feature_values: Values in the outputs of all convolutions for one sample. nnU-Net measures memory by it.
         activation_bytes: Bytes of the feature maps of one sample that a training step keeps until its gradients are computed: the inputs
-            of convolutions, normalisations and activations, and the logits. Inputs of normalisations and logits have four bytes a value.
-            Weights, gradients, the optimiser and what a convolution needs while it runs are not counted.
+            of convolutions, normalisations, activations and poolings, and the logits. Inputs of normalisations and logits have four bytes
+            a value. Weights, gradients, the optimiser and what a convolution needs while it runs are not counted.
     """
 
     weights: int

@@ -13,8 +13,9 @@ from modules.data.files import TEMPORARY
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
-from modules.predict.bundle import ModelBundle, write_description
+from modules.predict.bundle import ModelBundle, set_postprocessing, write_description
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
+from modules.predict.postprocess import Postprocessing, Step
 from modules.run.proof import hash_weights
 
 
@@ -30,6 +31,7 @@ def make_bundle(num_classes=3, channels=("T1",)):
         label_rule=LabelRule(dict(list({0: 0, 85: 1, 170: 2}.items())[:num_classes]), renames=(("^case_", "seg_"),), source="oasis"),
         mirrored_labels=((1, 2),)[: num_classes - 2],
         flipped_axes=(1,),
+        postprocessing=Postprocessing((Step("remove_small", 1, 2.5), Step("fill_holes", 1))),
         provenance={"dataset": "oasis", "seed": 42},
     )
 
@@ -160,14 +162,32 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     del record["bundle_sha256"], record["version"]
     rule = record.pop("label_rule")
     # Format 3 kept the label's values in places of their own, and no rule for its name.
+    del record["postprocessing"]
     old = record | {"format": 3, "label_values": rule["values"], "output_values": rule["output_values"]}
     write_description(tmp_path / "bundle", old)
     loaded = ModelBundle.load(tmp_path, "keras")
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
     write_description(tmp_path / "bundle", old | {"format": 2})
-    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 5 in .*bundle.json. Received: 2. Train it again"):
+    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 6 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
+
+
+def test_a_bundle_of_format_5_is_read_and_has_no_postprocessing(tmp_path):
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    record = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    ranges = {"spacing_mm": [[1, 2]] * 2, "extent_mm": [[1, 2]] * 2, "quartiles": [[[0, 1]] * 3], "spread": [[1, 2]], "share": [[1, 2]]}
+    old = {name: value for name, value in record.items() if name not in ("postprocessing", "bundle_sha256")}
+    write_description(tmp_path / "bundle", old | {"format": 5, "trained": ranges | {"in_mm": False}})
+    loaded = ModelBundle.load(tmp_path, "keras")
+    assert loaded.postprocessing == Postprocessing()
+    assert loaded.trained is not None
+    assert loaded.flipped_axes == bundle.flipped_axes
+    # What sets the postprocessing writes the present format.
+    set_postprocessing(tmp_path, bundle.postprocessing)
+    assert ModelBundle.load(tmp_path, "keras").postprocessing == bundle.postprocessing
+    assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["format"] == 6
 
 
 def test_hash_of_weights_sees_one_bit():

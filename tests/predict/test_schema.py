@@ -51,10 +51,11 @@ def _change(bundle, place, value):
 
 SPANS = [[1.0, 2.0], [1.0, 2.0]]
 RANGES = {"spacing_mm": SPANS, "extent_mm": SPANS, "quartiles": [[[0, 1]] * 3], "spread": [[1, 2]], "share": [[1, 2]], "in_mm": True}
+STEP = {"kind": "keep_largest", "target": 1, "size": 0.0}
 
 FIELDS = [
-    ("format", 4.5, "Expected a bundle of `format` 3 to 5"),
-    ("format", ..., "Expected a bundle of `format` 3 to 5"),
+    ("format", 4.5, "Expected a bundle of `format` 3 to 6"),
+    ("format", ..., "Expected a bundle of `format` 3 to 6"),
     ("version", 3, "for `version`"),
     ("cheese", 1, "Expected no fields but format, version"),
     ("preprocessing", None, "Expected an object with fields in `preprocessing`"),
@@ -101,6 +102,17 @@ FIELDS = [
     ("trained", RANGES | {"extent_mm": [*SPANS, [1, 2]]}, "Expected 2 entries for `trained.extent_mm`"),
     ("trained", RANGES | {"spread": SPANS}, "Expected 1 entries for `trained.spread`"),
     ("trained", RANGES | {"share": [[0, math.nan]]}, "for `trained.share`"),
+    ("postprocessing", ..., "Expected the field `postprocessing`"),
+    ("postprocessing", {}, "Expected a list of 0 to 765 items"),
+    ("postprocessing", [3], "Expected an object with fields in `postprocessing[0]`"),
+    ("postprocessing", [{"kind": "fill_holes", "target": 1}], "Expected the field `postprocessing[0].size`"),
+    ("postprocessing", [STEP | {"kind": "blur"}], "'keep_largest', 'remove_small', 'fill_holes' for `postprocessing[0].kind`"),
+    ("postprocessing", [STEP, STEP | {"target": 3}], "Expected a class from 0 to 2 for keep_largest for `postprocessing[1].target`"),
+    ("postprocessing", [STEP | {"kind": "fill_holes", "target": 0}], "Expected a class from 1 to 2 for fill_holes"),
+    ("postprocessing", [STEP | {"kind": "remove_small", "size": -2}], "for `postprocessing[0].size`"),
+    ("postprocessing", [STEP | {"kind": "remove_small"}], "Expected a size above 0 for remove_small for `postprocessing[0].size`"),
+    ("postprocessing", [STEP | {"size": 3.5}], "Expected a size of 0 for keep_largest for `postprocessing[0].size`"),
+    ("postprocessing", [STEP, STEP], "Expected each step once for `postprocessing[1]`"),
     ("provenance", [], "Expected an object for `provenance`"),
     ("provenance.deep", json.loads("[" * 100 + "]" * 100), "values nested more than 64 deep"),
     ("files_sha256", {}, "for `files_sha256`"),

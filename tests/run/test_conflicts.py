@@ -28,8 +28,9 @@ class _Prepared:
 
 
 def _describe(spec, split=None, **values):
-    settings = Settings(spec.name, **{**spec.defaults, **values})
+    settings = Settings(spec.name, **{"epochs": 20, **spec.defaults, **values})
     plan = make_plan(settings, spec, make_fingerprint([(32,) * spec.spatial_dims] * 3))
+    settings = plan.resolve(settings)
     splits = {name: [Case(name, name, (), split=name if name == split else None)] for name in ("train", "validate", "test")}
     return describe_conflicts(SimpleNamespace(settings=settings, spec=spec, plan=plan, splits=splits, prepared={"validate": [_Prepared()]}))
 
@@ -37,7 +38,12 @@ def _describe(spec, split=None, **values):
 IDLE = [
     (SLICES, {"cycles": 4}, "--cycles has no effect: only --schedule cosine_restarts has cycles"),
     (SLICES, {"patches_per_case": 4}, "--patches-per-case has no effect: only --mode patch draws patches"),
-    (VOLUMES, {"sampling": "uniform", "mode": "slice"}, "--sampling has no effect: only --mode patch draws patches"),
+    (VOLUMES, {"sampling": "uniform", "mode": "volume"}, "--sampling has no effect: whole volumes leave no place to choose"),
+    (
+        VOLUMES,
+        {"sampling": "weighted", "mode": "slice"},
+        "--sampling has no effect: only --mode patch weighs classes; slices come evenly",
+    ),
     (
         VOLUMES,
         {"class_probabilities": (1.0, 1.0, 1.0, 1.0)},
@@ -81,8 +87,8 @@ def test_what_has_an_effect_is_not_told():
     weighted = {"sampling": "weighted", "class_probabilities": (1.0, 1.0, 1.0, 1.0), "patches_per_case": 2, "batch_dice": True}
     assert _describe(VOLUMES, mode="patch", **weighted) == []
     assert _describe(SLICES, schedule="cosine_restarts", cycles=4, optimizer="adamw", weight_decay=0.1, patience=8, epochs=9) == []
-    # 15 epochs of patience are the default, and nobody asked for them.
-    assert _describe(SLICES, epochs=2) == []
+    # Slices come evenly where the user says so, and whoever switches something off knows that it does nothing.
+    assert _describe(SLICES, sampling="uniform", batch_dice=False, loss="ce", patience=0) == []
     fixed = dataclasses.replace(SLICES, preprocessing=Preprocessing(2, shape=(256, 128), scale=255.0))
     assert _describe(fixed, intensity="fixed") == []
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from helpers import make_spec
+from helpers import make_fingerprint, make_spec
 
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
@@ -23,5 +23,5 @@ def test_a_bundle_knows_along_which_axes_the_training_flipped(augment, sizes, ax
     plan = SimpleNamespace(window=Window(sizes), preprocessing=spec.preprocessing)
     cases = {"train": [SimpleNamespace(classes=(0, 1), measured=np.zeros(1 + 2 * len(sizes) + 5, np.float32).tobytes())]}
     network = keras.Model(inputs, keras.layers.Conv2D(1, 1)(inputs))
-    prepared = PreparedRun(Settings("d", augment=augment), spec, plan, {}, [], cases, network, "float32", [], {})
+    prepared = PreparedRun(Settings("d", augment=augment), spec, plan, {}, [], cases, network, "float32", [], {}, make_fingerprint([sizes]))
     assert prepared.make_bundle({}).flipped_axes == axes
