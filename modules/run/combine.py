@@ -62,13 +62,13 @@ def combine(run: RunFolder, settings: Settings, tests: Sequence[Sequence[Case]],
 
 def _score_pair(run: RunFolder, pair: Sequence[str], fold: int, cases: Sequence[Case]) -> list[scoring.Score]:
     """Scores the averaged probabilities of two modes on the test cases of a fold; scores that are there already are read."""
-    path = run.name_pair_scores("+".join(pair), fold)
+    path = run.list_folds(fold + 1, "+".join(pair))[fold].scores
     if not path.is_file():
         bundles = [ModelBundle.load(run.list_folds(fold + 1, mode)[fold].path) for mode in pair]
-        with PredictionProgress(len(cases), f"scoring {path.parent.name}") as progress:
+        with PredictionProgress(len(cases), f"scoring {'+'.join(pair)}") as progress:
             predicted = progress.count(predict_cases(bundles, cases, progress.options()))
             scores = list(scoring.score_predictions(predicted, bundles[0].class_names))
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         score_tables.write_scores(path, scores)
     return score_tables.read_scores(path)
 

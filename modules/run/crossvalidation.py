@@ -127,11 +127,11 @@ def train_folds(run: RunFolder, settings: Settings, program: Program, max_device
             if fold_run.record.is_file() and not fold_run.finished:
                 program.resume(fold_run, fold_settings, max_devices)
             elif not fold_run.finished:
-                share = None if settings.epochs else _find_share(settings, runs, name, spent)
+                share = None if settings.epochs else find_share(settings, runs, name, spent)
                 program.train(fold_settings, fold_run, max_devices, share)
 
 
-def _find_share(settings: Settings, runs: Mapping[str, Sequence[RunFolder]], name: str, spent: float) -> Share:
+def find_share(settings: Settings, runs: Mapping[str, Sequence[RunFolder]], name: str, spent: float) -> Share:
     """Finds the time of the next training: an equal part of what is left for all trainings that have no plan yet.
 
     Args:

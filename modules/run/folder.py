@@ -143,12 +143,8 @@ class RunFolder:
         """The run to resume: the cross-validation that this run is a fold of, or the run itself."""
         return next((path for path in list(self.path.parents)[:2] if RunFolder(path).record.is_file()), self.path)
 
-    def name_pair_scores(self, pair: str, fold: int) -> Path:
-        """Names the table of the scores of two modes together on a fold's test cases."""
-        return self.path / pair / f"scores_{fold}.csv"
-
     def list_folds(self, number: int, name: str = "") -> list["RunFolder"]:
-        """Lists the folders of the folds of a cross-validation, or of its configuration `name`; they need not exist."""
+        """Lists the folders of the folds of a cross-validation, or of its mode or pair of modes `name`; they need not exist."""
         return [RunFolder(self.path / name / f"fold_{fold}") for fold in range(number)]
 
     # --------------------------------------------------------------------------------------------------- creation and claim
@@ -178,7 +174,7 @@ class RunFolder:
         plan: Plan | None = None,
         data: Any = None,
         fingerprint: Any = None,
-        parts: Mapping[str, Path] | None = None,
+        parts: Mapping[str, Path] = {},
         **details: Any,
     ) -> None:
         """Makes the folder with all that a resume needs, at once or not at all, and claims it.
@@ -211,7 +207,7 @@ class RunFolder:
                 write_json(draft.data, data)
             if fingerprint is not None:
                 write_json(draft.fingerprint, fingerprint)
-            for place, part in (parts or {}).items():
+            for place, part in parts.items():
                 shutil.copytree(part, draft.path / place, ignore=shutil.ignore_patterns(".lock", f"{TEMPORARY}*"))
             self._take_name(draft)
             self._lock, draft._lock = draft._lock, None
