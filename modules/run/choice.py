@@ -45,12 +45,14 @@ class Choice:
     Attributes:
         chosen: The candidate.
         reason: Why, in a sentence.
-        means: Mean Dice over subjects by candidate, see `modules.score_tables.compare_subjects`.
+        subjects: Mean Dice of each subject by candidate, see `modules.score_tables.compare_subjects`.
+        means: Their mean over subjects by candidate.
         differences: Paired difference to the chosen candidate with its interval, for every other candidate.
     """
 
     chosen: Candidate
     reason: str
+    subjects: Mapping[str, Mapping[str, float]]
     means: Mapping[str, float]
     differences: Mapping[str, Mapping[str, float]]
 
@@ -96,7 +98,7 @@ def choose(candidates: Sequence[Candidate], subjects: Mapping[str, str]) -> Choi
         for name, values in of_subjects.items()
         if name != chosen.name
     }
-    return Choice(chosen, reason, means, differences)
+    return Choice(chosen, reason, of_subjects, means, differences)
 
 
 def describe_candidates(candidates: Sequence[Candidate], choice: Choice) -> list[dict[str, Any]]:

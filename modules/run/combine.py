@@ -54,6 +54,8 @@ def combine(run: RunFolder, settings: Settings, tests: Sequence[Sequence[Case]],
     score_tables.write_scores(run.scores, chosen.scores)
     title = f"{settings.dataset} by {chosen.name}: each subject tested once in {settings.folds} folds"
     tested = {f"fold {fold}": scores for fold, scores in enumerate(scored[chosen.members])}
+    others = f"{settings.dataset}: modes and pairs on subjects that they never saw, difference to the chosen one with 95 % interval"
+    reports.draw_candidates(run.figures / "candidates.png", choice.subjects, choice.differences, chosen=chosen.name, title=others)
     reports.draw_folds(run.figures / "folds.png", tested, subjects, title=title)
     intervals = score_tables.estimate_intervals(chosen.scores, subjects)
     write_json(run.summary, {"chosen": chosen.name, "reason": choice.reason, "candidates": described, "test": intervals})
