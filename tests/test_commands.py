@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from command_helpers import OWN, SLICES, TINY, copy_spoilt, expect_one_line, train_tiny
+from helpers import make_fingerprint
 
 import predict
 import train

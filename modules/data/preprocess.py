@@ -25,7 +25,7 @@ _BRIGHTEST = 1e30
 # This is the cosine of an angle of 88.9 degrees between two axes. Rounding in a header is far from it.
 _LARGEST_COSINE = 0.02
 # "zscore" divides by at least this share of `scale`. Noise would otherwise become as bright as tissue.
-_LEAST_SPREAD = 0.05
+LEAST_SPREAD = 0.05
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
 
 
@@ -274,7 +274,7 @@ class Preprocessing:
                 elif foreground.size:
                     low = float(foreground.mean(dtype=np.float64))
                     # A picture of a known range may show nothing but noise, as the slices above a head do.
-                    least = _LEAST_SPREAD * self.scale if self.scale > 1 else 0.0
+                    least = LEAST_SPREAD * self.scale if self.scale > 1 else 0.0
                     high = low + max(least, float(foreground.std(dtype=np.float64)))
             if high - low <= 1e-6 * (ceiling - floor):
                 # A foreground of one value has no spread, so the channel's own range stands for it.

@@ -6,7 +6,8 @@ docstring is the help text.
 
 The keyword-only arguments of `build` are the network's options: their types, defaults and lines in the docstring make the flags of
 train.py. Every spatial size must be a multiple of `2**levels`, where the network has the option `levels`. Other networks have the
-literal `DIVISOR`. Files whose name begins with an underscore hold code that several networks share.
+literal `DIVISOR`. One that has weights for each place of its window says so by `BOUND_TO_SHAPE = True`. Files whose name begins with
+an underscore hold code that several networks share.
 
 Arguments annotated `tuple` have no flag, because the plan chooses them. There are two: `strides` holds a stride for each axis and
 level, `kernels` a kernel size for each axis and stage. Along each axis the size is a multiple of the product of its strides.
@@ -85,6 +86,14 @@ def find_ranks(name: str) -> tuple[int, ...]:
     return find_constant(name, "RANKS")
 
 
+def is_bound_to_shape(name: str) -> bool:
+    """Returns whether the network has weights for each place of its window, and so fits no other; without importing Keras.
+
+    Raises ValueError for an unknown name.
+    """
+    return find_constant(name, "BOUND_TO_SHAPE", default=False)
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a network, as the signature and the docstring of its `build` give it.
@@ -126,6 +135,11 @@ def list_options(name: str) -> tuple[Option, ...]:
             )
         options.append(Option(argument.arg, kind, ast.literal_eval(default), lines[argument.arg]))
     return tuple(options)
+
+
+def fill_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all options of a network, the default in the place of one that is None or not given. Options of others are left out."""
+    return {item.name: item.default if options.get(item.name) is None else options[item.name] for item in list_options(name)}
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -269,9 +283,11 @@ def _parse_source(name: str) -> ast.Module:
     return ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
 
 
-def find_constant(name: str, constant: str) -> Any:
-    """Returns a literal constant of a network's file, without importing Keras; raises ValueError where there is none."""
+def find_constant(name: str, constant: str, default: Any = None) -> Any:
+    """Returns a literal constant of a network's file, without importing Keras; raises ValueError where it has neither it nor a default."""
     for node in _parse_source(name).body:
         if isinstance(node, ast.Assign) and [target.id for target in node.targets if isinstance(target, ast.Name)] == [constant]:
             return ast.literal_eval(node.value)
+    if default is not None:
+        return default
     raise ValueError(f"Expected a literal `{constant}` in modules/networks/{name}.py. Received: none. Add it there.")

@@ -169,6 +169,15 @@ def identify(folder: Path) -> str:
     return hash_file(find_bundle(folder) / DESCRIPTION_FILE)
 
 
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copies a bundle into a new folder, without OpenVINO's files; `source` is the bundle, or the run that contains it."""
+    source = find_bundle(source)
+    target.mkdir()
+    for name in (DESCRIPTION_FILE, MODEL_FILE):
+        with name_failure(target / name):
+            shutil.copyfile(source / name, target / name)
+
+
 def recover(folder: Path) -> Path:
     """Brings back a bundle that `save` had moved aside when the run was killed between its two renames."""
     old = _name_aside(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.data.files import TEMPORARY, hash_file, replace_file
-from modules.data.preprocess import Preprocessing
+from modules.data.preprocess import LEAST_SPREAD, Preprocessing
 from modules.predict.bundle import INTENDED_USE, ModelBundle
 from modules.predict.convert import simplify_for_export
 
@@ -144,7 +144,8 @@ def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
             "pairs": [list(pair) for pair in bundle.mirrored_labels],
             "text": "Classes that change places when an image is flipped from left to right.",
         },
-        "provenance": json.loads(json.dumps(dict(bundle.provenance), default=str)),
+        # The hashes of the scans that it has seen are for `--init` alone.
+        "provenance": json.loads(json.dumps({key: value for key, value in bundle.provenance.items() if key != "seen"}, default=str)),
     }
 
 
@@ -213,6 +214,13 @@ def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
         ),
     }
     formula, text = formulas[preprocessing.intensity]
+    if preprocessing.intensity == "zscore" and preprocessing.scale > 1:
+        least = LEAST_SPREAD * preprocessing.scale
+        return {
+            "least_std": least,
+            "formula": formula,
+            "text": f"{text} A smaller standard deviation than {least:g} is taken as {least:g}.",
+        }
     return {"formula": formula, "text": text}
 
 

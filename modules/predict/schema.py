@@ -141,6 +141,8 @@ def _find_wrong_sizes(content: Mapping[str, Any]):
     for name in ("shape", "spacing_mm"):
         if len(prepared[name]) not in (0, rank):
             yield f"preprocessing.{name}", f"{rank} numbers, as `preprocessing.spatial_dims` says, or none", str(prepared[name])
+    if prepared["clip"] and not (len(prepared["clip"]) == 2 and prepared["clip"][0] < prepared["clip"][1]):
+        yield "preprocessing.clip", "2 numbers, the smaller first, or none", str(prepared["clip"])
     for name, length in (("spacing_mm", rank), ("extent_mm", rank), *((name, len(content["channels"])) for name in _BY_CHANNEL)):
         if content["trained"] is not None and len(content["trained"][name]) != length:
             yield f"trained.{name}", f"{length} entries", shorten(content["trained"][name])

@@ -18,7 +18,7 @@ from modules.data.patches import count_starts, make_grid
 from modules.data.spec import DatasetSpec
 from modules.hardware import Hardware
 from modules.networks import list_options
-from modules.run.plan import Plan, draft_plan, make_plan
+from modules.run.plan import Plan, make_plan
 from modules.run.probe import Probe, Timing
 from modules.run.recipe import Schedule
 from modules.run.settings import Settings
@@ -127,7 +127,9 @@ def find_elapsed() -> float:
     return time.monotonic() - _CLOCK.start
 
 
-def draft_share(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, share: Share | None = None) -> Plan:
+def draft_share(
+    settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, share: Share | None = None, hardware: Hardware | None = None
+) -> Plan:
     """Plans a training that needs no measurement; for one that does, all but network and steps.
 
     A fold is planned as the first fold of its configuration: the same network, window, batch, recipe and steps. Only what the fold's own
@@ -135,10 +137,10 @@ def draft_share(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint,
     """
     like = share.like if share else None
     if like is None:
-        return make_plan(settings, spec, fingerprint)
+        return make_plan(settings, spec, fingerprint, hardware=hardware)
     recipe = {name: value for name, value in like.recipe.items() if name != "epochs"}
     alike = replace(settings.fill(recipe), shape=like.window.shape, batch_size=like.batch_size)
-    plan = make_plan(alike, spec, fingerprint, Schedule(like.epochs, like.steps_per_epoch))
+    plan = make_plan(alike, spec, fingerprint, Schedule(like.epochs, like.steps_per_epoch), hardware)
     reasons = {**plan.reasons, **like.reasons, "steps": "as in the first fold"}
     return replace(plan, recipe=like.recipe, costs=like.costs, reasons=reasons)
 
@@ -198,7 +200,7 @@ def fit_to_time(
     def find_steps(one: _Candidate) -> Schedule:
         return find_schedule(60 * minutes - find_elapsed(), one.timing, Work.count(prepared, one.plan), one.plan.batch_size)
 
-    named = {option.name for option in list_options(draft_plan(settings, spec).network)}
+    named = {option.name for option in list_options(make_plan(settings, spec, fingerprint, guess, hardware).network)}
     fixed = "base_filters" not in named or settings.network_options.get("base_filters") is not None
     best = _search(
         fixed,

@@ -16,7 +16,9 @@ from modules.data.subjects import is_table
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import FORMATS
+from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
+from modules.run.init import adopt_settings
 from modules.run.merge import collect_folds
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, PLACES, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
@@ -62,7 +64,7 @@ class TrainingRequest:
 def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
     """Reads the flags of train.py.
 
-    Precedence: defaults < the data set's own < `--preset` < flags.
+    Precedence: defaults < the data set's own < the model of `--init` < `--preset` or `--config` < flags.
 
     Args:
         argv: The command line; None for the process's own.
@@ -76,18 +78,21 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         "devices": given.pop("devices"),
         "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
     }
-    preset, listed, plan_only = given.pop("preset"), given.pop("list"), given.pop("plan_only")
+    preset, config, listed, plan_only = (given.pop(name) for name in ("preset", "config", "list", "plan_only"))
     resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
     if plan_only and (resume or verify):
         raise ValueError("Expected --plan-only for a new run. Received: a run that has its plan, in plan.json. Leave one out.")
     if resume and verify:
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
+    if preset and config:
+        raise ValueError("Expected either --preset or --config. Received: both. Copy the preset's lines into the file, or leave one out.")
     if merge := given.pop("merge"):
-        given |= {name: value for name, value in (("preset", preset), ("resume", resume), ("verify", verify)) if value}
-        return replace(_merge(merge, given, datasets), **machines)
-    if listed or not (given or preset or resume or verify):
+        beside = {"preset": preset, "config": config, "resume": resume, "verify": verify}
+        return replace(_merge(merge, given | {name: value for name, value in beside.items() if value}, datasets), **machines)
+    if listed or not (given or preset or config or resume or verify):
         return TrainingRequest(None)
-    chosen = (read_preset(preset) if preset else {}) | given
+    filed, is_run = read_config(Path(config), given) if config else (read_preset(preset) if preset else {}, False)
+    chosen = filed | given
     if run := resume or verify:
         settings = RunFolder(run).read_settings()
         _check_dataset(settings, RunFolder(run).record, datasets)
@@ -98,16 +103,20 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         # The tracker may differ as well, because it does not affect the results of a run.
         settings = replace(settings, track=chosen.get("track", settings.track), **places)
         return TrainingRequest(settings, resume, verify, places=places, **machines)
-    if given.get("demo") and not preset:
-        volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
+    if chosen.get("dataset") not in datasets:
+        where = f" in {config}" if config and "dataset" not in given else ""
+        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}{where}.")
+    spec = datasets[chosen["dataset"]]
+    if chosen.get("init"):
+        chosen |= adopt_settings(Path(chosen["init"]), spec, chosen)
+    # A run has all its settings, those that the demo gave it too.
+    if chosen.get("demo") and not preset and not is_run:
         # A network of the user's own need not have the options that the demo sets for ours.
         network = chosen.get("network", "")
         options = {name for name in NETWORK_OPTIONS if network and network not in NETWORK_OPTIONS[name]}
-        demo = read_preset("demo3d" if volumes else "demo")
+        demo = read_preset("demo3d" if spec.spatial_dims == 3 else "demo")
         chosen = {name: value for name, value in demo.items() if name not in options} | chosen
-    if chosen.get("dataset") not in datasets:
-        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}.")
-    own = dict(datasets[chosen["dataset"]].defaults)
+    own = dict(spec.defaults)
     if chosen.get("modes") and "mode" not in given:
         # The modes that the user names stand for the one of the data set or of the preset.
         own.pop("mode", None)
@@ -161,6 +170,7 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     _check_option_names()
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
     parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
+    parser.add_argument("--config", metavar="FILE", help="settings from a .toml or .json file, or those of a run from its run.json")
     parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")
     parser.add_argument("--plan-only", action="store_true", help="read the data, print the plan with its costs, and stop before training")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; settings beside it must be its own, but for places")

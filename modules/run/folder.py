@@ -17,7 +17,7 @@ import modules
 from modules.data import documents
 from modules.data.documents import check_fields, read_json
 from modules.data.files import TEMPORARY, name_failure, replace_file
-from modules.predict.bundle import recover
+from modules.predict.bundle import DESCRIPTION_FILE, copy_bundle, recover
 from modules.run.plan import Plan
 from modules.run.settings import Settings
 
@@ -119,6 +119,12 @@ class RunFolder:
         return self.path / "bundle"
 
     @property
+    def init(self) -> Path:
+        """The folder of the model that the run began from. The folds of a cross-validation share one."""
+        shared = self.path.with_name("init")
+        return shared if self.path.name.startswith("fold_") and (shared / DESCRIPTION_FILE).is_file() else self.path / "init"
+
+    @property
     def checkpoint(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoint"
@@ -209,6 +215,8 @@ class RunFolder:
                 write_json(draft.fingerprint, fingerprint)
             for place, part in parts.items():
                 shutil.copytree(part, draft.path / place, ignore=shutil.ignore_patterns(".lock", f"{TEMPORARY}*"))
+            if settings.init and not parts and self.init.parent == self.path:
+                copy_bundle(Path(settings.init), draft.init)
             self._take_name(draft)
             self._lock, draft._lock = draft._lock, None
         finally:
@@ -371,16 +379,6 @@ class _RunLog(logging.FileHandler):
         """Raises OSError in the place of a traceback on the console."""
         with name_failure(Path(self.baseFilename)):
             raise
-
-
-def read_proof(run: RunFolder) -> tuple[int, str]:
-    """Reads how many first steps a run proves, and the hash of the weights after them; raises ValueError naming the file."""
-    if not run.proof.is_file():
-        raise ValueError(f"Expected the first steps of a run in {run.proof}. Received: none yet. Let it train, then verify it.")
-    content = read_json(run.proof, REMEDY)
-    rules = {"steps": documents.whole(1, 1 << 40), "weights_sha256": documents.text(64, 64)}
-    check_fields(content, rules, run.proof, REMEDY, others=True)
-    return content["steps"], content["weights_sha256"]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -210,7 +210,7 @@ def make_plan(
     hardware = hardware or Hardware()
     mode = choose_mode(settings, spec, fingerprint, hardware)
     draft = draft_plan(settings.fill(mode), spec)
-    reasons = dict(draft.reasons) | ({"mode": f"voxels are {fingerprint.anisotropy:.2g} times as long as wide"} if mode else {})
+    reasons = dict(draft.reasons) | ({"mode": "a CPU learns large or flat volumes by slices"} if mode else {})
     rank = 2 if draft.mode == "slice" else 3
     preprocessing = choose_preprocessing(settings, spec, draft.preprocessing, fingerprint, reasons)
     grids = fingerprint.list_grids(preprocessing)

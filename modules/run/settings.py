@@ -83,6 +83,7 @@ class Settings:
     patches_per_case: int | None = _setting(None, help="patches drawn from each volume an epoch, where --epochs is given (default 8)")
     class_probabilities: tuple[float, ...] = _setting((), help="share of each class in weighted sampling (default equal)")
     network: str = _setting("", help="architecture", choices=NETWORKS)
+    init: str = _setting("", help="run or bundle to begin from: its weights that fit, its kind of sample, a tenth of the learning rate")
     loss: str = _setting("", help=f"{', '.join(LOSSES)}, or a weighted sum such as dice:1+focal:0.5")
     class_weights: str = _setting("none", help="class weights of the loss; balanced: rare classes weigh more", choices=CLASS_WEIGHTS)
     batch_dice: bool | None = _setting(None, help="sum overlaps over the whole batch, not over each sample")
@@ -176,6 +177,8 @@ class Settings:
         if self.modes and (self.mode or self.fold is not None):
             other = f"--mode {self.mode}" if self.mode else f"--fold {self.fold}"
             raise ValueError(f"Expected either --modes or {other}. Received: both. Train single folds by --mode, and join them by --merge.")
+        if self.modes and self.init:
+            raise ValueError(f"Expected one mode beside --init, that of its model. Received: {listed}. Leave one of the flags out.")
         if self.modes and not self.folds:
             raise ValueError(f"Expected `folds` beside `modes`. Received: {listed} alone. Say how many with `--folds`.")
 

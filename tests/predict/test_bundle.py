@@ -190,6 +190,25 @@ def test_a_bundle_of_format_5_is_read_and_has_no_postprocessing(tmp_path):
     assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["format"] == 6
 
 
+@pytest.mark.parametrize("number", [4, 5])
+def test_bundles_from_before_hounsfield_units_are_converted(tmp_path, number):
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    record = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    del record["bundle_sha256"], record["preprocessing"]["clip"]
+    if number == 4:
+        del record["trained"]
+    write_description(tmp_path / "bundle", record | {"format": number})
+    loaded = ModelBundle.load(tmp_path, "keras")
+    assert (loaded.preprocessing, loaded.preprocessing.clip, loaded.trained) == (bundle.preprocessing, (), bundle.trained)
+
+
+def test_hounsfield_units_survive_a_bundle(tmp_path):
+    preprocessing = Preprocessing(2, intensity="ct", clip=(-100.0, 200.0), mean=50.0, std=40.0)
+    dataclasses.replace(make_bundle(), preprocessing=preprocessing).save(tmp_path / "bundle")
+    assert ModelBundle.load(tmp_path, "keras").preprocessing == preprocessing
+
+
 def test_hash_of_weights_sees_one_bit():
     model = make_bundle().model
     before = hash_weights(model)

@@ -147,6 +147,13 @@ def test_a_description_has_the_numbers_of_every_kind_of_preprocessing():
     pictures = Preprocessing(2, shape=(8, 8), intensity="fixed", scale=255.0, mean=0.1, std=0.2)
     steps = describe(ModelBundle(None, pictures, Window((8, 8)), **fields))["steps"]
     assert {"scale": 255.0, "mean": 0.1, "std": 0.2}.items() <= steps[2].items()
+    # A slice of noise divides by a twentieth of the range.
+    zscore = describe(ModelBundle(None, Preprocessing(2, intensity="zscore", scale=255.0), Window((8, 8)), **fields))["steps"][2]
+    assert (zscore["formula"], zscore["least_std"]) == ("(x - mean) / std", 12.75)
+    for clip, formula in (((-100.0, 200.0), "(clip(x, clip[0], clip[1]) - mean) / std"), ((), "(x - mean) / std")):
+        hounsfield = Preprocessing(3, intensity="ct", clip=clip, mean=50.0, std=40.0)
+        step = describe(ModelBundle(None, hounsfield, Window((8, 8, 8)), **fields))["steps"][2]
+        assert {"kind": "ct", "clip": list(clip), "mean": 50.0, "std": 40.0, "formula": formula}.items() <= step.items()
     whole = Preprocessing(3, shape=(8, 8, 8), resize=True, intensity="percentile")
     steps = describe(ModelBundle(None, whole, Window((8, 8, 8)), **fields))["steps"]
     assert [step["step"] for step in steps] == ["read", "orientation", "intensity", "resize"]

@@ -60,6 +60,7 @@ def test_time_is_divided_among_the_trainings_that_are_left(tmp_path):
         ({"modes": ("slice",), "mode": "patch"}, "Expected either --modes or --mode patch. Received: both."),
         ({"modes": ("slice",), "fold": 1}, "Expected either --modes or --fold 1. Received: both. Train single folds by --mode"),
         ({"modes": ("slice",), "folds": 0}, "Expected `folds` beside `modes`. Received: --modes slice alone. Say how many with"),
+        ({"modes": ("slice",), "init": "x"}, "Expected one mode beside --init, that of its model. Received: --modes slice."),
         ({"average_last": 1.5}, "Expected `average_last` from 0 to 1. Received: 1.5."),
     ],
 )

@@ -21,9 +21,9 @@ from modules.run.tracking import Tracker
 def score(runs, phantoms, tmp_path):
     """Scores a copy of a finished run as `train.py` does, once without postprocessing and once with it; returns the copy's path."""
     run = tmp_path / "run"
-    shutil.copytree(runs["lgg"], run)
+    shutil.copytree(runs["oasis"], run)
     ids = json.loads((run / "run.json").read_text())["splits"]
-    cases = {case.case_id: case for case in find_cases(DATASETS["lgg"], phantoms / "lgg")}
+    cases = {case.case_id: case for case in find_cases(DATASETS["oasis"], phantoms / "oasis")}
     splits = {name: [cases[case_id] for case_id in members] for name, members in ids.items()}
 
     def score(postprocess):
@@ -33,14 +33,19 @@ def score(runs, phantoms, tmp_path):
     return score
 
 
+def _count_voxels(run):
+    with (run / "scores.csv").open() as file:
+        return sum(int(row["voxels"]) for row in csv.DictReader(file))
+
+
 def test_the_steps_are_learnt_stored_listed_and_scored(runs, score, monkeypatch, caplog):
     # A step that leaves nothing shows in every score.
-    everything = Postprocessing((Step("remove_small", 1, 1e9),))
+    everything = Postprocessing(tuple(Step("remove_small", index, 1e9) for index in (1, 2, 3)))
     asked = []
 
     def learn(bundle, cases):
         asked.append([case.case_id for case in cases])
-        return Lesson(everything, ("remove all",), (2,), len(cases), {"slice": {"tumour": 0.5}}, {"slice": {"tumour": 0.25}})
+        return Lesson(everything, ("remove all",), (2,), len(cases), {"slice": {"CSF": 0.5}}, {"slice": {"CSF": 0.25}})
 
     with monkeypatch.context() as patch, caplog.at_level("INFO", "mri"):
         patch.setattr(evaluate, "learn_postprocessing", learn)
@@ -51,18 +56,17 @@ def test_the_steps_are_learnt_stored_listed_and_scored(runs, score, monkeypatch,
     assert summary["postprocessing"] == {
         "steps": [{"step": "remove all", "changed_cases": 2}],
         "validation_cases": len(validation),
-        "dice_before": {"slice": {"tumour": 0.5}},
-        "dice_after": {"slice": {"tumour": 0.25}},
+        "dice_before": {"slice": {"CSF": 0.5}},
+        "dice_after": {"slice": {"CSF": 0.25}},
     }
-    with (run / "scores.csv").open() as file:
-        assert {row["voxels"] for row in csv.DictReader(file)} == {"0"}
+    assert _count_voxels(run) == 0 < _count_voxels(runs["oasis"])
     assert "  remove all (changes 2 of them)" in caplog.messages
 
     # What a killed run left in its bundle does not matter: the steps are learnt from the predictions before them.
     _, summary = score("learn")
     for name in ("scores.csv", "bundle/bundle.json"):
-        assert (run / name).read_text() == (runs["lgg"] / name).read_text()
-    first = json.loads((runs["lgg"] / "summary.json").read_text())
+        assert (run / name).read_text() == (runs["oasis"] / name).read_text()
+    first = json.loads((runs["oasis"] / "summary.json").read_text())
     assert summary["postprocessing"] == first["postprocessing"]
     assert first["postprocessing"]["validation_cases"] == len(validation)
 
@@ -75,5 +79,5 @@ def test_nothing_is_learnt_where_nobody_wants_it(score, monkeypatch):
 
 @pytest.mark.parametrize("flags", [["--postprocess", "later"], ["--postprocess"]])
 def test_other_values_are_refused(flags, capsys):
-    assert train.main(["--dataset", "lgg", *flags]) == 2
+    assert train.main(["--dataset", "oasis", *flags]) == 2
     assert "argument --postprocess" in capsys.readouterr().err

@@ -8,9 +8,9 @@ import os
 import pytest
 
 from modules.data.files import TEMPORARY, replace_file
-from modules.run.folder import RunFolder, read_proof, write_json
+from modules.run.folder import RunFolder, write_json
 from modules.run.settings import Settings
-from modules.run.verify import read_data, read_origin, read_scored_weights
+from modules.run.verify import read_data, read_origin, read_proof, read_scored_weights
 
 
 def test_a_run_folder_comes_whole_or_not_at_all(tmp_path):

@@ -53,8 +53,13 @@ def test_the_largest_object_is_kept_where_that_raises_the_dice():
 
 
 def test_no_step_is_kept_that_makes_any_class_worse():
-    # The largest object of the foreground loses class 2 in this case, so that only class 1 alone is thinned.
-    assert _learn([_make(LABEL, SPECK)]).postprocessing.steps == (Step("keep_largest", 1),)
+    label = _draw("11112222 11112222 ........ ........ .......2")
+    prediction = _draw("11112222 11112222 ........ 1111.... 1111...2")
+    # Of the whole foreground the largest object takes class 1 from 2 * 8 / (16 + 8) to 1, and class 2 from 1 to 2 * 8 / (8 + 9). The mean
+    # rises, but class 2 falls.
+    lesson = _learn([_make(label, prediction)])
+    assert lesson.postprocessing == Postprocessing((Step("keep_largest", 1),))
+    assert lesson.after == {"slice": {"a": 1.0, "b": 1.0}}
     # In the second case class 1 has two objects of its own. They weigh more than the speck, whose size none of them has.
     two = _draw("1111..11 1111..11 ........ ....2222 ....2222")
     lesson = _learn([_make(LABEL, SPECK), _make(two, two, 1)])
