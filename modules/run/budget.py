@@ -220,8 +220,9 @@ def fit_to_time(
         schedule = find_steps(best)
     timing, left = best.timing, 60 * minutes - find_elapsed()
     if schedule.steps * timing.step_s + timing.first_s > left:
+        part = "the part of this training, " if share else ""
         raise ValueError(
-            f"Expected `minutes` for at least one step. Received: {minutes:g}, of which {find_elapsed() / 60:.1f} are over and "
+            f"Expected `minutes` for at least one step. Received: {minutes:g}, {part}of which {find_elapsed() / 60:.1f} are over and "
             f"{timing.first_s / 60:.1f} are needed to compile the network. Give more minutes, or --epochs."
         )
     plan = make_plan(best.settings, spec, fingerprint, schedule, hardware)

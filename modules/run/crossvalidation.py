@@ -6,7 +6,6 @@ Each subject is tested by a model that never saw it. The functions that train li
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from modules import score_tables
 from modules.data.case import Case
@@ -151,8 +150,8 @@ def _find_training_share(settings: Settings) -> float:
     return 1 - CHOICE_SHARE if len(settings.modes) > 1 else 1.0
 
 
-def pool_folds(run: RunFolder, settings: Settings, subjects: Mapping[str, str]) -> Path:
-    """Writes the pooled scores of all folds, their intervals over subjects, and a picture, whose path it returns.
+def pool_folds(run: RunFolder, settings: Settings, subjects: Mapping[str, str]) -> None:
+    """Writes the pooled scores of all folds, their intervals over subjects, and a picture.
 
     Args:
         run: The folder of the folds, which are all finished.
@@ -174,4 +173,3 @@ def pool_folds(run: RunFolder, settings: Settings, subjects: Mapping[str, str]) 
         log.info("%s", line)
     log.info("picture: %s", picture)
     write_json(run.summary, {"test": intervals})
-    return picture

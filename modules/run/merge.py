@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from modules.data.case import Case
+from modules.data.documents import Rule, check_fields, many, mapping, text
 from modules.data.subjects import is_table
-from modules.run.folder import RunFolder
+from modules.run.folder import REMEDY, RunFolder
 from modules.run.listing import list_runs
 from modules.run.settings import PLACES, Settings
 
 # Settings that may differ between the folds: what tells the runs apart, where they lie, and what affects no result.
 _OWN = ("fold", "mode", "modes", "name", "track", "demo", "checkpoint_minutes", *PLACES)
+
+_SPLITS = mapping(text(), many(Rule("a case", lambda value: isinstance(value, str)), 0, 1 << 24))
 
 log = logging.getLogger("mri")
 
@@ -95,7 +98,8 @@ def check_parts(parts: Mapping[str, Path], tests: Sequence[Sequence[Case]], data
                 what = "missing" if name not in own else "new" if name not in files else "changed"
                 raise ValueError(f"Expected the data of {first} in every run to merge. Received: {name} {what} in {path}. Train it anew.")
         fold = run.read_settings().fold or 0
-        if record["splits"]["test"] != [case.case_id for case in tests[fold]]:
+        check_fields(record, {"splits": _SPLITS}, run.record, REMEDY, others=True)
+        if record["splits"].get("test") != [case.case_id for case in tests[fold]]:
             raise ValueError(f"Expected the test cases of {path} in {data}. Received: others. Give the folder of its data by --data.")
         for name in ("backend", "precision", "devices", "versions", "code_sha256"):
             if record[name] != origin[name]:
