@@ -29,6 +29,7 @@ def _prepare(spatial_dims=2, sizes=(4, 4), **settings):
         plan=SimpleNamespace(steps_per_epoch=STEPS, batch_size=2, window=Window(sizes), network="tiny", sampler=None),
         network=keras.Model(inputs, keras.layers.Conv2D(1, 1)(inputs)),
         precision="float32",
+        splits={"train": [], "validate": []},
         prepared={"train": [], "validate": []},
     )
 
