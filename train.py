@@ -16,7 +16,8 @@ from modules.data.cache import prepare_cases
 from modules.data.case import Case
 from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
-from modules.data.subjects import assign_subjects, find_copies
+from modules.data.subjects import assign_subjects
+from modules.hardware import look_up_hardware
 from modules.run import proof, tracking
 from modules.run.budget import fit_to_time, start_clock, start_probe
 from modules.run.costs import estimate_costs
@@ -26,6 +27,7 @@ from modules.run.evaluate import evaluate
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
 from modules.run.folder import RunFolder, list_runs
+from modules.run.init import begin
 from modules.run.plan import Plan, draft_plan, make_plan
 from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun, build_network
@@ -72,12 +74,11 @@ def train(settings: Settings, run: RunFolder | None = None, max_devices: int | N
     if devices.is_main():
         (run or RunFolder.name(settings)).check_new()
         tracking.check_tracker(settings.track)
-    prepared = prepare(settings, max_devices)
+    prepared = prepare(settings, max_devices, run=run)
     run = run or RunFolder.name(settings, prepared.plan.network)
-    cases = {name: [case.case_id for case in members] for name, members in prepared.splits.items()}
     environment = describe_run(prepared, ROOT)
     measured = prepared.fingerprint.to_json(prepared.spec.class_names)
-    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, measured, **environment, splits=cases))
+    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, measured, **environment, splits=prepared.list_cases()))
     with run:
         carry_out(prepared, run, environment)
 
@@ -88,8 +89,8 @@ def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -
     with run:
         check_backend(run)
         tracking.check_tracker(settings.track if devices.is_main() else "none", run)
-        prepared = prepare(settings, max_devices, run.read_plan())
-        environment = describe_run(prepared, ROOT)
+        prepared = prepare(settings, max_devices, run.read_plan(), run)
+        environment = describe_run(prepared, ROOT, run)
         check_resumable(run, environment, prepared.manifest)
         devices.on_main(run.sweep)
         carry_out(prepared, run, environment)
@@ -104,13 +105,14 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
 
 
-def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None) -> PreparedRun:
+def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None, run: RunFolder | None = None) -> PreparedRun:
     """Prepares everything before the first step. It reads every file, so that a broken one shows now and not after hours.
 
     Args:
         settings: The user's settings.
         max_devices: The most devices of a host to use.
         plan: The plan of a run that goes on; without it we make one.
+        run: The run, where it has a folder or a name already.
     """
     spec, cases = load(settings)
     splits, remarks = divide(cases, settings)
@@ -118,20 +120,19 @@ def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | Non
     draft_plan(settings, spec)
     with start_probe(settings, plan) as probe:
         fingerprint = measure(splits["train"], spec, Path(settings.cache))
-        draft = plan or make_plan(settings, spec, fingerprint)
+        draft = plan or make_plan(settings, spec, fingerprint, hardware=look_up_hardware())
         prepared = {name: prepare_cases(members, spec, draft.preprocessing, Path(settings.cache)) for name, members in splits.items()}
         plan = fit_to_time(settings, spec, fingerprint, prepared, probe) if probe else draft
     settings = plan.resolve(settings)
     devices.start_backend(settings.seed, settings.deterministic)
     precision = devices.choose_precision(settings.precision)
-    names = devices.choose_devices(max_devices, plan.batch_size)
-    devices.distribute(names)
+    devices.distribute(names := devices.choose_devices(max_devices, plan.batch_size))
     network = build_network(settings, spec, plan)
+    begun = begin(network, settings, spec, plan, run)
     plan = replace(plan, costs=estimate_costs(plan, network, precision, prepared))
     hashes = [digest for members in prepared.values() for case in members for digest in case.sources_sha256]
     manifest = proof.make_manifest(splits, settings.data_folder(), hashes)
-    remarks += find_copies(splits, {name: [case.sources_sha256 for case in members] for name, members in prepared.items()})
-    return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, fingerprint)
+    return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, fingerprint, begun)
 
 
 def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
@@ -146,7 +147,7 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
             best_epoch = fit(prepared, bundle, run, tracker)
             summary = {"best_epoch": best_epoch, "weights_sha256": proof.hash_weights(prepared.network), **environment}
             devices.distribute([])
-            devices.on_main(lambda: evaluate(prepared.splits["test"], run, summary, tracker))
+            devices.on_main(lambda: evaluate(prepared.splits, run, summary, tracker, settings.postprocess))
         except KeyboardInterrupt:
             resumable = run.path if settings.fold is None or run.path.name != f"fold_{settings.fold}" else run.path.parent
             log.info("stopped; go on with: python train.py --resume %s", resumable)
@@ -179,7 +180,7 @@ def verify_runs(request: TrainingRequest) -> None:
     """Verifies a run, or every fold of a cross-validation; raises ValueError if something is not the same."""
     for run in map(RunFolder, list_runs([request.verify] if request.verify else [])):
         settings, plan = replace(run.read_settings(), **request.places), run.read_plan()
-        verify(run, partial(hash_data, settings), partial(prepare, settings, request.devices, plan), ROOT)
+        verify(run, partial(hash_data, settings), partial(prepare, settings, request.devices, plan, run), ROOT)
 
 
 def log_lines(lines: Sequence[str]) -> None:

@@ -44,6 +44,14 @@ def describe_hardware() -> Hardware:
     )
 
 
+def look_up_hardware() -> Hardware:
+    """Describes the machine as far as it shows without the backend."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    on_gpu = Path("/dev/nvidia0").exists() and not hidden
+    memory = _ask_driver() if on_gpu else 0
+    return Hardware("gpu" if memory else "cpu", "", count_cores(), find_memory(), memory, bool(memory) or has_cpu_bfloat16())
+
+
 def count_cores() -> int:
     """Counts the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)

@@ -19,6 +19,7 @@ import numpy as np
 from modules.data.case import Case, Volume, read_case, require_label
 from modules.data.files import fingerprint_files, replace_file
 from modules.data.preprocess import Geometry, Preprocessing, find_orientation, measure_grid
+from modules.data.regions import IGNORE, list_parts
 from modules.data.spec import DatasetSpec
 
 log = logging.getLogger("mri")
@@ -184,7 +185,7 @@ def measure(cases: Sequence[Case], spec: DatasetSpec, folder: Path) -> Fingerpri
         FileNotFoundError, ValueError: If a file is missing or wrong, naming it.
     """
     path = folder / f"{spec.name}-fingerprint.json"
-    rules = json.dumps([FORMAT, len(spec.channels), sorted(spec.label_rule.values.items())])
+    rules = json.dumps([FORMAT, len(spec.channels), sorted(spec.label_rule.values.items()), spec.regions])
     keys = [f"{rules} {case.case_id} {fingerprint_files(_list_files(case))} {case.ignore_geometry}" for case in cases]
     known = _read_known(path)
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
@@ -211,7 +212,7 @@ def measure_case(case: Case, spec: DatasetSpec) -> CaseMeasures:
     for axis, size in enumerate(bright.shape):
         places = np.flatnonzero(bright.any(axis=tuple(other for other in range(bright.ndim) if other != axis)))
         box.append((int(places[0]), int(places[-1]) + 1) if places.size else (0, size))
-    chosen = np.flatnonzero(turned.ravel() > 0)
+    chosen = np.flatnonzero((turned.ravel() > 0) & (turned.ravel() != IGNORE))
     if not chosen.size:
         chosen = np.arange(turned.size)
     sample = array.reshape(-1, array.shape[-1])[chosen[:: max(1, chosen.size // _SAMPLE)]].astype(np.float64)
@@ -225,8 +226,15 @@ def measure_case(case: Case, spec: DatasetSpec) -> CaseMeasures:
         quantiles=tuple(tuple(float(f"{value:.6g}") for value in channel) for channel in np.quantile(sample, QUANTILES, axis=0).T),
         means=tuple(float(value) for value in sample.mean(axis=0)),
         deviations=tuple(float(value) for value in sample.std(axis=0)),
-        voxels=tuple(int(count) for count in np.bincount(turned.ravel(), minlength=spec.num_classes)),
+        voxels=_count_classes(turned, spec),
     )
+
+
+def _count_classes(label: np.ndarray, spec: DatasetSpec) -> tuple[int, ...]:
+    """Counts the voxels of each class; those of regions overlap, and ignored voxels count nowhere."""
+    parts = np.bincount(label.ravel(), minlength=spec.num_parts)
+    members = [(0,), *list_parts(spec.class_names, spec.regions)]
+    return tuple(int(parts[list(indices)].sum()) for indices in members)
 
 
 def _list_files(case: Case) -> list[Path]:

@@ -6,7 +6,8 @@ docstring is the help text.
 
 The keyword-only arguments of `build` are the network's options: their types, defaults and lines in the docstring make the flags of
 train.py. Every spatial size must be a multiple of `2**levels`, where the network has the option `levels`. Other networks have the
-literal `DIVISOR`. Files whose name begins with an underscore hold code that several networks share.
+literal `DIVISOR`. One that has weights for each place of its window says so by `BOUND_TO_SHAPE = True`. Files whose name begins with
+an underscore hold code that several networks share.
 
 Arguments annotated `tuple` have no flag, because the plan chooses them. There are two: `strides` holds a stride for each axis and
 level, `kernels` a kernel size for each axis and stage. Along each axis the size is a multiple of the product of its strides.
@@ -85,6 +86,14 @@ def find_ranks(name: str) -> tuple[int, ...]:
     return find_constant(name, "RANKS")
 
 
+def is_bound_to_shape(name: str) -> bool:
+    """Returns whether the network has weights for each place of its window, and so fits no other; without importing Keras.
+
+    Raises ValueError for an unknown name.
+    """
+    return find_constant(name, "BOUND_TO_SHAPE", default=False)
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a network, as the signature and the docstring of its `build` give it.
@@ -128,6 +137,11 @@ def list_options(name: str) -> tuple[Option, ...]:
     return tuple(options)
 
 
+def fill_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all options of a network, the default in the place of one that is None or not given. Options of others are left out."""
+    return {item.name: item.default if options.get(item.name) is None else options[item.name] for item in list_options(name)}
+
+
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Checks options of a network before Keras is imported; None stands for the default.
 
@@ -148,17 +162,18 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"Expected `levels` of {MOST_LEVELS} or less. Received: {value}.")
 
 
-def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: Any):
+def build(name: str, input_shape: tuple[int, ...], num_classes: int, *, num_regions: int = 0, **options: Any):
     """Builds a network that returns logits.
 
     Args:
         name: One of `NETWORKS`.
         input_shape: `(*P, C)`.
         num_classes: `K` with background. Two classes get one logit, that of the foreground; more get one each.
+        num_regions: Number of the classes that may overlap, which get a logit each, without the background; 0 where none may.
         **options: The network's own options, and `strides` and `kernels` where it has them; None means its default.
 
     Returns:
-        A functional `keras.Model` from `(B, *P, C)` to `(B, *P, K)`, or `(B, *P, 1)` for two classes.
+        A functional `keras.Model` from `(B, *P, C)` to `(B, *P, K)`, or `(B, *P, 1)` for two classes, or `(B, *P, num_regions)`.
 
     Raises:
         ValueError: For an unknown network or option; the error lists the valid ones. For a rank that the network does not take; the
@@ -185,18 +200,18 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int, **options: 
             f"Expected a shape whose sizes are multiples of {multiples} for network '{name}'. Received: {spatial}. "
             f"The nearest valid one is {nearest}."
         )
-    return module.build(tuple(input_shape), 1 if num_classes == 2 else num_classes, **options)
+    return module.build(tuple(input_shape), num_regions or (1 if num_classes == 2 else num_classes), **options)
 
 
-def with_head(network):
-    """Appends the float32 sigmoid (one logit) or softmax.
+def with_head(network, *, regions: bool = False):
+    """Appends the float32 sigmoid (one logit, or one of each region) or softmax.
 
     The result is the whole model that is saved, exported and predicted with.
     """
     import keras
 
     logits = network.output
-    activation = "sigmoid" if logits.shape[-1] == 1 else "softmax"
+    activation = "sigmoid" if regions or logits.shape[-1] == 1 else "softmax"
     probabilities = keras.layers.Activation(activation, dtype="float32", name="probabilities")(logits)
     return keras.Model(network.input, probabilities, name=network.name)
 
@@ -269,9 +284,11 @@ def _parse_source(name: str) -> ast.Module:
     return ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
 
 
-def find_constant(name: str, constant: str) -> Any:
-    """Returns a literal constant of a network's file, without importing Keras; raises ValueError where there is none."""
+def find_constant(name: str, constant: str, default: Any = None) -> Any:
+    """Returns a literal constant of a network's file, without importing Keras; raises ValueError where it has neither it nor a default."""
     for node in _parse_source(name).body:
         if isinstance(node, ast.Assign) and [target.id for target in node.targets if isinstance(target, ast.Name)] == [constant]:
             return ast.literal_eval(node.value)
+    if default is not None:
+        return default
     raise ValueError(f"Expected a literal `{constant}` in modules/networks/{name}.py. Received: none. Add it there.")

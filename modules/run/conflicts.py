@@ -42,7 +42,8 @@ def _list_idle(prepared: PreparedRun) -> list[_Idle]:
     losses = [name for name, _ in parse_loss(settings.loss, LOSSES)]
     preprocessing, patches = plan.preprocessing, plan.mode == "patch"
     official = {name for name, cases in prepared.splits.items() if settings.fold is None and any(case.split == name for case in cases)}
-    unseen = [name for index, name in enumerate(spec.class_names) if index and index not in find_classes(prepared.prepared["validate"])]
+    judged = find_classes(prepared.prepared["validate"], spec.regions)
+    unseen = [name for index, name in enumerate(spec.class_names) if index and index not in judged]
     return [
         _Idle("cycles", settings.schedule != "cosine_restarts", "only --schedule cosine_restarts has cycles"),
         _Idle("patches_per_case", not patches, "only --mode patch draws patches"),

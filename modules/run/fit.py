@@ -10,12 +10,13 @@ import numpy as np
 from modules import devices, networks
 from modules.data.draws import AUGMENTATIONS, draw_parameters
 from modules.data.pipeline import DrawAugmentation, make_pipeline
+from modules.data.regions import IGNORE, list_parts
 from modules.data.spec import DatasetSpec
 from modules.predict.bundle import ModelBundle
-from modules.run.classes import describe_classes, find_classes
+from modules.run.classes import describe_classes, describe_ignored_cases, find_classes
 from modules.run.folder import RunFolder, write_json
 from modules.run.plan import Plan
-from modules.run.prepared import PreparedRun
+from modules.run.prepared import PreparedRun, make_loss
 from modules.run.proof import hash_weights
 from modules.run.settings import Settings
 from modules.run.signals import StopRequest
@@ -65,7 +66,7 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
             write_json(run.proof, {"steps": proof_steps, "weights_sha256": hash_weights(model.network)})
 
     history = HistoryWriter(run, bundle.class_names, plan.batch_size, write=writes, on_row=tracker.log_row)
-    judged = find_classes(prepared.prepared["validate"]) - {0}
+    judged = find_classes(prepared.prepared["validate"], prepared.spec.regions) - {0}
     keep_best = KeepBest(save_best, settings.patience or 0, settings.stop_at_dice, by_loss=not judged)
     proof_steps = min(PROOF_STEPS, steps)
     with StopRequest() as stop:
@@ -73,8 +74,10 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         checkpoint = Checkpoint(run.checkpoint, [history, keep_best], steps, minutes=settings.checkpoint_minutes, stop=stops, write=writes)
         done = checkpoint.restore(trainer)
         first = f"epoch {done // steps + 1}" + (f", step {done % steps + 1}" if done % steps else "")
+        for line in describe_ignored_cases(prepared.splits, prepared.prepared):
+            log.warning("%s", line)
         judges = (prepared.prepared[split] for split in ("train", "validate"))
-        for line, level in describe_classes(*judges, bundle.class_names, stop_at_dice=settings.stop_at_dice):
+        for line, level in describe_classes(*judges, bundle.class_names, regions=bundle.regions, stop_at_dice=settings.stop_at_dice):
             log.log(level, "%s", line)
         log.info("%s: %s weights, %d steps an epoch, begins at %s", plan.network, f"{prepared.network.count_params():,}", steps, first)
         proof = FirstSteps(proof_steps, done, write_proof)
@@ -134,7 +137,6 @@ def build_trainer(network, settings: Settings, spec: DatasetSpec, plan: Plan, cl
     """
     import keras
 
-    from modules.model.losses import SegmentationLoss
     from modules.model.metrics import Overlap
     from modules.model.optimizers import make_optimizer, make_schedule
     from modules.model.trainer import Trainer
@@ -143,11 +145,11 @@ def build_trainer(network, settings: Settings, spec: DatasetSpec, plan: Plan, cl
     steps, warmup = (number * plan.steps_per_epoch for number in (plan.epochs, settings.warmup_epochs or 0))
     rate = make_schedule(settings.schedule, settings.learning_rate or 0.0, steps, warmup_steps=warmup, cycles=settings.cycles)
     decay, decoupled = settings.weight_decay or 0.0, settings.optimizer == "adamw"
-    loss = SegmentationLoss(settings.loss, class_weights, bool(settings.batch_dice))
+    ignore = IGNORE if spec.label_rule.ignores else None
     trainer = Trainer(
         network,
-        loss,
-        Overlap(spec.class_names),
+        make_loss(settings, spec, class_weights),
+        Overlap(spec.class_names, regions=spec.regions, ignore=ignore),
         spec.mirrored_indices(),
         deep=networks.with_deep_supervision(network) if settings.deep_supervision else None,
         l2=0.0 if decoupled else decay / devices.count_replicas(),
@@ -207,7 +209,9 @@ def _weigh_classes(prepared: PreparedRun) -> tuple[float, ...] | None:
     """Weighs the classes in the loss by the inverse of their frequency, with a mean of 1; None for equal weights."""
     if prepared.settings.class_weights == "none":
         return None
-    counts = np.sum([case.count_classes(prepared.spec.num_classes) for case in prepared.prepared["train"]], axis=0)
+    spec = prepared.spec
+    parts = np.sum([case.count_classes(spec.num_parts) for case in prepared.prepared["train"]], axis=0)
+    counts = np.array([parts[0], *(parts[list(members)].sum() for members in list_parts(spec.class_names, spec.regions))])
     # A class in no label weighs nothing. By its frequency it would take all the weight of the others.
     weights = np.where(counts > 0, 1 / np.maximum(counts, 1), 0)
     weights = weights / weights[counts > 0].mean()

@@ -16,7 +16,9 @@ from modules.data.subjects import is_table
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import FORMATS
+from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
+from modules.run.init import adopt_settings
 from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
@@ -63,7 +65,7 @@ class TrainingRequest:
 def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
     """Reads the flags of train.py.
 
-    Precedence: defaults < the data set's own < `--preset` < flags.
+    Precedence: defaults < the data set's own < the model of `--init` < `--preset` or `--config` < flags.
 
     Args:
         argv: The command line; None for the process's own.
@@ -77,15 +79,18 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         "devices": given.pop("devices"),
         "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
     }
-    preset, listed, plan_only = given.pop("preset"), given.pop("list"), given.pop("plan_only")
+    preset, config, listed, plan_only = (given.pop(name) for name in ("preset", "config", "list", "plan_only"))
     resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
     if plan_only and (resume or verify):
         raise ValueError("Expected --plan-only for a new run. Received: a run that has its plan, in plan.json. Leave one out.")
     if resume and verify:
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
-    if listed or not (given or preset or resume or verify):
+    if preset and config:
+        raise ValueError("Expected either --preset or --config. Received: both. Copy the preset's lines into the file, or leave one out.")
+    if listed or not (given or preset or config or resume or verify):
         return TrainingRequest(None)
-    chosen = (read_preset(preset) if preset else {}) | given
+    filed, is_run = read_config(Path(config), given) if config else (read_preset(preset) if preset else {}, False)
+    chosen = filed | given
     if run := resume or verify:
         settings = RunFolder(run).read_settings()
         if settings.dataset not in datasets:
@@ -98,16 +103,20 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         # The tracker may differ as well, because it does not affect the results of a run.
         settings = replace(settings, track=chosen.get("track", settings.track), **places)
         return TrainingRequest(settings, resume, verify, places=places, **machines)
-    if given.get("demo") and not preset:
-        volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
+    if chosen.get("dataset") not in datasets:
+        where = f" in {config}" if config and "dataset" not in given else ""
+        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}{where}.")
+    spec = datasets[chosen["dataset"]]
+    if chosen.get("init"):
+        chosen |= adopt_settings(Path(chosen["init"]), spec, chosen)
+    # A run has all its settings, those that the demo gave it too.
+    if chosen.get("demo") and not preset and not is_run:
         # A network of the user's own need not have the options that the demo sets for ours.
         network = chosen.get("network", "")
         options = {name for name in NETWORK_OPTIONS if network and network not in NETWORK_OPTIONS[name]}
-        demo = read_preset("demo3d" if volumes else "demo")
+        demo = read_preset("demo3d" if spec.spatial_dims == 3 else "demo")
         chosen = {name: value for name, value in demo.items() if name not in options} | chosen
-    if chosen.get("dataset") not in datasets:
-        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}.")
-    own = dict(datasets[chosen["dataset"]].defaults)
+    own = dict(spec.defaults)
     if "minutes" in given and "epochs" not in given:
         # The time stands for the epochs of a preset.
         chosen.pop("epochs", None)
@@ -139,6 +148,7 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     _check_option_names()
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
     parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
+    parser.add_argument("--config", metavar="FILE", help="settings from a .toml or .json file, or those of a run from its run.json")
     parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")
     parser.add_argument("--plan-only", action="store_true", help="read the data, print the plan with its costs, and stop before training")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; settings beside it must be its own, but for places")
@@ -218,6 +228,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         help="fraction of a window that its neighbour shares (default %(default)s)",
     )
     parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
+    parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
@@ -230,7 +241,9 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     for name in (
-        ("model", "engine", "overlap", "mirror", "labels", "ignore_geometry", "overwrite", "probabilities") if options.export else ()
+        ("model", "engine", "overlap", "mirror", "no_postprocess", "labels", "ignore_geometry", "overwrite", "probabilities")
+        if options.export
+        else ()
     ):
         if getattr(options, name) != parser.get_default(name):
             flag = name.replace("_", "-")

@@ -17,7 +17,7 @@ import modules
 from modules.data import documents
 from modules.data.documents import check_fields, read_json
 from modules.data.files import TEMPORARY, name_failure, replace_file
-from modules.predict.bundle import recover
+from modules.predict.bundle import DESCRIPTION_FILE, copy_bundle, recover
 from modules.run.plan import Plan
 from modules.run.settings import Settings
 
@@ -119,6 +119,12 @@ class RunFolder:
         return self.path / "bundle"
 
     @property
+    def init(self) -> Path:
+        """The folder of the model that the run began from. The folds of a cross-validation share one."""
+        shared = self.path.with_name("init")
+        return shared if self.path.name.startswith("fold_") and (shared / DESCRIPTION_FILE).is_file() else self.path / "init"
+
+    @property
     def checkpoint(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoint"
@@ -188,6 +194,8 @@ class RunFolder:
                 write_json(draft.data, data)
             if fingerprint is not None:
                 write_json(draft.fingerprint, fingerprint)
+            if settings.init and self.init.parent == self.path:
+                copy_bundle(Path(settings.init), draft.init)
             self._take_name(draft)
             self._lock, draft._lock = draft._lock, None
         finally:

@@ -161,7 +161,7 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         fitting = tuple(name for name in NETWORKS if rank in find_ranks(name))
         raise ValueError(f"Expected a {rank}-D `network` for mode '{mode}', one of {fitting}. Received: {network!r}.")
     check_options(network, settings.network_options)
-    for name, length in (("shape", rank), ("spacing", spec.spatial_dims), ("class_probabilities", spec.num_classes)):
+    for name, length in (("shape", rank), ("spacing", spec.spatial_dims), ("class_probabilities", spec.num_parts)):
         value = getattr(settings, name)
         if value and len(value) != length:
             raise ValueError(f"Expected `{name}` of {length} numbers for '{spec.name}' in mode '{mode}'. Received: {value}.")
@@ -210,7 +210,7 @@ def make_plan(
     hardware = hardware or Hardware()
     mode = choose_mode(settings, spec, fingerprint, hardware)
     draft = draft_plan(settings.fill(mode), spec)
-    reasons = dict(draft.reasons) | ({"mode": f"voxels are {fingerprint.anisotropy:.2g} times as long as wide"} if mode else {})
+    reasons = dict(draft.reasons) | ({"mode": "a CPU learns large or flat volumes by slices"} if mode else {})
     rank = 2 if draft.mode == "slice" else 3
     preprocessing = choose_preprocessing(settings, spec, draft.preprocessing, fingerprint, reasons)
     grids = fingerprint.list_grids(preprocessing)

@@ -16,19 +16,27 @@ from modules.run.settings import Settings
 MOST_SPACING = 1.2
 # Volumes are trained by slices on a CPU from this ratio of their longest to the next side of a voxel.
 SLICES_FROM = 3.0
+# And from so many voxels of what is not dark.
+LARGE = 4 * 64**3
 # The part of an image that its dark margins must take before they are cut off.
 LEAST_MARGIN = 0.25
 
 
 def choose_mode(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, hardware: Hardware) -> dict[str, str]:
-    """Chooses slices for volumes whose voxels are much longer than wide, where a CPU trains: patches would cost more than they show.
+    """Chooses slices for volumes that are large for a CPU, or whose voxels are much longer than wide.
+
+    A patch that a CPU can compute then shows little, and slices learn more in the same time. They lie across the longest side of a voxel.
 
     Returns:
         `mode` and `plane` of the slices; nothing where the general rule applies.
     """
-    if spec.spatial_dims == 2 or settings.mode or settings.network or hardware.kind == "gpu" or fingerprint.anisotropy < SLICES_FROM:
+    if spec.spatial_dims == 2 or settings.mode or settings.network or hardware.kind == "gpu":
         return {}
-    coarse = int(np.argmax(fingerprint.spacing_mm))
+    voxels = float(np.median([_count_voxels(case)[1] for case in fingerprint.cases]))
+    if fingerprint.anisotropy < SLICES_FROM and voxels < LARGE:
+        return {}
+    # Of equal sides the last is taken, which gives axial slices.
+    coarse = max(range(3), key=lambda axis: (round(fingerprint.spacing_mm[axis], 3), axis))
     return {"mode": "slice", "plane": next(name for name, axis in PLANES.items() if axis == coarse)}
 
 

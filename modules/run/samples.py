@@ -38,7 +38,7 @@ def choose_case(scan: Sequence[Case], spec: DatasetSpec) -> Case:
     if len(scan) == 1:
         return scan[0]
     labels = (read_label(_find_label(case), spec.label_rule) for case in scan)
-    return scan[choose_slice(np.array([np.bincount(label.ravel(), minlength=spec.num_classes) for label in labels]))]
+    return scan[choose_slice(np.array([np.bincount(label.ravel(), minlength=256)[: spec.num_parts] for label in labels]))]
 
 
 def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.ndarray]:
@@ -63,7 +63,7 @@ def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.nd
     label, window = plan.preprocessing.apply_label(label, geometry), plan.window.sizes
     if label.shape != window:
         rng = np.random.default_rng(seed)
-        points = choose_points(label, spec.num_classes, rng)
+        points = choose_points(label, spec.num_parts, rng)
         start = draw_start(rng, label.shape, window, points=points, sampling="foreground")
         darkest = array.min(axis=tuple(range(label.ndim)))
         array, label = cut(array, start, window, darkest), cut(label, start, window)

@@ -37,6 +37,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 RESAMPLING = ("median", "none")
 # A sample of more cannot be held by any machine with the network's features.
 MOST_VOXELS = 1 << 31
+POSTPROCESSINGS = ("learn", "none")
 TRACKERS = ("none", "mlflow", "tensorboard")
 
 # Keras and NumPy take no larger seed.
@@ -79,6 +80,7 @@ class Settings:
     patches_per_case: int | None = _setting(None, help="patches drawn from each volume an epoch, where --epochs is given (default 8)")
     class_probabilities: tuple[float, ...] = _setting((), help="share of each class in weighted sampling (default equal)")
     network: str = _setting("", help="architecture", choices=NETWORKS)
+    init: str = _setting("", help="run or bundle to begin from: its weights that fit, its kind of sample, a tenth of the learning rate")
     loss: str = _setting("", help=f"{', '.join(LOSSES)}, or a weighted sum such as dice:1+focal:0.5")
     class_weights: str = _setting("none", help="class weights of the loss; balanced: rare classes weigh more", choices=CLASS_WEIGHTS)
     batch_dice: bool | None = _setting(None, help="sum overlaps over the whole batch, not over each sample")
@@ -106,6 +108,7 @@ class Settings:
     deterministic: bool = _setting(False, help="make a training repeatable bit for bit on a GPU too, where that is slower")
     patience: int | None = _setting(None, help="epochs without a better validation Dice before stopping; 0 never stops early")
     stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
+    postprocess: str = _setting("learn", help="steps after a prediction; learn: what raises the validation Dice", choices=POSTPROCESSINGS)
     folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
     fold: int | None = _setting(None, help="train and score only this fold, from 0")
     seed: int = _setting(42, help="seed of weights, splits, order and every random draw")

@@ -16,19 +16,24 @@ from modules.run.prepared import PreparedRun
 log = logging.getLogger("mri")
 
 
-def describe_run(prepared: PreparedRun, root: Path) -> dict[str, Any]:
+def describe_run(prepared: PreparedRun, root: Path, run: RunFolder | None = None) -> dict[str, Any]:
     """Describes the origin of a run: versions, devices, precision, and the hashes of its data and program.
 
     Args:
         prepared: The run.
         root: The program's folder.
+        run: The run that goes on. It says itself what it began from, because the scans that tell may have gone.
     """
+    init = prepared.record_init()
+    if run is not None and init:
+        init["init"] |= {"seen_subjects": read_init(run).get("seen_subjects")}
     return {
         **devices.describe_environment(),
         "data_sha256": proof.hash_manifest(prepared.manifest),
         "code_sha256": proof.hash_code(root),
         "precision": prepared.precision,
         "devices": list(prepared.devices),
+        **init,
     }
 
 
@@ -67,12 +72,25 @@ def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: pr
         ValueError: If one of them differs, naming it.
     """
     begun = read_origin(run)
+    _check_init(run, environment)
     proof.check_data(read_data(run), manifest, run.path)
     for name in ("backend", "precision"):
         proof.check_equal(name, begun[name], environment[name], run.path)
     for name in ("devices", "versions", "code_sha256"):
         if begun[name] != environment[name]:
             log.warning("%s differs from what %s began with: the weights may not be those of an uninterrupted run", name, run.path)
+
+
+def read_init(run: RunFolder) -> Mapping[str, Any]:
+    """Reads from `run.json` what a run began from; empty for random weights."""
+    init = run.read_record().get("init")
+    return init if isinstance(init, dict) else {}
+
+
+def _check_init(run: RunFolder, now: Mapping[str, Any]) -> None:
+    """Checks that a run's copy of the model that it began from is still that model; raises ValueError otherwise."""
+    identities = (init.get("bundle_sha256") for init in (read_init(run), now.get("init", {})))
+    proof.check_equal("initial model", *identities, run.path)
 
 
 def check_backend(run: RunFolder) -> None:
@@ -100,6 +118,7 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     # The cache must have been made from these very bytes.
     proof.check_data(manifest, prepared.manifest, run.path)
     now = describe_run(prepared, root)
+    _check_init(run, now)
     for name in ("backend", "devices", "python", "versions", "code_sha256"):
         if now[name] != record[name]:
             log.warning("%s differs: %s had %s, here it is %s", name, run.path, record[name], now[name])

@@ -209,6 +209,13 @@ def test_no_class_is_invented_between_two():
     assert set(np.unique(small)) == {1, 3}
 
 
+def test_ignored_voxels_are_resampled_as_a_class_of_their_own():
+    label = np.array([255, 255, 1, 1, 1, 255, 0, 0, 0], np.uint8).reshape(9, 1, 1)
+    preprocessing = Preprocessing(3, shape=(3, 1, 1), resize=True)
+    image = Volume(label[..., None].astype(np.float32), np.eye(4), (1.0,) * 3)
+    np.testing.assert_array_equal(preprocessing.apply_label(label, preprocessing.apply(image)[1])[:, 0, 0], [255, 1, 0])
+
+
 def test_cubic_is_sharper_than_linear_and_both_keep_a_constant():
     wave = np.sin(np.arange(24) * 0.9).astype(np.float32).reshape(24, 1, 1, 1)
     results = []
