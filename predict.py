@@ -26,7 +26,8 @@ from modules.predict.inputs import find_images, make_cases
 from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
 from modules.run.flags import parse_prediction
-from modules.run.folder import RunFolder, find_newest_run, list_runs
+from modules.run.folder import RunFolder
+from modules.run.listing import find_newest_run, list_models
 from utils import log
 
 SOME_FAILED = 3
@@ -43,7 +44,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if options.export:
         export(options)
         return 0
-    runs = list_runs(Path(run) for run in options.model or [find_newest_run()])
+    runs = list_models(Path(run) for run in options.model or [find_newest_run()])
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()])
     if not found.images:
         raise found.failures[0]
@@ -119,9 +120,10 @@ def export(options: Namespace) -> None:
     Raises:
         ValueError: If there is not exactly one run, or `modules.predict.export.export_model` refuses.
     """
-    runs = list_runs(Path(path) for path in options.paths)
+    runs = list_models(Path(path) for path in options.paths)
     if len(runs) != 1:
-        raise ValueError(f"Expected one run to export. Received: {', '.join(map(str, runs))}. Name one of them.")
+        names = ", ".join(map(str, runs[:8])) + (", ..." if len(runs) > 8 else "")
+        raise ValueError(f"Expected one run to export. Received: {names}. Name one of them, as in --export {options.export} {runs[0]}.")
     bundle = ModelBundle.load(runs[0], "keras")
     path = export_model(bundle, options.export, Path(options.output or RunFolder(runs[0]).export))
     log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))

@@ -19,21 +19,21 @@ from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
 from modules.data.subjects import assign_subjects
 from modules.hardware import look_up_hardware
 from modules.run import proof, tracking
-from modules.run.budget import fit_to_time, start_clock, start_probe
+from modules.run.budget import Share, draft_share, fit_to_time, start_clock, start_probe
 from modules.run.costs import estimate_costs
-from modules.run.crossvalidation import pool_folds
+from modules.run.crossvalidation import Program, cross_validate, plan_folds
 from modules.run.division import divide
 from modules.run.evaluate import evaluate
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
-from modules.run.folder import RunFolder, list_runs
+from modules.run.folder import RunFolder
 from modules.run.init import begin
-from modules.run.plan import Plan, draft_plan, make_plan
+from modules.run.listing import list_runs
+from modules.run.plan import Plan, draft_plan
 from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun, build_network
 from modules.run.settings import Settings
 from modules.run.verify import check_backend, check_resumable, describe_run, verify
-from modules.score_tables import map_subjects
 from utils import log
 
 ROOT = Path(__file__).parent
@@ -52,29 +52,30 @@ def _main(argv: Sequence[str] | None) -> None:
             log.info("%s", line)
         return
     all_folds = bool(request.settings.folds) and request.settings.fold is None
-    start_clock(request.settings.folds if all_folds else 1)
+    start_clock()
     devices.start_hosts(*request.joined)
     utils.start_log(quiet=not devices.is_main())
     if devices.find_host()[1] > 1 and (request.verify or all_folds):
         raise ValueError("Expected a single training for several hosts. Received: --verify, or --folds. Give --hosts 1, or one --fold.")
     if request.verify:
         verify_runs(request)
-    elif request.plan_only:
-        log_lines(describe_prepared(prepare(replace(request.settings, fold=0) if all_folds else request.settings, request.devices)))
     elif all_folds:
-        train_folds(request.settings, request)
+        work = plan_folds if request.plan_only else cross_validate
+        work(request.settings, request, Program(load, prepare, train, resume))
+    elif request.plan_only:
+        log_lines(describe_prepared(prepare(request.settings, request.devices)))
     elif request.resume:
         resume(RunFolder(request.resume), request.settings, request.devices)
     else:
         train(request.settings, max_devices=request.devices)
 
 
-def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None) -> None:
-    """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures."""
+def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None, share: Share | None = None) -> None:
+    """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures; of several it gets its `share`."""
     if devices.is_main():
         (run or RunFolder.name(settings)).check_new()
         tracking.check_tracker(settings.track)
-    prepared = prepare(settings, max_devices, run=run)
+    prepared = prepare(settings, max_devices, run=run, share=share)
     run = run or RunFolder.name(settings, prepared.plan.network)
     environment = describe_run(prepared, ROOT)
     measured = prepared.fingerprint.to_json(prepared.spec.class_names)
@@ -105,7 +106,9 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
 
 
-def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None, run: RunFolder | None = None) -> PreparedRun:
+def prepare(
+    settings: Settings, max_devices: int | None = None, plan: Plan | None = None, run: RunFolder | None = None, share: Share | None = None
+) -> PreparedRun:
     """Prepares everything before the first step. It reads every file, so that a broken one shows now and not after hours.
 
     Args:
@@ -113,16 +116,17 @@ def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | Non
         max_devices: The most devices of a host to use.
         plan: The plan of a run that goes on; without it we make one.
         run: The run, where it has a folder or a name already.
+        share: The part of the time that this training gets, where the command makes several.
     """
     spec, cases = load(settings)
     splits, remarks = divide(cases, settings)
     spec = choose_target(spec, settings.target)
     draft_plan(settings, spec)
-    with start_probe(settings, plan) as probe:
+    with start_probe(settings, plan, share) as probe:
         fingerprint = measure(splits["train"], spec, Path(settings.cache))
-        draft = plan or make_plan(settings, spec, fingerprint, hardware=look_up_hardware())
+        draft = plan or draft_share(settings, spec, fingerprint, share, look_up_hardware())
         prepared = {name: prepare_cases(members, spec, draft.preprocessing, Path(settings.cache)) for name, members in splits.items()}
-        plan = fit_to_time(settings, spec, fingerprint, prepared, probe) if probe else draft
+        plan = fit_to_time(settings, spec, fingerprint, prepared, probe, share) if probe else draft
     settings = plan.resolve(settings)
     devices.start_backend(settings.seed, settings.deterministic)
     precision = devices.choose_precision(settings.precision)
@@ -149,31 +153,8 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
             devices.distribute([])
             devices.on_main(lambda: evaluate(prepared.splits, run, summary, tracker, settings.postprocess))
         except KeyboardInterrupt:
-            resumable = run.path if settings.fold is None or run.path.name != f"fold_{settings.fold}" else run.path.parent
-            log.info("stopped; go on with: python train.py --resume %s", resumable)
+            log.info("stopped; go on with: python train.py --resume %s", run.whole)
             raise
-
-
-def train_folds(settings: Settings, request: TrainingRequest) -> None:
-    """Trains and scores every fold below one folder, then pools the scores. A model that never saw a subject has tested it."""
-    run = RunFolder(request.resume) if request.resume else RunFolder.name(settings)
-    if request.resume:
-        run.claim()
-    else:
-        # A wrong setting shows before the folder is made.
-        spec, cases = load(settings)
-        divide(cases, replace(settings, fold=0))
-        draft_plan(settings, choose_target(spec, settings.target))
-        run.create(settings)
-    with run:
-        for fold, fold_run in enumerate(run.list_folds(settings.folds)):
-            fold_settings = replace(settings, fold=fold)
-            start_clock(settings.folds)
-            if fold_run.record.is_file() and not fold_run.finished:
-                resume(fold_run, fold_settings, request.devices)
-            elif not fold_run.finished:
-                train(fold_settings, fold_run, request.devices)
-        pool_folds(run, settings, map_subjects(load(settings)[1]))
 
 
 def verify_runs(request: TrainingRequest) -> None:

@@ -152,8 +152,8 @@ def draw_start(
         window: Shape of the patch.
         points: Voxels of each class, from `choose_points`; not needed for "uniform".
         sampling: "uniform" takes any place inside. "foreground" chooses evenly among the foreground classes that the case has, as
-            nnU-Net does, and centres on a voxel of that class. "weighted" chooses among all classes by `probabilities`. "judged" centres on any
-            listed voxel, none of which is ignored.
+            nnU-Net does, and centres on a voxel of that class. "weighted" chooses among all classes by `probabilities`. "judged"
+            centres on any listed voxel, none of which is ignored.
         probabilities: Probability of each class for "weighted", the background first; equal without it. Classes that the case lacks
             pass their share on to the others.
 
@@ -163,11 +163,11 @@ def draw_start(
     room = [max(size - length, 0) for size, length in zip(shape, window, strict=True)]
     start = [int(value) for value in rng.integers(0, room, endpoint=True)]
     if sampling != "uniform":
-        weights = np.array([len(places) > 0 for places in points], np.float64)
+        weights = np.array([len(places) for places in points], np.float64)
         if sampling == "foreground":
-            weights[0] = 0
+            weights = (weights > 0) * (np.arange(len(points)) > 0.0)
         elif sampling == "weighted":
-            weights *= np.asarray(probabilities or np.ones(len(points)))
+            weights = (weights > 0) * np.asarray(probabilities or np.ones(len(points)))
         if weights.sum() > 0:
             places = points[rng.choice(len(points), p=weights / weights.sum())]
             centre = places[rng.integers(len(places))].astype(int)

@@ -44,9 +44,9 @@ _HARMLESS = ("thumbs.db", "desktop.ini", "icon\r")
 
 log = logging.getLogger("mri")
 
-# Rules of fields that `plan.json` has too.
+# Rules of fields that other files have too.
 SIZE = whole(1, 1 << 20)
-_HASH = Rule(
+HASH = Rule(
     "a SHA-256 of 64 hexadecimal digits",
     lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)),
 )
@@ -71,7 +71,7 @@ _FIELDS = {
     "postprocessing": many(anything(), 0, len(KINDS) * MOST_CLASSES),
     "provenance": Rule("an object", lambda value: isinstance(value, dict)),
     "intended_use": text(2_000),
-    "files_sha256": mapping(_FILE, _HASH, 1),
+    "files_sha256": mapping(_FILE, HASH, 1),
 }
 PREPROCESSING = {
     "spatial_dims": choice((2, 3)),

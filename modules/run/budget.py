@@ -51,13 +51,26 @@ log = logging.getLogger("mri")
 
 @dataclass
 class _Clock:
-    """The time at which a command began, and the number of trainings that share its time."""
+    """The time at which a training began to read its data."""
 
     start: float
-    parts: int = 1
 
 
 _CLOCK = _Clock(time.monotonic())
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a command's time that one of its trainings gets.
+
+    Attributes:
+        minutes: The time of this training.
+        like: The plan of the first fold of the same configuration. The other folds follow it, so that all folds are alike and only the
+            first one measures; None for the first.
+    """
+
+    minutes: float
+    like: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -85,27 +98,51 @@ class Work:
         )
 
 
-def start_probe(settings: Settings, plan: Plan | None) -> AbstractContextManager[Probe | None]:
+def start_probe(settings: Settings, plan: Plan | None, share: Share | None = None) -> AbstractContextManager[Probe | None]:
     """Starts the process that measures steps, where the time decides on a new run's plan; without it the block gets None.
+
+    Args:
+        settings: The user's settings.
+        plan: The plan of a run that goes on.
+        share: The part of the time that this training gets, where there are several.
 
     Raises:
         ValueError: If the time would have to decide for several hosts, which may differ.
     """
-    if plan is not None or settings.epochs:
+    if plan is not None or settings.epochs or (share and share.like):
         return nullcontext()
     if devices.find_host()[1] > 1:
         raise ValueError("Expected --epochs for several hosts. Received: a time, which one host alone cannot measure. Give --epochs.")
     return Probe(settings)
 
 
-def start_clock(parts: int = 1) -> None:
-    """Lets the time of a training begin now; `parts` trainings share the minutes of the command."""
-    _CLOCK.start, _CLOCK.parts = time.monotonic(), parts
+def start_clock() -> float:
+    """Lets the time of a training begin now; returns the seconds of the one before."""
+    elapsed, _CLOCK.start = find_elapsed(), time.monotonic()
+    return elapsed
 
 
 def find_elapsed() -> float:
     """Returns the seconds since the training began to read its data, see `start_clock`."""
     return time.monotonic() - _CLOCK.start
+
+
+def draft_share(
+    settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, share: Share | None = None, hardware: Hardware | None = None
+) -> Plan:
+    """Plans a training that needs no measurement; for one that does, all but network and steps.
+
+    A fold is planned as the first fold of its configuration: the same network, window, batch, recipe and steps. Only what the fold's own
+    training cases measure may differ, such as the voxel size.
+    """
+    like = share.like if share else None
+    if like is None:
+        return make_plan(settings, spec, fingerprint, hardware=hardware)
+    recipe = {name: value for name, value in like.recipe.items() if name != "epochs"}
+    alike = replace(settings.fill(recipe), shape=like.window.shape, batch_size=like.batch_size)
+    plan = make_plan(alike, spec, fingerprint, Schedule(like.epochs, like.steps_per_epoch), hardware)
+    reasons = {**plan.reasons, **like.reasons, "steps": "as in the first fold"}
+    return replace(plan, recipe=like.recipe, costs=like.costs, reasons=reasons)
 
 
 def find_schedule(seconds: float, timing: Timing, work: Work, batch_size: int) -> Schedule:
@@ -137,6 +174,7 @@ def fit_to_time(
     fingerprint: Fingerprint,
     prepared: Mapping[str, Sequence[PreparedCase]],
     probe: Probe,
+    share: Share | None = None,
 ) -> Plan:
     """Measures candidates and plans the training that the time allows.
 
@@ -146,6 +184,7 @@ def fit_to_time(
         fingerprint: The fingerprint of the training cases.
         prepared: The prepared cases by split.
         probe: The process that measures.
+        share: The part of the time that this training gets; None for all of it.
 
     Raises:
         ValueError: If the time does not suffice for a single step, or no candidate fits into the memory.
@@ -153,7 +192,7 @@ def fit_to_time(
     hardware = probe.hardware
     if settings.minutes is None and hardware.kind == "gpu":
         return make_plan(settings, spec, fingerprint, hardware=hardware)
-    minutes = (settings.minutes or MINUTES) / _CLOCK.parts
+    minutes = share.minutes if share else settings.minutes or MINUTES
     limit = find_elapsed() + max(15.0, 60 * minutes * PROBE_SHARE)
     bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10))
     guess = _guess_schedule(settings, minutes)
@@ -181,8 +220,9 @@ def fit_to_time(
         schedule = find_steps(best)
     timing, left = best.timing, 60 * minutes - find_elapsed()
     if schedule.steps * timing.step_s + timing.first_s > left:
+        part = "the part of this training, " if share else ""
         raise ValueError(
-            f"Expected `minutes` for at least one step. Received: {minutes:g}, of which {find_elapsed() / 60:.1f} are over and "
+            f"Expected `minutes` for at least one step. Received: {minutes:g}, {part}of which {find_elapsed() / 60:.1f} are over and "
             f"{timing.first_s / 60:.1f} are needed to compile the network. Give more minutes, or --epochs."
         )
     plan = make_plan(best.settings, spec, fingerprint, schedule, hardware)

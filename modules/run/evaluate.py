@@ -19,10 +19,11 @@ from modules.predict.departures import Departures
 from modules.predict.progress import PredictionProgress
 from modules.run.budget import find_elapsed
 from modules.run.classes import describe_findings
-from modules.run.folder import RunFolder, read_proof, without_nan, write_json
+from modules.run.folder import RunFolder, without_nan, write_json
 from modules.run.learn_postprocess import learn_postprocessing
 from modules.run.proof import hash_weights
 from modules.run.tracking import Tracker
+from modules.run.verify import read_proof
 
 log = logging.getLogger("mri")
 

@@ -12,7 +12,7 @@ from modules.data.draws import AUGMENTATIONS, draw_parameters
 from modules.data.pipeline import DrawAugmentation, make_pipeline
 from modules.data.regions import IGNORE, list_parts
 from modules.data.spec import DatasetSpec
-from modules.predict.bundle import ModelBundle
+from modules.predict.bundle import ModelBundle, add_provenance
 from modules.run.classes import describe_classes, describe_ignored_cases, find_classes
 from modules.run.folder import RunFolder, write_json
 from modules.run.plan import Plan
@@ -23,6 +23,7 @@ from modules.run.signals import StopRequest
 from modules.run.tracking import Tracker
 
 if TYPE_CHECKING:
+    from modules.run.averaging import LastAverage
     from modules.run.callbacks import Checkpoint, KeepBest
     from modules.run.finite import StepCallbacks
 
@@ -83,7 +84,8 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         proof = FirstSteps(proof_steps, done, write_proof)
         # The checkpoint comes last. Files that were written after it are then written again after a resume.
         guard = LossGuard(checkpoint, steps, str(run.path))
-        callbacks: list[Any] = [UseAverages(trainer), history, guard, keep_best, proof, checkpoint]
+        average = _start_average(prepared, trainer, run, done // steps)
+        callbacks: list[Any] = [UseAverages(trainer), history, guard, keep_best, proof, *([average] if average else []), checkpoint]
         callbacks += [Progress(plan.epochs * steps, checkpoint)] if writes else []
         try:
             _run_epochs(prepared, trainer, checkpoint, keep_best, StepCallbacks(callbacks, trainer, guard.judge))
@@ -96,7 +98,38 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
             raise
     if not keep_best.best_epoch:
         raise ValueError(f"Expected a finite validation loss. Received: none in any epoch of {run.path}. Lower `--learning-rate`.")
-    return keep_best.best_epoch
+    if average is None or not _judge_average(average, prepared, bundle, run, keep_best.best, by_loss=not judged):
+        return keep_best.best_epoch
+    return plan.epochs
+
+
+def _start_average(prepared: PreparedRun, trainer, run: RunFolder, epochs: int) -> "LastAverage | None":
+    """Starts the average of the last epochs' weights after so many epochs; None where nobody asked for it."""
+    from modules.run.averaging import LastAverage
+
+    share, last = prepared.settings.average_last, prepared.plan.epochs
+    if not share:
+        return None
+    average = LastAverage(trainer, run.checkpoint, last - max(2, round(share * last)) + 1, write=devices.is_main())
+    average.restore(epochs)
+    return average
+
+
+def _judge_average(
+    average: "LastAverage", prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, best: float, *, by_loss: bool
+) -> bool:
+    """Validates the average of the last epochs' weights, and saves it in place of the best epoch if it is better."""
+
+    def validate() -> dict[str, float]:
+        with name_failures() as failures:
+            return average.trainer.evaluate(make_validation_data(prepared, failures), return_dict=True, verbose=0)
+
+    def save() -> None:
+        if devices.is_main():
+            bundle.save(run.bundle)
+            add_provenance(run.bundle, averaged_epochs=average.count)
+
+    return average.judge(validate, "loss" if by_loss else "mean_dice", best, save)
 
 
 def _run_epochs(prepared: PreparedRun, trainer, checkpoint: "Checkpoint", keep_best: "KeepBest", callbacks: "StepCallbacks") -> None:

@@ -19,11 +19,8 @@ from modules.predict.export import FORMATS
 from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.init import adopt_settings
-from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
-
-# Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
-# A table of subjects may have moved too: the splits that follow from it must be those of the run.
-PLACES = ("data", "cache", "runs", "subjects")
+from modules.run.merge import collect_folds
+from modules.run.settings import LOSSES, NETWORK_OPTIONS, PLACES, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -48,6 +45,7 @@ class TrainingRequest:
         resume: The run to go on with.
         verify: The run whose first steps are repeated.
         plan_only: Whether to print the plan and stop.
+        parts: Finished runs of folds to merge, by their place in the merged folder.
         places: Settings in `PLACES` that a run to resume or to verify has now, where the user names them.
         devices: Number of devices of each host that share a batch; None for as many as can.
         joined: Coordinator, number of hosts, and index of this host, see `modules.devices.start_hosts`.
@@ -57,6 +55,7 @@ class TrainingRequest:
     resume: Path | None = None
     verify: Path | None = None
     plan_only: bool = False
+    parts: Mapping[str, Path] = field(default_factory=dict)
     places: Mapping[str, Any] = field(default_factory=dict)
     devices: int | None = None
     joined: tuple[str | None, int | None, int | None] = (None, None, None)
@@ -87,15 +86,16 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
     if preset and config:
         raise ValueError("Expected either --preset or --config. Received: both. Copy the preset's lines into the file, or leave one out.")
+    if merge := given.pop("merge"):
+        beside = {"preset": preset, "config": config, "resume": resume, "verify": verify}
+        return replace(_merge(merge, given | {name: value for name, value in beside.items() if value}, datasets), **machines)
     if listed or not (given or preset or config or resume or verify):
         return TrainingRequest(None)
     filed, is_run = read_config(Path(config), given) if config else (read_preset(preset) if preset else {}, False)
     chosen = filed | given
     if run := resume or verify:
         settings = RunFolder(run).read_settings()
-        if settings.dataset not in datasets:
-            record = RunFolder(run).record
-            raise ValueError(f"Expected `dataset` in {tuple(datasets)}. Received: {shorten(settings.dataset)} in {record}. {REMEDY}")
+        _check_dataset(settings, RunFolder(run).record, datasets)
         _check_same(chosen, settings, run)
         places = {name: chosen[name] for name in PLACES if name in chosen}
         # The drawn data of a demo may have moved too.
@@ -117,10 +117,32 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         demo = read_preset("demo3d" if spec.spatial_dims == 3 else "demo")
         chosen = {name: value for name, value in demo.items() if name not in options} | chosen
     own = dict(spec.defaults)
+    if chosen.get("modes") and "mode" not in given:
+        # The modes that the user names stand for the one of the data set or of the preset.
+        own.pop("mode", None)
+        chosen.pop("mode", None)
     if "minutes" in given and "epochs" not in given:
         # The time stands for the epochs of a preset.
         chosen.pop("epochs", None)
     return TrainingRequest(Settings.from_json(own | chosen, "the flags"), plan_only=plan_only, **machines)
+
+
+def _merge(runs: Sequence[str], given: Mapping[str, Any], datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
+    """Makes the request to merge finished folds. Their settings hold; only a name and places may stand beside them."""
+    if others := sorted(set(given) - {"name", *PLACES}):
+        allowed, flag = ", ".join(f"--{name}" for name in PLACES), others[0].replace("_", "-")
+        raise ValueError(f"Expected nothing beside --merge but --name, {allowed}. Received: --{flag}. Leave it out.")
+    settings, parts = collect_folds([Path(run) for run in runs])
+    _check_dataset(settings, RunFolder(next(iter(parts.values()))).record, datasets)
+    places = {name: given[name] for name in ("name", *PLACES) if name in given}
+    places |= {"demo": False} if given.get("data") else {}
+    # The runs of the folds may come from other machines, so their places say nothing about where the whole shall lie.
+    return TrainingRequest(replace(settings, **{"runs": Settings.runs, **places}), parts=parts)
+
+
+def _check_dataset(settings: Settings, record: Path, datasets: Mapping[str, DatasetSpec]) -> None:
+    if settings.dataset not in datasets:
+        raise ValueError(f"Expected `dataset` in {tuple(datasets)}. Received: {shorten(settings.dataset)} in {record}. {REMEDY}")
 
 
 def describe_choices(datasets: Mapping[str, DatasetSpec]) -> list[str]:
@@ -153,6 +175,9 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     parser.add_argument("--plan-only", action="store_true", help="read the data, print the plan with its costs, and stop before training")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; settings beside it must be its own, but for places")
     parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
+    parser.add_argument(
+        "--merge", nargs="+", metavar="RUN", help="finished runs of single folds, to score and combine as one cross-validation"
+    )
     parser.add_argument("--devices", type=int, metavar="INT", help="GPUs of each host that share a batch (default: as many as can)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0, to train on several hosts (JAX; Slurm needs none of these)")
     parser.add_argument("--hosts", type=int, metavar="INT", help="how many hosts train together")

@@ -39,6 +39,9 @@ RESAMPLING = ("median", "none")
 MOST_VOXELS = 1 << 31
 POSTPROCESSINGS = ("learn", "none")
 TRACKERS = ("none", "mlflow", "tensorboard")
+# Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
+# A table of subjects may have moved too: the splits that follow from it must be those of the run.
+PLACES = ("data", "cache", "runs", "subjects")
 
 # Keras and NumPy take no larger seed.
 _MOST_SEED = 2**32 - 1
@@ -111,6 +114,10 @@ class Settings:
     postprocess: str = _setting("learn", help="steps after a prediction; learn: what raises the validation Dice", choices=POSTPROCESSINGS)
     folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
     fold: int | None = _setting(None, help="train and score only this fold, from 0")
+    modes: tuple[str, ...] = _setting(
+        (), help="kinds of sample to train in every fold; the best one or pair of them becomes the run's model", choices=MODES
+    )
+    average_last: float = _setting(0.0, help="share of the last epochs whose average of the weights may become the best model; 0 for none")
     seed: int = _setting(42, help="seed of weights, splits, order and every random draw")
     checkpoint_minutes: float = _setting(10.0, help="most minutes between two checkpoints; each epoch ends with one too")
     track: str = _setting("none", help="tracker that logs the run besides its folder", choices=TRACKERS)
@@ -155,10 +162,25 @@ class Settings:
             raise ValueError(f"Expected `folds` beside `fold`. Received: fold {self.fold} alone. Say how many with `--folds`.")
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise ValueError(f"Expected `fold` from 0 to below `folds`, {self.folds}. Received: {self.fold}.")
+        self._check_modes()
+        if not 0 <= self.average_last <= 1:
+            raise ValueError(f"Expected `average_last` from 0 to 1. Received: {self.average_last}.")
         if self.class_probabilities and (min(self.class_probabilities) < 0 or not sum(self.class_probabilities) > 0):
             raise ValueError(f"Expected `class_probabilities` of 0 or more, not all 0. Received: {self.class_probabilities}.")
         if self.demo and self.data:
             raise ValueError(f"Expected either `demo` or `data`. Received: both, data {self.data!r}. Leave one out.")
+
+    def _check_modes(self) -> None:
+        listed = f"--modes {' '.join(self.modes)}"
+        if len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"Expected `modes` each once. Received: {listed}. Leave the repeated one out.")
+        if self.modes and (self.mode or self.fold is not None):
+            other = f"--mode {self.mode}" if self.mode else f"--fold {self.fold}"
+            raise ValueError(f"Expected either --modes or {other}. Received: both. Train single folds by --mode, and join them by --merge.")
+        if self.modes and self.init:
+            raise ValueError(f"Expected one mode beside --init, that of its model. Received: {listed}. Leave one of the flags out.")
+        if self.modes and not self.folds:
+            raise ValueError(f"Expected `folds` beside `modes`. Received: {listed} alone. Say how many with `--folds`.")
 
     def _check_sizes(self) -> None:
         for name in ("shape", "spacing"):

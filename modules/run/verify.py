@@ -10,7 +10,7 @@ from modules.data import documents
 from modules.predict.bundle import ModelBundle
 from modules.run import proof
 from modules.run.fit import make_trainer, make_training_data, name_failures
-from modules.run.folder import REMEDY, RunFolder, read_proof
+from modules.run.folder import REMEDY, RunFolder
 from modules.run.prepared import PreparedRun
 
 log = logging.getLogger("mri")
@@ -56,6 +56,16 @@ def read_data(run: RunFolder) -> proof.Manifest:
     if not rule.holds(content):
         raise ValueError(f"Expected files with split and SHA-256 in {run.data}. Received: {documents.shorten(content)}. {REMEDY}")
     return content
+
+
+def read_proof(run: RunFolder) -> tuple[int, str]:
+    """Reads how many first steps a run proves, and the hash of the weights after them; raises ValueError naming the file."""
+    if not run.proof.is_file():
+        raise ValueError(f"Expected the first steps of a run in {run.proof}. Received: none yet. Let it train, then verify it.")
+    content = documents.read_json(run.proof, REMEDY)
+    rules = {"steps": documents.whole(1, 1 << 40), "weights_sha256": documents.text(64, 64)}
+    documents.check_fields(content, rules, run.proof, REMEDY, others=True)
+    return content["steps"], content["weights_sha256"]
 
 
 def read_scored_weights(run: RunFolder) -> str:
