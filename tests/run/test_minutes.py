@@ -41,7 +41,7 @@ def _timed(monkeypatch):
     for name, value in (("END_SECONDS", 0.0), ("CASE_SECONDS", 0.0), ("EPOCH_SECONDS", 1.0), ("LEAST_EPOCHS", 3), ("MOST_EPOCHS", 3)):
         monkeypatch.setattr(budget, name, value)
     monkeypatch.setattr(budget, "find_elapsed", lambda: 30.0)
-    monkeypatch.setattr(train, "start_probe", lambda settings, plan: nullcontext(None if plan or settings.epochs else _Probe()))
+    monkeypatch.setattr(train, "start_probe", lambda settings, plan, share: nullcontext(None if plan or settings.epochs else _Probe()))
 
 
 @pytest.mark.usefixtures("_timed")
