@@ -26,7 +26,7 @@ MOST_BATCH = {2: 64, 3: 16}
 # The part of a GPU's memory that feature maps and weights may take, and the bytes of a weight with its gradient and moments.
 MEMORY_SHARE, WEIGHT_BYTES = 0.7, 16
 # The augmentation by the number of passes over the training samples: what helps a long training costs a short one.
-AUGMENT_FROM = ((60, "strong"), (4, "mild"), (0, "none"))
+AUGMENT_FROM = ((200, "strong"), (20, "mild"), (0, "none"))
 # Steps from which deep supervision helps, and from which an average of the weights remembers nothing of their start.
 LONG, AVERAGED_FROM = 20_000, 500
 
