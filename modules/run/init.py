@@ -17,8 +17,8 @@ from modules.run.seen import Seen, read_seen
 from modules.run.settings import Settings
 from modules.run.topology import FLEXIBLE
 
-# A tenth of the usual 0.001: larger steps forget what was learnt.
-LEARNING_RATE = 1e-4
+# A tenth of the usual 0.002: larger steps forget what was learnt.
+LEARNING_RATE = 2e-4
 _GRID = ("intensity", "spacing_mm", "foreground_crop")
 
 
@@ -101,6 +101,8 @@ def adopt_settings(source: Path, spec: DatasetSpec, chosen: Mapping[str, Any]) -
         own["shape"] = shape
     if then["spacing_mm"] and then["spatial_dims"] == spec.spatial_dims and mode != "volume":
         own["spacing"] = then["spacing_mm"]
+    elif volumes and mode != "volume":
+        own["resample"] = "none"
     numbers = ("scale", "mean", "std")
     # The numbers of other scans are noise, and no setting gives them.
     if then["intensity"] != "fixed" or [then[name] for name in numbers] == [getattr(spec.preprocessing, name) for name in numbers]:

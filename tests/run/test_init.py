@@ -55,7 +55,7 @@ def test_the_same_task_begins_with_the_weights_of_the_bundle(runs, prepare):
     }
     settings = prepared.settings
     options = {"base_filters": 2, "levels": 1, "norm": "batch", "dropout": 0.2}
-    assert (settings.network, dict(settings.network_options), settings.learning_rate) == ("unet2d", options, 1e-4)
+    assert (settings.network, dict(settings.network_options), settings.learning_rate) == ("unet2d", options, 2e-4)
 
 
 def test_other_classes_keep_the_logits_of_their_names(runs, prepare):
@@ -234,7 +234,7 @@ def test_what_the_user_chooses_wins_over_the_model(runs, tmp_path):
     assert changed.plane == "coronal"
     # The settings of a demo stand below the model's.
     demo = parse("--demo")
-    assert (demo.network_options["base_filters"], demo.learning_rate, demo.epochs) == (2, 1e-4, 10)
+    assert (demo.network_options["base_filters"], demo.learning_rate, demo.epochs) == (2, 2e-4, 10)
     # What another run left open follows the model.
     write_json(tmp_path / "run.json", {"config": Settings("ibsr18").to_json()})
     assert parse("--config", str(tmp_path)).network == "unet2d"
@@ -256,7 +256,10 @@ def test_what_the_user_chooses_wins_over_the_model(runs, tmp_path):
 def test_the_kind_of_sample_and_the_grid_follow_the_model(runs, tmp_path, window, fields, chosen, expected):
     source = _describe(runs, tmp_path / "bundle", window, **fields)
     others = {"network": "unet2d", "base_filters": 2, "levels": 1, "norm": "batch", "dropout": 0.2}
-    others |= {"intensity": "min_max", "crop": "foreground", "learning_rate": 1e-4}
+    others |= {"intensity": "min_max", "crop": "foreground", "learning_rate": 2e-4}
+    # A model that was trained without resampling gets no other grid now, whatever the plan would choose.
+    volume = "volume" in (expected.get("mode"), chosen.get("mode"))
+    others |= {} if volume or "spacing" in expected else {"resample": "none"}
     assert adopt_settings(source, DATASETS["ibsr18"], chosen) == expected | others
 
 
