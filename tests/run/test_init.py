@@ -256,7 +256,7 @@ def test_what_the_user_chooses_wins_over_the_model(runs, tmp_path):
 def test_the_kind_of_sample_and_the_grid_follow_the_model(runs, tmp_path, window, fields, chosen, expected):
     source = _describe(runs, tmp_path / "bundle", window, **fields)
     others = {"network": "unet2d", "base_filters": 2, "levels": 1, "norm": "batch", "dropout": 0.2}
-    others |= {"intensity": "min_max", "crop": "foreground", "learning_rate": 2e-4}
+    others |= {"intensity": "zscore", "crop": "foreground", "learning_rate": 2e-4}
     # A model that was trained without resampling gets no other grid now, whatever the plan would choose.
     volume = "volume" in (expected.get("mode"), chosen.get("mode"))
     others |= {} if volume or "spacing" in expected else {"resample": "none"}
