@@ -31,6 +31,7 @@ def _prepare(spatial_dims=2, sizes=(4, 4), **settings):
         ),
         network=keras.Model(inputs, keras.layers.Conv2D(1, 1)(inputs)),
         precision="float32",
+        splits={"train": [], "validate": []},
         prepared={"train": [], "validate": []},
     )
 
