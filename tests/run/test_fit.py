@@ -101,7 +101,7 @@ def test_the_averages_are_what_is_validated_and_saved(tmp_path, monkeypatch):
         note("trained on")
 
     monkeypatch.setattr(fitting, "_run_epochs", run_epoch)
-    bundle = SimpleNamespace(class_names=("background", "a"), save=lambda folder: note("saved"))
+    bundle = SimpleNamespace(class_names=("background", "a"), regions=(), save=lambda folder: note("saved"))
     run = RunFolder(tmp_path)
     assert fitting.fit(prepared, bundle, run, Tracker(run)) == 1
     assert seen == {"validated": {1.0}, "saved": {1.0}, "trained on": {3.0}}
