@@ -74,6 +74,19 @@ def test_training_judges_each_region_and_names_what_nobody_judged(run):
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary["test"]["volume"]) == list(summary["intervals"]["volume"]) == ["hippocampus", "posterior", "mean"]
     assert list((run / "figures").glob("comparison_*.png"))
+    assert "no postprocessing: objects of regions overlap" in log
+
+
+def test_the_fingerprint_counts_regions_and_no_ignored_voxel(root, run):
+    measured = json.loads((run / "fingerprint.json").read_text())["pooled"]["classes"]
+    labels = [_read(root / "labelsTr" / f"{name}.nii.gz") for name in json.loads((run / "run.json").read_text())["splits"]["train"]]
+    assert list(measured) == ["background", "hippocampus", "posterior"]
+    for name, values in (("background", [0]), ("hippocampus", [1, POSTERIOR]), ("posterior", [POSTERIOR])):
+        counts = [int(np.isin(label, values).sum()) for label in labels]
+        assert measured[name] == {"voxels": sum(counts), "cases": sum(count > 0 for count in counts)}
+
+
+def test_a_bundle_of_regions_has_a_sigmoid_each(run):
     bundle = ModelBundle.load(run, "keras")
     assert (bundle.class_names, bundle.num_maps) == (("background", "hippocampus", "posterior"), 2)
     assert bundle.model.layers[-1].activation.__name__ == "sigmoid"

@@ -188,6 +188,8 @@ def _find_wrong_classes(content: Mapping[str, Any]):
 
 def _find_wrong_steps(content: Mapping[str, Any]):
     """Yields field, expected and received of steps of postprocessing that do not fit the classes or one another."""
+    if content["regions"] and content["postprocessing"]:
+        yield "postprocessing", "no steps beside `regions`", shorten(content["postprocessing"])
     known = set()
     for index, step in enumerate(content["postprocessing"]):
         kind, target, size = step["kind"], step["target"], step["size"]

@@ -100,6 +100,8 @@ class Probe:
             "channels": spec.channels,
             "class_names": spec.class_names,
             "mirrored_labels": spec.mirrored_labels,
+            "regions": spec.regions,
+            "ignores": spec.label_rule.ignores,
             "seconds": seconds,
         }
         answer = self._ask(request)

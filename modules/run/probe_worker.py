@@ -15,6 +15,7 @@ import numpy as np
 
 from modules import devices, hardware
 from modules.data.case import LabelRule
+from modules.data.regions import IGNORE, Region, count_parts
 from modules.data.spec import DatasetSpec
 from modules.run.plan import Plan
 from modules.run.settings import Settings
@@ -121,7 +122,7 @@ def _make_batch(plan: Plan, spec: DatasetSpec, draw_augmentation) -> dict[str, n
     rng, shape = np.random.default_rng(0), (plan.batch_size, *plan.window.shape)
     batch = {
         "image": rng.standard_normal((*shape, len(spec.channels))).astype(np.float16),
-        "label": rng.integers(0, spec.num_classes, shape).astype(np.uint8),
+        "label": rng.integers(0, spec.num_parts, shape).astype(np.uint8),
     }
     if draw_augmentation is not None:
         drawn = [draw_augmentation(rng, (1.0,) * len(plan.window.axes)) for _ in range(plan.batch_size)]
@@ -132,6 +133,8 @@ def _make_batch(plan: Plan, spec: DatasetSpec, draw_augmentation) -> dict[str, n
 def _make_spec(request: dict[str, Any], plan: Plan) -> DatasetSpec:
     """Makes a data set of the request's channels and classes, without any files."""
     names = tuple(request["class_names"])
+    regions = tuple(Region(tuple(parts), painted) for parts, painted in request["regions"])
+    values = {index: index for index in range(count_parts(names, regions))} | ({IGNORE: IGNORE} if request["ignores"] else {})
     return DatasetSpec(
         name="probe",
         title="",
@@ -140,11 +143,12 @@ def _make_spec(request: dict[str, Any], plan: Plan) -> DatasetSpec:
         terms="",
         channels=tuple(request["channels"]),
         class_names=names,
-        label_rule=LabelRule({index: index for index in range(len(names))}),
+        label_rule=LabelRule(values),
         preprocessing=plan.preprocessing,
         find=lambda root: [],
         write_phantom=lambda root, seed=0: root,
         mirrored_labels=tuple((first, second) for first, second in request["mirrored_labels"]),
+        regions=regions,
     )
 
 

@@ -61,6 +61,7 @@ def _make_bundle_of_regions():
         label_rule=LabelRule({0: 0, 1: 1, 2: 2, 3: IGNORE}, source="msd"),
         regions=(Region((1, 2), 1), Region((2,), 2)),
         mirrored_labels=(),
+        postprocessing=Postprocessing(),
     )
 
 

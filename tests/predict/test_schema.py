@@ -120,7 +120,7 @@ FIELDS = [
     ("trained", RANGES | {"spread": SPANS}, "Expected 1 entries for `trained.spread`"),
     ("trained", RANGES | {"share": [[0, math.nan]]}, "for `trained.share`"),
     ("postprocessing", ..., "Expected the field `postprocessing`"),
-    ("postprocessing", {}, "Expected a list of 0 to 765 items"),
+    ("postprocessing", {}, "Expected a list of 0 to 762 items"),
     ("postprocessing", [3], "Expected an object with fields in `postprocessing[0]`"),
     ("postprocessing", [{"kind": "fill_holes", "target": 1}], "Expected the field `postprocessing[0].size`"),
     ("postprocessing", [STEP | {"kind": "blur"}], "'keep_largest', 'remove_small', 'fill_holes' for `postprocessing[0].kind`"),
@@ -146,6 +146,14 @@ def test_nonsense_in_a_field_is_one_line(bundle, place, value, message):
         ModelBundle.load(bundle, "keras")
     assert message in str(error.value)
     assert str(bundle) in str(error.value)
+
+
+def test_regions_have_no_steps_of_postprocessing(bundle):
+    for place, value in (("mirrored_labels", []), ("postprocessing", [STEP])):
+        _change(bundle, place, value)
+    _change(bundle, "regions", [{"parts": [1, 2], "painted": 1}, {"parts": [2], "painted": 2}])
+    with pytest.raises(ValueError, match="Expected no steps beside `regions` for `postprocessing` in .*bundle.json"):
+        ModelBundle.load(bundle)
 
 
 def test_nonsense_ends_predict_with_status_2(bundle, write_picture, capsys):
