@@ -12,7 +12,7 @@ from pathlib import Path
 import utils
 from dataset import DATASETS
 from modules import devices
-from modules.data.cache import prepare_cases
+from modules.data.cache import prepare_splits
 from modules.data.case import Case
 from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
@@ -125,8 +125,9 @@ def prepare(
     with start_probe(settings, plan, share) as probe:
         fingerprint = measure(splits["train"], spec, Path(settings.cache))
         draft = plan or draft_share(settings, spec, fingerprint, share, look_up_hardware())
-        prepared = {name: prepare_cases(members, spec, draft.preprocessing, Path(settings.cache)) for name, members in splits.items()}
+        prepared = prepare_splits(splits, spec, draft.preprocessing, settings.cache)
         plan = fit_to_time(settings, spec, fingerprint, prepared, probe, share) if probe else draft
+    prepared = prepared if plan.preprocessing == draft.preprocessing else prepare_splits(splits, spec, plan.preprocessing, settings.cache)
     settings = plan.resolve(settings)
     devices.start_backend(settings.seed, settings.deterministic)
     precision = devices.choose_precision(settings.precision)

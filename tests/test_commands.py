@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 
 import cv2
@@ -20,6 +21,7 @@ from modules.data.spec import choose_target, find_cases
 from modules.networks import NETWORKS, find_divisor
 from modules.predict.bundle import ModelBundle
 from modules.run.callbacks import Checkpoint
+from modules.run.costs import count_flops
 from modules.run.evaluate import choose_examples
 from modules.run.flags import parse_training
 from modules.run.plan import make_plan
@@ -317,6 +319,8 @@ def test_every_preset_builds_its_network(name):
     assert network.input.shape == (None, *plan.window.shape, len(spec.channels))
     assert all(size % find_divisor(plan.network) == 0 for size in plan.window.shape)
     assert network.output.shape[-1] == (1 if spec.num_classes == 2 else spec.num_classes)
+    # Each voxel of the window has a hundred operations or more.
+    assert count_flops(network) > 100 * math.prod(plan.window.shape)
 
 
 def test_demo_draws_its_own_data(tmp_path, monkeypatch):

@@ -325,6 +325,13 @@ def prepare_cases(
     return [known[key] for key in keys]
 
 
+def prepare_splits(
+    splits: Mapping[str, Sequence[Case]], spec: DatasetSpec, preprocessing: Preprocessing, folder: str
+) -> dict[str, list[PreparedCase]]:
+    """Prepares the cases of each split, see `prepare_cases`."""
+    return {name: prepare_cases(members, spec, preprocessing, Path(folder)) for name, members in splits.items()}
+
+
 def _check_contrast(image: np.ndarray, label: np.ndarray, case: Case) -> None:
     """Raises ValueError, naming the file, for an image of one value whose label holds foreground: it cannot show what the label says."""
     first = image.reshape(-1, image.shape[-1])[0]

@@ -1,6 +1,7 @@
 """Trainings by the time they may take, through the command: the plan alone, the steps it writes down, and their resume."""
 
 import csv
+import dataclasses
 import json
 from contextlib import nullcontext
 
@@ -14,6 +15,7 @@ from modules.run import budget, plan_table
 from modules.run.callbacks import Checkpoint
 from modules.run.flags import parse_training
 from modules.run.folder import RunFolder
+from modules.run.plan import make_plan
 from modules.run.probe import Timing
 
 # The tiny training, but for its epochs.
@@ -135,3 +137,19 @@ def test_a_plan_of_another_content_is_refused_by_its_file(runs, tmp_path):
         folder.plan.write_text(json.dumps(values | {name: value}))
         with pytest.raises(ValueError, match=message):
             folder.read_plan()
+
+
+def test_volumes_are_prepared_for_the_window_that_was_measured(phantoms, tmp_path, monkeypatch):
+    """On a GPU the width that the time allows changes the window, which whole volumes are brought to."""
+    flags = ["--data", str(phantoms / "ibsr18"), "--cache", str(tmp_path), "--mode", "volume", "--network", "unet3d", "--levels", "1"]
+    settings = parse_training(["--dataset", "ibsr18", *flags, "--base-filters", "2", "--shape", "16", "16", "16"], DATASETS).settings
+
+    def fit_to_time(settings, spec, fingerprint, prepared, *_):
+        assert {case.shape for cases in prepared.values() for case in cases} == {(16, 16, 16)}
+        return make_plan(dataclasses.replace(settings, shape=(8, 16, 8), epochs=1), spec, fingerprint)
+
+    monkeypatch.setattr(train, "start_probe", lambda *_: nullcontext(_Probe()))
+    monkeypatch.setattr(train, "fit_to_time", fit_to_time)
+    prepared = train.prepare(settings)
+    assert prepared.plan.preprocessing.shape == (8, 16, 8)
+    assert {case.shape for cases in prepared.prepared.values() for case in cases} == {(8, 16, 8)}
