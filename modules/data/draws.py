@@ -86,9 +86,18 @@ class Augmentation:
 # gamma and contrast. It differs in these points. 2-D slices turn no further than volumes. Sizes change less, because a whole slice
 # has no margin that could come in. Brightness is added: on normalised images a factor would be contrast again. Noise is stronger.
 # Gamma is never inverted. Shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "light" has
-# no effect that could hide a small structure.
+# no effect that could hide a small structure. "mild" does not flip: bodies do not lie upside down, and a short training learns faster
+# where front and back stay apart.
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
+    "mild": Augmentation(
+        rotation=Effect(0.3, -15, 15),
+        scaling=Effect(0.3, 0.85, 1.15),
+        noise=Effect(0.15, 0.0, 0.15),
+        gamma=Effect(0.3, 0.8, 1.25),
+        contrast=Effect(0.2, 0.85, 1.15),
+        brightness=Effect(0.2, -0.15, 0.15),
+    ),
     "light": Augmentation(
         flip=0.5,
         rotation=Effect(0.3, -10, 10),

@@ -99,6 +99,13 @@ class Fingerprint:
         return longest / next_longest
 
     @cached_property
+    def foreground(self) -> float:
+        """Share of the voxels within the boxes of all cases that any class but the background holds. Regions count their largest."""
+        inside = sum(math.prod(stop - start for start, stop in case.box) for case in self.cases)
+        background = sum(math.prod(case.shape) - case.voxels[0] for case in self.cases)
+        return min(1.0, background / inside)
+
+    @cached_property
     def empty(self) -> float:
         """Median share of empty voxels."""
         return float(np.median([case.empty for case in self.cases]))

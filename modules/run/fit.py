@@ -78,7 +78,7 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         for line in describe_ignored_cases(prepared.splits, prepared.prepared):
             log.warning("%s", line)
         judges = (prepared.prepared[split] for split in ("train", "validate"))
-        for line, level in describe_classes(*judges, bundle.class_names, regions=bundle.regions, stop_at_dice=settings.stop_at_dice):
+        for line, level in describe_classes(*judges, bundle.class_names, regions=prepared.spec.regions, stop_at_dice=settings.stop_at_dice):
             log.log(level, "%s", line)
         log.info("%s: %s weights, %d steps an epoch, begins at %s", plan.network, f"{prepared.network.count_params():,}", steps, first)
         proof = FirstSteps(proof_steps, done, write_proof)

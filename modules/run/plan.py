@@ -4,11 +4,9 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from modules.data.documents import anything, check_fields, choice, many, mapping, number, optional, text, to_line, whole
 from modules.data.draws import AUGMENTATIONS
@@ -18,15 +16,14 @@ from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
 from modules.hardware import Hardware
-from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_divisor, find_levels, find_ranks
+from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_levels, find_ranks
 from modules.predict.schema import PREPROCESSING, SIZE
-from modules.run import recipe, topology
+from modules.run import recipe
 from modules.run.preparation import choose_mode, choose_preprocessing
 from modules.run.recipe import Schedule
 from modules.run.settings import MODES, Settings
+from modules.run.sizes import choose_batch, choose_stages, choose_window
 
-# The most voxels of a patch or volume whose size follows from the scans.
-MOST_VOXELS = 96**3
 FITS = ("crop", "resample", "tile")
 _REMEDY = "Start the run anew."
 _FIELDS = {
@@ -216,8 +213,12 @@ def make_plan(
     grids = fingerprint.list_grids(preprocessing)
     options = recipe.choose_options(settings, draft.network, rank)
     spacing_mm = preprocessing.spacing_mm or fingerprint.spacing_mm
-    window = Window(draft.sizes or _choose_sizes(draft, options, grids, spacing_mm, spec, hardware, reasons))
-    strides, kernels = _choose_stages(draft.network, options, window, spacing_mm)
+    sizes = draft.sizes
+    if not sizes:
+        sizes = choose_window(draft.mode, draft.plane, draft.network, options, grids, spacing_mm, spec, hardware)
+        reasons["window"] = f"from the shapes of {len(grids)} training cases{reasons['window']}"
+    window = Window(sizes)
+    strides, kernels = choose_stages(draft.network, options, window, spacing_mm)
     options |= {"levels": len(strides)} if strides else {}
     fit = "resample" if draft.mode == "volume" else "tile"
     if fit == "resample":
@@ -225,14 +226,14 @@ def make_plan(
             reasons["spacing"] = "each volume is brought to the window"
         preprocessing = replace(preprocessing, shape=window.sizes, resize=True)
     sampler = _choose_sampler(settings, spec, draft.mode)
-    batch_size = settings.batch_size or _choose_batch(draft.network, options, strides, kernels, window, grids, spec, hardware)
+    batch_size = settings.batch_size or choose_batch(draft.network, options, strides, window, grids, spec, fingerprint, hardware)
     drawn = sampler is not None and sampler.per_case > 0
     samples = count_samples((window.sizes,) * len(grids) if drawn or fit == "resample" else grids, window, sampler)
     if settings.epochs:
         schedule = Schedule(settings.epochs, math.ceil(samples / batch_size), f"{samples} samples an epoch")
     schedule = schedule or recipe.WHOLE
     reasons["steps"] = schedule.reason
-    chosen = recipe.choose_recipe(settings, spec, rank, schedule, reasons)
+    chosen = recipe.choose_recipe(settings, spec, rank, schedule, schedule.steps * batch_size / samples, reasons)
     _check_updates(settings, schedule.epochs * schedule.steps_per_epoch)
     plan = Plan(
         mode=draft.mode,
@@ -253,70 +254,6 @@ def make_plan(
     )
     _check_flips(plan.resolve(settings), spec)
     return plan
-
-
-def _choose_sizes(
-    draft: PlanDraft,
-    options: Mapping[str, Any],
-    grids: Sequence[Sequence[int]],
-    spacing_mm: Sequence[float],
-    spec: DatasetSpec,
-    hardware: Hardware,
-    reasons: dict[str, str],
-) -> tuple[int, ...]:
-    """Chooses the sizes of the window from the shapes of the prepared cases."""
-    reasons["window"] = f"from the shapes of {len(grids)} training cases{reasons['window']}"
-    most = MOST_VOXELS if draft.mode == "volume" else recipe.MOST_PATCH[hardware.kind]
-    if draft.mode == "slice" or draft.network not in topology.FLEXIBLE:
-        return derive_window(grids, draft.mode, PLANES[draft.plane], find_divisor(draft.network, options), most)
-
-    def fits(patch: tuple[int, ...]) -> bool:
-        if math.prod(patch) > most or not hardware.device_bytes:
-            return math.prod(patch) <= most
-        shape = topology.choose_topology(draft.network, patch, spacing_mm, options["base_filters"])
-        costs = topology.estimate_costs(shape, patch, len(spec.channels), spec.num_classes, 2 if hardware.bfloat16 else 4)
-        needed = 2 * costs.activation_bytes + recipe.WEIGHT_BYTES * costs.weights
-        return needed <= recipe.MEMORY_SHARE * hardware.device_bytes
-
-    return topology.choose_patch(np.median(grids, axis=0).tolist(), spacing_mm, fits)
-
-
-def _choose_batch(
-    network: str,
-    options: Mapping[str, Any],
-    strides: tuple[tuple[int, ...], ...],
-    kernels: tuple[tuple[int, ...], ...],
-    window: Window,
-    grids: Sequence[Sequence[int]],
-    spec: DatasetSpec,
-    hardware: Hardware,
-) -> int:
-    """Chooses the samples of a step: as many as a GPU's memory holds, but of at most 5 % of all voxels, as in nnU-Net; at least 2."""
-    rank = len(window.shape)
-    least = recipe.BATCH[rank]
-    if not hardware.device_bytes or network not in topology.NETWORKS:
-        return least
-    levels = find_levels(network, options) or 0
-    strides, kernels = strides or ((2,) * rank,) * levels, kernels or ((3,) * rank,) * (levels + 1)
-    shape = topology.Topology(network, strides, kernels, options["base_filters"])
-    costs = topology.estimate_costs(shape, window.shape, len(spec.channels), spec.num_classes, 2 if hardware.bfloat16 else 4)
-    room = recipe.MEMORY_SHARE * hardware.device_bytes - recipe.WEIGHT_BYTES * costs.weights
-    # Slices of a volume are counted as the part of it that they are.
-    voxels = sum(math.prod(grid) for grid in grids)
-    most = int(0.05 * voxels / math.prod(window.sizes))
-    return max(2, min(int(room / costs.activation_bytes), most, recipe.MOST_BATCH[rank]))
-
-
-def _choose_stages(network: str, options: Mapping[str, Any], window: Window, spacing_mm: Sequence[float]):
-    """Chooses strides and kernel sizes along the axes of a sample; none for a network that does not take them."""
-    if network not in topology.FLEXIBLE:
-        return (), ()
-    spacing_mm = [spacing_mm[axis] for axis in window.axes]
-    strides = topology.choose_strides(window.shape, spacing_mm, options.get("levels") or MOST_LEVELS)
-    if len(strides) < (options.get("levels") or 0):
-        # The user asked for more levels than the rule gives, and gets them along all axes.
-        strides = ((2,) * len(window.shape),) * options["levels"]
-    return strides, topology.choose_kernels(strides, spacing_mm)
 
 
 def _choose_sampler(settings: Settings, spec: DatasetSpec, mode: str) -> PatchSampler | None:
@@ -349,32 +286,6 @@ def _check_updates(settings: Settings, steps: int) -> None:
             f"Expected `accumulate` up to the {steps} steps of the whole training. Received: {settings.accumulate}, which never makes an "
             "update of the weights. Choose a smaller one, or more `--epochs`."
         )
-
-
-def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = MOST_VOXELS) -> tuple[int, ...]:
-    """Chooses the window that the network sees at once, from the shapes of the prepared cases.
-
-    Args:
-        shapes: `S` of each case, in canonical orientation.
-        mode: For "slice" the largest extents across `plane`, so that nothing is cut off. For "patch" and "volume" the median shape, shrunk
-            in proportion to at most `voxels`.
-        plane: The axis that slices lie across.
-        divisor: A number that divides each size.
-        voxels: The most voxels of a patch or volume.
-
-    Returns:
-        Sizes in the rank of the shapes, with a 1 along `plane` for slices.
-    """
-    if mode == "slice":
-        largest = np.max(shapes, axis=0)
-        return tuple(1 if axis == plane else -(-int(size) // divisor) * divisor for axis, size in enumerate(largest))
-    window = np.median(shapes, axis=0)
-    window = window * min(1.0, (voxels / window.prod()) ** (1 / len(window)))
-    # Sizes are rounded up: a little padding costs less than a little cutting, as long as the voxels suffice.
-    sizes = [max(divisor, -(-round(size) // divisor) * divisor) for size in window]
-    while math.prod(sizes) > voxels and max(sizes) > divisor:
-        sizes[sizes.index(max(sizes))] -= divisor
-    return tuple(sizes)
 
 
 def _to_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import Region
 from modules.predict.bundle import ModelBundle
+from modules.predict.postprocess import Postprocessing, Step
 
 
 def _prepare_by_hand(description, image):
@@ -156,7 +157,12 @@ def test_a_description_has_the_numbers_of_every_kind_of_preprocessing():
         {"index": 2, "name": "core", "value_in_file": 4, "values_of_region": [4]},
     ]
     pictures = Preprocessing(2, shape=(8, 8), intensity="fixed", scale=255.0, mean=0.1, std=0.2)
-    steps = describe(ModelBundle(None, pictures, Window((8, 8)), **fields))["steps"]
+    largest = Postprocessing((Step("keep_largest", 1),))
+    described = describe(ModelBundle(None, pictures, Window((8, 8)), postprocessing=largest, **fields))
+    assert described["postprocessing"]["steps"] == [{"kind": "keep_largest", "target": 1, "size": 0.0}]
+    assert "in pixels" in described["postprocessing"]["text"]
+    assert "in mm3" in description["postprocessing"]["text"]
+    steps = described["steps"]
     assert {"scale": 255.0, "mean": 0.1, "std": 0.2}.items() <= steps[2].items()
     # A slice of noise divides by a twentieth of the range.
     zscore = describe(ModelBundle(None, Preprocessing(2, intensity="zscore", scale=255.0), Window((8, 8)), **fields))["steps"][2]

@@ -1,6 +1,8 @@
 """The time of a training: steps by hand, the search for a width, and the plan that follows from measurements."""
 
 import json
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +11,13 @@ from helpers import make_fingerprint
 from dataset import DATASETS
 from modules.hardware import Hardware
 from modules.run import budget, recipe
-from modules.run.budget import Work, find_schedule, fit_to_time, start_probe
+from modules.run.budget import Share, Work, draft_share, find_schedule, fit_to_time, start_probe
 from modules.run.plan import Plan, make_plan
 from modules.run.probe import Timing
 from modules.run.recipe import Schedule
 from modules.run.settings import Settings
 
+FIND_ELAPSED = budget.find_elapsed
 SPEC = DATASETS["oasis"]
 SCANS = make_fingerprint([(64, 64)] * 20)
 PREPARED = {
@@ -40,7 +43,7 @@ def _constants(monkeypatch):
         monkeypatch.setattr(budget, name, value)
     monkeypatch.setattr(budget, "LEAST_STEPS", {2: 600, 3: 600})
     monkeypatch.setattr(budget, "find_elapsed", lambda: 30.0)
-    monkeypatch.setattr(budget, "_CLOCK", budget._Clock(0.0))
+    monkeypatch.setattr(budget, "_CLOCK", budget._Clock(time.monotonic()))
 
 
 @pytest.mark.parametrize(
@@ -141,8 +144,8 @@ class _Probe:
         return None if filters > self.most_filters else Timing(10.0, filters / 100, 0.25, 1 << 30, 0, 1000 * filters)
 
 
-def _fit(probe, **settings):
-    return fit_to_time(Settings("oasis", **settings), SPEC, SCANS, PREPARED, probe)
+def _fit(probe, share=None, **settings):
+    return fit_to_time(Settings("oasis", **settings), SPEC, SCANS, PREPARED, probe, share)
 
 
 def test_measured_steps_are_written_down():
@@ -183,13 +186,26 @@ def test_an_hour_on_a_cpu_and_the_whole_recipe_on_a_gpu():
     assert probe.asked == []
 
 
-def test_folds_share_the_minutes(monkeypatch):
-    monkeypatch.setattr(budget, "_CLOCK", budget._Clock(0.0, 5))
-    assert _fit(_Probe(), minutes=10.0).costs["seconds"] == 120.0
-    budget.start_clock(3)
-    assert budget._CLOCK.parts == 3
-    budget.start_clock()
-    assert budget._CLOCK.parts == 1
+def test_a_training_of_several_gets_its_share_and_the_next_fold_follows_it():
+    first = _fit(_Probe(), share=Share(2.0), minutes=10.0, batch_size=4)
+    assert first.costs["seconds"] == 120.0
+    with pytest.raises(ValueError, match=r"Received: 0.6, the part of this training, of which 0.5 are over"):
+        _fit(_Probe(), share=Share(0.6), minutes=10.0)
+    # Another fold has other cases, and the same plan but for what they measure.
+    settings, share = Settings("oasis", minutes=10.0, batch_size=4), Share(2.0, first)
+    with start_probe(settings, None, share) as probe:
+        assert probe is None
+    other = draft_share(settings, SPEC, make_fingerprint([(60, 70)] * 3), share)
+    assert other.reasons["steps"] == "as in the first fold"
+    assert replace(other, reasons={}) == replace(first, reasons={})
+    assert draft_share(settings, SPEC, SCANS) == make_plan(settings, SPEC, SCANS)
+
+
+def test_the_clock_of_a_training_begins_anew(monkeypatch):
+    monkeypatch.setattr(budget, "find_elapsed", FIND_ELAPSED)
+    budget._CLOCK.start -= 100
+    assert budget.start_clock() >= 100
+    assert budget.find_elapsed() < 100
 
 
 def test_a_recipe_that_changes_with_the_length_is_measured_again(monkeypatch):

@@ -31,6 +31,7 @@ def _prepare(spatial_dims=2, sizes=(4, 4), **settings):
         ),
         network=keras.Model(inputs, keras.layers.Conv2D(1, 1)(inputs)),
         precision="float32",
+        splits={"train": [], "validate": []},
         prepared={"train": [], "validate": []},
     )
 
@@ -100,7 +101,7 @@ def test_the_averages_are_what_is_validated_and_saved(tmp_path, monkeypatch):
         note("trained on")
 
     monkeypatch.setattr(fitting, "_run_epochs", run_epoch)
-    bundle = SimpleNamespace(class_names=("background", "a"), save=lambda folder: note("saved"))
+    bundle = SimpleNamespace(class_names=("background", "a"), regions=(), save=lambda folder: note("saved"))
     run = RunFolder(tmp_path)
     assert fitting.fit(prepared, bundle, run, Tracker(run)) == 1
     assert seen == {"validated": {1.0}, "saved": {1.0}, "trained on": {3.0}}

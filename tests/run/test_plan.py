@@ -12,9 +12,10 @@ from dataset import DATASETS
 from modules.data.patches import Window
 from modules.data.pipeline import PatchSampler
 from modules.run.folder import RunFolder
-from modules.run.plan import Plan, derive_window, draft_plan, make_plan
+from modules.run.plan import Plan, draft_plan, make_plan
 from modules.run.plan_table import describe_plan
 from modules.run.settings import Settings
+from modules.run.sizes import derive_window
 
 BRAINS = replace(DATASETS["ibsr18"], name="brains")
 SCANS = make_fingerprint([(40, 50, 33), (41, 48, 30), (36, 56, 35)])
