@@ -86,9 +86,19 @@ class Augmentation:
 # gamma and contrast. It differs in these points. 2-D slices turn no further than volumes. Sizes change less, because a whole slice
 # has no margin that could come in. Brightness is added: on normalised images a factor would be contrast again. Noise is stronger.
 # Gamma is never inverted. Shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "light" has
-# no effect that could hide a small structure.
+# no effect that could hide a small structure. "mild" never mirrors: in a short training a body that lies upside down is one more thing to
+# learn. Its bias field, gamma and contrast stand for other scanners and coils.
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
+    "mild": Augmentation(
+        rotation=Effect(0.3, -15, 15),
+        scaling=Effect(0.3, 0.85, 1.15),
+        bias=Effect(0.3, 0.3, 1.0),
+        noise=Effect(0.15, 0.0, 0.15),
+        gamma=Effect(0.3, 0.75, 1.35),
+        contrast=Effect(0.2, 0.8, 1.2),
+        brightness=Effect(0.2, -0.2, 0.2),
+    ),
     "light": Augmentation(
         flip=0.5,
         rotation=Effect(0.3, -10, 10),
