@@ -20,6 +20,7 @@ from modules.data.draws import AUGMENTATIONS
 from modules.data.files import NIFTI_SUFFIXES, index_images, stem_of, suffix_of, walk_files
 from modules.data.inventory import describe_ignored
 from modules.data.preprocess import Preprocessing
+from modules.data.regions import name_shown, to_shown
 from modules.data.spec import DatasetSpec, find_cases, load_spec
 from modules.data.splits import SPLITS
 from modules.run.flags import OneLineParser
@@ -167,7 +168,7 @@ _PELVIS = ("background", "body", "bone", "bladder", "rectum", "prostate")
 def _describe_msd(root: Path) -> dict[str, Any]:
     description = msd.read_description(root)
     rule = LabelRule(description["label_values"], renames=msd.LABEL_RENAMES)
-    return {name: description[name] for name in ("title", "licence", "channels", "class_names")} | {"label_rule": rule}
+    return {name: description[name] for name in ("title", "licence", "channels", "class_names", "regions")} | {"label_rule": rule}
 
 
 DATASETS: dict[str, DatasetSpec] = {
@@ -300,14 +301,16 @@ def _show(options: argparse.Namespace) -> None:
     cases = [choose_case(scan, spec) for scan in scans]
     for line in describe_ignored(cases):
         utils.log.warning("%s", line)
-    plane = spec.defaults.get("plane", "axial")
+    ignored, names = spec.label_rule.ignores, name_shown(spec.class_names, spec.regions)
+    names += ["ignore"] if ignored else []
+    shown = {"plane": spec.defaults.get("plane", "axial"), "ignored": ignored}
     augmentation = AUGMENTATIONS[options.augment]
     if augmentation is None:
         drawn = {}
         for case in cases:
             image, label = read_case(case, spec)
-            drawn[case.case_id] = (image, require_label(case, label))
-        reports.draw_cases(output, drawn, spec.class_names, title=f"{spec.name}: {spec.title}", plane=plane)
+            drawn[case.case_id] = (image, to_shown(require_label(case, label), spec.regions, spec.num_classes))
+        reports.draw_cases(output, drawn, names, title=f"{spec.name}: {spec.title}", **shown)
     else:
         from modules.devices import import_keras
 
@@ -316,8 +319,8 @@ def _show(options: argparse.Namespace) -> None:
         size = "x".join(map(str, label.shape))
         title = f"{spec.name}, {cases[0].case_id}, {size}: the augmentation '{options.augment}', each effect alone and all together"
         reports.draw_augmentation(
-            output, image, label, spec.class_names, augmentation,
-            title=title, seed=options.seed, plane=plane, left_right_swaps=spec.mirrored_indices(),
+            output, image, to_shown(label, spec.regions, spec.num_classes), names, augmentation,
+            title=title, seed=options.seed, left_right_swaps=spec.mirrored_indices(), **shown,
         )  # fmt: skip
     utils.log.info("picture: %s", output)
 

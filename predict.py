@@ -16,15 +16,18 @@ from modules import score_tables, scoring
 from modules.data.case import Case, Predicted
 from modules.data.formats import write_label_like, write_probabilities_like
 from modules.data.inventory import describe_ignored
+from modules.data.regions import name_shown, to_shown
 from modules.predict.batch import Batch, find_incomplete
 from modules.predict.bundle import ModelBundle, identify
 from modules.predict.cases import PredictionOptions, predict_cases
 from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION, export_model
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
 from modules.run.flags import parse_prediction
-from modules.run.folder import RunFolder, find_newest_run, list_runs
+from modules.run.folder import RunFolder
+from modules.run.listing import find_newest_run, list_models
 from utils import log
 
 SOME_FAILED = 3
@@ -41,7 +44,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if options.export:
         export(options)
         return 0
-    runs = list_runs(Path(run) for run in options.model or [find_newest_run()])
+    runs = list_models(Path(run) for run in options.model or [find_newest_run()])
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()])
     if not found.images:
         raise found.failures[0]
@@ -55,10 +58,14 @@ def _main(argv: Sequence[str] | None) -> int:
         log.info("%s", remark)
     if options.overlap != PredictionOptions.overlap and all(bundle.preprocessing.resize for bundle in bundles):
         log.warning("--overlap has no effect: the model sees each scan whole")
+    steps, wanted = [bundle.postprocessing for bundle in bundles], not options.no_postprocess
+    if line := describe_shared(steps, bundles[0].class_names, bundles[0].preprocessing.spatial_dims, wanted=wanted):
+        log.info("%s", line)
 
     models = [[identify(run), bundle.engine] for run, bundle in zip(runs, bundles, strict=True)]
     made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
+    made_by |= {} if wanted else {"postprocess": False}
     batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
     for error in [*found.failures, *unusable]:
         batch.refuse(error)
@@ -87,9 +94,11 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
     try:
         with PredictionProgress(len(batch.todo), "predicting") as progress:
             reports = {"on_failure": batch.fail, "on_image": departures.check}
-            settings = progress.options(overlap=options.overlap, mirror=options.mirror, **reports)
+            chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
+            settings = progress.options(**chosen, **reports)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
-            for score in scoring.score_predictions(write_predictions(predicted, bundles[0], batch), bundles[0].class_names):
+            written = write_predictions(predicted, bundles[0], batch)
+            for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions):
                 scores.append(score)
     finally:
         departures.summarise()
@@ -111,9 +120,10 @@ def export(options: Namespace) -> None:
     Raises:
         ValueError: If there is not exactly one run, or `modules.predict.export.export_model` refuses.
     """
-    runs = list_runs(Path(path) for path in options.paths)
+    runs = list_models(Path(path) for path in options.paths)
     if len(runs) != 1:
-        raise ValueError(f"Expected one run to export. Received: {', '.join(map(str, runs))}. Name one of them.")
+        names = ", ".join(map(str, runs[:8])) + (", ..." if len(runs) > 8 else "")
+        raise ValueError(f"Expected one run to export. Received: {names}. Name one of them, as in --export {options.export} {runs[0]}.")
     bundle = ModelBundle.load(runs[0], "keras")
     path = export_model(bundle, options.export, Path(options.output or RunFolder(runs[0]).export))
     log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))
@@ -138,7 +148,7 @@ def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, P
 
     image, source = item.image, item.case.image_paths[0]
     write_label_like(files["prediction"], bundle.label_rule.to_file_values(item.prediction), source)
-    maps = (image.array, item.prediction, bundle.class_names)
+    maps = (image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
     reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
     if item.probabilities is not None:
         write_probabilities_like(files["probabilities"], item.probabilities, source)

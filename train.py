@@ -12,25 +12,28 @@ from pathlib import Path
 import utils
 from dataset import DATASETS
 from modules import devices
-from modules.data.cache import prepare_cases
+from modules.data.cache import prepare_splits
 from modules.data.case import Case
+from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
-from modules.data.splits import describe_splits
-from modules.data.subjects import assign_subjects, find_copies
+from modules.data.subjects import assign_subjects
+from modules.hardware import look_up_hardware
 from modules.run import proof, tracking
-from modules.run.conflicts import describe_conflicts
-from modules.run.crossvalidation import pool_folds
+from modules.run.budget import Share, draft_share, fit_to_time, start_clock, start_probe
+from modules.run.costs import estimate_costs
+from modules.run.crossvalidation import Program, cross_validate, plan_folds
 from modules.run.division import divide
 from modules.run.evaluate import evaluate
-from modules.run.fingerprint import measure
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
-from modules.run.folder import RunFolder, list_runs
-from modules.run.plan import Plan, draft_plan, make_plan
+from modules.run.folder import RunFolder
+from modules.run.init import begin
+from modules.run.listing import list_runs
+from modules.run.plan import Plan, draft_plan
+from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun, build_network
 from modules.run.settings import Settings
 from modules.run.verify import check_backend, check_resumable, describe_run, verify
-from modules.score_tables import map_subjects
 from utils import log
 
 ROOT = Path(__file__).parent
@@ -48,31 +51,35 @@ def _main(argv: Sequence[str] | None) -> None:
         for line in describe_choices(DATASETS):
             log.info("%s", line)
         return
+    all_folds = bool(request.settings.folds) and request.settings.fold is None
+    start_clock()
     devices.start_hosts(*request.joined)
     utils.start_log(quiet=not devices.is_main())
-    all_folds = bool(request.settings.folds) and request.settings.fold is None
     if devices.find_host()[1] > 1 and (request.verify or all_folds):
         raise ValueError("Expected a single training for several hosts. Received: --verify, or --folds. Give --hosts 1, or one --fold.")
     if request.verify:
         verify_runs(request)
     elif all_folds:
-        train_folds(request.settings, request)
+        work = plan_folds if request.plan_only else cross_validate
+        work(request.settings, request, Program(load, prepare, train, resume))
+    elif request.plan_only:
+        log_lines(describe_prepared(prepare(request.settings, request.devices)))
     elif request.resume:
         resume(RunFolder(request.resume), request.settings, request.devices)
     else:
         train(request.settings, max_devices=request.devices)
 
 
-def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None) -> None:
-    """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures."""
+def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None, share: Share | None = None) -> None:
+    """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures; of several it gets its `share`."""
     if devices.is_main():
         (run or RunFolder.name(settings)).check_new()
         tracking.check_tracker(settings.track)
-    prepared = prepare(settings, max_devices)
+    prepared = prepare(settings, max_devices, run=run, share=share)
     run = run or RunFolder.name(settings, prepared.plan.network)
-    cases = {name: [case.case_id for case in members] for name, members in prepared.splits.items()}
     environment = describe_run(prepared, ROOT)
-    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, **environment, splits=cases))
+    measured = prepared.fingerprint.to_json(prepared.spec.class_names)
+    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, measured, **environment, splits=prepared.list_cases()))
     with run:
         carry_out(prepared, run, environment)
 
@@ -83,8 +90,8 @@ def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -
     with run:
         check_backend(run)
         tracking.check_tracker(settings.track if devices.is_main() else "none", run)
-        prepared = prepare(settings, max_devices, run.read_plan())
-        environment = describe_run(prepared, ROOT)
+        prepared = prepare(settings, max_devices, run.read_plan(), run)
+        environment = describe_run(prepared, ROOT, run)
         check_resumable(run, environment, prepared.manifest)
         devices.on_main(run.sweep)
         carry_out(prepared, run, environment)
@@ -99,36 +106,45 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
 
 
-def prepare(settings: Settings, max_devices: int | None = None, plan: Plan | None = None) -> PreparedRun:
+def prepare(
+    settings: Settings, max_devices: int | None = None, plan: Plan | None = None, run: RunFolder | None = None, share: Share | None = None
+) -> PreparedRun:
     """Prepares everything before the first step. It reads every file, so that a broken one shows now and not after hours.
 
     Args:
         settings: The user's settings.
         max_devices: The most devices of a host to use.
         plan: The plan of a run that goes on; without it we make one.
+        run: The run, where it has a folder or a name already.
+        share: The part of the time that this training gets, where the command makes several.
     """
     spec, cases = load(settings)
     splits, remarks = divide(cases, settings)
     spec = choose_target(spec, settings.target)
-    plan = plan or make_plan(settings, spec, measure(splits["train"], spec, settings))
+    draft_plan(settings, spec)
+    with start_probe(settings, plan, share) as probe:
+        fingerprint = measure(splits["train"], spec, Path(settings.cache))
+        draft = plan or draft_share(settings, spec, fingerprint, share, look_up_hardware())
+        prepared = prepare_splits(splits, spec, draft.preprocessing, settings.cache)
+        plan = fit_to_time(settings, spec, fingerprint, prepared, probe, share) if probe else draft
+    prepared = prepared if plan.preprocessing == draft.preprocessing else prepare_splits(splits, spec, plan.preprocessing, settings.cache)
+    settings = plan.resolve(settings)
     devices.start_backend(settings.seed, settings.deterministic)
     precision = devices.choose_precision(settings.precision)
-    names = devices.choose_devices(max_devices, plan.batch_size)
-    devices.distribute(names)
+    devices.distribute(names := devices.choose_devices(max_devices, plan.batch_size))
     network = build_network(settings, spec, plan)
-    prepared = {name: prepare_cases(members, spec, plan.preprocessing, Path(settings.cache)) for name, members in splits.items()}
+    begun = begin(network, settings, spec, plan, run)
+    plan = replace(plan, costs=estimate_costs(plan, network, precision, prepared))
     hashes = [digest for members in prepared.values() for case in members for digest in case.sources_sha256]
     manifest = proof.make_manifest(splits, settings.data_folder(), hashes)
-    remarks += find_copies(splits, {name: [case.sources_sha256 for case in members] for name, members in prepared.items()})
-    return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest)
+    return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, fingerprint, begun)
 
 
 def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
     """Fits the network from the run's last checkpoint, scores the best model on the test cases, and draws pictures."""
     settings = prepared.settings
     log.info("run: %s  (%s, %s, %s)", run.path, environment["backend"], ", ".join(prepared.devices), prepared.precision)
-    for line in [*prepared.remarks, *describe_conflicts(prepared), *describe_splits(prepared.splits), *prepared.plan.describe()]:
-        log.info("%s", line)
+    log_lines(describe_prepared(prepared))
     bundle = prepared.make_bundle({"dataset": settings.dataset, "run": run.path.name, "seed": settings.seed, **environment})
     kind = settings.track if devices.is_main() else "none"
     with tracking.open_tracker(kind, run, experiment=settings.dataset, parameters=settings.to_json(), tags=environment) as tracker:
@@ -136,39 +152,23 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
             best_epoch = fit(prepared, bundle, run, tracker)
             summary = {"best_epoch": best_epoch, "weights_sha256": proof.hash_weights(prepared.network), **environment}
             devices.distribute([])
-            devices.on_main(lambda: evaluate(prepared.splits["test"], run, summary, tracker))
+            devices.on_main(lambda: evaluate(prepared.splits, run, summary, tracker, settings.postprocess))
         except KeyboardInterrupt:
-            resumable = run.path if settings.fold is None or run.path.name != f"fold_{settings.fold}" else run.path.parent
-            log.info("stopped; go on with: python train.py --resume %s", resumable)
+            log.info("stopped; go on with: python train.py --resume %s", run.whole)
             raise
-
-
-def train_folds(settings: Settings, request: TrainingRequest) -> None:
-    """Trains and scores every fold below one folder, then pools the scores. A model that never saw a subject has tested it."""
-    run = RunFolder(request.resume) if request.resume else RunFolder.name(settings)
-    if request.resume:
-        run.claim()
-    else:
-        # A wrong setting shows before the folder is made.
-        spec, cases = load(settings)
-        divide(cases, replace(settings, fold=0))
-        draft_plan(settings, choose_target(spec, settings.target))
-        run.create(settings)
-    with run:
-        for fold, fold_run in enumerate(run.list_folds(settings.folds)):
-            fold_settings = replace(settings, fold=fold)
-            if fold_run.record.is_file() and not fold_run.finished:
-                resume(fold_run, fold_settings, request.devices)
-            elif not fold_run.finished:
-                train(fold_settings, fold_run, request.devices)
-        pool_folds(run, settings, map_subjects(load(settings)[1]))
 
 
 def verify_runs(request: TrainingRequest) -> None:
     """Verifies a run, or every fold of a cross-validation; raises ValueError if something is not the same."""
     for run in map(RunFolder, list_runs([request.verify] if request.verify else [])):
         settings, plan = replace(run.read_settings(), **request.places), run.read_plan()
-        verify(run, partial(hash_data, settings), partial(prepare, settings, request.devices, plan), ROOT)
+        verify(run, partial(hash_data, settings), partial(prepare, settings, request.devices, plan, run), ROOT)
+
+
+def log_lines(lines: Sequence[str]) -> None:
+    """Logs lines one by one."""
+    for line in lines:
+        log.info("%s", line)
 
 
 def hash_data(settings: Settings) -> proof.Manifest:

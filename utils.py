@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from modules.data.documents import to_line
-from modules.devices import is_lack_of_memory
+from modules.hardware import is_lack_of_memory
 from modules.run.signals import obey_signals
 
 log = logging.getLogger("mri")

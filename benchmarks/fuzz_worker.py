@@ -249,6 +249,7 @@ def judge_bundle(folder: Path, found: dict[str, Any]) -> None:
         ),
         (list(bundle.label_rule.output_values), rule["output_values"]),
         ([list(pair) for pair in bundle.label_rule.renames], rule["renames"]),
+        ([{"parts": list(parts), "painted": painted} for parts, painted in bundle.regions], content["regions"]),
         ([list(pair) for pair in bundle.mirrored_labels], content["mirrored_labels"]),
         (None if bundle.flipped_axes is None else list(bundle.flipped_axes), content["flipped_axes"]),
         # A model that lays windows over slices needs no shape.
@@ -286,16 +287,17 @@ def judge_dataset(root: Path, found: dict[str, Any]) -> None:
     content = json.loads((root / "dataset.json").read_bytes().decode("utf-8-sig"))
     nnunet = "channel_names" in content
     named = content["channel_names" if nnunet else "modality"]
-    labels = content["labels"]
+    # A list of one value is that value. Longer ones need `regions_class_order`, which no mutant has, and are refused.
+    labels = {name: value[0] if nnunet and isinstance(value, list) else value for name, value in content["labels"].items()}
     # Each layout's own way first; the other where that gives no numbers.
-    ways = ([(name, value) for name, value in labels.items()], [(name, value) for value, name in labels.items()])
+    ways = (list(labels.items()), [(name, value) for value, name in labels.items()])
     pairs = next(way for way in (ways if nnunet else reversed(ways)) if all(re.fullmatch(r"\d+(\.0)?", str(value)) for _, value in way))
     pairs = sorted((int(float(value)), str(name)) for name, value in pairs)
     listed = content.get("dataset") if nnunet else content.get("training")
     expected = (
         tuple(named[key] for key in sorted(named, key=int)),
-        tuple(name for _, name in pairs),
-        {value: index for index, (value, _) in enumerate(pairs)},
+        tuple(name for _, name in pairs if name != "ignore"),
+        {value: 255 if name == "ignore" else index for index, (value, name) in enumerate(pairs)},
         len(listed) if listed else 2 if nnunet else 3,
     )
     received = (spec.channels, spec.class_names, dict(spec.label_rule.values), len(cases))

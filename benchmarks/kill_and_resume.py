@@ -257,8 +257,9 @@ def disturb(folder: Path, fault: str, moment: float, expected: dict) -> tuple[bo
 
 
 def describe(run: Path) -> dict:
-    """Reads what a run ended with, less the times it took."""
+    """Reads what a run ended with, less the times and the memory it took."""
     summary = json.loads((run / "summary.json").read_text())
+    summary = {name: value for name, value in summary.items() if name not in ("seconds", "peak_bytes")}
     with (run / "history.csv").open() as file:
         history = [{name: value for name, value in row.items() if name not in ("seconds", "images_per_s")} for row in csv.DictReader(file)]
     return {"summary": summary, "history": history, "scores": (run / "scores.csv").read_text()}

@@ -117,7 +117,7 @@ def start_backend(seed: int, deterministic: bool = False) -> None:
     import tensorflow as tf
 
     keras.utils.set_random_seed(seed)
-    backend, on_gpu = keras.backend.backend(), _has_gpu()
+    backend, on_gpu = keras.backend.backend(), has_gpu()
     if backend != "tensorflow":
         # TensorFlow only reads files here, and must not take the GPU's memory.
         tf.config.set_visible_devices([], "GPU")
@@ -125,7 +125,7 @@ def start_backend(seed: int, deterministic: bool = False) -> None:
     elif deterministic or not on_gpu:
         tf.config.experimental.enable_op_determinism()
     if backend == "torch" and deterministic:
-        torch = _import_torch()
+        torch = import_torch()
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     if deterministic and on_gpu:
@@ -311,7 +311,7 @@ def list_devices() -> list[list[str]]:
 
     backend = keras.backend.backend()
     if backend == "torch":
-        torch = _import_torch()
+        torch = import_torch()
         return [[torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or ["cpu"]]
     if backend == "tensorflow":
         return [keras.distribution.list_devices()]
@@ -335,29 +335,31 @@ def choose_precision(precision: str) -> str:
     import keras
 
     if precision == "auto":
-        precision = "bfloat16" if _has_gpu() and _has_bfloat16() else "float32"
+        precision = "bfloat16" if has_gpu() and has_bfloat16() else "float32"
     keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
     return precision
 
 
-def _import_torch() -> Any:
+def import_torch() -> Any:
     """Imports PyTorch by name, because only its own backend needs it and a type checker need not find it."""
     return importlib.import_module("torch")
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Returns whether the backend sees a GPU."""
     import keras
 
     if keras.backend.backend() == "torch":
-        return _import_torch().cuda.is_available()
+        return import_torch().cuda.is_available()
     return any(name.startswith(("gpu", "cuda")) for name in keras.distribution.list_devices())
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
+    """Returns whether the GPU computes in bfloat16."""
     import keras
 
     if keras.backend.backend() == "torch":
-        return _import_torch().cuda.is_bf16_supported()
+        return import_torch().cuda.is_bf16_supported()
     if keras.backend.backend() == "jax":
         import jax
 
@@ -392,9 +394,3 @@ def describe_environment() -> dict[str, Any]:
         "versions": versions,
         "git_commit": git or None,
     }
-
-
-def is_lack_of_memory(error: BaseException) -> bool:
-    """Returns whether an error says that memory does not suffice: Python's and NumPy's, or a backend's, which we do not import here."""
-    known = type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError")
-    return known or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))

@@ -200,6 +200,64 @@ def estimate_intervals(
     return result
 
 
+def compare_subjects(candidates: Mapping[str, Iterable[Score]], subjects: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Averages the Dice of each subject by candidate, such that the means compare: `{candidate: {subject: mean}}`.
+
+    A subject's mean is over its cases, and a case's mean over its classes. Whole scans count where there are any, else slices. A class
+    that no candidate knows in a case is left out for all of them. Where one candidate draws a class that is not there, its Dice is 0,
+    and that of a candidate that rightly draws none counts 1; its score alone would be NaN.
+
+    Args:
+        candidates: Scores of the same cases by candidate.
+        subjects: `{case or volume identifier: subject}`, see `map_subjects`.
+
+    Returns:
+        The means, with the same subjects for each candidate, sorted. Subjects whose every class is unknown are left out.
+
+    Raises:
+        ValueError: If the candidates did not score the same cases and classes, or a case is not in `subjects`.
+    """
+    tables: dict[str, dict[tuple[str, str], float]] = {}
+    for name, scores in candidates.items():
+        scores = list(scores)
+        level = max((score.level for score in scores), key=LEVELS.index, default=LEVELS[0])
+        tables[name] = {(score.case, score.class_name): score.dice for score in scores if score.level == level}
+    cells = next(iter(tables.values()), {}).keys()
+    for name, table in tables.items():
+        if different := cells ^ table.keys():
+            case, of_class = min(different)
+            raise ValueError(
+                f"Expected the same cases from all candidates. Received: {of_class} of {case}, not from all. Score {name} anew."
+            )
+    cases: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for cell in sorted(cells):
+        if any(not math.isnan(table[cell]) for table in tables.values()):
+            if cell[0] not in subjects:
+                raise ValueError(f"Expected the subject of every case. Received: none for {cell[0]}. Give the cases that were scored.")
+            cases.setdefault(subjects[cell[0]], {}).setdefault(cell[0], []).append(cell)
+    return {
+        name: {
+            subject: _mean(_mean(1.0 if math.isnan(table[cell]) else table[cell] for cell in known) for known in of_subject.values())
+            for subject, of_subject in sorted(cases.items())
+        }
+        for name, table in tables.items()
+    }
+
+
+def estimate_difference(one: Mapping[str, float], other: Mapping[str, float], seed: int = 42) -> dict[str, float]:
+    """Estimates the mean difference `one - other` over the same subjects, and its paired 95 % interval: `{mean, low, high, subjects}`.
+
+    The interval is that of `estimate_intervals`: subjects are drawn again and again, each with its own difference. With fewer than two
+    subjects it is NaN.
+
+    Raises:
+        ValueError: If the subjects differ.
+    """
+    if one.keys() != other.keys():
+        raise ValueError(f"Expected the same subjects for a paired difference. Received: {len(one)} and {len(other)}, not all the same.")
+    return _estimate_interval([np.array([one[subject] - other[subject] for subject in sorted(one)])], seed)
+
+
 def format_intervals(intervals: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[str]:
     """Formats the intervals as lines of a console table: a block a level, a line a class, and mm only where a distance is known."""
     titles = {"dice": ("Dice", 22, 3), "hd95_mm": ("HD95 mm", 24, 2), "assd_mm": ("ASSD mm", 24, 2)}

@@ -8,6 +8,7 @@ from itertools import groupby
 import numpy as np
 
 from modules.data.case import Predicted
+from modules.data.regions import IGNORE, Region, count_parts, list_parts
 
 LEVELS = ("slice", "volume")
 OVERLAPS = ("dice", "iou")
@@ -58,6 +59,7 @@ def score_case(
     level: str,
     case: str,
     spacing_mm: Sequence[float] | None = None,
+    regions: Sequence[Region] = (),
 ) -> list[Score]:
     """Scores every foreground class of one case.
 
@@ -72,12 +74,16 @@ def score_case(
     A class absent from both label and prediction has NaN and is left out of means. A class absent from one of the two has overlap 0, and
     its distances are the diagonal of the image. A model that misses an organ must not score better for it.
 
+    Voxels that are `IGNORE` in the label are in no mask, neither of the label nor of the prediction. They count in no overlap and in no
+    volume. For distances they are like what is beyond the image: a mask that ends there has a surface there.
+
     Args:
         label: `(*S)` integers.
         prediction: `(*S)` integers.
         class_names: Names of all `K` classes, the background first.
         level: "slice" or "volume".
         case: The case's identifier.
+        regions: What each class consists of, where classes overlap; see `modules.data.regions`.
         spacing_mm: The voxel's size along each axis of `S`. Where it is None, unknown, distances and ml are NaN. Slices have distances in
             their plane and no ml.
 
@@ -89,17 +95,20 @@ def score_case(
     """
     if label.shape != prediction.shape:
         raise ValueError(f"Expected label and prediction of one shape. Received: {label.shape} and {prediction.shape} for {case}.")
-    pairs = _count_pairs(label, prediction, len(class_names), case)
+    pairs = _count_pairs(label, prediction, count_parts(class_names, regions), case)
+    parts = list_parts(class_names, regions)
     if spacing_mm is None:
-        return _make_scores(pairs, class_names, level, case)
+        return _make_scores(pairs, class_names, parts, level, case)
     if len(spacing_mm) != label.ndim:
         raise ValueError(f"Expected `spacing_mm` of {label.ndim} lengths. Received: {tuple(spacing_mm)} for {case}.")
-    distances = [_measure_distances(label == index, prediction == index, spacing_mm) for index in range(1, len(class_names))]
+    if label.size > pairs.sum():
+        prediction = np.where(label == IGNORE, 0, prediction)
+    distances = [_measure_distances(_find_mask(label, members), _find_mask(prediction, members), spacing_mm) for members in parts]
     voxel_ml = math.prod(spacing_mm) / 1000 if label.ndim == 3 else math.nan
-    return _make_scores(pairs, class_names, level, case, distances, voxel_ml)
+    return _make_scores(pairs, class_names, parts, level, case, distances, voxel_ml)
 
 
-def score_predictions(predicted: Iterable[Predicted], class_names: Sequence[str]) -> Iterator[Score]:
+def score_predictions(predicted: Iterable[Predicted], class_names: Sequence[str], regions: Sequence[Region] = ()) -> Iterator[Score]:
     """Scores predictions as they come. Slices of one scan are also scored as one volume, to compare with 3-D models.
 
     Such a volume has overlaps only, because the files of slices do not say how far apart the slices are.
@@ -107,26 +116,32 @@ def score_predictions(predicted: Iterable[Predicted], class_names: Sequence[str]
     Args:
         predicted: Predicted cases; slices of one scan (one `volume_id`) must follow one another. Cases without a label are skipped.
         class_names: Names of all `K` classes, the background first.
+        regions: What each class consists of, where classes overlap.
 
     Yields:
         The scores of each case, and after the last slice of a scan those of the scan.
     """
     labelled = ((item, item.label) for item in predicted if item.label is not None)
+    number, parts = count_parts(class_names, regions), list_parts(class_names, regions)
     for volume_id, members in groupby(labelled, key=lambda pair: pair[0].case.volume_id):
-        pairs = np.zeros((len(class_names), len(class_names)), np.intp)
+        pairs = np.zeros((number, number), np.intp)
         for (case, image, _, prediction, _), label in members:
             # A picture's spacing of ones is not a size in mm.
             spacing_mm = image.spacing_mm if image.affine is not None else None
-            yield from score_case(label, prediction, class_names, level=LEVELS[label.ndim - 2], case=case.case_id, spacing_mm=spacing_mm)
+            known = {"level": LEVELS[label.ndim - 2], "case": case.case_id, "spacing_mm": spacing_mm, "regions": regions}
+            yield from score_case(label, prediction, class_names, **known)
             if volume_id is not None:
                 # Overlap does not depend on the voxels' places, so the slices of a scan need no common shape.
-                pairs += _count_pairs(label, prediction, len(class_names), case.case_id)
+                pairs += _count_pairs(label, prediction, number, case.case_id)
         if volume_id is not None:
-            yield from _make_scores(pairs, class_names, "volume", volume_id)
+            yield from _make_scores(pairs, class_names, parts, "volume", volume_id)
 
 
 def _count_pairs(label: np.ndarray, prediction: np.ndarray, num_classes: int, case: str) -> np.ndarray:
-    """Counts `(K, K)` voxels by their class in the label (first axis) and in the prediction."""
+    """Counts `(K, K)` voxels by their class in the label (first axis) and in the prediction, without those that are ignored."""
+    if label.max(initial=0) == IGNORE:
+        counted = label != IGNORE
+        label, prediction = label[counted], prediction[counted]
     for name, array in (("label", label), ("prediction", prediction)):
         low, high = array.min(initial=0), array.max(initial=0)
         if low < 0 or high >= num_classes:
@@ -143,16 +158,17 @@ def _count_pairs(label: np.ndarray, prediction: np.ndarray, num_classes: int, ca
 def _make_scores(
     pairs: np.ndarray,
     class_names: Sequence[str],
+    parts: Sequence[tuple[int, ...]],
     level: str,
     case: str,
     distances: Sequence[tuple[float, float, float]] | None = None,
     voxel_ml: float = math.nan,
 ) -> list[Score]:
-    """Makes a `Score` a foreground class from the counts of `_count_pairs` and each class's result of `_measure_distances`."""
+    """Makes a `Score` a foreground class from the counts of `_count_pairs`, the class's `parts` and its `_measure_distances`."""
     scores = []
-    for index in range(1, len(class_names)):
-        both = int(pairs[index, index])
-        voxels, reference = int(pairs[:, index].sum()), int(pairs[index].sum())
+    for index, members in enumerate(parts, start=1):
+        both = int(pairs[np.ix_(members, members)].sum())
+        voxels, reference = int(pairs[:, members].sum()), int(pairs[members, :].sum())
         total = voxels + reference
         dice = 2 * both / total if total else math.nan
         iou = both / (total - both) if total else math.nan
@@ -177,6 +193,14 @@ def _measure_distances(label: np.ndarray, prediction: np.ndarray, spacing_mm: Se
     hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
     assd = (there.sum() + back.sum()) / (there.size + back.size)
     return float(hd95), float(max(there.max(), back.max())), float(assd)
+
+
+def _find_mask(array: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:
+    """Finds the voxels of `(*S)` that are one of the parts."""
+    mask = array == parts[0]
+    for part in parts[1:]:
+        mask |= array == part
+    return mask
 
 
 def _find_box(mask: np.ndarray) -> tuple[slice, ...]:

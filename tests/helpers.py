@@ -10,6 +10,7 @@ import numpy as np
 
 from modules.data.case import LabelRule
 from modules.data.draws import AUGMENTATIONS, NEUTRAL, Augmentation, Effect, draw_parameters
+from modules.data.fingerprint import CaseMeasures, Fingerprint
 from modules.data.spec import DatasetSpec
 
 # Tests of augmentation use slices and volumes of these shapes.
@@ -22,9 +23,28 @@ EVERYTHING = dataclasses.replace(
 def make_spec(preprocessing, values, channels=("T1",), **fields):
     """A data set called "d" that nobody can find, of as many classes as `values` has."""
     names = ("background", *(f"class {index}" for index in range(1, max(values.values()) + 1)))
+    names = fields.pop("class_names", names)
     return DatasetSpec(
         "d", "", "", "", "", channels, names, LabelRule(values), preprocessing, find=lambda root: [], write_phantom=Path, **fields
     )
+
+
+def make_fingerprint(shapes, spacing_mm=None, voxels=(100, 10), **measures):
+    """The fingerprint of cases of these shapes, without margins; `measures` are fields of each case."""
+    cases = []
+    for number, shape in enumerate(shapes):
+        own = {
+            "spacing_mm": spacing_mm or (1.0,) * len(shape),
+            "orientation": "RAS",
+            "box": tuple((0, size) for size in shape),
+            "empty": 0.0,
+            "quantiles": ((0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0),),
+            "means": (3.0,),
+            "deviations": (1.0,),
+            "voxels": voxels,
+        }
+        cases.append(CaseMeasures(f"case_{number}", tuple(shape), **(own | measures)))
+    return Fingerprint(tuple(cases))
 
 
 def draw_batch(augmentation, shape, channels=1, number=2, seed=0, **options):

@@ -2,13 +2,15 @@
 
 import csv
 import json
+import math
 import shutil
 
 import cv2
 import nibabel as nib
 import numpy as np
 import pytest
-from command_helpers import OWN, SLICES, TINY, copy_spoilt, expect_one_line, train_tiny
+from command_helpers import OWN, SLICES, TINY, copy_spoilt, expect_one_line, read_summary, train_tiny
+from helpers import make_fingerprint
 
 import predict
 import train
@@ -19,9 +21,10 @@ from modules.data.spec import choose_target, find_cases
 from modules.networks import NETWORKS, find_divisor
 from modules.predict.bundle import ModelBundle
 from modules.run.callbacks import Checkpoint
+from modules.run.costs import count_flops
 from modules.run.evaluate import choose_examples
 from modules.run.flags import parse_training
-from modules.run.plan import Fingerprint, make_plan
+from modules.run.plan import make_plan
 from modules.run.prepared import build_network
 from modules.run.settings import LOSSES, PRESETS
 from modules.scoring import Score
@@ -53,6 +56,12 @@ def test_a_run_leaves_everything_behind(runs, phantoms, name):
     assert {row["class"] for row in scores} == set(spec.class_names[1:])
     summary = json.loads((run / "summary.json").read_text())
     assert len(summary["weights_sha256"]) == 64
+    assert summary["seconds"] > 0
+    # A process with these libraries takes more than 100 MB.
+    assert summary["peak_bytes"] > 100e6
+    measured = json.loads((run / "fingerprint.json").read_text())
+    assert [case["case_id"] for case in measured["cases"]] == record["splits"]["train"]
+    assert set(measured["pooled"]["classes"]) == set(spec.class_names)
     assert ModelBundle.load(run).provenance["scores"]["volume"].keys() == summary["test"]["volume"].keys()
 
 
@@ -192,8 +201,8 @@ def test_a_training_says_what_it_uses_and_warns_of_leaks(phantoms, tmp_path, cap
 
 def test_the_same_command_gives_the_same_weights(runs, phantoms, tmp_path):
     again = train_tiny(tmp_path, phantoms / "oasis")
-    for name in ("summary.json", "scores.csv"):
-        assert (again / name).read_text() == (runs["oasis"] / name).read_text()
+    assert read_summary(again) == read_summary(runs["oasis"])
+    assert (again / "scores.csv").read_text() == (runs["oasis"] / "scores.csv").read_text()
 
 
 def _without_times(run):
@@ -219,8 +228,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(runs, phantoms, tmp_path
     # The data and the cache have moved meanwhile; the hashes decide.
     shutil.copytree(phantoms / "oasis", tmp_path / "moved")
     assert train.main(["--resume", str(cut), "--data", str(tmp_path / "moved"), "--cache", str(tmp_path / "other")]) == 0
-    for name in ("summary.json", "scores.csv"):
-        assert (cut / name).read_text() == (runs["oasis"] / name).read_text()
+    assert read_summary(cut) == read_summary(runs["oasis"])
+    assert (cut / "scores.csv").read_text() == (runs["oasis"] / "scores.csv").read_text()
     assert _without_times(cut) == _without_times(runs["oasis"])
 
 
@@ -256,12 +265,13 @@ def test_a_run_killed_while_it_was_scored_is_scored_on_resume(runs, tmp_path):
     for name in ("summary.json", "scores.csv"):
         (cut / name).unlink()
     assert train.main(["--resume", str(cut)]) == 0
-    for name in ("summary.json", "scores.csv", "history.csv"):
+    assert read_summary(cut) == read_summary(runs["lgg"])
+    for name in ("scores.csv", "history.csv"):
         assert (cut / name).read_text() == (runs["lgg"] / name).read_text()
 
 
 def test_folds_test_every_subject_once_resume_and_predict_together(phantoms, tmp_path, monkeypatch, capsys):
-    flags = ["--folds", "2", "--epochs", "1", "--track", "tensorboard"]
+    flags = ["--folds", "2", "--epochs", "1", "--track", "tensorboard", *OWN["oasis"], "--augment", "none"]
     with monkeypatch.context() as patch:
         fit = train.fit
         patch.setattr(train, "fit", lambda run, *rest: _interrupt() if run.settings.fold == 1 else fit(run, *rest))
@@ -287,7 +297,7 @@ def test_folds_test_every_subject_once_resume_and_predict_together(phantoms, tmp
     assert "which is finished" in capsys.readouterr().err
 
     # A fold that is trained alone is the same fold, and the whole run predicts the mean of its folds.
-    alone = train_tiny(tmp_path / "alone", phantoms / "oasis", *flags, "--fold", "1", "--augment", "none")
+    alone = train_tiny(tmp_path / "alone", phantoms / "oasis", *flags, "--fold", "1")
     own, other = (json.loads((folder / "summary.json").read_text())["weights_sha256"] for folder in (alone, run / "fold_1"))
     assert own == other
     image = str(next((phantoms / "oasis" / "keras_png_slices_test").iterdir()))
@@ -304,11 +314,13 @@ def test_every_preset_builds_its_network(name):
     settings = parse_training(["--preset", name], DATASETS).settings
     spec = choose_target(DATASETS[settings.dataset], settings.target)
     # If the size follows from the scans, any size that divides will do here.
-    plan = make_plan(settings, spec, Fingerprint(1, ((64, 64, 64),)))
-    network = build_network(settings, spec, plan)
+    plan = make_plan(settings, spec, make_fingerprint([(64,) * spec.spatial_dims]))
+    network = build_network(plan.resolve(settings), spec, plan)
     assert network.input.shape == (None, *plan.window.shape, len(spec.channels))
     assert all(size % find_divisor(plan.network) == 0 for size in plan.window.shape)
     assert network.output.shape[-1] == (1 if spec.num_classes == 2 else spec.num_classes)
+    # Each voxel of the window has a hundred operations or more.
+    assert count_flops(network) > 100 * math.prod(plan.window.shape)
 
 
 def test_demo_draws_its_own_data(tmp_path, monkeypatch):

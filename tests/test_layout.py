@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 # The floors from the ground up. A room imports from lower floors only.
 FLOORS = (
     ("devices", "networks"),
+    ("hardware",),
     ("data", "model", "phantom"),
     ("scoring",),
     ("score_tables", "predict"),

@@ -2,7 +2,9 @@
 
 import csv
 import shutil
+from dataclasses import replace
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from modules.data.preprocess import Preprocessing
 from modules.networks import with_head
 from modules.predict.bundle import ModelBundle
 from modules.predict.cases import PredictionOptions
+from modules.predict.postprocess import Postprocessing, Step
 from modules.run.flags import parse_prediction
 
 
@@ -86,6 +89,46 @@ def test_the_exit_status_says_whether_any_scan_failed(tmp_path, write_picture, c
         flags = ["--model", str(tmp_path / "bundle"), "--engine", "keras", "--output", str(tmp_path / f"out{number}")]
         assert predict.main([*map(str, images), *flags]) == status
     assert capsys.readouterr().err.count("Expected a whole PNG of one picture") == 1
+
+
+def test_postprocessing_is_applied_unless_left_out_and_an_ensemble_takes_what_is_shared(tmp_path, write_picture, capsys):
+    image = keras.Input((16, 16, 1))
+    # Foreground is what is brighter than the middle.
+    layer = keras.layers.Conv2D(
+        1, 1, kernel_initializer=keras.initializers.Constant(100), bias_initializer=keras.initializers.Constant(-50)
+    )
+    model, rule = with_head(keras.Model(image, layer(image))), LabelRule({0: 0, 255: 1})
+    picture, reference = np.zeros((16, 16), np.uint8), np.zeros((16, 16), np.uint8)
+    picture[2:8, 2:8] = picture[12, 12] = reference[2:8, 2:8] = 255
+    path = write_picture("scan.png", picture)
+    write_picture("labels/scan.png", reference)
+    plain = ModelBundle(model, Preprocessing(2, shape=(16, 16)), Window((16, 16)), ("background", "a"), ("T1",), rule)
+    plain.save(tmp_path / "plain")
+    replace(plain, postprocessing=Postprocessing((Step("keep_largest", 1),))).save(tmp_path / "bundle")
+
+    def run(folder, *flags, models=("bundle",)):
+        argv = [str(path), "--model", *(str(tmp_path / name) for name in models), "--engine", "keras", "--output", str(tmp_path / folder)]
+        assert predict.main([*argv, "--labels", str(tmp_path / "labels"), "--probabilities", *flags]) == 0
+        label = cv2.imread(str(tmp_path / folder / "scan_prediction.png"), cv2.IMREAD_UNCHANGED)
+        with (tmp_path / folder / "scores.csv").open() as file:
+            return label, next(csv.DictReader(file))["dice"], capsys.readouterr().out
+
+    label, dice, text = run("out")
+    np.testing.assert_array_equal(label, reference)
+    assert dice == "1.0"
+    assert "postprocessing: keep the largest object of a\n" in text
+    probabilities = (tmp_path / "out" / "scan_probabilities.npz").read_bytes()
+    # The same folder: an option that changed counts as missing.
+    label, dice, text = run("out", "--no-postprocess")
+    np.testing.assert_array_equal(label, picture)
+    # 2 * 36 / (36 + 37)
+    assert float(dice) == 72 / 73
+    assert "postprocessing: left out" in text
+    assert (tmp_path / "out" / "scan_probabilities.npz").read_bytes() == probabilities
+    label, _, text = run("both", models=("bundle", "plain"))
+    np.testing.assert_array_equal(label, picture)
+    assert "postprocessing: the steps that not all models of the ensemble share are left out" in text
+    np.testing.assert_array_equal(run("twice", models=("bundle", "bundle"))[0], reference)
 
 
 def test_predict_lays_windows_as_the_scores_of_a_training_do():

@@ -13,6 +13,7 @@ from scipy import ndimage
 from scoring_helpers import NAMES, draw_blobs, score_arrays
 
 from modules.data.case import Case, Predicted, Volume
+from modules.data.regions import Region
 from modules.score_tables import format_summary, summarise
 from modules.scoring import DISTANCES, Score, score_predictions
 
@@ -51,6 +52,55 @@ def test_class_absent_from_both_is_nan_and_missed_is_zero():
     assert a.dice == 0
     assert math.isnan(b.dice)
     assert math.isnan(b.iou)
+
+
+def test_ignored_voxels_are_in_no_score():
+    label, prediction = [[1, 1, 0, 2, 255, 255]], [[1, 2, 0, 0, 1, 2]]
+    # The same as without the last two voxels.
+    for a, b in (score_arrays(label, prediction), score_arrays([[1, 1, 0, 2]], [[1, 2, 0, 0]])):
+        assert (a.dice, a.iou, a.voxels, a.reference_voxels) == (2 / 3, 1 / 2, 1, 2)
+        assert (b.dice, b.iou, b.voxels, b.reference_voxels) == (0, 0, 1, 1)
+    assert all(math.isnan(score.dice) and not score.voxels for score in score_arrays([[255, 255]], [[1, 2]], spacing_mm=(1, 1)))
+    # No prediction may hold that value.
+    with pytest.raises(ValueError, match="Expected `prediction` classes from 0 to 2. Received: 255 in x."):
+        score_arrays([[0, 1]], [[0, 255]])
+
+
+def test_a_mask_ends_at_ignored_voxels_for_distances_and_volumes():
+    label, prediction = np.zeros((2, 1, 9, 1), np.uint8)
+    label[:, 1:4], prediction[:, 1:6] = 1, 1
+    label[:, 5:] = 255
+    (score, _) = score_arrays(label, prediction, level="volume", spacing_mm=(1.0, 2.0, 1.0))
+    # Voxels 5 to 8 are out: the prediction's last one is 4, and lies one voxel of 2 mm beyond the label's.
+    assert (score.hd_mm, score.volume_ml, score.reference_ml) == (2.0, 0.008, 0.006)
+    assert (score.dice, score.voxels) == (6 / 7, 4)
+
+
+REGIONS = (Region((1, 2), 1), Region((2,), 2))
+
+
+def test_regions_by_hand():
+    label, prediction = [[1, 1, 2, 2, 0, 255]], [[1, 2, 2, 1, 1, 2]]
+    whole, core = score_arrays(label, prediction, ("background", "whole", "core"), spacing_mm=(1.0, 1.0), regions=REGIONS)
+    assert (whole.class_name, whole.dice, whole.iou, whole.voxels, whole.reference_voxels) == ("whole", 8 / 9, 4 / 5, 5, 4)
+    assert (core.class_name, core.dice, core.iou, core.voxels, core.reference_voxels) == ("core", 2 / 4, 1 / 3, 2, 2)
+    # The whole is predicted one voxel too far; the core one voxel aside.
+    assert (whole.hd_mm, core.hd_mm) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="Expected `label` classes from 0 to 2. Received: 3 in x."):
+        score_arrays([[3]], [[0]], ("background", "whole", "core"), regions=REGIONS)
+
+
+def test_regions_and_ignored_voxels_of_slices_add_up_to_those_of_their_scan():
+    label, prediction = np.array([[[1, 2, 0, 255]], [[2, 2, 0, 1]]], np.uint8), np.array([[[2, 2, 1, 1]], [[2, 0, 0, 1]]], np.uint8)
+    slices = [
+        Predicted(Case(f"a_{index}", "a", (), volume_id="a"), Volume(np.zeros((1, 4, 1)), None, (1.0, 1.0)), *maps)
+        for index, maps in enumerate(zip(label, prediction, strict=True))
+    ]
+    scores = list(score_predictions(slices, ("background", "whole", "core"), REGIONS))
+    assert [(score.level, score.case, score.class_name) for score in scores[-2:]] == [("volume", "a", "whole"), ("volume", "a", "core")]
+    whole, core = score_arrays(label, prediction, ("background", "whole", "core"), regions=REGIONS)
+    assert [(score.dice, score.voxels) for score in scores[-2:]] == [(whole.dice, whole.voxels), (core.dice, core.voxels)]
+    assert (whole.dice, core.dice) == (8 / 10, 4 / 6)
 
 
 def test_more_voxels_than_are_counted_at_a_time(monkeypatch):

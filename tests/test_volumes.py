@@ -164,7 +164,7 @@ def test_the_plan_is_told_before_it_starts(runs, phantoms, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--dataset", "oasis", "--mode", "patch"], "Expected `mode` 'slice' for 'oasis', which is a set of slices. Received: 'patch'"),
-        (["--dataset", "ibsr18", "--network", "unet2d"], "Expected a 3-D `network` for mode 'patch', one of ('resunet3d', "),
+        (["--dataset", "ibsr18", "--network", "unet2d"], "Expected a 3-D `network` for mode 'patch', one of ('plain_unet', "),
         (["--dataset", "ibsr18", "--mode", "slice", "--network", "unet3d"], "Expected a 2-D `network` for mode 'slice', one of ('effi"),
         (["--dataset", "ibsr18", "--shape", "32", "32"], "Expected `shape` of 3 numbers for 'ibsr18' in mode 'patch'. Received: (32, 32)"),
         (["--dataset", "ibsr18", "--shape", "30", "32", "32"], "multiples of 8 for network 'unet3d'. Received: (30, 32, 32)"),

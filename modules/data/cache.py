@@ -20,6 +20,7 @@ from modules.data.files import fingerprint_files, replace_file
 from modules.data.patches import choose_points, cut_into
 from modules.data.preprocess import Preprocessing
 from modules.data.ranges import measure_scan
+from modules.data.regions import IGNORE
 from modules.data.spec import DatasetSpec
 
 log = logging.getLogger("mri")
@@ -47,7 +48,7 @@ class PreparedCase(NamedTuple):
         counts: Number of listed voxels of each class.
         spacing_mm: Size of a voxel along each axis of `P`.
         digests: SHA-256 of the bytes of each image file, then of the label file.
-        classes: Indices of the classes that the label holds, in ascending order.
+        classes: Indices that the label holds, in ascending order; `IGNORE` is the last.
         crc32: Checksum of the case's bytes in the file.
         measured: What the scan measures, see `modules.data.ranges.measure_scan`.
     """
@@ -120,8 +121,8 @@ class PreparedCase(NamedTuple):
         cut_into(label, data[middle:].reshape(self.shape), start)
 
     def count_classes(self, num_classes: int) -> np.ndarray:
-        """Counts the voxels of each class, `(num_classes,)`."""
-        return np.bincount(self._read_label(), minlength=num_classes)
+        """Counts the voxels of each class index below `num_classes`, `(num_classes,)`."""
+        return np.bincount(self._read_label(), minlength=num_classes)[:num_classes]
 
     def find_voxels(self, index: int) -> np.ndarray:
         """Finds voxels `(n, r)` of a class: all of a slice's, or those of a volume that `points` lists."""
@@ -303,7 +304,7 @@ def prepare_cases(
         label = preprocessing.apply_label(label, geometry)
         # The case's name is the seed, so that a copy of the data in another folder gives the same points.
         rng = np.random.default_rng(list(case.case_id.encode(errors="surrogateescape")))
-        points = choose_points(label, spec.num_classes, rng) if label.ndim == 3 else ()
+        points = choose_points(label, spec.num_parts, rng) if label.ndim == 3 else ()
         measured = measure_scan(image, geometry)
         return Decoded(array, label, points, geometry.measure_spacing(image.spacing_mm), b"".join(digests), measured)
 
@@ -324,10 +325,17 @@ def prepare_cases(
     return [known[key] for key in keys]
 
 
+def prepare_splits(
+    splits: Mapping[str, Sequence[Case]], spec: DatasetSpec, preprocessing: Preprocessing, folder: str
+) -> dict[str, list[PreparedCase]]:
+    """Prepares the cases of each split, see `prepare_cases`."""
+    return {name: prepare_cases(members, spec, preprocessing, Path(folder)) for name, members in splits.items()}
+
+
 def _check_contrast(image: np.ndarray, label: np.ndarray, case: Case) -> None:
     """Raises ValueError, naming the file, for an image of one value whose label holds foreground: it cannot show what the label says."""
     first = image.reshape(-1, image.shape[-1])[0]
-    if label.any() and (image == first).all():
+    if label.any() and (image == first).all() and ((label > 0) & (label != IGNORE)).any():
         raise ValueError(
             f"Expected an image that shows what its label holds. Received: {first[0]:g} in every voxel of {case.image_paths[0]}. "
             "Mend it, or leave the case out."

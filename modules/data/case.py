@@ -17,10 +17,11 @@ import numpy as np
 
 from modules.data.alignment import align, describe_grid
 from modules.data.formats import read_file, read_grid, to_float32
+from modules.data.regions import IGNORE, MOST_CLASSES
 
 log = logging.getLogger("mri")
 
-_UNKNOWN = 255
+_UNKNOWN = MOST_CLASSES
 _TOLERANCE = 1e-3
 _PIECE = 1 << 16
 
@@ -71,9 +72,9 @@ class Predicted(NamedTuple):
     Attributes:
         case: The case.
         image: The image as it was read.
-        label: `(*S)` uint8 class indices, or None where the case has no label.
+        label: `(*S)` uint8 class indices and `IGNORE`, or None where the case has no label.
         prediction: `(*S)` uint8 class indices.
-        probabilities: `(*S, K)` float32 if they were asked for, else None.
+        probabilities: `(*S, K)` float32 if they were asked for, else None; of regions one map each, without the background.
     """
 
     case: Case
@@ -88,7 +89,7 @@ class LabelRule:
     """The way a data set stores its labels. A model takes this rule along, so that it can be scored without the data set.
 
     Attributes:
-        values: `{value in a file: class index}`; several values may mean one class.
+        values: `{value in a file: class index}`; several values may mean one class. The index of values to leave out is `IGNORE`.
         output_values: Value that each class is written with, by class index.
         renames: Pairs of a regular expression and its replacement. Applied in order, they turn an image's file name into its label's.
         source: The data set's name, for error texts.
@@ -103,8 +104,13 @@ class LabelRule:
         if self.values and min(self.values) < 0:
             raise ValueError(f"Expected `values` of 0 or more in a label rule. Received: {min(self.values)}.")
         if not self.output_values:
-            first = {index: value for value, index in reversed(list(self.values.items()))}
+            first = {index: value for value, index in reversed(list(self.values.items())) if index != IGNORE}
             object.__setattr__(self, "output_values", tuple(first[index] for index in sorted(first)))
+
+    @property
+    def ignores(self) -> bool:
+        """Whether a label file may hold voxels that nobody judged."""
+        return IGNORE in self.values.values()
 
     def name_label(self, name: str) -> str:
         """Returns the file name of the label that belongs to an image of file name `name`."""
@@ -150,7 +156,7 @@ def read_case(case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] 
         on_bytes: Called with the bytes of each image file, then of the label file.
 
     Returns:
-        The image `(*S, C)` float32 and the label `(*S)` uint8 of class indices, or None where the case has no label.
+        The image `(*S, C)` float32 and the label `(*S)` uint8 of class indices and `IGNORE`, or None where the case has no label.
 
     Raises:
         FileNotFoundError: If a file is not there.
@@ -250,7 +256,7 @@ def read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] 
         on_bytes: Called with the file's bytes as they lie on disk.
 
     Returns:
-        `(*S)` uint8 class indices.
+        `(*S)` uint8 class indices, and `IGNORE` where the rule says so.
 
     Raises:
         FileNotFoundError: If the file is not there.

@@ -86,8 +86,8 @@ class Augmentation:
 # gamma and contrast. It differs in these points. 2-D slices turn no further than volumes. Sizes change less, because a whole slice
 # has no margin that could come in. Brightness is added: on normalised images a factor would be contrast again. Noise is stronger.
 # Gamma is never inverted. Shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "light" has
-# no effect that could hide a small structure. "mild" never mirrors: in a short training a body that lies upside down is one more thing to
-# learn. Its bias field, gamma and contrast stand for other scanners and coils.
+# no effect that could hide a small structure. "mild" does not flip: bodies do not lie upside down, and a short training learns faster
+# where front and back stay apart. Its bias field, gamma and contrast stand for other scanners and coils.
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     "mild": Augmentation(

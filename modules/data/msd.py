@@ -10,10 +10,14 @@ from typing import Any
 from modules.data.case import Case
 from modules.data.documents import read_json, refuse_field, shorten, text, to_line
 from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, index_images, stem_of
+from modules.data.regions import IGNORE, MOST_CLASSES, Region, find_hidden, find_mistaken
 
 log = logging.getLogger("mri")
 
 _DECATHLON, _NNUNET = "modality", "channel_names"
+_ORDER = "regions_class_order"
+# nnU-Net's name of the label for voxels that nobody judged, and the highest value that 8-bit files can give it.
+_IGNORED, _MOST_VALUE = "ignore", 255
 # Characters of title and licence that are shown.
 _MOST_TEXT = 500
 
@@ -22,8 +26,8 @@ def read_description(root: Path) -> dict[str, Any]:
     """Reads and checks `dataset.json`.
 
     Returns:
-        `channels` and `class_names` (tuples, the background first), `label_values` ({value: class}), `licence`, `title`, and
-        `suffix`. The suffix is that of nnU-Net's files, else None.
+        `channels` and `class_names` (tuples, the background first), `label_values` ({value: class, part or `IGNORE`}), `regions`
+        (empty where classes exclude one another), `licence`, `title`, and `suffix`. The suffix is that of nnU-Net's files, else None.
 
     Raises:
         FileNotFoundError: If the file is not there.
@@ -41,8 +45,6 @@ def read_description(root: Path) -> dict[str, Any]:
             if not isinstance(value, dict):
                 raise ValueError(f"{shorten(value)}, which is no object")
         channels = tuple(modalities[key] for key in sorted(modalities, key=int))
-        if any(isinstance(value, list) for value in content["labels"].values()):
-            raise ValueError("regions (lists of values), which are not supported")
         pairs = _read_labels(content["labels"], _NNUNET in content)
     except (KeyError, ValueError, OverflowError) as error:
         reason = f"no `{error.args[0]}`" if isinstance(error, KeyError) else to_line(error)
@@ -50,23 +52,29 @@ def read_description(root: Path) -> dict[str, Any]:
             f"Expected `labels` of one value each and `{_DECATHLON}` or `{_NNUNET}` in {path}. Received: {reason}. Correct the file."
         ) from error
     _check_names(channels, [name for _, name in pairs], path)
-    pairs.sort()
-    values = [value for value, _ in pairs]
-    if any(name == "ignore" for _, name in pairs):
-        raise ValueError(f"Expected labels of structures in {path}. Received: 'ignore', which is not supported. Leave those cases out.")
+    ignored = _take_ignored(pairs, path)
+    regions = any(len(group) > 1 for group, _ in pairs)
+    if not regions:
+        pairs.sort()
+    values = [value for group, _ in pairs for value in group]
     names = [name for _, name in pairs]
-    repeated = len(set(values)) < len(values) or len(set(names)) < len(names)
-    if not channels or len(pairs) < 2 or repeated or values[0] != 0 or values[-1] > 254:
+    repeated = (not regions and len(set(values)) < len(values)) or len(set(names)) < len(names)
+    known = sorted(set(values))
+    if not channels or len(pairs) < 2 or repeated or known[0] != 0 or known[-1] > 254 or len(known) > MOST_CLASSES:
         raise ValueError(
             f"Expected a channel, and labels of different names and values from 0 (background) to 254 at most, in {path}. "
             f"Received: {len(channels)} channels, labels {shorten(values)} named {shorten(names)}. Correct the file."
         )
+    if regions:
+        pairs.sort(key=lambda pair: pair[0] != [0])
+        names = [name for _, name in pairs]
     return {
         "title": str(content.get("description") or content.get("name") or root.name)[:_MOST_TEXT],
         "licence": str(content.get("licence") or content.get("license") or "not stated in dataset.json")[:_MOST_TEXT],
         "channels": channels,
         "class_names": tuple(names),
-        "label_values": {value: index for index, (value, _) in enumerate(pairs)},
+        "label_values": {value: index for index, value in enumerate(known)} | dict.fromkeys(ignored, IGNORE),
+        "regions": _read_regions(pairs, known, content.get(_ORDER), path) if regions else (),
         "suffix": str(content.get("file_ending", ".nii.gz")) if _NNUNET in content else None,
     }
 
@@ -80,16 +88,85 @@ def _check_names(channels: Sequence[Any], names: Sequence[str], path: Path) -> N
                 raise refuse_field(key, f"names, each {rule.expected},", shorten(name), path, "Correct the file.")
 
 
-def _read_labels(labels: Mapping[str, Any], nnunet: bool) -> list[tuple[int, str]]:
-    """Reads labels as pairs of a value and a name. The Decathlon writes `{"1": "Anterior"}`, nnU-Net `{"Anterior": 1}`.
+def _read_labels(labels: Mapping[str, Any], nnunet: bool) -> list[tuple[list[int], str]]:
+    """Reads labels as pairs of values and a name. The Decathlon writes `{"1": "Anterior"}`, nnU-Net `{"Anterior": 1}`.
 
-    Names may be digits too, so the layout says which is which. The other way is read only where the layout's own gives no values.
+    Names may be digits too, so the layout says which is which. The other way is read only where the layout's own gives no values. nnU-Net
+    writes a region as a list of values.
     """
+    if nnunet and any(isinstance(value, list) for value in labels.values()):
+        groups = {name: value if isinstance(value, list) else [value] for name, value in labels.items()}
+        for name, group in groups.items():
+            if not group or not all(_is_whole(value) for value in group):
+                raise ValueError(f"{shorten(labels[name])} for {shorten(name)}, which is no list of one whole number or more")
+        return [(sorted({int(value) for value in group}), name) for name, group in groups.items()]
     ways = [list(labels.items()), [(value, name) for name, value in labels.items()]]
     for pairs in reversed(ways) if nnunet else ways:
         if all(_is_whole(value) for value, _ in pairs):
-            return [(int(value), str(name)) for value, name in pairs]
+            return [([int(value)], str(name)) for value, name in pairs]
     raise ValueError(f"labels {shorten(dict(labels))}, which have no whole numbers for values")
+
+
+def _take_ignored(pairs: list[tuple[list[int], str]], path: Path) -> list[int]:
+    """Takes the label named "ignore" out of the pairs, and returns its value in a list; none where there is no such label.
+
+    Raises:
+        ValueError: If it is not one value above those of all other labels.
+    """
+    ignored = next((group for group, name in pairs if name == _IGNORED), None)
+    if ignored is None:
+        return []
+    pairs[:] = [(group, name) for group, name in pairs if name != _IGNORED]
+    if len(ignored) > 1:
+        raise ValueError(f"Expected one value for the label '{_IGNORED}' in {path}. Received: {ignored}. Correct the file.")
+    for group, name in pairs:
+        if ignored[0] in group:
+            received = f"{ignored[0]} in {shorten(name)} too"
+            raise ValueError(f"Expected a value of its own for the label '{_IGNORED}' in {path}. Received: {received}. Correct the file.")
+    highest = max((value for group, _ in pairs for value in group), default=0)
+    if not highest < ignored[0] <= _MOST_VALUE:
+        raise ValueError(
+            f"Expected the highest value of all labels, and at most {_MOST_VALUE}, for '{_IGNORED}' in {path}. Received: {ignored[0]}, "
+            f"where another label has {highest}. Correct the file and the labels."
+        )
+    return ignored
+
+
+def _read_regions(pairs: Sequence[tuple[list[int], str]], known: Sequence[int], order: Any, path: Path) -> tuple[Region, ...]:
+    """Reads regions, which are pairs of values and a name after the background's, and `order`, the value that each is painted with.
+
+    Raises:
+        ValueError: If the background is in a region, or `order` does not fit the regions.
+    """
+    regions = pairs[1:]
+    if pairs[0][0] != [0] or any(0 in group for group, _ in regions):
+        received = shorten({name: group for group, name in pairs if 0 in group})
+        raise ValueError(f"Expected the value 0 for the background alone, in {path}. Received: {received}. Correct the file.")
+    names = ", ".join(shorten(name) for _, name in regions)
+    if not isinstance(order, list) or not all(_is_whole(value) for value in order):
+        received = "none" if order is None else shorten(order)
+        raise ValueError(
+            f"Expected `{_ORDER}`, a list of the value that each region is painted with ({names}), in {path}. Received: {received}. Add it."
+        )
+    if len(order) != len(regions):
+        received = f"{len(order)}, {shorten(order)}"
+        raise ValueError(
+            f"Expected {len(regions)} values, one a region ({names}), in `{_ORDER}` of {path}. Received: {received}. Correct it."
+        )
+    for value, (group, name) in zip(map(int, order), regions, strict=True):
+        if value not in group:
+            received = f"{value} for {shorten(name)}, which has {group}"
+            raise ValueError(f"Expected values of their own regions in `{_ORDER}` of {path}. Received: {received}. Correct it.")
+    found = tuple(
+        Region(tuple(known.index(value) for value in group), known.index(int(value)))
+        for value, (group, _) in zip(order, regions, strict=True)
+    )
+    if hidden := find_hidden(found):
+        raise ValueError(
+            f"Expected `{_ORDER}` of {path} to leave something of each region. Received: {shorten(order)}, which paints later regions over "
+            f"all of {shorten(regions[hidden[0]][1])}. In `labels` and here, put large regions before the small ones within them."
+        )
+    return found
 
 
 def _is_whole(value: object) -> bool:
@@ -123,6 +200,16 @@ def find_msd(root: Path) -> list[Case]:
     promised = content.get("numTraining", len(cases))
     if promised != len(cases):
         log.warning("%s says numTraining %r, but %d training cases are there", root / "dataset.json", promised, len(cases))
+    values = sorted(description["label_values"])
+    for place, part in find_mistaken(description["regions"]):
+        name = description["class_names"][place + 1]
+        log.warning(
+            "%s: no label map can say of value %d whether it is '%s'; `%s` paints another",
+            root / "dataset.json",
+            values[part],
+            name,
+            _ORDER,
+        )
     return cases
 
 

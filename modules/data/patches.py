@@ -151,8 +151,9 @@ def draw_start(
         shape: `S` of the case.
         window: Shape of the patch.
         points: Voxels of each class, from `choose_points`; not needed for "uniform".
-        sampling: "uniform" takes any place inside. "foreground" centres on a voxel of any foreground class. "weighted" chooses a
-            class first and centres on one of its voxels.
+        sampling: "uniform" takes any place inside. "foreground" chooses evenly among the foreground classes that the case has, as
+            nnU-Net does, and centres on a voxel of that class. "weighted" chooses among all classes by `probabilities`. "judged"
+            centres on any listed voxel, none of which is ignored.
         probabilities: Probability of each class for "weighted", the background first; equal without it. Classes that the case lacks
             pass their share on to the others.
 
@@ -164,8 +165,8 @@ def draw_start(
     if sampling != "uniform":
         weights = np.array([len(places) for places in points], np.float64)
         if sampling == "foreground":
-            weights[0] = 0
-        else:
+            weights = (weights > 0) * (np.arange(len(points)) > 0.0)
+        elif sampling == "weighted":
             weights = (weights > 0) * np.asarray(probabilities or np.ones(len(points)))
         if weights.sum() > 0:
             places = points[rng.choice(len(points), p=weights / weights.sum())]

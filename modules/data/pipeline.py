@@ -8,6 +8,7 @@ import numpy as np
 
 from modules.data.cache import PreparedCase
 from modules.data.patches import Window, count_starts, draw_start, nth_start
+from modules.data.regions import IGNORE
 
 # `tf.random.experimental.index_shuffle` puts this number before a seed of two numbers. Given a seed for each index, it puts it in the
 # wrong place (TensorFlow 2.21), so we call the operation itself.
@@ -20,8 +21,9 @@ class PatchSampler:
     """The draw of training patches and slices.
 
     Attributes:
-        sampling: See `modules.data.patches.draw_start`. With "foreground" every third patch of a case is centred on foreground, and
-            the rest lies anywhere. Among slices every third sample of the training shows foreground, see `draw_shown`.
+        sampling: See `modules.data.patches.draw_start`. With "foreground" every third patch of a case is centred on foreground, each
+            class being as likely, and the rest lies anywhere. In a case with ignored voxels the rest is centred on one that is not, as
+            few may be. Among slices every third sample of the training shows foreground, see `draw_shown`.
         per_case: Patches of each case in an epoch; 0 for slices of volumes, of which each comes once.
         probabilities: Probabilities of the classes, for "weighted".
     """
@@ -39,12 +41,14 @@ class PatchSampler:
         uniform = self.sampling == "foreground" and (turn % 3 != 0 or len(case.shape) == 2)
         rng = np.random.default_rng(list(seeds))
         sampling = "uniform" if uniform else self.sampling
+        if sampling == "uniform" and IGNORE in case.classes:
+            sampling = "judged"
         return draw_start(rng, case.shape, window, points=case.points, sampling=sampling, probabilities=self.probabilities)
 
 
 def list_shown(cases: Sequence[PreparedCase]) -> dict[int, np.ndarray]:
     """Lists the cases `(n,)` that hold each foreground class, by their indices; classes in no case are left out."""
-    classes = sorted({index for case in cases for index in case.classes} - {0})
+    classes = sorted({index for case in cases for index in case.classes} - {0, IGNORE})
     return {index: np.array([place for place, case in enumerate(cases) if index in case.classes]) for index in classes}
 
 

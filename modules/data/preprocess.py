@@ -17,7 +17,7 @@ import numpy as np
 from modules.data.case import Volume
 from modules.data.resample import centre, fit_planes, fit_shape, resample, resample_planes, to_c_order
 
-INTENSITIES = ("min_max", "percentile", "zscore", "fixed")
+INTENSITIES = ("min_max", "percentile", "zscore", "fixed", "ct")
 # The cache holds float16, which ends here.
 MOST = float(np.finfo(np.float16).max)
 # Differences and products of larger intensities may leave float32.
@@ -25,7 +25,7 @@ _BRIGHTEST = 1e30
 # This is the cosine of an angle of 88.9 degrees between two axes. Rounding in a header is far from it.
 _LARGEST_COSINE = 0.02
 # "zscore" divides by at least this share of `scale`. Noise would otherwise become as bright as tissue.
-_LEAST_SPREAD = 0.05
+LEAST_SPREAD = 0.05
 INTERPOLATIONS = {"linear": 1, "cubic": 3}
 
 
@@ -86,12 +86,14 @@ class Preprocessing:
         foreground_crop: Whether margins that are as dark as the darkest voxel are cut off.
         intensity: "min_max" scales each case's channel to [0, 1]. "percentile" does so between the 0.5 and 99.5 percentile of the
             foreground and clips. "zscore" takes mean and standard deviation of the foreground to 0 and 1. "fixed" gives
-            `(x / scale - mean) / std`. The foreground here is every voxel brighter than the channel's darkest. A fill far
+            `(x / scale - mean) / std`. "ct" clips to `clip` and gives `(x - mean) / std`: Hounsfield units mean the same in each scan. The
+            foreground here is every voxel brighter than the channel's darkest. A fill far
             from all others is brought to one range of the others beside them, see `_find_floor` and `_find_ceiling`.
         scale: Divisor that "fixed" applies first, 255 for 8-bit pictures. Where it is above 1, "zscore" divides by a twentieth of it
             at least, so that a slice of noise stays dark.
-        mean: Mean of the training set after scaling, for "fixed".
-        std: Standard deviation of the training set after scaling, for "fixed".
+        mean: Mean of the training set after scaling, for "fixed"; of its foreground, for "ct".
+        std: The standard deviation likewise.
+        clip: Least and greatest intensity that "ct" keeps; empty for all.
     """
 
     spatial_dims: int
@@ -104,6 +106,7 @@ class Preprocessing:
     scale: float = 1.0
     mean: float = 0.0
     std: float = 1.0
+    clip: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.intensity not in INTENSITIES:
@@ -114,6 +117,8 @@ class Preprocessing:
             value = getattr(self, name)
             if value and (len(value) != self.spatial_dims or not min(value) > 0 or math.inf in value):
                 raise ValueError(f"Expected `{name}` of {self.spatial_dims} finite numbers above 0. Received: {value}.")
+        if self.clip and not (len(self.clip) == 2 and self.clip[0] < self.clip[1]):
+            raise ValueError(f"Expected `clip` of two numbers, the smaller first. Received: {self.clip}.")
 
     def check(self, image: Volume, channels: Sequence[str], name: str) -> None:
         """Raises ValueError, naming `name`, for an image of another kind than this preprocessing was made for.
@@ -243,17 +248,14 @@ class Preprocessing:
                 others = [tuple(other for other in range(bright.ndim) if other != axis) for axis in range(bright.ndim)]
                 occupied = [np.flatnonzero(bright.any(axis=other)) for other in others]
                 box = tuple((int(places[0]), int(places[-1]) + 1) for places in occupied)
-        grid = tuple(stop - start for start, stop in box)
-        if self.spacing_mm:
-            spacing = [image.spacing_mm[axis] for axis in axes]
-            grid = tuple(max(1, round(n * now / then)) for n, now, then in zip(grid, spacing, self.spacing_mm, strict=True))
-        if self.resize and self.shape:
-            grid = self.shape
-        return Geometry(axes, flipped, shape, box, grid)
+        return Geometry(axes, flipped, shape, box, measure_grid(box, [image.spacing_mm[axis] for axis in axes], self))
 
     def _normalise(self, array: np.ndarray) -> np.ndarray:
         if self.intensity == "fixed":
             return ((array / np.float32(self.scale)) - np.float32(self.mean)) / np.float32(self.std)
+        if self.intensity == "ct":
+            kept = np.clip(array, np.float32(self.clip[0]), np.float32(self.clip[1])) if self.clip else array
+            return (kept - np.float32(self.mean)) / np.float32(self.std)
         # The result keeps the input's memory order, whatever it is. In another order each pass would take ten times as long.
         result = np.empty_like(array, np.float32)
         for channel in range(array.shape[-1]):
@@ -272,7 +274,7 @@ class Preprocessing:
                 elif foreground.size:
                     low = float(foreground.mean(dtype=np.float64))
                     # A picture of a known range may show nothing but noise, as the slices above a head do.
-                    least = _LEAST_SPREAD * self.scale if self.scale > 1 else 0.0
+                    least = LEAST_SPREAD * self.scale if self.scale > 1 else 0.0
                     high = low + max(least, float(foreground.std(dtype=np.float64)))
             if high - low <= 1e-6 * (ceiling - floor):
                 # A foreground of one value has no spread, so the channel's own range stands for it.
@@ -286,6 +288,22 @@ class Preprocessing:
             elif ceiling < brightest:
                 np.minimum(result[..., channel], np.float32((ceiling - low) / (high - low or 1)), out=result[..., channel])
         return np.clip(result, 0, 1, out=result) if self.intensity == "percentile" else result
+
+
+def measure_grid(box: Sequence[tuple[int, int]], spacing_mm: Sequence[float], preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Returns the shape of a case after resampling, before fitting.
+
+    Args:
+        box: First and one past the last voxel that is kept along each canonical axis.
+        spacing_mm: Size of a voxel along these axes.
+        preprocessing: The preprocessing.
+    """
+    grid = tuple(stop - start for start, stop in box)
+    if preprocessing.resize and preprocessing.shape:
+        return preprocessing.shape
+    if not preprocessing.spacing_mm:
+        return grid
+    return tuple(max(1, round(n * now / then)) for n, now, then in zip(grid, spacing_mm, preprocessing.spacing_mm, strict=True))
 
 
 def _check_angles(image: Volume, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from modules.data.case import Case, LabelRule, Volume
 from modules.data.preprocess import Preprocessing
+from modules.data.regions import IGNORE, Region, count_parts, find_fault
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class DatasetSpec:
         terms: Terms that a user must accept or know before using it.
         channels: Names of the image channels.
         class_names: Names of the classes, the background first.
-        label_rule: The way its files store the classes.
+        label_rule: The way its files store the classes, and which voxels are to be ignored.
         preprocessing: Intensities and grid that the networks get.
         find: Function from the folder to all its cases; it raises FileNotFoundError or ValueError naming what is missing.
         write_phantom: Function that draws a stand-in in the same layout: `write_phantom(root, seed=...)`.
         mirrored_labels: Pairs of classes that change places when left and right are flipped.
+        regions: What each class but the background consists of, where classes overlap; else nothing. The indices of `label_rule` are then
+            those of parts.
         defaults: Settings that suit this data set better than the general ones.
         describe: For folders that describe themselves: function from the folder to the fields that are not known before.
     """
@@ -42,11 +45,16 @@ class DatasetSpec:
     find: Callable[[Path], list[Case]]
     write_phantom: Callable[..., Path]
     mirrored_labels: tuple[tuple[str, str], ...] = ()
+    regions: tuple[Region, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     describe: Callable[[Path], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label_rule", replace(self.label_rule, source=self.name))
+        if fault := find_fault(self.regions, self.class_names, len(self.label_rule.output_values)):
+            raise ValueError(f"Expected {fault[0].rstrip(',')} in `regions` of '{self.name}'. Received: {fault[1]}.")
+        if self.regions and self.mirrored_labels:
+            raise ValueError(f"Expected no `mirrored_labels` beside the `regions` of '{self.name}'. Received: {self.mirrored_labels}.")
 
     @property
     def spatial_dims(self) -> int:
@@ -57,6 +65,11 @@ class DatasetSpec:
     def num_classes(self) -> int:
         """Number of classes `K`, the background included."""
         return len(self.class_names)
+
+    @property
+    def num_parts(self) -> int:
+        """Number of indices that a label map may hold besides `IGNORE`, the background included."""
+        return count_parts(self.class_names, self.regions)
 
     def check_image(self, image: Volume, name: str) -> None:
         """Raises ValueError, naming the file `name`, for an image that is not of this data set's kind."""
@@ -113,7 +126,8 @@ def choose_target(spec: DatasetSpec, target: Sequence[str]) -> DatasetSpec:
         target: Class names. No name keeps every class, and several are one foreground together.
 
     Returns:
-        The data set with binary class names and label rule. Files store the foreground as the first-named class's own value.
+        The data set with binary class names and label rule. Files store the foreground as the first-named class's own value. Regions
+        are one foreground where any of the chosen ones is. Ignored voxels stay ignored.
 
     Raises:
         ValueError: For a class that the data set does not have.
@@ -123,8 +137,10 @@ def choose_target(spec: DatasetSpec, target: Sequence[str]) -> DatasetSpec:
     for name in target:
         if name not in spec.class_names[1:]:
             raise ValueError(f"Expected `target` in {spec.class_names[1:]} for '{spec.name}'. Received: {name!r}.")
-    chosen = [spec.class_names.index(name) for name in target]
-    values = {value: int(index in chosen) for value, index in spec.label_rule.values.items()}
+    regions = spec.regions or tuple(Region((index,), index) for index in range(1, spec.num_classes))
+    chosen = [regions[spec.class_names.index(name) - 1] for name in target]
+    parts = {part for region in chosen for part in region.parts}
+    values = {value: index if index == IGNORE else int(index in parts) for value, index in spec.label_rule.values.items()}
     written = spec.label_rule.output_values
-    rule = replace(spec.label_rule, values=values, output_values=(written[0], written[chosen[0]]))
-    return replace(spec, class_names=(spec.class_names[0], "+".join(target)), label_rule=rule)
+    rule = replace(spec.label_rule, values=values, output_values=(written[0], written[chosen[0].painted]))
+    return replace(spec, class_names=(spec.class_names[0], "+".join(target)), label_rule=rule, regions=())

@@ -14,6 +14,11 @@ Every function here is `loss(label, logits, *, class_weights=None, batch=False) 
 
 They raise ValueError where the label has another shape than the logits, or `class_weights` are not such numbers.
 
+`SegmentationLoss` may also get regions, which are classes that overlap. Then there is one logit a region, and each has a sigmoid of its
+own. The overlap losses take the mean over the regions, and so do the voxel-wise losses, of the binary cross-entropy of each. Class
+weights weigh the regions in both means, and the background's does nothing. It may get an index to ignore, too. Voxels that are labelled
+with it count in no sum and no mean.
+
 A new loss is a new public function of these arguments. `--loss`, its help and the tests find it by its name. `SegmentationLoss`
 adds several up.
 """
@@ -37,16 +42,16 @@ FOCAL_TVERSKY_GAMMA = 4 / 3
 
 
 def bce(label, logits, *, class_weights: Sequence[float] | None = None, batch: bool = False):
-    """Computes the binary cross-entropy of the one foreground logit, averaged over voxels.
+    """Computes the binary cross-entropy of the one foreground logit, or of each region's, averaged over voxels.
 
     Returns:
         `(B,)`, at least 0.
 
     Raises:
-        ValueError: If there is more than one logit a voxel.
+        ValueError: If there is more than one logit a voxel, and they are not those of regions.
     """
     voxels = _prepare_voxels(label, logits)
-    if voxels.num_logits != 1:
+    if voxels.num_logits != 1 and not voxels.regions:
         raise ValueError(
             f"Expected one logit a voxel for the loss 'bce'. Received: {voxels.num_logits}. Use 'ce', or choose one `--target`."
         )
@@ -185,20 +190,36 @@ class SegmentationLoss(keras.losses.Loss):
     integer labels to float first.
     """
 
-    def __init__(self, spec: str, class_weights: Sequence[float] | None = None, batch: bool = False) -> None:
-        """Reads `spec`, a name in `LOSSES` or a sum such as `dice:1+focal:0.5`; the rest is passed to each loss.
+    def __init__(
+        self,
+        spec: str,
+        class_weights: Sequence[float] | None = None,
+        batch: bool = False,
+        *,
+        regions: Sequence[Sequence[int]] = (),
+        ignore: int | None = None,
+    ) -> None:
+        """Takes what is summed up, and over which classes and voxels.
+
+        Args:
+            spec: A name in `LOSSES`, or a sum such as `dice:1+focal:0.5`.
+            class_weights: Passed to each loss.
+            batch: Passed to each loss.
+            regions: The indices in the label whose union is the region of each logit; empty where classes exclude one another.
+            ignore: The index in the label of voxels that count nowhere; None where there are none.
 
         Raises:
             ValueError: If a name is not in `LOSSES`, naming those that are, or a weight is not above 0.
         """
         self._terms = parse_loss(spec, tuple(LOSSES))
         self._class_weights, self._batch = class_weights, batch
+        self._regions, self._ignore = tuple(regions), ignore
         # TensorFlow allows no colon and no plus in the name. float16 would round labels above 2048.
         super().__init__(name="_".join(name for name, _ in self._terms), dtype="float32")
 
     def call(self, y_true, y_pred):
         """Returns the loss of each sample, `(B,)`."""
-        voxels = _Voxels(y_true, y_pred)
+        voxels = _Voxels(y_true, y_pred, self._regions, self._ignore)
         return sum(
             weight * LOSSES[name](y_true, voxels, class_weights=self._class_weights, batch=self._batch) for name, weight in self._terms
         )
@@ -210,21 +231,29 @@ class _Voxels:
     Classes come before voxels. With a handful of classes last, PyTorch on the CPU took five times as long.
     """
 
-    def __init__(self, label, logits) -> None:
+    def __init__(self, label, logits, regions: Sequence[Sequence[int]] = (), ignore: int | None = None) -> None:
         # Without this check, the reshaping below would silently pair the voxels of a transposed label with the wrong logits.
         received, expected = tuple(label.shape), tuple(logits.shape)[:-1]
         # A size is None where TensorFlow does not know it yet.
         known = [pair for pair in zip(received, expected, strict=False) if None not in pair]
         if len(received) != len(expected) or any(size != other for size, other in known):
             raise ValueError(f"Expected `label` of shape {expected}, as the logits without their classes. Received: {received}.")
-        self.num_logits = logits.shape[-1]
+        self.num_logits, self.regions = logits.shape[-1], regions
         size = ops.shape(logits)[0]
         self._logits = ops.reshape(ops.moveaxis(ops.cast(logits, "float32"), -1, 1), (size, self.num_logits, -1))
         self._label = ops.reshape(ops.cast(label, "int32"), (size, 1, -1))
+        # `(B, 1, N)`, 0 for ignored voxels and 1 for the others; None where all count.
+        self._counted = None
+        if ignore is not None:
+            counted = ops.not_equal(self._label, ignore)
+            self._counted, self._label = ops.cast(counted, "float32"), ops.where(counted, self._label, 0)
 
     @cached_property
     def _truth(self):
-        """`(B, K, N)` one-hot; for one logit `(B, 1, N)`, the foreground."""
+        """`(B, K, N)` one-hot, or one mask a region; for one logit `(B, 1, N)`, the foreground."""
+        if self.regions:
+            masks = [sum(ops.cast(ops.equal(self._label, part), "float32") for part in parts) for parts in self.regions]
+            return ops.concatenate(masks, axis=1)
         if self.num_logits == 1:
             return ops.cast(self._label, "float32")
         # keras.ops.one_hot builds 64-bit integers first on PyTorch.
@@ -241,7 +270,9 @@ class _Voxels:
 
     @cached_property
     def negative_log_likelihood(self):
-        """`(B, N)`, the negative logarithm of the probability given to the right class."""
+        """`(B, N)`, the negative logarithm of the probability given to the right class; for regions `(B, R, N)`, that of each."""
+        if self.regions:
+            return ops.softplus((1.0 - 2.0 * self._truth) * self._logits)
         if self.num_logits == 1:
             return ops.softplus((1.0 - 2.0 * self._truth) * self._logits)[:, 0]
         # We do not use keras.ops.sparse_categorical_crossentropy: on the torch backend its gradient fails for channels-last maps.
@@ -250,11 +281,14 @@ class _Voxels:
     @cached_property
     def _foreground_sums(self):
         """`(B, F)` sums over the voxels of a sample: probability times label, probability, and label of the foreground classes."""
-        if self.num_logits == 1:
+        if self.num_logits == 1 or self.regions:
             probabilities, first = ops.sigmoid(self._logits), 0
         else:
             # We slice the background off the sums, not off the voxels. That spares a copy here and another in the gradient.
             probabilities, first = ops.exp(self._log_probabilities), 1
+        if self._counted is not None:
+            # The truth of an ignored voxel is the background, which no sum holds.
+            probabilities = probabilities * self._counted
         return tuple(ops.sum(values, axis=-1)[:, first:] for values in (probabilities * self._truth, probabilities, self._truth))
 
     def sum_foreground(self, batch: bool):
@@ -264,11 +298,21 @@ class _Voxels:
         return tuple(ops.zeros_like(values) + ops.sum(values, axis=0, keepdims=True) for values in self._foreground_sums)
 
     def average(self, values, class_weights: Sequence[float] | None):
-        """Returns the `(B,)` means of `(B, N)` values over voxels, each weighted by its class."""
+        """Returns the `(B,)` means of `(B, N)` values over voxels, each weighted by its class; of `(B, R, N)` over regions too."""
+        if self.regions:
+            return self.average_classes(self._average_counted(values, self._counted), class_weights)
+        counted = None if self._counted is None else self._counted[:, 0]
         if class_weights is None:
-            return ops.mean(values, axis=-1)
+            return self._average_counted(values, counted)
         weights = ops.convert_to_tensor(self._check_weights(class_weights), "float32")
         weights = ops.take(weights, self._label[:, 0])
+        return self._average_counted(values, weights if counted is None else weights * counted)
+
+    @staticmethod
+    def _average_counted(values, weights):
+        """Returns the means of values over voxels, their last axis; 0 where every voxel weighs 0."""
+        if weights is None:
+            return ops.mean(values, axis=-1)
         total = ops.sum(weights, axis=-1)
         return ops.sum(weights * values, axis=-1) / ops.where(total > 0, total, 1.0)
 
@@ -285,7 +329,8 @@ class _Voxels:
         Raises:
             ValueError: If they are not what the module says.
         """
-        weights, number = [float(weight) for weight in class_weights], max(2, self.num_logits)
+        weights = [float(weight) for weight in class_weights]
+        number = self.num_logits + 1 if self.regions else max(2, self.num_logits)
         if len(weights) != number or not all(0 <= weight < math.inf for weight in weights) or not any(weights[1:]):
             raise ValueError(
                 f"Expected `class_weights` as {number} numbers of 0 or more, the background's first, not 0 for all the others. "

@@ -9,6 +9,9 @@ NORMS = ("batch", "batch_second", "group", "instance")
 # Keras's default of 0.99 needs some hundred steps before the moving averages mean anything. Small data sets have fewer an epoch.
 BATCH_NORM_MOMENTUM = 0.9
 
+# The slope below 0 of nnU-Net's activation.
+LEAK = 0.01
+
 # The layers of each spatial rank.
 CONVOLUTION = {2: layers.Conv2D, 3: layers.Conv3D}
 TRANSPOSED_CONVOLUTION = {2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}
@@ -77,3 +80,40 @@ def double_convolution(x, filters: int | tuple[int, int], *, norm: str, dropout:
             x = normalise(x, norm)
         x = layers.ReLU(name=name if place == 1 else None)(x)
     return layers.Dropout(dropout)(x) if dropout else x
+
+
+def fill_stages(rank: int, levels: int, strides: tuple, kernels: tuple) -> tuple[tuple, tuple]:
+    """Returns the strides of each level and the kernel sizes of each stage; where they are empty, 2 and 3 along every axis."""
+    return strides or ((2,) * rank,) * levels, kernels or ((3,) * rank,) * (levels + 1)
+
+
+def convolve(x, filters: int, kernel: tuple[int, ...], *, norm: str, strides: tuple[int, ...] | int = 1):
+    """Applies a convolution and its normalisation."""
+    convolution = CONVOLUTION[len(x.shape) - 2]
+    # A bias before a normalisation that subtracts the mean does nothing.
+    x = convolution(filters, kernel, strides=strides, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+    return normalise(x, norm)
+
+
+def decode(skips: list, strides: tuple, kernels: tuple, *, norm: str, convolutions: int):
+    """Goes up from the deepest stage: a transposed convolution, the skip connection and convolutions at each level.
+
+    Args:
+        skips: Output of each encoder stage, `(B, *P, C)`, from full resolution down.
+        strides: Strides of each level.
+        kernels: Kernel sizes of each stage.
+        norm: One of `NORMS`.
+        convolutions: Number of convolutions at each level.
+
+    Returns:
+        The output at full resolution.
+    """
+    x = skips[-1]
+    for level, skip in reversed(list(enumerate(skips[:-1]))):
+        enlarge = TRANSPOSED_CONVOLUTION[len(x.shape) - 2]
+        x = enlarge(skip.shape[-1], strides[level], strides=strides[level])(x)
+        x = layers.Concatenate()([skip, x])
+        for place in range(1, convolutions + 1):
+            x = convolve(x, skip.shape[-1], kernels[level], norm=norm)
+            x = layers.LeakyReLU(LEAK, name=name_level(level) if place == convolutions else None)(x)
+    return x

@@ -10,6 +10,8 @@ from modules.networks._blocks import CONVOLUTION, TRANSPOSED_CONVOLUTION, check_
 PATCH_SIZE = 16
 DIVISOR = 16
 RANKS = (2, 3)
+# The position embedding.
+BOUND_TO_SHAPE = True
 
 
 def build(

@@ -10,7 +10,7 @@ from typing import Any
 from modules.data.case import Case
 from modules.data.documents import to_line
 from modules.data.files import NIFTI_SUFFIXES, fingerprint_files, suffix_of
-from modules.devices import is_lack_of_memory
+from modules.hardware import is_lack_of_memory
 
 log = logging.getLogger("mri")
 

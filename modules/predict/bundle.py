@@ -15,10 +15,12 @@ from modules.data.files import TEMPORARY, hash_file, name_failure, replace_file
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.data.ranges import TrainingRanges
+from modules.data.regions import Region
 from modules.predict import engines, schema
+from modules.predict.postprocess import NOTHING, Postprocessing
 from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
-FORMAT = 5
+FORMAT = 6
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -28,16 +30,18 @@ class ModelBundle:
 
     Attributes:
         model: A `keras.Model`, or a stand-in with the same `predict_on_batch`, see `engine`. It turns `(B, *P, C)` into probabilities
-            `(B, *P, K)`, or `(B, *P, 1)` for a binary task.
+            `(B, *P, K)`, or `(B, *P, 1)` for a binary task. With regions it gives one probability a region.
         preprocessing: The preprocessing that the model expects of its input.
         window: The window that the model sees at once.
         class_names: Names of all classes, the background first.
         channels: Names of the image channels, in order.
         label_rule: The rule by which label files store the classes, for scoring and for writing.
+        regions: What each class but the background consists of, where classes overlap; else nothing. `label_rule` then has their parts.
         mirrored_labels: Pairs of class indices that trade places when left and right are flipped.
         flipped_axes: Axes of `window.deep` along which the training flipped its samples; None where nobody wrote it down. A
             prediction is mirrored along these alone.
         trained: What the training cases measured; None where nobody wrote it down. A prediction tells of scans that leave it.
+        postprocessing: The steps that every label map of the model goes through.
         provenance: Data set, seed, versions and scores. No prediction reads them.
         engine: The engine that computes the model, "keras" or "openvino". It is chosen on loading and is not saved.
     """
@@ -48,9 +52,11 @@ class ModelBundle:
     class_names: tuple[str, ...]
     channels: tuple[str, ...]
     label_rule: LabelRule
+    regions: tuple[Region, ...] = ()
     mirrored_labels: tuple[tuple[int, int], ...] = ()
     flipped_axes: tuple[int, ...] | None = None
     trained: TrainingRanges | None = None
+    postprocessing: Postprocessing = NOTHING
     provenance: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "keras"
 
@@ -58,6 +64,11 @@ class ModelBundle:
         # A slice larger than the window was cropped for the training; a prediction lays windows over all of it.
         if not self.preprocessing.resize:
             object.__setattr__(self, "preprocessing", replace(self.preprocessing, shape=()))
+
+    @property
+    def num_maps(self) -> int:
+        """Number of probabilities of a voxel: one a class with the background, or one a region."""
+        return len(self.regions) or len(self.class_names)
 
     def check_image(self, image: Volume, name: str) -> None:
         """Raises ValueError, naming the file `name`, for an image that is not of the model's kind."""
@@ -87,9 +98,11 @@ class ModelBundle:
             "class_names": self.class_names,
             "channels": self.channels,
             "label_rule": rule | {"values": {str(value): index for value, index in self.label_rule.values.items()}},
+            "regions": [region._asdict() for region in self.regions],
             "mirrored_labels": self.mirrored_labels,
             "flipped_axes": self.flipped_axes,
             "trained": None if self.trained is None else self.trained.to_json(),
+            "postprocessing": self.postprocessing.to_json(),
             "provenance": dict(self.provenance),
             "intended_use": INTENDED_USE,
             "files_sha256": {MODEL_FILE: hash_file(temporary / MODEL_FILE)},
@@ -128,7 +141,7 @@ class ModelBundle:
             schema.check_archive(folder / MODEL_FILE)
         model = engines.load_model(engine, folder, MODEL_FILE)
         path = folder / (MODEL_FILE if engine == "keras" else engines.OPENVINO_FILES[0])
-        schema.check_model(model, description["window"], len(description["channels"]), len(description["class_names"]), path)
+        schema.check_model(model, description["window"], len(description["channels"]), schema.count_outputs(description), path)
         return cls(
             model=model,
             preprocessing=Preprocessing(**_to_tuples(description["preprocessing"])),
@@ -136,9 +149,11 @@ class ModelBundle:
             class_names=tuple(description["class_names"]),
             channels=tuple(description["channels"]),
             label_rule=LabelRule(**rule),
+            regions=tuple(Region(tuple(region["parts"]), region["painted"]) for region in description["regions"]),
             mirrored_labels=tuple((first, second) for first, second in description["mirrored_labels"]),
             flipped_axes=None if description["flipped_axes"] is None else tuple(description["flipped_axes"]),
             trained=None if description["trained"] is None else TrainingRanges.from_json(description["trained"]),
+            postprocessing=Postprocessing.from_json(description["postprocessing"]),
             provenance=description["provenance"],
             engine=engine,
         )
@@ -162,6 +177,15 @@ def find_bundle(folder: Path) -> Path:
 def identify(folder: Path) -> str:
     """Returns a hash that tells a bundle from others: that of its description, which holds the hashes of its files."""
     return hash_file(find_bundle(folder) / DESCRIPTION_FILE)
+
+
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copies a bundle into a new folder, without OpenVINO's files; `source` is the bundle, or the run that contains it."""
+    source = find_bundle(source)
+    target.mkdir()
+    for name in (DESCRIPTION_FILE, MODEL_FILE):
+        with name_failure(target / name):
+            shutil.copyfile(source / name, target / name)
 
 
 def recover(folder: Path) -> Path:
@@ -202,6 +226,12 @@ def add_provenance(folder: Path, **values: Any) -> None:
     write_description(folder, description | {"provenance": description["provenance"] | values})
 
 
+def set_postprocessing(folder: Path, postprocessing: Postprocessing) -> None:
+    """Sets the postprocessing of a saved bundle; `folder` is the bundle, or the run that contains it."""
+    folder = find_bundle(folder)
+    write_description(folder, read_description(folder) | {"postprocessing": postprocessing.to_json()})
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Reads and checks a bundle's description; converts one of an earlier format.
 
@@ -213,7 +243,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"Expected a bundle's description in {path}. Received: {shorten(description)}. {schema.REMEDY}")
     received = description.get("format")
-    if received not in (3, 4, FORMAT):
+    if received not in (3, 4, 5, FORMAT):
         raise ValueError(
             f"Expected a bundle of `format` 3 to {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
         )
@@ -222,8 +252,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if received == 3:
         description = _convert_format_3(description)
     if received != FORMAT:
-        # Format 4 did not say what the training cases measured.
-        description |= {"format": FORMAT, "trained": None}
+        description = _convert_old_format(description)
     schema.check_description(description, path)
     return description
 
@@ -233,6 +262,17 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
     with replace_file(folder / DESCRIPTION_FILE) as temporary:
         hashed = {**description, "bundle_sha256": _hash_description(description)}
         temporary.write_text(json.dumps(hashed, indent=2) + "\n", encoding="utf-8")
+
+
+def _convert_old_format(description: dict[str, Any]) -> dict[str, Any]:
+    """Gives a description of an earlier format what it lacks.
+
+    Format 4 did not say what the training cases measured, and format 5 knew no clip, no postprocessing and no regions.
+    """
+    preprocessing = description.get("preprocessing")
+    if isinstance(preprocessing, dict):
+        description |= {"preprocessing": {"clip": [], **preprocessing}}
+    return {"trained": None, "postprocessing": [], "regions": [], **description, "format": FORMAT}
 
 
 def _convert_format_3(description: dict[str, Any]) -> dict[str, Any]:

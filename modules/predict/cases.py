@@ -13,10 +13,12 @@ from modules.data.case import Case, Predicted, Volume, read_case
 from modules.data.documents import to_line
 from modules.data.patches import cut, make_grid
 from modules.data.preprocess import Geometry, find_orientation
-from modules.devices import is_lack_of_memory
+from modules.data.regions import Region, paint_regions
+from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
 from modules.predict.engines import EngineError
+from modules.predict.postprocess import share
 
 log = logging.getLogger("mri")
 Order = tuple[int, int, int]
@@ -35,6 +37,7 @@ class PredictionOptions:
         overlap: Fraction in [0, 1) of a window that its neighbour along an axis shares.
         batch_size: Windows predicted together; 0 chooses by their size.
         mirror: Whether to average over flips as well.
+        postprocess: Whether label maps go through the models' postprocessing. Probabilities never do.
         on_tiling: A function called with each image's windows before the first of them is predicted.
         on_batch: A function called after each batch with the number of its windows.
         on_image: A function called with each case and its image as it lies on disk, before it is predicted.
@@ -45,6 +48,7 @@ class PredictionOptions:
     overlap: float = 0.5
     batch_size: int = 0
     mirror: bool = False
+    postprocess: bool = True
     on_tiling: Callable[[windows.Tiling], None] = _do_nothing
     on_batch: Callable[[int], None] = _do_nothing
     on_image: Callable[[Case, Volume], None] = _do_nothing
@@ -95,6 +99,7 @@ def predict_cases(
         for name, one, other in (
             ("class_names", first.class_names, bundle.class_names),
             ("channels", first.channels, bundle.channels),
+            ("regions", first.regions, bundle.regions),
             ("output_values", first.label_rule.output_values, bundle.label_rule.output_values),
         ):
             if one != other:
@@ -115,13 +120,13 @@ def _predict_chunk(
     bundles: Sequence[ModelBundle], chunk: Sequence[_ReadCase], options: PredictionOptions, order: Order, keep: bool
 ) -> Iterator[Predicted]:
     """Predicts cases that share batches. Where an engine or the memory fails, each of those left is tried alone."""
-    done = 0
+    done, steps = 0, share([bundle.postprocessing for bundle in bundles])
     try:
         # All models go through the chunk in step, a plane at a time.
         streams = [_predict_tiled(bundle, [item.tiled[number] for item in chunk], options, order) for number, bundle in enumerate(bundles)]
         for item, planes in zip(chunk, zip(*streams, strict=True), strict=True):
             merged = windows.average_planes(planes)
-            prediction, probabilities, finite = _assemble(merged, item.image, len(bundles[0].class_names), order, keep)
+            prediction, probabilities, finite = _assemble(merged, item.image, bundles[0], order, keep)
             done += 1
             if not finite:
                 error = ValueError(
@@ -132,6 +137,8 @@ def _predict_chunk(
                     raise error
                 options.on_failure(item.case, error)
                 continue
+            if options.postprocess:
+                steps.apply(prediction, item.image.spacing_mm)
             yield Predicted(item.case, item.image, item.label, prediction, probabilities)
         return
     except Exception as error:
@@ -171,8 +178,8 @@ def predict_images(
 
     Yields:
         The probabilities of each image, plane by plane. A volume has planes `(*S[1:], K)` float32, in canonical orientation and with its
-        axes in `order`; a slice has one plane `(*S, K)`. They sum to 1 over the classes. Voxels outside the network's crop are
-        background.
+        axes in `order`; a slice has one plane `(*S, K)`. They sum to 1 over the classes. Regions have one map each, without the
+        background, and no such sum. Voxels outside the network's crop are background.
     """
     yield from _predict_tiled(bundle, [_tile(bundle, image, options, order) for image in images], options, order)
 
@@ -215,7 +222,7 @@ def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order:
     window = tuple(bundle.window.deep[axis] for axis in order)
     starts = tuple(make_grid(array.shape[:-1], window, options.overlap))
     batch_size = options.batch_size or windows.choose_batch_size(window)
-    tiling = windows.Tiling(array.shape[:-1], window, starts, len(bundle.class_names), batch_size)
+    tiling = windows.Tiling(array.shape[:-1], window, starts, bundle.num_maps, batch_size)
     options.on_tiling(tiling)
     return _TiledImage(array, geometry, tiling)
 
@@ -226,7 +233,7 @@ def _predict_tiled(
     """Predicts images that share batches; see `predict_images`."""
     if not images:
         return
-    background = np.eye(len(bundle.class_names), dtype=np.float32)[0]
+    background = [0.0] * bundle.num_maps if bundle.regions else np.eye(len(bundle.class_names), dtype=np.float32)[0]
 
     def cut_windows() -> Iterator[np.ndarray]:
         for array, _, tiling in images:
@@ -251,7 +258,7 @@ def _make_predictor(bundle: ModelBundle, mirror: bool, order: Order) -> Callable
 
     def predict_canonical(inputs: np.ndarray) -> np.ndarray:
         outputs = np.asarray(bundle.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
-        if outputs.shape[-1] == 1:
+        if outputs.shape[-1] == 1 and not bundle.regions:
             outputs = np.concatenate([1 - outputs, outputs], axis=-1)
         return outputs if across is None else np.expand_dims(outputs, across)
 
@@ -291,8 +298,13 @@ def _put_first(axis: int) -> Order:
     return axis, first, second
 
 
+def _decide(probabilities: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """Decides the class index of each voxel: the most probable class, or what the regions are painted with."""
+    return paint_regions(probabilities, regions) if regions else probabilities.argmax(axis=-1)
+
+
 def _assemble(
-    planes: Iterable[np.ndarray], image: Volume, num_classes: int, order: Order, keep: bool
+    planes: Iterable[np.ndarray], image: Volume, bundle: ModelBundle, order: Order, keep: bool
 ) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """Assembles canonical planes to the label map `(*S)` on the image's grid, and to the probabilities `(*S, K)` if they are kept.
 
@@ -302,7 +314,7 @@ def _assemble(
     axes, flipped = find_orientation(image)
     geometry = Geometry(axes, flipped, spatial, (), ())
     prediction = np.empty(spatial, np.uint8)
-    probabilities = np.empty((*spatial, num_classes), np.float32) if keep else None
+    probabilities = np.empty((*spatial, bundle.num_maps), np.float32) if keep else None
     # These are views of the arrays above, so that filling them in canonical order fills the image's grid.
     turned = geometry.turn(prediction)
     turned_probabilities = None if probabilities is None else geometry.turn(probabilities)
@@ -313,7 +325,7 @@ def _assemble(
     for index, plane in enumerate(planes):
         finite = finite and math.isfinite(float(plane.sum()))
         place = index if len(spatial) == 3 else ...
-        turned[place] = plane.argmax(axis=-1)
+        turned[place] = _decide(plane, bundle.regions)
         if turned_probabilities is not None:
             turned_probabilities[place] = plane
     return prediction, probabilities, finite

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modules import devices
+from modules import devices, hardware
 from modules.data.documents import to_line
 
 ENGINES = ("auto", "keras", "openvino")
@@ -134,7 +134,7 @@ def load_model(engine: str, folder: Path, name: str):
         _compute_in_weight_precision(model)
         return model
     except Exception as error:  # A model of another program can make Keras fail in any way.
-        if devices.is_lack_of_memory(error):
+        if hardware.is_lack_of_memory(error):
             raise
         raise ValueError(f"Expected a Keras model in {folder / name}. Received: {to_line(error, 400)}. Train or copy it again.") from error
 

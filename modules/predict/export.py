@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.data.files import TEMPORARY, hash_file, replace_file
-from modules.data.preprocess import Preprocessing
+from modules.data.preprocess import LEAST_SPREAD, Preprocessing
 from modules.predict.bundle import INTENDED_USE, ModelBundle
 from modules.predict.convert import simplify_for_export
 
@@ -96,7 +96,6 @@ def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
     shape = list(bundle.window.shape)
     volumes = bundle.preprocessing.spatial_dims == 3
     axes = [name for name, size in zip(_name_axes(volumes), bundle.window.sizes, strict=True) if size > 1]
-    binary = len(bundle.class_names) == 2
     return {
         "about": "How to use the models in this folder without the program that made them. Do the steps in order, each with the result of "
         "the one before; lay the windows; run the model on them; turn its output into labels.",
@@ -119,26 +118,59 @@ def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
             "outside of the image are each channel's smallest value. Where windows overlap, their probabilities are averaged with "
             "this weight.",
         },
-        "output": {
-            "dtype": "float32",
-            "shape": [None, *shape, 1 if binary else len(bundle.class_names)],
-            "values": "probability of class 1, from 0 to 1; that of class 0 is the rest to 1"
-            if binary
-            else "probability of each class, in the order of `classes`; they sum to 1",
-            "text": "Probabilities, not labels, are put back on the scan's grid: undo the steps in reverse order, with linear "
-            "interpolation, and call what the model never saw background. A voxel's label is the class of the largest probability, the "
-            "first of equal ones.",
+        "output": {"dtype": "float32"} | _describe_output(bundle, shape),
+        "postprocessing": {
+            "steps": bundle.postprocessing.to_json(),
+            "text": "What is done to each label map, in order. `target` is the index of a class; 0 is the whole foreground. An object is "
+            "a part connected across faces, edges and corners. keep_largest makes all objects but the largest background. remove_small "
+            f"does so with objects below `size`, in {'mm3' if volumes else 'pixels'}. fill_holes gives background to the class that cuts "
+            "it off from the edge of the image; steps across faces do not lead out.",
         },
-        "classes": [
-            {"index": index, "name": name, "value_in_file": value}
-            for index, (name, value) in enumerate(zip(bundle.class_names, bundle.label_rule.output_values, strict=True))
-        ],
+        "classes": _describe_classes(bundle),
         "mirrored_labels": {
             "pairs": [list(pair) for pair in bundle.mirrored_labels],
             "text": "Classes that change places when an image is flipped from left to right.",
         },
-        "provenance": json.loads(json.dumps(dict(bundle.provenance), default=str)),
+        # The hashes of the scans that it has seen are for `--init` alone.
+        "provenance": json.loads(json.dumps({key: value for key, value in bundle.provenance.items() if key != "seen"}, default=str)),
     }
+
+
+def _describe_output(bundle: ModelBundle, shape: Sequence[int]) -> dict[str, Any]:
+    """Describes the values that the model gives, and how they become labels."""
+    back = (
+        "Probabilities, not labels, are put back on the scan's grid: undo the steps in reverse order, with linear interpolation, and call "
+        "what the model never saw background. "
+    )
+    if bundle.regions:
+        values = (
+            "probability of each region, from 0 to 1, by a sigmoid each, in the order of `classes` without the background; they overlap"
+        )
+        text = (
+            "A voxel begins as the background. Region by region, in order, it becomes that region's `value_in_file` where its probability "
+            "is above 0.5."
+        )
+        return {"shape": [None, *shape, bundle.num_maps], "values": values, "text": back + text}
+    binary = len(bundle.class_names) == 2
+    values = "probability of each class, in the order of `classes`; they sum to 1"
+    return {
+        "shape": [None, *shape, 1 if binary else bundle.num_maps],
+        "values": "probability of class 1, from 0 to 1; that of class 0 is the rest to 1" if binary else values,
+        "text": f"{back}A voxel's label is the class of the largest probability, the first of equal ones.",
+    }
+
+
+def _describe_classes(bundle: ModelBundle) -> list[dict[str, Any]]:
+    """Lists the classes with the value that each is written with, and regions with all the values that they hold."""
+    written = bundle.label_rule.output_values
+    if not bundle.regions:
+        named = enumerate(zip(bundle.class_names, written, strict=True))
+        return [{"index": index, "name": name, "value_in_file": value} for index, (name, value) in named]
+    classes: list[dict[str, Any]] = [{"index": 0, "name": bundle.class_names[0], "value_in_file": written[0]}]
+    for index, (name, region) in enumerate(zip(bundle.class_names[1:], bundle.regions, strict=True), start=1):
+        held = [written[part] for part in region.parts]
+        classes.append({"index": index, "name": name, "value_in_file": written[region.painted], "values_of_region": held})
+    return classes
 
 
 def _describe_steps(preprocessing: Preprocessing) -> list[dict[str, Any]]:
@@ -189,6 +221,11 @@ def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
     if preprocessing.intensity == "fixed":
         numbers = {"scale": preprocessing.scale, "mean": preprocessing.mean, "std": preprocessing.std}
         return numbers | {"formula": "(x / scale - mean) / std", "text": f"No intensity above {preprocessing.scale:g} is expected."}
+    if preprocessing.intensity == "ct":
+        clip = list(preprocessing.clip)
+        text = "x is in Hounsfield units, after clipping where `clip` gives the least and the greatest. Voxels of a fill are clipped too."
+        formula = "(clip(x, clip[0], clip[1]) - mean) / std" if clip else "(x - mean) / std"
+        return {"clip": clip, "mean": preprocessing.mean, "std": preprocessing.std, "formula": formula, "text": text}
     formulas = {
         "min_max": ("(x - min) / (max - min)", f"Of each channel of each scan. A channel of one value becomes 0. {fill}"),
         "percentile": (
@@ -201,6 +238,13 @@ def _describe_intensity(preprocessing: Preprocessing) -> dict[str, Any]:
         ),
     }
     formula, text = formulas[preprocessing.intensity]
+    if preprocessing.intensity == "zscore" and preprocessing.scale > 1:
+        least = LEAST_SPREAD * preprocessing.scale
+        return {
+            "least_std": least,
+            "formula": formula,
+            "text": f"{text} A smaller standard deviation than {least:g} is taken as {least:g}.",
+        }
     return {"formula": formula, "text": text}
 
 

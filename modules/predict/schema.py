@@ -27,15 +27,15 @@ from modules.data.documents import (
 )
 from modules.data.files import LEAST_MM, MOST_MM
 from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
+from modules.data.regions import IGNORE, MOST_CLASSES, Region, find_fault
 from modules.predict.engines import OPENVINO_FILES
+from modules.predict.postprocess import KINDS
 
 MODEL_FILE = "model.keras"
 DESCRIPTION_FILE = "bundle.json"
 # A description holds some 10 KB. A larger limit lets the error name the field that is too long.
 MOST_BYTES = 1 << 26
 REMEDY = "Train or copy it again."
-# Labels are uint8, and one value of them means none.
-_MOST_CLASSES = 255
 # Reading a label makes a table up to its largest value. Real numbers in float32 are whole up to here.
 _MOST_VALUE = (1 << 24) - 1
 _MOST_VOXELS = 1 << 31
@@ -44,9 +44,9 @@ _HARMLESS = ("thumbs.db", "desktop.ini", "icon\r")
 
 log = logging.getLogger("mri")
 
-# Rules of fields that `plan.json` has too.
+# Rules of fields that other files have too.
 SIZE = whole(1, 1 << 20)
-_HASH = Rule(
+HASH = Rule(
     "a SHA-256 of 64 hexadecimal digits",
     lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)),
 )
@@ -61,15 +61,17 @@ _FIELDS = {
     "preprocessing": anything(),
     "window": many(SIZE, 2, 3),
     # Chosen classes that are trained as one have their names joined.
-    "class_names": many(text(10 * MOST_NAME, 1), 2, _MOST_CLASSES, distinct=True),
+    "class_names": many(text(10 * MOST_NAME, 1), 2, MOST_CLASSES, distinct=True),
     "channels": many(text(MOST_NAME), 1, 4096),
     "label_rule": anything(),
-    "mirrored_labels": many(many(whole(1, _MOST_CLASSES - 1), 2, 2, distinct=True), 0, _MOST_CLASSES),
+    "regions": many(anything(), 0, MOST_CLASSES),
+    "mirrored_labels": many(many(whole(1, MOST_CLASSES - 1), 2, 2, distinct=True), 0, MOST_CLASSES),
     "flipped_axes": optional(many(whole(0, 2), 0, 3, distinct=True)),
     "trained": anything(),
+    "postprocessing": many(anything(), 0, len(KINDS) * MOST_CLASSES),
     "provenance": Rule("an object", lambda value: isinstance(value, dict)),
     "intended_use": text(2_000),
-    "files_sha256": mapping(_FILE, _HASH, 1),
+    "files_sha256": mapping(_FILE, HASH, 1),
 }
 PREPROCESSING = {
     "spatial_dims": choice((2, 3)),
@@ -82,6 +84,7 @@ PREPROCESSING = {
     "scale": number(0, 1e30, above=True),
     "mean": number(-1e30, 1e30),
     "std": number(0, 1e30, above=True),
+    "clip": many(number(-1e30, 1e30), 0, 2),
 }
 _BY_CHANNEL = ("quartiles", "spread", "share")
 _SPAN = many(number(), 2, 2)
@@ -93,9 +96,14 @@ _TRAINED = {
     "share": many(_SPAN, 1, 4096),
     "in_mm": flag(),
 }
+_STEP = {"kind": choice(KINDS), "target": whole(0, MOST_CLASSES - 1), "size": number(0, 1e30)}
+_REGION = {
+    "parts": many(whole(1, MOST_CLASSES - 1), 1, MOST_CLASSES, distinct=True),
+    "painted": whole(1, MOST_CLASSES - 1),
+}
 _LABEL_RULE = {
-    "values": mapping(_VALUE, whole(0, _MOST_CLASSES - 1), 2),
-    "output_values": many(whole(0, _MOST_VALUE), 2, _MOST_CLASSES, distinct=True),
+    "values": mapping(_VALUE, whole(0, IGNORE), 2),
+    "output_values": many(whole(0, _MOST_VALUE), 2, MOST_CLASSES, distinct=True),
     "renames": many(many(text(), 2, 2), 0, 16),
     "source": text(),
 }
@@ -114,9 +122,13 @@ def check_description(content: Any, path: Path) -> None:
     check_fields(content, _FIELDS, path, REMEDY)
     check_fields(content["preprocessing"], PREPROCESSING, path, REMEDY, within="preprocessing")
     check_fields(content["label_rule"], _LABEL_RULE, path, REMEDY, within="label_rule")
+    for place, region in enumerate(content["regions"]):
+        check_fields(region, _REGION, path, REMEDY, within=f"regions[{place}]")
     if content["trained"] is not None:
         check_fields(content["trained"], _TRAINED, path, REMEDY, within="trained")
-    for name, expected, received in (*_find_wrong_sizes(content), *_find_wrong_classes(content)):
+    for index, step in enumerate(content["postprocessing"]):
+        check_fields(step, _STEP, path, REMEDY, within=f"postprocessing[{index}]")
+    for name, expected, received in (*_find_wrong_sizes(content), *_find_wrong_classes(content), *_find_wrong_steps(content)):
         raise refuse_field(name, expected, received, path, REMEDY)
     if MODEL_FILE not in content["files_sha256"]:
         raise refuse_field("files_sha256", f"an entry {MODEL_FILE}", "none", path, REMEDY)
@@ -135,6 +147,8 @@ def _find_wrong_sizes(content: Mapping[str, Any]):
     for name in ("shape", "spacing_mm"):
         if len(prepared[name]) not in (0, rank):
             yield f"preprocessing.{name}", f"{rank} numbers, as `preprocessing.spatial_dims` says, or none", str(prepared[name])
+    if prepared["clip"] and not (len(prepared["clip"]) == 2 and prepared["clip"][0] < prepared["clip"][1]):
+        yield "preprocessing.clip", "2 numbers, the smaller first, or none", str(prepared["clip"])
     for name, length in (("spacing_mm", rank), ("extent_mm", rank), *((name, len(content["channels"])) for name in _BY_CHANNEL)):
         if content["trained"] is not None and len(content["trained"][name]) != length:
             yield f"trained.{name}", f"{length} entries", shorten(content["trained"][name])
@@ -148,12 +162,18 @@ def _find_wrong_sizes(content: Mapping[str, Any]):
 
 def _find_wrong_classes(content: Mapping[str, Any]):
     """Yields field, expected and received of class indices that contradict one another."""
-    number, rule = len(content["class_names"]), content["label_rule"]
+    rule, regions = content["label_rule"], tuple(Region(tuple(one["parts"]), one["painted"]) for one in content["regions"])
+    number = len(rule["output_values"]) if regions else len(content["class_names"])
     values = {int(value): index for value, index in rule["values"].items()}
+    if fault := find_fault(regions, content["class_names"], number):
+        yield "regions", fault[0], shorten(fault[1])
+    if regions and content["mirrored_labels"]:
+        yield "mirrored_labels", "no pairs beside `regions`", shorten(content["mirrored_labels"])
     if len(values) < len(rule["values"]):
         yield "label_rule.values", "each value once", shorten(list(rule["values"]))
-    if set(values.values()) != set(range(number)):
-        yield "label_rule.values", f"values for each class from 0 to {number - 1}", shorten(sorted(set(values.values())))
+    known = set(values.values()) - {IGNORE}
+    if known != set(range(number)):
+        yield "label_rule.values", f"values for each class from 0 to {number - 1}", shorten(sorted(known))
     if [values.get(value) for value in rule["output_values"]] != list(range(number)):
         yield "label_rule.output_values", f"a value of each of the {number} classes, in order,", shorten(rule["output_values"])
     for pattern, replacement in rule["renames"]:
@@ -164,6 +184,23 @@ def _find_wrong_classes(content: Mapping[str, Any]):
     mirrored = [index for pair in content["mirrored_labels"] for index in pair]
     if len(set(mirrored)) < len(mirrored) or max(mirrored, default=0) >= number:
         yield "mirrored_labels", f"pairs of distinct classes from 1 to {number - 1}", shorten(content["mirrored_labels"])
+
+
+def _find_wrong_steps(content: Mapping[str, Any]):
+    """Yields field, expected and received of steps of postprocessing that do not fit the classes or one another."""
+    if content["regions"] and content["postprocessing"]:
+        yield "postprocessing", "no steps beside `regions`", shorten(content["postprocessing"])
+    known = set()
+    for index, step in enumerate(content["postprocessing"]):
+        kind, target, size = step["kind"], step["target"], step["size"]
+        least, most = int(kind != "keep_largest"), len(content["class_names"]) - 1
+        if not least <= target <= most:
+            yield f"postprocessing[{index}].target", f"a class from {least} to {most} for {kind}", str(target)
+        if (kind == "remove_small") != (size > 0):
+            yield f"postprocessing[{index}].size", f"a size {'above 0' if kind == 'remove_small' else 'of 0'} for {kind}", str(size)
+        if (kind, target) in known:
+            yield f"postprocessing[{index}]", "each step once", f"{kind} of class {target} again"
+        known.add((kind, target))
 
 
 def check_files(folder: Path, listed: Mapping[str, str]) -> list[str]:
@@ -214,14 +251,20 @@ def check_archive(path: Path) -> None:
         raise ValueError(f"Expected a Keras model in {path}. Received: {size:,} bytes that inflate to {inflated:,}. {REMEDY}")
 
 
-def check_model(model: Any, window: Sequence[int], channels: int, classes: int, path: Path) -> None:
+def count_outputs(content: Mapping[str, Any]) -> int:
+    """Counts the probabilities that a model must give of each voxel: one a region; else one a class, but one for two classes."""
+    number = len(content["class_names"])
+    return len(content["regions"]) or (1 if number == 2 else number)
+
+
+def check_model(model: Any, window: Sequence[int], channels: int, outputs: int, path: Path) -> None:
     """Checks that a model has the input and output that its description says.
 
     Args:
         model: A `keras.Model` or a stand-in, with `input_shape` and `output_shape`.
         window: Sizes of the window.
         channels: Number of channels.
-        classes: Number of classes with the background.
+        outputs: Number of probabilities of a voxel, see `count_outputs`.
         path: The model's file, for the error.
 
     Raises:
@@ -230,7 +273,7 @@ def check_model(model: Any, window: Sequence[int], channels: int, classes: int, 
     shape = tuple(size for size in window if size > 1)
     for what, expected, received in (
         ("input", (None, *shape, channels), getattr(model, "input_shape", None)),
-        ("output", (None, *shape, 1 if classes == 2 else classes), getattr(model, "output_shape", None)),
+        ("output", (None, *shape, outputs), getattr(model, "output_shape", None)),
     ):
         # OpenVINO leaves some sizes open, as None.
         fits = isinstance(received, tuple) and len(received) == len(expected)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from modules.reports import shipped_style  # noqa: F401  (before all that draw)
+from modules.reports.candidates import draw_candidates
 from modules.reports.curves import find_best_epoch, plot_history
 from modules.reports.folds import draw_folds
 from modules.reports.montage import draw_montage
@@ -25,6 +26,7 @@ __all__ = [
     "PALETTE",
     "difference_map",
     "draw_augmentation",
+    "draw_candidates",
     "draw_cases",
     "draw_comparison",
     "draw_folds",

@@ -53,7 +53,7 @@ def draw_folds(path: Path, folds: Mapping[str, Sequence[Score]], subjects: Mappi
     entries = len(folds) + 1
     fitting = 1 + int(6 / (0.55 + _LETTER * max(map(len, folds))))
     lines = math.ceil(entries / fitting)
-    figure, axes = _start_rows(names, title, len(folds), lines)
+    figure, axes = start_rows(names, title, len(folds), lines)
     crowded = len({subjects[score.case] for score in scores}) > 25 * len(folds)
     size: dict[str, Any] = {"s": 14, "linewidths": 0.3} if crowded else {"s": 26, "linewidths": 0.5}
     lowest = 1.0
@@ -83,7 +83,7 @@ def _list_dice(scores: Sequence[Score], subjects: Mapping[str, str], level: str)
     return by_class | {"mean": [float(np.nanmean(row)) for row in table.T if not np.isnan(row).all()]}
 
 
-def _start_rows(names: Sequence[str], title: str, folds: int, legend_lines: int) -> tuple[Figure, Axes]:
+def start_rows(names: Sequence[str], title: str, folds: int, legend_lines: int) -> tuple[Figure, Axes]:
     """Starts a figure with axes that have a row for each name, below room for title and legend. Sizes are in inches."""
     left, width, right = 0.4 + _LETTER * max(map(len, names)), 5.6, 2.75
     lines = textwrap.wrap(title, int(10.5 * (left + width + right)))

@@ -52,7 +52,13 @@ class _Cut:
 
 
 def draw_cases(
-    path: Path, cases: Mapping[str, tuple[Volume, np.ndarray]], class_names: Sequence[str], *, title: str, plane: str = "axial"
+    path: Path,
+    cases: Mapping[str, tuple[Volume, np.ndarray]],
+    class_names: Sequence[str],
+    *,
+    title: str,
+    plane: str = "axial",
+    ignored: bool = False,
 ) -> Path:
     """Draws each case beside the same case with its label's contours. A volume shows the slice that shows its structures best.
 
@@ -62,6 +68,7 @@ def draw_cases(
         class_names: K names, background first.
         title: Text above the panels, wrapped to their width.
         plane: "axial", "coronal" or "sagittal", for volumes that have an affine. Others are cut across their last axis.
+        ignored: Whether the last class is that of voxels which nobody judged. It has no say in the choice of a slice.
 
     Returns:
         `path`.
@@ -73,7 +80,7 @@ def draw_cases(
         raise ValueError("Expected `cases` to draw. Received: none.")
     colours, panels, footers = list_colours(len(class_names)), [], []
     for name, (image, label) in cases.items():
-        cut = _cut_best(image, label, class_names, plane)
+        cut = _cut_best(image, label, class_names, plane, ignored=ignored)
         shown, grey = window_image(cut.image, cut.windows, cut.fit(_CASE_COLUMNS, _TALLEST_CASE))
         spacing = "" if image.affine is None else f", {'x'.join(f'{size:.3g}' for size in image.spacing_mm)} mm"
         panels.append(Panel(shown, name, letters=cut.letters))
@@ -99,6 +106,7 @@ def draw_augmentation(
     seed: int = 42,
     plane: str = "axial",
     left_right_swaps: Sequence[tuple[int, int]] = (),
+    ignored: bool = False,
 ) -> Path:
     """Draws the effects of an augmentation on a sample one by one, and some draws of all together.
 
@@ -116,6 +124,7 @@ def draw_augmentation(
         seed: Seed of the draws.
         plane: As in `draw_cases`.
         left_right_swaps: Pairs of classes that change places where left and right do.
+        ignored: As in `draw_cases`.
 
     Returns:
         `path`.
@@ -126,7 +135,7 @@ def draw_augmentation(
     effects = list_effects(augmentation)
     if not effects:
         raise ValueError("Expected an `augmentation` with effects. Received: one without. Choose 'light' or 'strong'.")
-    original = _cut_best(image, label, class_names, plane, whole=True)
+    original = _cut_best(image, label, class_names, plane, whole=True, ignored=ignored)
     size, colours = original.fit(_EFFECT_COLUMNS, _TALLEST_EFFECT), list_colours(len(class_names))
 
     def paint(cut: _Cut, caption: str) -> Panel:
@@ -137,7 +146,9 @@ def draw_augmentation(
     def cut_changed(draws: Sequence[tuple], numbers: Sequence[int]) -> list[_Cut]:
         generators = [np.random.default_rng([seed, number]) for number in numbers]
         changed = _apply(image, label, draws, generators, left_right_swaps)
-        return [_cut_best(replace(image, array=array), classes, class_names, plane, whole=True) for array, classes in changed]
+        return [
+            _cut_best(replace(image, array=array), classes, class_names, plane, whole=True, ignored=ignored) for array, classes in changed
+        ]
 
     panels = []
     for number, (name, strongest) in enumerate(effects.items()):
@@ -183,7 +194,9 @@ def _outline(grey: np.ndarray, classes: np.ndarray, colours: Sequence[str]) -> n
     return painted
 
 
-def _cut_best(image: Volume, label: np.ndarray, class_names: Sequence[str], plane: str, *, whole: bool = False) -> _Cut:
+def _cut_best(
+    image: Volume, label: np.ndarray, class_names: Sequence[str], plane: str, *, whole: bool = False, ignored: bool = False
+) -> _Cut:
     """Cuts the best slice out of a volume, all of it if `whole`, else without its empty margins. A slice stays as it is."""
     if np.ndim(label) == 2:
         array = check_image(image.array, ("rows", "columns")).astype(np.float32)
@@ -196,7 +209,7 @@ def _cut_best(image: Volume, label: np.ndarray, class_names: Sequence[str], plan
     if plane not in scan.view.planes:
         raise ValueError(f"Expected `plane` in {tuple(scan.view.planes)}. Received: {plane!r}.")
     axis = scan.view.planes[plane]
-    index = choose_slice(scan.counts["label"][axis])
+    index = choose_slice(scan.counts["label"][axis][:, : len(class_names) - ignored])
     box = scan.whole if whole else scan.box
     return _Cut(
         scan.cut(scan.image, axis, index, box).astype(np.float32),

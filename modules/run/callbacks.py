@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from modules import reports
 from modules.data.files import TEMPORARY, replace_file
+from modules.run.costs import format_time
 from modules.run.folder import RunFolder
 
 log = logging.getLogger("mri")
@@ -339,13 +340,22 @@ class FirstSteps(keras.callbacks.Callback):
 
 
 class Progress(keras.callbacks.Callback):
-    """A progress bar over the whole training, with the time left."""
+    """A progress bar over the whole training, with the time left; plain lines where there is no terminal."""
 
-    def __init__(self, total: int, checkpoint: Checkpoint) -> None:
-        """Takes the steps of the training, and the checkpoint, which knows how many are done."""
+    def __init__(self, total: int, checkpoint: Checkpoint, *, line_seconds: float = 60.0) -> None:
+        """Takes the steps of the training, and the checkpoint, which knows how many are done.
+
+        Args:
+            total: Steps of the whole training.
+            checkpoint: The callback that counts the steps.
+            line_seconds: Least seconds between two plain lines.
+        """
         super().__init__()
-        self._total, self._checkpoint = total, checkpoint
+        self._total, self._checkpoint, self._line_seconds = total, checkpoint, line_seconds
         self._bar: tqdm | None = None
+        # Step and time of the first step that is known to be compiled, and the time of the last line.
+        self._first: tuple[int, float] | None = None
+        self._last_line = time.monotonic()
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Shows the bar."""
@@ -353,9 +363,19 @@ class Progress(keras.callbacks.Callback):
         self._bar = tqdm(total=self._total, initial=done, desc="training", unit="step", leave=False, mininterval=1, disable=None)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Moves the bar."""
-        if self._bar is not None:
-            self._bar.update()
+        """Moves the bar, or writes a line where it is time for one."""
+        if self._bar is None or not self._bar.disable:
+            if self._bar is not None:
+                self._bar.update()
+            return
+        step, now = self._checkpoint.step, time.monotonic()
+        if self._first is None:
+            # The first step waits for the compilation, so the clock begins at its end.
+            self._first = step, now
+        elif now - self._last_line >= self._line_seconds and step > self._first[0]:
+            left = (now - self._first[1]) / (step - self._first[0]) * (self._total - step)
+            log.info("step %d of %d, about %s left", step, self._total, format_time(left))
+            self._last_line = now
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Clears the bar."""

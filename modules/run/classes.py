@@ -1,28 +1,60 @@
 """Says which classes a training can learn, which ones its validation judges, and which ones its model never finds."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from modules.data.cache import PreparedCase
+from modules.data.case import Case
+from modules.data.regions import IGNORE, Region
 from modules.scoring import Score
 
 
-def find_classes(cases: Iterable[PreparedCase]) -> set[int]:
-    """Returns the indices of the classes that any label of the cases holds."""
-    return {index for case in cases for index in case.classes}
+def find_classes(cases: Iterable[PreparedCase], regions: Sequence[Region] = ()) -> set[int]:
+    """Returns the indices of the classes that any label of the cases holds; with regions, the places of their names."""
+    found = {index for case in cases for index in case.classes} - {IGNORE}
+    if not regions:
+        return found
+    return (found & {0}) | {number for number, region in enumerate(regions, start=1) if found & set(region.parts)}
 
 
-def check_foreground(train: Sequence[PreparedCase], class_names: Sequence[str], dataset: str) -> None:
-    """Raises ValueError if no training label holds any foreground: there is nothing to learn."""
-    if not find_classes(train) - {0}:
+def describe_ignored_cases(splits: Mapping[str, Sequence[Case]], prepared: Mapping[str, Sequence[PreparedCase]]) -> list[str]:
+    """Describes the cases of each split in which every voxel is ignored, a sentence a split; nothing where there is none."""
+    lines = []
+    for split, cases in splits.items():
+        names = [case.case_id for case, ready in zip(cases, prepared[split], strict=True) if ready.classes == (IGNORE,)]
+        if names:
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            lines.append(f"{split}: every voxel of {len(names)} case(s) is ignored, so that they count for nothing: {shown}")
+    return lines
+
+
+def check_judged(validate: Sequence[PreparedCase], dataset: str) -> None:
+    """Raises ValueError if every voxel of the validation is ignored: no epoch would be better than another."""
+    if validate and all(case.classes == (IGNORE,) for case in validate):
         raise ValueError(
-            f"Expected {', '.join(class_names[1:])} in the training labels of '{dataset}'. Received: only background in {len(train)} "
+            f"Expected validation labels of '{dataset}' with voxels that are not ignored. Received: none in {len(validate)} case(s). "
+            "Choose another `--seed` or a larger `--validate-fraction`."
+        )
+
+
+def check_foreground(train: Sequence[PreparedCase], class_names: Sequence[str], dataset: str, regions: Sequence[Region] = ()) -> None:
+    """Raises ValueError if no training label holds any foreground: there is nothing to learn."""
+    found = find_classes(train, regions)
+    if not found - {0}:
+        only = "only background" if found else "only ignored voxels"
+        raise ValueError(
+            f"Expected {', '.join(class_names[1:])} in the training labels of '{dataset}'. Received: {only} in {len(train)} "
             "cases. Check the label files, the label values and `--target`."
         )
 
 
 def describe_classes(
-    train: Sequence[PreparedCase], validate: Sequence[PreparedCase], class_names: Sequence[str], *, stop_at_dice: float = 0.0
+    train: Sequence[PreparedCase],
+    validate: Sequence[PreparedCase],
+    class_names: Sequence[str],
+    *,
+    regions: Sequence[Region] = (),
+    stop_at_dice: float = 0.0,
 ) -> list[tuple[str, int]]:
     """Describes the classes that count.
 
@@ -30,13 +62,14 @@ def describe_classes(
         train: The training cases.
         validate: The validation cases.
         class_names: Names of all classes, the background first.
+        regions: What each class consists of, where classes overlap.
         stop_at_dice: The validation Dice at which the training stops once every class has it; 0 for never.
 
     Returns:
         Sentences with their level in the log. Warnings name each class in no training label, and those in no validation label.
     """
     named = list(enumerate(class_names))[1:]
-    learned, judged = find_classes(train), find_classes(validate)
+    learned, judged = find_classes(train, regions), find_classes(validate, regions)
     warnings = [
         f"no training label holds '{name}': the network cannot learn it. Add cases that show it, or choose classes with `--target`"
         for index, name in named

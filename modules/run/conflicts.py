@@ -23,14 +23,18 @@ class _Idle(NamedTuple):
 
 
 def describe_conflicts(prepared: PreparedRun) -> list[str]:
-    """Describes the settings that do nothing beside others, a sentence each. Defaults and a data set's own settings are not told."""
+    """Describes the settings that do nothing beside others, a sentence each.
+
+    Not told are defaults, a data set's own settings, what the plan chose, and what is switched off.
+    """
     own = prepared.spec.defaults
-    defaults = {item.name: (item.default, own.get(item.name, item.default)) for item in fields(Settings)}
-    return [
-        f"--{item.name.replace('_', '-')} has no effect: {item.why}"
-        for item in _list_idle(prepared)
-        if item.idle and getattr(prepared.settings, item.name) not in defaults[item.name]
-    ]
+    quiet = {item.name: (item.default, own.get(item.name, item.default)) for item in fields(Settings)}
+    told = []
+    for item in _list_idle(prepared):
+        value = getattr(prepared.settings, item.name)
+        if item.idle and value and value not in quiet[item.name] and item.name not in prepared.plan.recipe:
+            told.append(f"--{item.name.replace('_', '-')} has no effect: {item.why}")
+    return told
 
 
 def _list_idle(prepared: PreparedRun) -> list[_Idle]:
@@ -38,11 +42,13 @@ def _list_idle(prepared: PreparedRun) -> list[_Idle]:
     losses = [name for name, _ in parse_loss(settings.loss, LOSSES)]
     preprocessing, patches = plan.preprocessing, plan.mode == "patch"
     official = {name for name, cases in prepared.splits.items() if settings.fold is None and any(case.split == name for case in cases)}
-    unseen = [name for index, name in enumerate(spec.class_names) if index and index not in find_classes(prepared.prepared["validate"])]
+    judged = find_classes(prepared.prepared["validate"], spec.regions)
+    unseen = [name for index, name in enumerate(spec.class_names) if index and index not in judged]
     return [
         _Idle("cycles", settings.schedule != "cosine_restarts", "only --schedule cosine_restarts has cycles"),
         _Idle("patches_per_case", not patches, "only --mode patch draws patches"),
-        _Idle("sampling", not patches and (plan.sampler is None or plan.sampler.sampling == "uniform"), "only --mode patch draws patches"),
+        _Idle("sampling", plan.mode == "volume", "whole volumes leave no place to choose"),
+        _Idle("sampling", plan.mode == "slice" and settings.sampling == "weighted", "only --mode patch weighs classes; slices come evenly"),
         _Idle("class_probabilities", not patches or settings.sampling != "weighted", "only --mode patch with --sampling weighted reads it"),
         _Idle("plane", plan.mode != "slice" or spec.spatial_dims == 2, "only slices of volumes lie across a plane"),
         _Idle("spacing", preprocessing.resize and bool(settings.shape or spec.preprocessing.shape), "every scan is resampled to --shape"),
@@ -54,7 +60,7 @@ def _list_idle(prepared: PreparedRun) -> list[_Idle]:
             "class_weights", spec.num_classes == 2 and set(losses) <= set(OVERLAP_LOSSES), "the overlap of one class has no other weight"
         ),
         _Idle("optimizer", settings.optimizer == "adamw" and not settings.weight_decay, "adamw without --weight-decay is adam"),
-        _Idle("patience", settings.patience >= settings.epochs, f"the training ends after {settings.epochs} epochs anyway"),
+        _Idle("patience", (settings.patience or 0) >= plan.epochs, f"the training ends after {plan.epochs} epochs anyway"),
         _Idle("stop_at_dice", bool(unseen), f"no validation label holds {', '.join(unseen)}, so not every class can be that good"),
         _Idle("validate_fraction", "validate" in official, "the data set has a validation set of its own"),
         _Idle("test_fraction", "test" in official or settings.fold is not None, "the test set is the data set's own or the fold's"),

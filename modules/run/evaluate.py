@@ -1,43 +1,65 @@
-"""Scores the saved bundle of a run on its test cases, and draws three of them."""
+"""Learns the postprocessing of a run's saved bundle, scores the bundle on the test cases, and draws three of them."""
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from modules import score_tables, scoring
 from modules.data.case import Case
-from modules.predict.bundle import ModelBundle, add_provenance
+from modules.data.regions import IGNORE, name_shown, to_shown
+from modules.hardware import read_peak
+from modules.predict.bundle import ModelBundle, add_provenance, set_postprocessing
 from modules.predict.cases import predict_cases
 from modules.predict.convert import convert_bundle
 from modules.predict.departures import Departures
 from modules.predict.progress import PredictionProgress
+from modules.run.budget import find_elapsed
 from modules.run.classes import describe_findings
-from modules.run.folder import RunFolder, read_proof, without_nan, write_json
+from modules.run.folder import RunFolder, without_nan, write_json
+from modules.run.learn_postprocess import learn_postprocessing
 from modules.run.proof import hash_weights
 from modules.run.tracking import Tracker
+from modules.run.verify import read_proof
 
 log = logging.getLogger("mri")
 
 
-def evaluate(cases: Sequence[Case], run: RunFolder, summary: Mapping[str, Any], tracker: Tracker) -> None:
+def evaluate(
+    splits: Mapping[str, Sequence[Case]], run: RunFolder, summary: Mapping[str, Any], tracker: Tracker, postprocess: str = "none"
+) -> None:
     """Scores the saved bundle on the test cases as they lie on disk, and writes scores and summary. Slices also count as whole scans.
 
     Args:
-        cases: The test cases.
+        splits: The cases by split.
         run: The run whose bundle is scored.
         summary: The first entries of `summary.json`.
         tracker: The tracker that logs the means.
+        postprocess: "learn" gives the bundle the steps that raise its validation Dice first; "none" does not.
     """
+    cases = splits["test"]
     # We convert first, so that the engine that is scored is the one that predict.py will use.
     saved = ModelBundle.load(run.path, "keras")
     convert_bundle(saved, run.path)
     bundle = ModelBundle.load(run.path)
     log.info("scored by engine %s", bundle.engine)
+    if postprocess == "learn" and bundle.regions:
+        log.info("no postprocessing: objects of regions overlap")
+    elif postprocess == "learn":
+        lesson = learn_postprocessing(bundle, splits["validate"])
+        for line in lesson.describe():
+            log.info("%s", line)
+        # What is scored is what is shipped, so the bundle gets its steps before the test.
+        set_postprocessing(run.path, lesson.postprocessing)
+        bundle = replace(bundle, postprocessing=lesson.postprocessing)
+        summary = {**summary, "postprocessing": lesson.to_json()}
     departures = Departures([bundle])
     with PredictionProgress(len(cases), "scoring") as progress:
         predicted = progress.count(predict_cases([bundle], cases, progress.options(on_image=departures.check)))
-        scores = list(scoring.score_predictions(predicted, bundle.class_names))
+        scores = list(scoring.score_predictions(predicted, bundle.class_names, bundle.regions))
     departures.summarise()
     score_tables.write_scores(run.scores, scores)
     means = score_tables.summarise(scores)
@@ -54,6 +76,8 @@ def evaluate(cases: Sequence[Case], run: RunFolder, summary: Mapping[str, Any], 
             "first_steps": dict(zip(("steps", "weights_sha256"), read_proof(run), strict=True)),
             "bundle_weights_sha256": hash_weights(saved.model),
             "engine": bundle.engine,
+            "peak_bytes": read_peak(),
+            "seconds": round(find_elapsed(), 1),
             "test": means,
             "intervals": score_tables.estimate_intervals(scores, score_tables.map_subjects(cases)),
         },
@@ -71,12 +95,17 @@ def _draw_examples(bundle: ModelBundle, scores: Sequence[scoring.Score], cases: 
             continue
         case_id, image = item.case.case_id, item.image
         dice = {score.class_name: score.dice for score in scores if score.case == case_id}
-        maps = (image.array, item.label, item.prediction, bundle.class_names)
+        # Nobody judged an ignored voxel. Neither map shows anything there, so that it looks like no error.
+        ignored = item.label == IGNORE
+        label, prediction = (to_shown(np.where(ignored, 0, array), bundle.regions) for array in (item.label, item.prediction))
+        maps = (image.array, label, prediction)
         geometry: dict[str, Any] = {"spacing_mm": image.spacing_mm, "affine": image.affine}
-        title = f"{case_id} ({name} test case)"
-        reports.draw_comparison(run.figures / f"comparison_{name}_{case_id}.png", *maps, title=title, scores=dice, **geometry)
+        title = f"{case_id} ({name} test case{', ignored voxels left blank' if ignored.any() else ''})"
+        path = run.figures / f"comparison_{name}_{case_id}.png"
+        reports.draw_comparison(path, *maps, bundle.class_names, title=title, scores=dice, **geometry)
         if item.label.ndim == 3:
-            reports.draw_montage(run.figures / f"montage_{name}_{case_id}.png", *maps, title=title, **geometry)
+            names = name_shown(bundle.class_names, bundle.regions)
+            reports.draw_montage(run.figures / f"montage_{name}_{case_id}.png", *maps, names, title=title, **geometry)
 
 
 def choose_examples(scores: Sequence[scoring.Score], cases: Sequence[Case]) -> dict[str, Case]:

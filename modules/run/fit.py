@@ -10,15 +10,20 @@ import numpy as np
 from modules import devices, networks
 from modules.data.draws import AUGMENTATIONS, draw_parameters
 from modules.data.pipeline import DrawAugmentation, make_pipeline
-from modules.predict.bundle import ModelBundle
-from modules.run.classes import describe_classes, find_classes
+from modules.data.regions import IGNORE, list_parts
+from modules.data.spec import DatasetSpec
+from modules.predict.bundle import ModelBundle, add_provenance
+from modules.run.classes import describe_classes, describe_ignored_cases, find_classes
 from modules.run.folder import RunFolder, write_json
-from modules.run.prepared import PreparedRun
+from modules.run.plan import Plan
+from modules.run.prepared import PreparedRun, make_loss
 from modules.run.proof import hash_weights
+from modules.run.settings import Settings
 from modules.run.signals import StopRequest
 from modules.run.tracking import Tracker
 
 if TYPE_CHECKING:
+    from modules.run.averaging import LastAverage
     from modules.run.callbacks import Checkpoint, KeepBest
     from modules.run.finite import StepCallbacks
 
@@ -62,23 +67,26 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
             write_json(run.proof, {"steps": proof_steps, "weights_sha256": hash_weights(model.network)})
 
     history = HistoryWriter(run, bundle.class_names, plan.batch_size, write=writes, on_row=tracker.log_row)
-    judged = find_classes(prepared.prepared["validate"]) - {0}
-    keep_best = KeepBest(save_best, settings.patience, settings.stop_at_dice, by_loss=not judged)
+    judged = find_classes(prepared.prepared["validate"], prepared.spec.regions) - {0}
+    keep_best = KeepBest(save_best, settings.patience or 0, settings.stop_at_dice, by_loss=not judged)
     proof_steps = min(PROOF_STEPS, steps)
     with StopRequest() as stop:
         stops = devices.agree(lambda: stop.made)
         checkpoint = Checkpoint(run.checkpoint, [history, keep_best], steps, minutes=settings.checkpoint_minutes, stop=stops, write=writes)
         done = checkpoint.restore(trainer)
         first = f"epoch {done // steps + 1}" + (f", step {done % steps + 1}" if done % steps else "")
+        for line in describe_ignored_cases(prepared.splits, prepared.prepared):
+            log.warning("%s", line)
         judges = (prepared.prepared[split] for split in ("train", "validate"))
-        for line, level in describe_classes(*judges, bundle.class_names, stop_at_dice=settings.stop_at_dice):
+        for line, level in describe_classes(*judges, bundle.class_names, regions=prepared.spec.regions, stop_at_dice=settings.stop_at_dice):
             log.log(level, "%s", line)
         log.info("%s: %s weights, %d steps an epoch, begins at %s", plan.network, f"{prepared.network.count_params():,}", steps, first)
         proof = FirstSteps(proof_steps, done, write_proof)
         # The checkpoint comes last. Files that were written after it are then written again after a resume.
         guard = LossGuard(checkpoint, steps, str(run.path))
-        callbacks: list[Any] = [UseAverages(trainer), history, guard, keep_best, proof, checkpoint]
-        callbacks += [Progress(settings.epochs * steps, checkpoint)] if writes else []
+        average = _start_average(prepared, trainer, run, done // steps)
+        callbacks: list[Any] = [UseAverages(trainer), history, guard, keep_best, proof, *([average] if average else []), checkpoint]
+        callbacks += [Progress(plan.epochs * steps, checkpoint)] if writes else []
         try:
             _run_epochs(prepared, trainer, checkpoint, keep_best, StepCallbacks(callbacks, trainer, guard.judge))
         except LossError:
@@ -90,12 +98,43 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
             raise
     if not keep_best.best_epoch:
         raise ValueError(f"Expected a finite validation loss. Received: none in any epoch of {run.path}. Lower `--learning-rate`.")
-    return keep_best.best_epoch
+    if average is None or not _judge_average(average, prepared, bundle, run, keep_best.best, by_loss=not judged):
+        return keep_best.best_epoch
+    return plan.epochs
+
+
+def _start_average(prepared: PreparedRun, trainer, run: RunFolder, epochs: int) -> "LastAverage | None":
+    """Starts the average of the last epochs' weights after so many epochs; None where nobody asked for it."""
+    from modules.run.averaging import LastAverage
+
+    share, last = prepared.settings.average_last, prepared.plan.epochs
+    if not share:
+        return None
+    average = LastAverage(trainer, run.checkpoint, last - max(2, round(share * last)) + 1, write=devices.is_main())
+    average.restore(epochs)
+    return average
+
+
+def _judge_average(
+    average: "LastAverage", prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, best: float, *, by_loss: bool
+) -> bool:
+    """Validates the average of the last epochs' weights, and saves it in place of the best epoch if it is better."""
+
+    def validate() -> dict[str, float]:
+        with name_failures() as failures:
+            return average.trainer.evaluate(make_validation_data(prepared, failures), return_dict=True, verbose=0)
+
+    def save() -> None:
+        if devices.is_main():
+            bundle.save(run.bundle)
+            add_provenance(run.bundle, averaged_epochs=average.count)
+
+    return average.judge(validate, "loss" if by_loss else "mean_dice", best, save)
 
 
 def _run_epochs(prepared: PreparedRun, trainer, checkpoint: "Checkpoint", keep_best: "KeepBest", callbacks: "StepCallbacks") -> None:
     """Trains from the checkpoint's step to the end."""
-    steps, epochs = prepared.plan.steps_per_epoch, prepared.settings.epochs
+    steps, epochs = prepared.plan.steps_per_epoch, prepared.plan.epochs
     # A fit of its own finishes an interrupted epoch, because all epochs of a fit have one length in Keras.
     epoch, inside = divmod(checkpoint.step, steps)
     for begin, end in ((epoch, epoch + 1), (epoch + 1, epochs)) if inside else ((epoch, epochs),):
@@ -116,32 +155,43 @@ def _run_epochs(prepared: PreparedRun, trainer, checkpoint: "Checkpoint", keep_b
 
 def make_trainer(prepared: PreparedRun):
     """Makes and compiles the `modules.model.trainer.Trainer` of a run's network."""
+    return build_trainer(prepared.network, prepared.settings, prepared.spec, prepared.plan, _weigh_classes(prepared))
+
+
+def build_trainer(network, settings: Settings, spec: DatasetSpec, plan: Plan, class_weights: tuple[float, ...] | None = None):
+    """Makes and compiles a trainer.
+
+    Args:
+        network: The `keras.Model` to train.
+        settings: The settings, filled by the plan.
+        spec: The data set, reduced to the chosen classes.
+        plan: The plan.
+        class_weights: Weights of the classes in the loss; None for equal ones.
+    """
     import keras
 
-    from modules.model.losses import SegmentationLoss
     from modules.model.metrics import Overlap
     from modules.model.optimizers import make_optimizer, make_schedule
     from modules.model.trainer import Trainer
 
-    settings, spec = prepared.settings, prepared.spec
     # Keras asks a schedule by batches, however many of them make an update.
-    steps, warmup = (number * prepared.plan.steps_per_epoch for number in (settings.epochs, settings.warmup_epochs))
-    rate = make_schedule(settings.schedule, settings.learning_rate, steps, warmup_steps=warmup, cycles=settings.cycles)
-    decoupled = settings.optimizer == "adamw"
-    loss = SegmentationLoss(settings.loss, _weigh_classes(prepared), settings.batch_dice)
+    steps, warmup = (number * plan.steps_per_epoch for number in (plan.epochs, settings.warmup_epochs or 0))
+    rate = make_schedule(settings.schedule, settings.learning_rate or 0.0, steps, warmup_steps=warmup, cycles=settings.cycles)
+    decay, decoupled = settings.weight_decay or 0.0, settings.optimizer == "adamw"
+    ignore = IGNORE if spec.label_rule.ignores else None
     trainer = Trainer(
-        prepared.network,
-        loss,
-        Overlap(spec.class_names),
+        network,
+        make_loss(settings, spec, class_weights),
+        Overlap(spec.class_names, regions=spec.regions, ignore=ignore),
         spec.mirrored_indices(),
-        deep=networks.with_deep_supervision(prepared.network) if settings.deep_supervision else None,
-        l2=0.0 if decoupled else settings.weight_decay / devices.count_replicas(),
-        average=settings.ema,
+        deep=networks.with_deep_supervision(network) if settings.deep_supervision else None,
+        l2=0.0 if decoupled else decay / devices.count_replicas(),
+        average=settings.ema or 0.0,
     )
     optimizer = make_optimizer(
-        settings.optimizer, rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, accumulate=settings.accumulate
+        settings.optimizer, rate, weight_decay=decay, clip_norm=settings.clip_norm or 0.0, accumulate=settings.accumulate
     )
-    if prepared.precision == "float16":
+    if settings.precision == "float16":
         # Without loss scaling, small gradients would vanish in float16.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     trainer.compile(optimizer=optimizer)
@@ -171,7 +221,7 @@ def make_training_data(prepared: PreparedRun, first_step: int, failures: list[Ex
         prepared.prepared["train"],
         training=True,
         sampler=prepared.plan.sampler,
-        draw_augmentation=_make_draw_augmentation(prepared),
+        draw_augmentation=make_draw_augmentation(prepared.settings, prepared.spec, prepared.plan),
         first_step=first_step,
         failures=failures,
         **_list_pipeline_options(prepared),
@@ -192,7 +242,9 @@ def _weigh_classes(prepared: PreparedRun) -> tuple[float, ...] | None:
     """Weighs the classes in the loss by the inverse of their frequency, with a mean of 1; None for equal weights."""
     if prepared.settings.class_weights == "none":
         return None
-    counts = np.sum([case.count_classes(prepared.spec.num_classes) for case in prepared.prepared["train"]], axis=0)
+    spec = prepared.spec
+    parts = np.sum([case.count_classes(spec.num_parts) for case in prepared.prepared["train"]], axis=0)
+    counts = np.array([parts[0], *(parts[list(members)].sum() for members in list_parts(spec.class_names, spec.regions))])
     # A class in no label weighs nothing. By its frequency it would take all the weight of the others.
     weights = np.where(counts > 0, 1 / np.maximum(counts, 1), 0)
     weights = weights / weights[counts > 0].mean()
@@ -200,14 +252,14 @@ def _weigh_classes(prepared: PreparedRun) -> tuple[float, ...] | None:
     return tuple(float(weight) for weight in weights)
 
 
-def _make_draw_augmentation(prepared: PreparedRun) -> DrawAugmentation | None:
+def make_draw_augmentation(settings: Settings, spec: DatasetSpec, plan: Plan) -> DrawAugmentation | None:
     """Makes the function that draws the augmentation of one sample; None where nothing is augmented."""
-    augmentation = AUGMENTATIONS[prepared.settings.augment]
+    augmentation = AUGMENTATIONS[settings.augment]
     if augmentation is None:
         return None
-    window, channels = prepared.plan.window, len(prepared.spec.channels)
+    window, channels = plan.window, len(spec.channels)
     # Volumes are in canonical orientation, whose first axis runs from left to right. 2-D files do not say which axis does.
-    left_right = 0 if prepared.spec.spatial_dims == 3 and window.sizes[0] > 1 else None
+    left_right = 0 if spec.spatial_dims == 3 and window.sizes[0] > 1 else None
 
     def draw_augmentation(rng: np.random.Generator, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
         return draw_parameters(rng, augmentation, window.shape, channels, spacing_mm=spacing_mm, left_right=left_right)

@@ -16,12 +16,11 @@ from modules.data.subjects import is_table
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import FORMATS
+from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
-from modules.run.settings import LOSSES, NETWORK_OPTIONS, PRESETS, Settings, default_data_folder, find_kind, read_preset
-
-# Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
-# A table of subjects may have moved too: the splits that follow from it must be those of the run.
-PLACES = ("data", "cache", "runs", "subjects")
+from modules.run.init import adopt_settings
+from modules.run.merge import collect_folds
+from modules.run.settings import LOSSES, NETWORK_OPTIONS, PLACES, PRESETS, Settings, default_data_folder, find_kind, read_preset
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -45,6 +44,8 @@ class TrainingRequest:
         settings: The settings; None where the user only wants a list.
         resume: The run to go on with.
         verify: The run whose first steps are repeated.
+        plan_only: Whether to print the plan and stop.
+        parts: Finished runs of folds to merge, by their place in the merged folder.
         places: Settings in `PLACES` that a run to resume or to verify has now, where the user names them.
         devices: Number of devices of each host that share a batch; None for as many as can.
         joined: Coordinator, number of hosts, and index of this host, see `modules.devices.start_hosts`.
@@ -53,6 +54,8 @@ class TrainingRequest:
     settings: Settings | None
     resume: Path | None = None
     verify: Path | None = None
+    plan_only: bool = False
+    parts: Mapping[str, Path] = field(default_factory=dict)
     places: Mapping[str, Any] = field(default_factory=dict)
     devices: int | None = None
     joined: tuple[str | None, int | None, int | None] = (None, None, None)
@@ -61,7 +64,7 @@ class TrainingRequest:
 def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
     """Reads the flags of train.py.
 
-    Precedence: defaults < the data set's own < `--preset` < flags.
+    Precedence: defaults < the data set's own < the model of `--init` < `--preset` or `--config` < flags.
 
     Args:
         argv: The command line; None for the process's own.
@@ -75,36 +78,71 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         "devices": given.pop("devices"),
         "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
     }
-    preset, listed = given.pop("preset"), given.pop("list")
+    preset, config, listed, plan_only = (given.pop(name) for name in ("preset", "config", "list", "plan_only"))
     resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
+    if plan_only and (resume or verify):
+        raise ValueError("Expected --plan-only for a new run. Received: a run that has its plan, in plan.json. Leave one out.")
     if resume and verify:
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
-    if listed or not (given or preset or resume or verify):
+    if preset and config:
+        raise ValueError("Expected either --preset or --config. Received: both. Copy the preset's lines into the file, or leave one out.")
+    if merge := given.pop("merge"):
+        beside = {"preset": preset, "config": config, "resume": resume, "verify": verify}
+        return replace(_merge(merge, given | {name: value for name, value in beside.items() if value}, datasets), **machines)
+    if listed or not (given or preset or config or resume or verify):
         return TrainingRequest(None)
-    chosen = (read_preset(preset) if preset else {}) | given
+    filed, is_run = read_config(Path(config), given) if config else (read_preset(preset) if preset else {}, False)
+    chosen = filed | given
     if run := resume or verify:
         settings = RunFolder(run).read_settings()
-        if settings.dataset not in datasets:
-            record = RunFolder(run).record
-            raise ValueError(f"Expected `dataset` in {tuple(datasets)}. Received: {shorten(settings.dataset)} in {record}. {REMEDY}")
+        _check_dataset(settings, RunFolder(run).record, datasets)
         _check_same(chosen, settings, run)
         places = {name: chosen[name] for name in PLACES if name in chosen}
         # The drawn data of a demo may have moved too.
         places |= {"demo": False} if chosen.get("data") else {}
         # The tracker may differ as well, because it does not affect the results of a run.
         settings = replace(settings, track=chosen.get("track", settings.track), **places)
-        return TrainingRequest(settings, resume, verify, places, **machines)
-    if given.get("demo") and not preset:
-        volumes = chosen.get("dataset") in datasets and datasets[chosen["dataset"]].spatial_dims == 3
+        return TrainingRequest(settings, resume, verify, places=places, **machines)
+    if chosen.get("dataset") not in datasets:
+        where = f" in {config}" if config and "dataset" not in given else ""
+        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}{where}.")
+    spec = datasets[chosen["dataset"]]
+    if chosen.get("init"):
+        chosen |= adopt_settings(Path(chosen["init"]), spec, chosen)
+    # A run has all its settings, those that the demo gave it too.
+    if chosen.get("demo") and not preset and not is_run:
         # A network of the user's own need not have the options that the demo sets for ours.
         network = chosen.get("network", "")
         options = {name for name in NETWORK_OPTIONS if network and network not in NETWORK_OPTIONS[name]}
-        demo = read_preset("demo3d" if volumes else "demo")
+        demo = read_preset("demo3d" if spec.spatial_dims == 3 else "demo")
         chosen = {name: value for name, value in demo.items() if name not in options} | chosen
-    if chosen.get("dataset") not in datasets:
-        raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}.")
-    own = dict(datasets[chosen["dataset"]].defaults)
-    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), **machines)
+    own = dict(spec.defaults)
+    if chosen.get("modes") and "mode" not in given:
+        # The modes that the user names stand for the one of the data set or of the preset.
+        own.pop("mode", None)
+        chosen.pop("mode", None)
+    if "minutes" in given and "epochs" not in given:
+        # The time stands for the epochs of a preset.
+        chosen.pop("epochs", None)
+    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), plan_only=plan_only, **machines)
+
+
+def _merge(runs: Sequence[str], given: Mapping[str, Any], datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
+    """Makes the request to merge finished folds. Their settings hold; only a name and places may stand beside them."""
+    if others := sorted(set(given) - {"name", *PLACES}):
+        allowed, flag = ", ".join(f"--{name}" for name in PLACES), others[0].replace("_", "-")
+        raise ValueError(f"Expected nothing beside --merge but --name, {allowed}. Received: --{flag}. Leave it out.")
+    settings, parts = collect_folds([Path(run) for run in runs])
+    _check_dataset(settings, RunFolder(next(iter(parts.values()))).record, datasets)
+    places = {name: given[name] for name in ("name", *PLACES) if name in given}
+    places |= {"demo": False} if given.get("data") else {}
+    # The runs of the folds may come from other machines, so their places say nothing about where the whole shall lie.
+    return TrainingRequest(replace(settings, **{"runs": Settings.runs, **places}), parts=parts)
+
+
+def _check_dataset(settings: Settings, record: Path, datasets: Mapping[str, DatasetSpec]) -> None:
+    if settings.dataset not in datasets:
+        raise ValueError(f"Expected `dataset` in {tuple(datasets)}. Received: {shorten(settings.dataset)} in {record}. {REMEDY}")
 
 
 def describe_choices(datasets: Mapping[str, DatasetSpec]) -> list[str]:
@@ -132,9 +170,14 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     _check_option_names()
     parser = OneLineParser(prog="train.py", description="Trains a network on a data set and scores it on the test split.")
     parser.add_argument("--preset", "--presets", metavar="NAME", help=f"settings of a documented result: {', '.join(PRESETS)}")
+    parser.add_argument("--config", metavar="FILE", help="settings from a .toml or .json file, or those of a run from its run.json")
     parser.add_argument("--list", action="store_true", help="print networks, losses, data sets and presets")
+    parser.add_argument("--plan-only", action="store_true", help="read the data, print the plan with its costs, and stop before training")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; settings beside it must be its own, but for places")
     parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
+    parser.add_argument(
+        "--merge", nargs="+", metavar="RUN", help="finished runs of single folds, to score and combine as one cross-validation"
+    )
     parser.add_argument("--devices", type=int, metavar="INT", help="GPUs of each host that share a batch (default: as many as can)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0, to train on several hosts (JAX; Slurm needs none of these)")
     parser.add_argument("--hosts", type=int, metavar="INT", help="how many hosts train together")
@@ -170,10 +213,10 @@ def _check_same(chosen: dict[str, Any], settings: Settings, run: Path) -> None:
 
 
 def _add_flag(parser: Any, name: str, text: str, choices: Sequence[str] | None) -> None:
-    kind, many, _ = find_kind(name)
+    kind, many, optional = find_kind(name)
     flag, text = "--" + name.replace("_", "-"), text.replace("%", "%%")
     if kind is bool:
-        action = argparse.BooleanOptionalAction if name in NETWORK_OPTIONS else "store_true"
+        action = argparse.BooleanOptionalAction if optional else "store_true"
         parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
         return
     parser.add_argument(
@@ -210,6 +253,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         help="fraction of a window that its neighbour shares (default %(default)s)",
     )
     parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
+    parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
@@ -222,7 +266,9 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     for name in (
-        ("model", "engine", "overlap", "mirror", "labels", "ignore_geometry", "overwrite", "probabilities") if options.export else ()
+        ("model", "engine", "overlap", "mirror", "no_postprocess", "labels", "ignore_geometry", "overwrite", "probabilities")
+        if options.export
+        else ()
     ):
         if getattr(options, name) != parser.get_default(name):
             flag = name.replace("_", "-")

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ import modules
 from modules.data import documents
 from modules.data.documents import check_fields, read_json
 from modules.data.files import TEMPORARY, name_failure, replace_file
-from modules.predict.bundle import recover
+from modules.predict.bundle import DESCRIPTION_FILE, copy_bundle, recover
 from modules.run.plan import Plan
 from modules.run.settings import Settings
 
@@ -69,6 +69,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def fingerprint(self) -> Path:
+        """The measurements of the training cases."""
+        return self.path / "fingerprint.json"
+
+    @property
     def data(self) -> Path:
         """The data files with their splits and hashes."""
         return self.path / "data.json"
@@ -114,6 +119,12 @@ class RunFolder:
         return self.path / "bundle"
 
     @property
+    def init(self) -> Path:
+        """The folder of the model that the run began from. The folds of a cross-validation share one."""
+        shared = self.path.with_name("init")
+        return shared if self.path.name.startswith("fold_") and (shared / DESCRIPTION_FILE).is_file() else self.path / "init"
+
+    @property
     def checkpoint(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoint"
@@ -128,9 +139,19 @@ class RunFolder:
         """The folder of the model for other programs."""
         return self.path / "export"
 
-    def list_folds(self, number: int) -> list["RunFolder"]:
-        """Lists the folders of the folds of a cross-validation, which need not exist."""
-        return [RunFolder(self.path / f"fold_{fold}") for fold in range(number)]
+    @property
+    def ensemble(self) -> Path:
+        """The folder of the models that a cross-validation chose."""
+        return self.path / "ensemble"
+
+    @property
+    def whole(self) -> Path:
+        """The run to resume: the cross-validation that this run is a fold of, or the run itself."""
+        return next((path for path in list(self.path.parents)[:2] if RunFolder(path).record.is_file()), self.path)
+
+    def list_folds(self, number: int, name: str = "") -> list["RunFolder"]:
+        """Lists the folders of the folds of a cross-validation, or of its mode or pair of modes `name`; they need not exist."""
+        return [RunFolder(self.path / name / f"fold_{fold}") for fold in range(number)]
 
     # --------------------------------------------------------------------------------------------------- creation and claim
 
@@ -153,7 +174,15 @@ class RunFolder:
             f"Expected a new name for the run. Received: {self.path}, which exists. Choose `--name`, or `--resume {self.path}`."
         )
 
-    def create(self, settings: Settings, plan: Plan | None = None, data: Any = None, **details: Any) -> None:
+    def create(
+        self,
+        settings: Settings,
+        plan: Plan | None = None,
+        data: Any = None,
+        fingerprint: Any = None,
+        parts: Mapping[str, Path] = {},
+        **details: Any,
+    ) -> None:
         """Makes the folder with all that a resume needs, at once or not at all, and claims it.
 
         A run named by its time takes the next free number if its name is taken. `path` then ends in -2, -3 and so on.
@@ -162,6 +191,8 @@ class RunFolder:
             settings: The settings of the run.
             plan: The plan of the run; a cross-validation has none of its own.
             data: The data files, see `modules.run.proof`.
+            fingerprint: The measurements of the training cases, see `modules.data.fingerprint`.
+            parts: Finished runs to copy into the folder, by their place there.
             **details: Further entries of `run.json`.
 
         Raises:
@@ -180,6 +211,12 @@ class RunFolder:
                 write_json(draft.plan, plan.to_json())
             if data is not None:
                 write_json(draft.data, data)
+            if fingerprint is not None:
+                write_json(draft.fingerprint, fingerprint)
+            for place, part in parts.items():
+                shutil.copytree(part, draft.path / place, ignore=shutil.ignore_patterns(".lock", f"{TEMPORARY}*"))
+            if settings.init and not parts and self.init.parent == self.path:
+                copy_bundle(Path(settings.init), draft.init)
             self._take_name(draft)
             self._lock, draft._lock = draft._lock, None
         finally:
@@ -342,37 +379,6 @@ class _RunLog(logging.FileHandler):
         """Raises OSError in the place of a traceback on the console."""
         with name_failure(Path(self.baseFilename)):
             raise
-
-
-def read_proof(run: RunFolder) -> tuple[int, str]:
-    """Reads how many first steps a run proves, and the hash of the weights after them; raises ValueError naming the file."""
-    if not run.proof.is_file():
-        raise ValueError(f"Expected the first steps of a run in {run.proof}. Received: none yet. Let it train, then verify it.")
-    content = read_json(run.proof, REMEDY)
-    rules = {"steps": documents.whole(1, 1 << 40), "weights_sha256": documents.text(64, 64)}
-    check_fields(content, rules, run.proof, REMEDY, others=True)
-    return content["steps"], content["weights_sha256"]
-
-
-def list_runs(runs: Iterable[Path]) -> list[Path]:
-    """Lists the runs, and in place of a cross-validation its folds."""
-    return [part for run in runs for part in sorted(_find_folds(run), key=lambda path: int(path.name[5:])) or [run]]
-
-
-def _find_folds(run: Path) -> list[Path]:
-    return [path for path in run.glob("fold_*") if path.name[5:].isdigit()]
-
-
-def find_newest_run(runs: Path = Path("runs")) -> Path:
-    """Finds the run that finished last.
-
-    Raises:
-        FileNotFoundError: If none has finished.
-    """
-    finished = [run for run in map(RunFolder, sorted(runs.glob("*"))) if run.finished]
-    if not finished:
-        raise FileNotFoundError(f"Expected a finished run in {runs}/. Received: none. Train one, or name one with `--model`.")
-    return max(finished, key=lambda run: run.summary.stat().st_mtime).path
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -142,7 +142,7 @@ def _read_tracking(run: RunFolder) -> dict[str, str]:
 def _name_run(folder: Path) -> str:
     folder = folder.absolute()
     # A fold lies in the folder of the cross-validation, which is a run too.
-    return f"{folder.parent.name}/{folder.name}" if RunFolder(folder.parent).record.is_file() else folder.name
+    return folder.relative_to(RunFolder(folder).whole.parent).as_posix()
 
 
 @contextlib.contextmanager

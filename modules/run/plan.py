@@ -1,27 +1,29 @@
-"""The plan: all decisions that follow from the settings, the data set and its scans, made once and written down.
+"""The plan: all decisions that follow from the settings, the data set, its scans and the time there is, made once and written down.
 
 `make_plan` is pure. The pipeline, the trainer, the evaluation and the bundle follow its decisions and make none themselves.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from modules.data.documents import anything, check_fields, choice, many, mapping, number, optional, text, to_line, whole
 from modules.data.draws import AUGMENTATIONS
+from modules.data.fingerprint import Fingerprint
 from modules.data.patches import PLANES, SAMPLINGS, Window
 from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
-from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_divisor, find_levels, find_ranks
+from modules.hardware import Hardware
+from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_levels, find_ranks
 from modules.predict.schema import PREPROCESSING, SIZE
+from modules.run import recipe
+from modules.run.preparation import choose_mode, choose_preprocessing
+from modules.run.recipe import Schedule
 from modules.run.settings import MODES, Settings
+from modules.run.sizes import choose_batch, choose_stages, choose_window
 
-# The most voxels of a patch or volume whose size follows from the scans.
-MOST_VOXELS = 96**3
 FITS = ("crop", "resample", "tile")
 _REMEDY = "Start the run anew."
 _FIELDS = {
@@ -29,49 +31,43 @@ _FIELDS = {
     "plane": choice(tuple(PLANES)),
     "network": choice(NETWORKS),
     "levels": optional(whole(1, MOST_LEVELS)),
-    "divisor": whole(1, 1 << 10),
+    "strides": many(many(whole(1, 2), 2, 3), 0, MOST_LEVELS),
+    "kernels": many(many(whole(1, 3), 2, 3), 0, MOST_LEVELS + 1),
     "preprocessing": anything(),
     "window": many(SIZE, 2, 3),
     "fit": choice(FITS),
     "batch_size": whole(1, 1 << 20),
     "sampler": anything(),
+    "epochs": whole(1, 1 << 40),
     "steps_per_epoch": whole(1, 1 << 40),
+    "recipe": mapping(text(), anything()),
+    "costs": mapping(text(), number(0)),
     "reasons": mapping(text(), text(1_000)),
 }
 _SAMPLER = {"sampling": choice(SAMPLINGS), "per_case": whole(0, 1 << 20), "probabilities": many(number(0), 0, 255)}
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """The measurements of the training cases.
-
-    Attributes:
-        cases: Number of training cases.
-        shapes: The shape of each case, in canonical orientation, after foreground crop and resampling. Empty where no size follows from
-            the scans.
-    """
-
-    cases: int
-    shapes: tuple[tuple[int, ...], ...] = ()
-
-
-@dataclass(frozen=True)
 class Plan:
-    """All decisions about size and shape that training and prediction share.
+    """All decisions that training and prediction share.
 
     Attributes:
         mode: The kind of sample: "slice", "volume" or "patch".
         plane: The plane of slices of volumes.
         network: The network's name.
         levels: Number of times that the network halves the resolution; None where that is no option of the network.
-        divisor: A number that divides every size of the window.
+        strides: Stride of each level along each axis of the window, for networks that take them; else empty.
+        kernels: Kernel size of each stage along each axis, likewise.
         preprocessing: The steps that each case goes through before the network.
         window: The window that the network sees at once.
         fit: The way to fit cases to the window: "resample" to it, or "tile" them with windows.
         batch_size: Samples a step, over all devices.
         sampler: The sampler of training patches; None where samples are the windows of a grid. Slices have one that takes a patch
             anywhere in a slice larger than the window, once an epoch.
+        epochs: Most epochs. Each ends with a validation.
         steps_per_epoch: Batches an epoch.
+        recipe: The settings that the plan chose because the user did not, by name; see `resolve`.
+        costs: What the training takes: weights, bytes, seconds; see `modules.run.costs`.
         reasons: The reason for each decision, by its name.
     """
 
@@ -79,14 +75,22 @@ class Plan:
     plane: str
     network: str
     levels: int | None
-    divisor: int
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
     preprocessing: Preprocessing
     window: Window
     fit: str
     batch_size: int
     sampler: PatchSampler | None
+    epochs: int
     steps_per_epoch: int
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def resolve(self, settings: Settings) -> Settings:
+        """Returns the user's settings with the plan's choices in place of what they leave open."""
+        return settings.fill(self.recipe)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as plain values for `plan.json`."""
@@ -100,10 +104,13 @@ class Plan:
         if (sampler := values["sampler"]) is not None:
             check_fields(sampler, _SAMPLER, source, _REMEDY, within="sampler")
         try:
+            Settings.from_json({"dataset": "", **values["recipe"]}, source)
             records: dict[str, Any] = {
                 "preprocessing": Preprocessing(**_to_tuples(values["preprocessing"])),
                 "window": Window(tuple(values["window"])),
                 "sampler": None if sampler is None else PatchSampler(**_to_tuples(sampler)),
+                "recipe": _to_tuples(values["recipe"]),
+                **{name: tuple(map(tuple, values[name])) for name in ("strides", "kernels")},
             }
             plan = cls(**dict(values) | records)
             if len(plan.window.sizes) != plan.preprocessing.spatial_dims:
@@ -114,18 +121,6 @@ class Plan:
         except ValueError as error:
             raise ValueError(f"Expected a plan in {source}. Received: {to_line(error)}. {_REMEDY}") from error
 
-    def describe(self) -> list[str]:
-        """Describes each decision with its reason in a line."""
-        decisions = {
-            "mode": self.mode,
-            "network": self.network + (f", levels {self.levels}" if self.levels else ""),
-            "spacing": "x".join(f"{size:g}" for size in self.preprocessing.spacing_mm) + " mm" if self.preprocessing.spacing_mm else "own",
-            "window": f"{self.window}, {self.fit}",
-            "batch": str(self.batch_size),
-            "steps": f"{self.steps_per_epoch} an epoch",
-        }
-        return [f"plan  {name:<9}{value:<22}{self.reasons.get(name, '')}".rstrip() for name, value in decisions.items()]
-
 
 class PlanDraft(NamedTuple):
     """The decisions that need no scan; the names are those of `Plan`.
@@ -134,9 +129,8 @@ class PlanDraft(NamedTuple):
         mode: The kind of sample.
         plane: The plane of slices of volumes.
         network: The network's name.
-        preprocessing: The preprocessing, without the shape of the window.
+        preprocessing: The preprocessing, without the shape of the window and without what follows from the scans.
         sizes: Sizes of the window; empty where they follow from the scans.
-        needs_shapes: Whether the plan needs the shapes of the training cases.
         reasons: The reason for each decision, by its name.
     """
 
@@ -145,7 +139,6 @@ class PlanDraft(NamedTuple):
     network: str
     preprocessing: Preprocessing
     sizes: tuple[int, ...]
-    needs_shapes: bool
     reasons: dict[str, str]
 
 
@@ -160,18 +153,18 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
     if not volumes and mode != "slice":
         raise ValueError(f"Expected `mode` 'slice' for '{spec.name}', which is a set of slices. Received: {mode!r}.")
     rank = 2 if mode == "slice" else 3
-    network = settings.network or f"unet{rank}d"
+    network = settings.network or recipe.NETWORKS[rank]
     if rank not in find_ranks(network):
         fitting = tuple(name for name in NETWORKS if rank in find_ranks(name))
         raise ValueError(f"Expected a {rank}-D `network` for mode '{mode}', one of {fitting}. Received: {network!r}.")
     check_options(network, settings.network_options)
-    for name, length in (("shape", rank), ("spacing", spec.spatial_dims), ("class_probabilities", spec.num_classes)):
+    for name, length in (("shape", rank), ("spacing", spec.spatial_dims), ("class_probabilities", spec.num_parts)):
         value = getattr(settings, name)
         if value and len(value) != length:
             raise ValueError(f"Expected `{name}` of {length} numbers for '{spec.name}' in mode '{mode}'. Received: {value}.")
     _check_flips(settings, spec)
     plane = settings.plane or "axial"
-    sizes = settings.shape or spec.preprocessing.shape
+    sizes = settings.shape or (spec.preprocessing.shape if settings.crop in ("own", "none") else ())
     if sizes and volumes and mode == "slice":
         sizes = (*sizes[: PLANES[plane]], 1, *sizes[PLANES[plane] :])
     preprocessing = replace(
@@ -179,73 +172,105 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         shape=(),
         spacing_mm=settings.spacing or spec.preprocessing.spacing_mm,
         interpolation=settings.interpolation,
-        intensity=settings.intensity or spec.preprocessing.intensity,
-        foreground_crop=settings.crop == "foreground" if settings.crop else spec.preprocessing.foreground_crop,
+        foreground_crop=settings.crop == "foreground" or (settings.crop == "own" and spec.preprocessing.foreground_crop),
     )
     reasons = {
         "mode": "set" if settings.mode else f"a set of {'volumes' if volumes else 'slices'}",
         "network": "set" if settings.network else f"for samples of {rank} dimensions",
-        "spacing": "set" if settings.spacing else "the data set's own" if spec.preprocessing.spacing_mm else "no resampling",
-        "window": "set" if settings.shape else "the data set's own",
+        "spacing": "set" if settings.spacing else "the data set's own" if spec.preprocessing.spacing_mm else "",
+        "window": "set" if settings.shape else "the data set's own" if sizes else "",
         "batch": "set" if settings.batch_size else f"for {rank}-D",
     }
-    return PlanDraft(mode, plane, network, preprocessing, sizes, volumes and (not sizes or mode == "slice"), reasons)
+    return PlanDraft(mode, plane, network, preprocessing, sizes, reasons)
 
 
-def make_plan(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint) -> Plan:
+def make_plan(
+    settings: Settings,
+    spec: DatasetSpec,
+    fingerprint: Fingerprint,
+    schedule: Schedule | None = None,
+    hardware: Hardware | None = None,
+) -> Plan:
     """Makes the plan of a training; a pure function of its arguments.
 
     Args:
         settings: The user's settings.
         spec: The data set, reduced to the chosen classes.
-        fingerprint: The fingerprint of the training cases, see `modules.run.fingerprint.measure`.
+        fingerprint: The fingerprint of the training cases, see `modules.data.fingerprint.measure`.
+        schedule: Epochs and steps that the time allows, see `modules.run.budget`; without it `--epochs` says how many, or the whole
+            recipe is planned.
+        hardware: The machine. A GPU's memory bounds the window. Without it we plan for a CPU.
 
     Raises:
         ValueError: If settings do not fit the data set or one another.
     """
-    draft = draft_plan(settings, spec)
-    levels, divisor = find_levels(draft.network, settings.network_options), find_divisor(draft.network, settings.network_options)
-    sizes, reasons = draft.sizes, dict(draft.reasons)
+    hardware = hardware or Hardware()
+    mode = choose_mode(settings, spec, fingerprint, hardware)
+    draft = draft_plan(settings.fill(mode), spec)
+    reasons = dict(draft.reasons) | ({"mode": "a CPU learns large or flat volumes by slices"} if mode else {})
+    rank = 2 if draft.mode == "slice" else 3
+    preprocessing = choose_preprocessing(settings, spec, draft.preprocessing, fingerprint, reasons)
+    grids = fingerprint.list_grids(preprocessing)
+    options = recipe.choose_options(settings, draft.network, rank)
+    spacing_mm = preprocessing.spacing_mm or fingerprint.spacing_mm
+    sizes = draft.sizes
     if not sizes:
-        sizes = derive_window(fingerprint.shapes, draft.mode, PLANES[draft.plane], divisor)
-        reasons["window"] = f"from the shapes of {fingerprint.cases} training cases"
-    window = Window(tuple(sizes))
+        sizes = choose_window(draft.mode, draft.plane, draft.network, options, grids, spacing_mm, spec, hardware)
+        reasons["window"] = f"from the shapes of {len(grids)} training cases{reasons['window']}"
+    window = Window(sizes)
+    strides, kernels = choose_stages(draft.network, options, window, spacing_mm)
+    options |= {"levels": len(strides)} if strides else {}
     fit = "resample" if draft.mode == "volume" else "tile"
-    if fit == "resample" and not draft.preprocessing.spacing_mm:
-        reasons["spacing"] = "each volume is brought to the window"
-    preprocessing = draft.preprocessing if fit == "tile" else replace(draft.preprocessing, shape=window.sizes, resize=fit == "resample")
-    sampler = None
-    if draft.mode == "patch":
-        sampler = PatchSampler(settings.sampling, settings.patches_per_case, settings.class_probabilities)
-    elif spec.spatial_dims == 2:
-        sampler = PatchSampler("foreground" if settings.sampling == "foreground_slices" else "uniform", per_case=1)
-    elif draft.mode == "slice" and settings.sampling == "foreground_slices":
-        sampler = PatchSampler("foreground", per_case=0)
-    batch_size = settings.batch_size or (16 if draft.mode == "slice" else 2)
-    shapes = fingerprint.shapes if fit == "tile" and (sampler is None or not sampler.per_case) else (window.sizes,) * fingerprint.cases
-    samples = count_samples(shapes, window, sampler)
-    reasons["steps"] = f"{samples} samples"
-    steps = math.ceil(samples / batch_size)
-    _check_updates(settings, settings.epochs * steps)
-    return Plan(
+    if fit == "resample":
+        if not preprocessing.spacing_mm:
+            reasons["spacing"] = "each volume is brought to the window"
+        preprocessing = replace(preprocessing, shape=window.sizes, resize=True)
+    sampler = _choose_sampler(settings, spec, draft.mode)
+    batch_size = settings.batch_size or choose_batch(draft.network, options, strides, window, grids, spec, fingerprint, hardware)
+    drawn = sampler is not None and sampler.per_case > 0
+    samples = count_samples((window.sizes,) * len(grids) if drawn or fit == "resample" else grids, window, sampler)
+    if settings.epochs:
+        schedule = Schedule(settings.epochs, math.ceil(samples / batch_size), f"{samples} samples an epoch")
+    schedule = schedule or recipe.WHOLE
+    reasons["steps"] = schedule.reason
+    chosen = recipe.choose_recipe(settings, spec, rank, schedule, schedule.steps * batch_size / samples, reasons)
+    _check_updates(settings, schedule.epochs * schedule.steps_per_epoch)
+    plan = Plan(
         mode=draft.mode,
         plane=draft.plane,
         network=draft.network,
-        levels=levels,
-        divisor=divisor,
+        levels=find_levels(draft.network, options),
+        strides=strides,
+        kernels=kernels,
         preprocessing=preprocessing,
         window=window,
         fit=fit,
         batch_size=batch_size,
         sampler=sampler,
-        steps_per_epoch=steps,
+        epochs=schedule.epochs,
+        steps_per_epoch=schedule.steps_per_epoch,
+        recipe=chosen | mode | {"epochs": schedule.epochs} | options,
         reasons=reasons,
     )
+    _check_flips(plan.resolve(settings), spec)
+    return plan
+
+
+def _choose_sampler(settings: Settings, spec: DatasetSpec, mode: str) -> PatchSampler | None:
+    sampling = settings.sampling or "foreground"
+    if mode == "patch":
+        return PatchSampler(sampling, settings.patches_per_case or 8, settings.class_probabilities)
+    if mode == "volume":
+        return None
+    sampling = sampling if sampling == "foreground" else "uniform"
+    if spec.spatial_dims == 2:
+        return PatchSampler(sampling, per_case=1)
+    return PatchSampler(sampling, per_case=0) if sampling == "foreground" else None
 
 
 def _check_flips(settings: Settings, spec: DatasetSpec) -> None:
     """Raises ValueError if flips would mistake left for right."""
-    augmentation, sides = AUGMENTATIONS[settings.augment], spec.mirrored_indices()
+    augmentation, sides = AUGMENTATIONS[settings.augment or "none"], spec.mirrored_indices()
     if augmentation and augmentation.flip and sides and spec.spatial_dims == 2:
         names = ", ".join(f"{spec.class_names[one]} and {spec.class_names[other]}" for one, other in sides)
         raise ValueError(
@@ -261,32 +286,6 @@ def _check_updates(settings: Settings, steps: int) -> None:
             f"Expected `accumulate` up to the {steps} steps of the whole training. Received: {settings.accumulate}, which never makes an "
             "update of the weights. Choose a smaller one, or more `--epochs`."
         )
-
-
-def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = MOST_VOXELS) -> tuple[int, ...]:
-    """Chooses the window that the network sees at once, from the shapes of the prepared cases.
-
-    Args:
-        shapes: `S` of each case, in canonical orientation.
-        mode: For "slice" the largest extents across `plane`, so that nothing is cut off. For "patch" and "volume" the median shape, shrunk
-            in proportion to at most `voxels`.
-        plane: The axis that slices lie across.
-        divisor: A number that divides each size.
-        voxels: The most voxels of a patch or volume.
-
-    Returns:
-        Sizes in the rank of the shapes, with a 1 along `plane` for slices.
-    """
-    if mode == "slice":
-        largest = np.max(shapes, axis=0)
-        return tuple(1 if axis == plane else -(-int(size) // divisor) * divisor for axis, size in enumerate(largest))
-    window = np.median(shapes, axis=0)
-    window = window * min(1.0, (voxels / window.prod()) ** (1 / len(window)))
-    # Sizes are rounded up: a little padding costs less than a little cutting, as long as the voxels suffice.
-    sizes = [max(divisor, -(-round(size) // divisor) * divisor) for size in window]
-    while math.prod(sizes) > voxels and max(sizes) > divisor:
-        sizes[sizes.index(max(sizes))] -= divisor
-    return tuple(sizes)
 
 
 def _to_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from modules.data.case import Case, Volume, read_case, read_label
+from modules.data.fingerprint import Fingerprint, measure_case
 from modules.data.patches import choose_points, cut, draw_start
 from modules.data.spec import DatasetSpec
-from modules.run.plan import Fingerprint, draft_plan, make_plan
+from modules.run.plan import make_plan
 from modules.run.settings import Settings
 
 
@@ -37,7 +38,7 @@ def choose_case(scan: Sequence[Case], spec: DatasetSpec) -> Case:
     if len(scan) == 1:
         return scan[0]
     labels = (read_label(_find_label(case), spec.label_rule) for case in scan)
-    return scan[choose_slice(np.array([np.bincount(label.ravel(), minlength=spec.num_classes) for label in labels]))]
+    return scan[choose_slice(np.array([np.bincount(label.ravel(), minlength=256)[: spec.num_parts] for label in labels]))]
 
 
 def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.ndarray]:
@@ -57,13 +58,12 @@ def make_sample(case: Case, spec: DatasetSpec, seed: int) -> tuple[Volume, np.nd
     image, label = read_case(case, spec)
     if label is None:
         raise ValueError(f"Expected a case with a label. Received: {case.case_id} without one. Add a label.")
-    grid = draft_plan(settings, spec).preprocessing.measure(image).grid
-    plan = make_plan(settings, spec, Fingerprint(1, (grid,)))
+    plan = make_plan(settings, spec, Fingerprint((measure_case(case, spec),)))
     array, geometry = plan.preprocessing.apply(image)
     label, window = plan.preprocessing.apply_label(label, geometry), plan.window.sizes
     if label.shape != window:
         rng = np.random.default_rng(seed)
-        points = choose_points(label, spec.num_classes, rng)
+        points = choose_points(label, spec.num_parts, rng)
         start = draw_start(rng, label.shape, window, points=points, sampling="foreground")
         darkest = array.min(axis=tuple(range(label.ndim)))
         array, label = cut(array, start, window, darkest), cut(label, start, window)

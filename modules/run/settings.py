@@ -7,7 +7,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from modules.model.loss_spec import parse_loss
 from modules.networks import NETWORKS, Option, list_options
 
 MODULES = Path(__file__).parents[1]
-PRESETS = {path.stem: path for path in sorted((MODULES / "presets").glob("*.toml"))}
+PRESETS = {path.stem: path for path in sorted((MODULES / "presets").glob("[a-z]*.toml"))}
 # We read the names from the source. Importing the module would import Keras, for which `--help` must not wait.
 LOSSES = tuple(
     node.name
@@ -34,9 +34,14 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "cosine_restarts", "polynomial")
 MODES = ("slice", "volume", "patch")
 CLASS_WEIGHTS = ("none", "balanced")
+RESAMPLING = ("median", "none")
 # A sample of more cannot be held by any machine with the network's features.
 MOST_VOXELS = 1 << 31
+POSTPROCESSINGS = ("learn", "none")
 TRACKERS = ("none", "mlflow", "tensorboard")
+# Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
+# A table of subjects may have moved too: the splits that follow from it must be those of the run.
+PLACES = ("data", "cache", "runs", "subjects")
 
 # Keras and NumPy take no larger seed.
 _MOST_SEED = 2**32 - 1
@@ -54,7 +59,7 @@ def _setting(default: Any = MISSING, help: str = "", choices: Sequence[str] | No
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a training. An empty or missing value leaves the choice to `modules.run.plan.make_plan`."""
+    """All settings of a training. An empty value, or None, leaves the choice to `modules.run.plan.make_plan`."""
 
     dataset: str = _setting(help="data set to train on")
     data: str = _setting("", help="folder of the data set (default $MRI_DATA/<dataset>, or data/<dataset>)")
@@ -67,36 +72,52 @@ class Settings:
     mode: str = _setting("", help="kind of sample: a slice, a whole volume at a fixed size, or a patch of a volume", choices=MODES)
     shape: tuple[int, ...] = _setting((), help="size of a sample (default the data set's own, or one that fits its scans)")
     plane: str = _setting("", help="plane of slices of volumes (default the data set's own, or axial)", choices=tuple(PLANES))
-    spacing: tuple[float, ...] = _setting((), help="mm a voxel to resample volumes to, along right, anterior, superior (default their own)")
+    spacing: tuple[float, ...] = _setting((), help="mm a voxel to resample volumes to, along right, anterior, superior")
+    resample: str = _setting("", help="grid of volumes: the median voxel size, or their own", choices=RESAMPLING)
     interpolation: str = _setting("linear", help="interpolation of images that are resampled", choices=tuple(INTERPOLATIONS))
-    intensity: str = _setting("", help="normalisation of intensities (default the data set's own)", choices=INTENSITIES)
-    crop: str = _setting("", help="foreground: cut off dark margins (default the data set's own)", choices=("foreground", "none"))
-    sampling: str = _setting("foreground", help="places that patches are drawn from", choices=(*SAMPLINGS, "foreground_slices"))
-    patches_per_case: int = _setting(8, help="patches drawn from each volume an epoch")
+    intensity: str = _setting("", help="normalisation of intensities; own: the data set's documented one", choices=(*INTENSITIES, "own"))
+    crop: str = _setting(
+        "", help="foreground: cut off dark margins; own: as the data set documents it", choices=("foreground", "none", "own")
+    )
+    sampling: str = _setting("", help="places that patches and slices are drawn from", choices=SAMPLINGS)
+    patches_per_case: int | None = _setting(None, help="patches drawn from each volume an epoch, where --epochs is given (default 8)")
     class_probabilities: tuple[float, ...] = _setting((), help="share of each class in weighted sampling (default equal)")
-    network: str = _setting("", help="architecture (default unet2d or unet3d)", choices=NETWORKS)
-    loss: str = _setting("dice_ce", help=f"{', '.join(LOSSES)}, or a weighted sum such as dice:1+focal:0.5")
+    network: str = _setting("", help="architecture", choices=NETWORKS)
+    init: str = _setting("", help="run or bundle to begin from: its weights that fit, its kind of sample, a tenth of the learning rate")
+    loss: str = _setting("", help=f"{', '.join(LOSSES)}, or a weighted sum such as dice:1+focal:0.5")
     class_weights: str = _setting("none", help="class weights of the loss; balanced: rare classes weigh more", choices=CLASS_WEIGHTS)
-    batch_dice: bool = _setting(False, help="sum overlaps over the whole batch, not over each sample")
-    augment: str = _setting("none", help="strength of the random changes of training samples", choices=tuple(AUGMENTATIONS))
-    epochs: int = _setting(50, help="most epochs to train")
-    batch_size: int | None = _setting(None, help="samples a step (default 16 slices, or 2 volumes or patches)")
-    deep_supervision: bool = _setting(False, help="add losses at the decoder's lower resolutions, with weights 1, 1/2, 1/4, ... (U-Nets)")
-    optimizer: str = _setting("adam", help="adamw: decoupled weight decay; sgd: Nesterov momentum 0.99", choices=OPTIMIZERS)
-    learning_rate: float = _setting(1e-3, help="highest learning rate of the schedule")
-    schedule: str = _setting("cosine", help="schedule of the learning rate, down to 0 at the last epoch unless constant", choices=SCHEDULES)
-    warmup_epochs: int = _setting(0, help="epochs in which the learning rate rises first")
+    batch_dice: bool | None = _setting(None, help="sum overlaps over the whole batch, not over each sample")
+    augment: str = _setting("", help="strength of the random changes of training samples", choices=tuple(AUGMENTATIONS))
+    minutes: float | None = _setting(None, help="time for the whole command; the plan follows it (default 60 on a CPU, unless --epochs)")
+    epochs: int | None = _setting(None, help="most epochs to train, in place of a time: passes over the training cases")
+    batch_size: int | None = _setting(None, help="samples a step")
+    deep_supervision: bool | None = _setting(
+        None, help="add losses at the decoder's lower resolutions, with weights 1, 1/2, 1/4, ... (U-Nets)"
+    )
+    optimizer: str = _setting("", help="adamw: decoupled weight decay; sgd: Nesterov momentum 0.99", choices=OPTIMIZERS)
+    learning_rate: float | None = _setting(None, help="highest learning rate of the schedule")
+    schedule: str = _setting("", help="schedule of the learning rate, down to 0 at the last epoch unless constant", choices=SCHEDULES)
+    warmup_epochs: int | None = _setting(None, help="epochs in which the learning rate rises first")
     cycles: int = _setting(3, help="number of cycles of the schedule cosine_restarts")
-    weight_decay: float = _setting(0.0, help="strength of weight decay: decoupled for adamw, else a penalty on the squared weights (L2)")
-    clip_norm: float = _setting(0.0, help="largest norm of the gradient; 0 for no limit")
+    weight_decay: float | None = _setting(
+        None, help="strength of weight decay: decoupled for adamw, else a penalty on the squared weights (L2)"
+    )
+    clip_norm: float | None = _setting(None, help="largest norm of the gradient; 0 for no limit")
     accumulate: int = _setting(1, help="number of batches whose gradients make one update")
-    ema: float = _setting(0.0, help="momentum of an average of the weights, which is validated and saved in their place; 0 for none")
-    precision: str = _setting("auto", help="precision of the network's layers; auto: bfloat16 on a GPU that has it", choices=PRECISIONS)
+    ema: float | None = _setting(
+        None, help="momentum of an average of the weights, which is validated and saved in their place; 0 for none"
+    )
+    precision: str = _setting("auto", help="precision of the network's layers; auto: bfloat16 where it is faster", choices=PRECISIONS)
     deterministic: bool = _setting(False, help="make a training repeatable bit for bit on a GPU too, where that is slower")
-    patience: int = _setting(15, help="epochs without a better validation Dice before stopping; 0 never stops early")
+    patience: int | None = _setting(None, help="epochs without a better validation Dice before stopping; 0 never stops early")
     stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
+    postprocess: str = _setting("learn", help="steps after a prediction; learn: what raises the validation Dice", choices=POSTPROCESSINGS)
     folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
     fold: int | None = _setting(None, help="train and score only this fold, from 0")
+    modes: tuple[str, ...] = _setting(
+        (), help="kinds of sample to train in every fold; the best one or pair of them becomes the run's model", choices=MODES
+    )
+    average_last: float = _setting(0.0, help="share of the last epochs whose average of the weights may become the best model; 0 for none")
     seed: int = _setting(42, help="seed of weights, splits, order and every random draw")
     checkpoint_minutes: float = _setting(10.0, help="most minutes between two checkpoints; each epoch ends with one too")
     track: str = _setting("none", help="tracker that logs the run besides its folder", choices=TRACKERS)
@@ -111,25 +132,29 @@ class Settings:
             # A checkpoint may be so rare that it never comes.
             if any(math.isnan(number) or (math.isinf(number) and name != "checkpoint_minutes") for number in numbers):
                 raise ValueError(f"Expected a finite `{name}`. Received: {value}.")
-        for name in ("epochs", "batch_size", "learning_rate", "patches_per_case", "cycles", "accumulate", "checkpoint_minutes"):
+        above = ("epochs", "minutes", "batch_size", "learning_rate", "patches_per_case", "cycles", "accumulate", "checkpoint_minutes")
+        for name in above:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"Expected `{name}` above 0. Received: {getattr(self, name)}.")
         for name in ("weight_decay", "patience", "seed", "warmup_epochs", "clip_norm"):
-            if getattr(self, name) < 0:
+            if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"Expected `{name}` of 0 or more. Received: {getattr(self, name)}.")
         if self.seed > _MOST_SEED:
             raise ValueError(f"Expected `seed` up to {_MOST_SEED}. Received: {self.seed}.")
         for name in ("validate_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` between 0 and 1. Received: {getattr(self, name)}.")
+        if self.minutes and self.epochs:
+            raise ValueError(f"Expected either `minutes` or `epochs`. Received: {self.minutes:g} and {self.epochs}. Leave one out.")
         self._check_sizes()
         check_subjects(self.subjects)
-        parse_loss(self.loss, LOSSES)
+        if self.loss:
+            parse_loss(self.loss, LOSSES)
         if not 0 <= self.stop_at_dice <= 1:
             raise ValueError(f"Expected `stop_at_dice` from 0 to 1. Received: {self.stop_at_dice}.")
-        if not 0 <= self.ema < 1:
+        if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"Expected `ema` from 0 to below 1. Received: {self.ema}.")
-        if self.warmup_epochs >= self.epochs:
+        if self.warmup_epochs and self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"Expected `warmup_epochs` below the {self.epochs} epochs. Received: {self.warmup_epochs}.")
         if self.folds == 1 or self.folds < 0:
             raise ValueError(f"Expected `folds` of 2 or more, or 0 for none. Received: {self.folds}.")
@@ -137,10 +162,25 @@ class Settings:
             raise ValueError(f"Expected `folds` beside `fold`. Received: fold {self.fold} alone. Say how many with `--folds`.")
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise ValueError(f"Expected `fold` from 0 to below `folds`, {self.folds}. Received: {self.fold}.")
+        self._check_modes()
+        if not 0 <= self.average_last <= 1:
+            raise ValueError(f"Expected `average_last` from 0 to 1. Received: {self.average_last}.")
         if self.class_probabilities and (min(self.class_probabilities) < 0 or not sum(self.class_probabilities) > 0):
             raise ValueError(f"Expected `class_probabilities` of 0 or more, not all 0. Received: {self.class_probabilities}.")
         if self.demo and self.data:
             raise ValueError(f"Expected either `demo` or `data`. Received: both, data {self.data!r}. Leave one out.")
+
+    def _check_modes(self) -> None:
+        listed = f"--modes {' '.join(self.modes)}"
+        if len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"Expected `modes` each once. Received: {listed}. Leave the repeated one out.")
+        if self.modes and (self.mode or self.fold is not None):
+            other = f"--mode {self.mode}" if self.mode else f"--fold {self.fold}"
+            raise ValueError(f"Expected either --modes or {other}. Received: both. Train single folds by --mode, and join them by --merge.")
+        if self.modes and self.init:
+            raise ValueError(f"Expected one mode beside --init, that of its model. Received: {listed}. Leave one of the flags out.")
+        if self.modes and not self.folds:
+            raise ValueError(f"Expected `folds` beside `modes`. Received: {listed} alone. Say how many with `--folds`.")
 
     def _check_sizes(self) -> None:
         for name in ("shape", "spacing"):
@@ -185,6 +225,19 @@ class Settings:
             (own if key in known else options)[key] = tuple(items) if many else value
         return cls(**own, network_options=options)
 
+    def is_open(self, name: str) -> bool:
+        """Returns whether a setting leaves its choice to the plan."""
+        return getattr(self, name) in (None, "", "auto")
+
+    def fill(self, values: Mapping[str, Any]) -> "Settings":
+        """Returns these settings with `values`, by name, in place of those that are open. Options of the network are added."""
+        own = {name: value for name, value in values.items() if name not in NETWORK_OPTIONS and self.is_open(name)}
+        options = {name: value for name, value in values.items() if name in NETWORK_OPTIONS}
+        given = {name: value for name, value in self.network_options.items() if value is not None}
+        # A time has become a number of epochs.
+        minutes = {"minutes": None} if own.get("epochs") else {}
+        return replace(self, **own, **minutes, network_options=options | given)
+
     def data_folder(self) -> Path:
         """Returns the data set's folder: the phantom's, `--data`, `$MRI_DATA/<dataset>` or `data/<dataset>`."""
         if self.demo:
@@ -220,12 +273,18 @@ def find_kind(name: str) -> tuple[type, bool, bool]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Reads the settings of a preset by name; raises ValueError for an unknown name or a wrong setting."""
+    """Reads the settings of a preset by name; raises ValueError for an unknown name or a wrong setting.
+
+    A preset leaves no choice to the plan that would alter its documented result: what it does not say, `presets/_shared.toml` says.
+    """
     if name not in PRESETS:
         raise ValueError(f"Expected --preset in {tuple(PRESETS)}. Received: {name!r}.")
-    try:
-        values = tomllib.loads(PRESETS[name].read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"Expected TOML in {PRESETS[name]}. Received: {to_line(error)}. Correct the file.") from error
-    Settings.from_json({"dataset": "", **values}, PRESETS[name].name)
+    values: dict[str, Any] = {}
+    for path in (MODULES / "presets" / "_shared.toml", PRESETS[name]):
+        try:
+            own = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"Expected TOML in {path}. Received: {to_line(error)}. Correct the file.") from error
+        Settings.from_json({"dataset": "", **own}, path.name)
+        values |= own
     return values

@@ -10,25 +10,30 @@ from modules.data import documents
 from modules.predict.bundle import ModelBundle
 from modules.run import proof
 from modules.run.fit import make_trainer, make_training_data, name_failures
-from modules.run.folder import REMEDY, RunFolder, read_proof
+from modules.run.folder import REMEDY, RunFolder
 from modules.run.prepared import PreparedRun
 
 log = logging.getLogger("mri")
 
 
-def describe_run(prepared: PreparedRun, root: Path) -> dict[str, Any]:
+def describe_run(prepared: PreparedRun, root: Path, run: RunFolder | None = None) -> dict[str, Any]:
     """Describes the origin of a run: versions, devices, precision, and the hashes of its data and program.
 
     Args:
         prepared: The run.
         root: The program's folder.
+        run: The run that goes on. It says itself what it began from, because the scans that tell may have gone.
     """
+    init = prepared.record_init()
+    if run is not None and init:
+        init["init"] |= {"seen_subjects": read_init(run).get("seen_subjects")}
     return {
         **devices.describe_environment(),
         "data_sha256": proof.hash_manifest(prepared.manifest),
         "code_sha256": proof.hash_code(root),
         "precision": prepared.precision,
         "devices": list(prepared.devices),
+        **init,
     }
 
 
@@ -53,6 +58,16 @@ def read_data(run: RunFolder) -> proof.Manifest:
     return content
 
 
+def read_proof(run: RunFolder) -> tuple[int, str]:
+    """Reads how many first steps a run proves, and the hash of the weights after them; raises ValueError naming the file."""
+    if not run.proof.is_file():
+        raise ValueError(f"Expected the first steps of a run in {run.proof}. Received: none yet. Let it train, then verify it.")
+    content = documents.read_json(run.proof, REMEDY)
+    rules = {"steps": documents.whole(1, 1 << 40), "weights_sha256": documents.text(64, 64)}
+    documents.check_fields(content, rules, run.proof, REMEDY, others=True)
+    return content["steps"], content["weights_sha256"]
+
+
 def read_scored_weights(run: RunFolder) -> str:
     """Reads from `summary.json` the hash of the weights that were scored; raises ValueError for another content."""
     content = documents.read_json(run.summary, REMEDY)
@@ -67,12 +82,25 @@ def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: pr
         ValueError: If one of them differs, naming it.
     """
     begun = read_origin(run)
+    _check_init(run, environment)
     proof.check_data(read_data(run), manifest, run.path)
     for name in ("backend", "precision"):
         proof.check_equal(name, begun[name], environment[name], run.path)
     for name in ("devices", "versions", "code_sha256"):
         if begun[name] != environment[name]:
             log.warning("%s differs from what %s began with: the weights may not be those of an uninterrupted run", name, run.path)
+
+
+def read_init(run: RunFolder) -> Mapping[str, Any]:
+    """Reads from `run.json` what a run began from; empty for random weights."""
+    init = run.read_record().get("init")
+    return init if isinstance(init, dict) else {}
+
+
+def _check_init(run: RunFolder, now: Mapping[str, Any]) -> None:
+    """Checks that a run's copy of the model that it began from is still that model; raises ValueError otherwise."""
+    identities = (init.get("bundle_sha256") for init in (read_init(run), now.get("init", {})))
+    proof.check_equal("initial model", *identities, run.path)
 
 
 def check_backend(run: RunFolder) -> None:
@@ -100,6 +128,7 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     # The cache must have been made from these very bytes.
     proof.check_data(manifest, prepared.manifest, run.path)
     now = describe_run(prepared, root)
+    _check_init(run, now)
     for name in ("backend", "devices", "python", "versions", "code_sha256"):
         if now[name] != record[name]:
             log.warning("%s differs: %s had %s, here it is %s", name, run.path, record[name], now[name])

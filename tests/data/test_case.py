@@ -13,6 +13,7 @@ import pytest
 from nifti_helpers import make_nifti, write_packed
 
 from modules.data.case import LabelRule, read_label, read_volume
+from modules.data.regions import IGNORE
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64])
@@ -192,6 +193,20 @@ def test_a_label_of_many_pieces_is_looked_up_to_its_end(tmp_path, dtype):
     array[-1, -1, -1] = 9
     with pytest.raises(ValueError, match=r"Received: 9 in .*seg.nii \(1 pixels\)"):
         read_label(write_packed(path, make_nifti(array)), LabelRule({0: 2, 1: 0, 2: 1}))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("ignored", [3, 255, 1000])
+def test_values_to_ignore_get_an_index_of_their_own(tmp_path, dtype, ignored):
+    if dtype is np.uint8 and ignored > 255:
+        return
+    rule = LabelRule({0: 0, 1: 1, 2: 2, ignored: IGNORE})
+    assert (rule.output_values, rule.ignores) == ((0, 1, 2), True)
+    array = np.array([[0, 1], [2, ignored]], dtype)
+    np.testing.assert_array_equal(read_label(write_packed(tmp_path / "seg.nii", make_nifti(array)), rule), [[0, 1], [2, IGNORE]])
+    # The marker of unknown values is another one.
+    with pytest.raises(ValueError, match=r"Received: 254 in .*seg.nii \(1 pixels\)"):
+        read_label(write_packed(tmp_path / "seg.nii", make_nifti(np.where(array == ignored, 254, array).astype(dtype))), rule)
 
 
 def test_label_values_beyond_a_byte_are_read(tmp_path):

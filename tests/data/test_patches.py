@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from modules.data.patches import PLANES, choose_points, cut, draw_start, list_starts, make_gaussian, make_grid
+from modules.data.regions import IGNORE
 from modules.data.resample import fit_shape
 
 OVERLAPS = (0.0, 0.1, 0.25, 0.3, 0.5, 0.6, 0.75, 0.9)
@@ -156,6 +157,25 @@ def _draw_centres(label, window, number=1500, **options):
 def test_foreground_is_centred_on_foreground(label):
     for window in [(8, 8, 8), (7, 9, 5), (1, 1, 1)]:
         assert (_draw_centres(label, window, 200, sampling="foreground") > 0).all()
+
+
+def test_foreground_draws_the_classes_that_a_case_has_evenly(label):
+    # The voxels of class 3 are 3 in 448: without even classes it would be drawn 10 times of 1500, not 500 times.
+    assert np.bincount(label.ravel())[1:].tolist() == [435, 10, 3]
+    for absent, expected in [(None, (0, 500, 500, 500)), (2, (0, 750, 0, 750)), (1, (0, 0, 750, 750))]:
+        present = np.where(label == absent, 0, label) if absent else label
+        classes = _draw_centres(present, (1, 1, 1), sampling="foreground")
+        np.testing.assert_allclose(np.bincount(classes, minlength=4), expected, atol=60)
+
+
+def test_ignored_voxels_are_no_centre_of_a_patch(label):
+    # Most of the case is ignored, and a plane of the rod and of class 1.
+    sparse = np.where(np.isin(np.indices(label.shape)[0], (12, 15)), label, IGNORE)
+    for sampling in ("foreground", "weighted", "judged"):
+        centres = _draw_centres(sparse, (1, 1, 1), 200, sampling=sampling)
+        assert not (centres == IGNORE).any()
+        assert (centres == 0).any() == (sampling != "foreground")
+    assert (_draw_centres(sparse, (1, 1, 1), 200, sampling="uniform") == IGNORE).any()
 
 
 @pytest.mark.parametrize(

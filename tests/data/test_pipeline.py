@@ -8,6 +8,7 @@ import pytest
 from modules.data.cache import Decoded, read_pack, write_pack
 from modules.data.patches import Window, choose_points
 from modules.data.pipeline import PatchSampler, _make_aligned, count_samples, make_pipeline
+from modules.data.regions import IGNORE
 
 SHAPES = [(6, 5, 4), (6, 7, 4), (3, 5, 8)]
 
@@ -208,6 +209,20 @@ def test_a_third_of_the_patches_are_centred_on_foreground(centred, per_case):
         labels = [label[0] for image, label in batches if image[0, 0, 0, 0, 0] == case]
         assert len(labels) == epochs * per_case
         assert sum(label[4, 4, 4] > 0 for label in labels) >= len(labels) / 3
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "foreground"])
+def test_patches_of_a_sparsely_labelled_case_show_what_is_labelled(tmp_path, sampling):
+    image, label = np.zeros((20, 20, 20, 1), np.float32), np.full((20, 20, 20), IGNORE, np.uint8)
+    label[:, :, 10], label[9, 9, 10] = 0, 1
+    write_pack(tmp_path / "a.pack", {"a": Decoded(image, label, choose_points(label, 2, np.random.default_rng(0)), (1.0,) * 3)})
+    case = read_pack(tmp_path / "a.pack")["a"]
+    assert case.classes == (0, 1, IGNORE)
+    draw = PatchSampler(sampling, 6)
+    (batch,) = _read(make_pipeline([case], Window((8, 8, 2)), 1, batch_size=30, training=True, sampler=draw), 1)
+    # Of places anywhere, one in ten would show the plane.
+    assert (batch[1] != IGNORE).any(axis=(1, 2, 3)).all()
+    assert (batch[1][:, 4, 4, 1] == 1).any() == (sampling == "foreground")
 
 
 def test_weighted_patches_give_a_rare_class_its_share(tmp_path):

@@ -48,6 +48,17 @@ def test_fixed_intensities_of_the_oasis_reference():
     np.testing.assert_allclose(array[0, :, 0], [-0.1317 / 0.1864, (1 - 0.1317) / 0.1864], rtol=1e-6)
 
 
+def test_hounsfield_units_are_clipped_and_scaled_alike_in_each_scan():
+    scan = _volume([[[-1000.0], [-100.0], [50.0], [300.0]]])
+    array, _ = Preprocessing(2, intensity="ct", clip=(-100.0, 200.0), mean=50.0, std=50.0).apply(scan)
+    np.testing.assert_array_equal(array[0, :, 0], [-3, -3, 0, 3])
+    array, _ = Preprocessing(2, intensity="ct", mean=50.0, std=50.0).apply(scan)
+    np.testing.assert_array_equal(array[0, :, 0], [-21, -3, 0, 5])
+    for clip in ((1.0,), (1.0, 2.0, 3.0), (2.0, 1.0), (1.0, 1.0)):
+        with pytest.raises(ValueError, match="Expected `clip` of two numbers, the smaller first. Received:"):
+            Preprocessing(2, intensity="ct", clip=clip)
+
+
 def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="Expected `intensity` in"):
         Preprocessing(2, shape=(2, 2), intensity="loud")
@@ -196,6 +207,13 @@ def test_no_class_is_invented_between_two():
     image = Volume(label[..., None].astype(np.float32), np.eye(4), (1.0,) * 3)
     small = preprocessing.apply_label(label, preprocessing.apply(image)[1])
     assert set(np.unique(small)) == {1, 3}
+
+
+def test_ignored_voxels_are_resampled_as_a_class_of_their_own():
+    label = np.array([255, 255, 1, 1, 1, 255, 0, 0, 0], np.uint8).reshape(9, 1, 1)
+    preprocessing = Preprocessing(3, shape=(3, 1, 1), resize=True)
+    image = Volume(label[..., None].astype(np.float32), np.eye(4), (1.0,) * 3)
+    np.testing.assert_array_equal(preprocessing.apply_label(label, preprocessing.apply(image)[1])[:, 0, 0], [255, 1, 0])
 
 
 def test_cubic_is_sharper_than_linear_and_both_keep_a_constant():

@@ -318,3 +318,69 @@ def test_keras_trains_with_it_in_the_binary_task(spec):
     assert model.evaluate(images, labels, verbose=0) == pytest.approx(float(expected), rel=1e-5)
     assert float(model.train_on_batch(images, labels)) == pytest.approx(float(expected), rel=1e-5)
     assert model.evaluate(images, labels, verbose=0) < expected
+
+
+# ------------------------------------------------------------------------------------------------------ ignored voxels and regions
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@every_loss
+def test_ignored_voxels_cost_nothing_and_have_no_gradient(name, channels, weighted):
+    label, logits = _draw(channels)
+    ignored = np.zeros(label.shape, bool)
+    ignored[:, -3:] = True
+    weights = list(range(1, max(2, channels) + 1)) if weighted else None
+    loss = SegmentationLoss(name, weights, ignore=255)
+    value, gradient = _value_and_gradient(lambda logits: loss.call(np.where(ignored, 255, label), logits), logits)
+    np.testing.assert_allclose(value, _value(name, label[:, :-3], logits[:, :-3], class_weights=weights), rtol=2e-5)
+    assert not gradient[ignored].any()
+    assert gradient[~ignored].any()
+    # Nothing is ignored in these, and nothing is judged.
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(loss.call(label, ops.convert_to_tensor(logits, "float32"))),
+        _value(name, label, logits, class_weights=weights),
+        rtol=2e-5,
+    )
+    value, gradient = _value_and_gradient(lambda logits: loss.call(np.full(label.shape, 255), logits), logits)
+    np.testing.assert_allclose(value, 0, atol=1e-6)
+    assert not gradient.any()
+
+
+REGIONS = ((1, 2), (2,))
+
+
+def test_regions_by_hand():
+    # Probabilities of the whole 3/4, 3/4, 1/4 and of the core 1/4, 3/4, 3/4. Label: whole, core (thus both), nothing.
+    label = np.array([[[1, 2, 0]]])
+    logits = np.array([[[[LOG3, -LOG3], [LOG3, LOG3], [-LOG3, LOG3]]]])
+    # Whole: both 6/4, predicted 7/4, labelled 2. Core: both 3/4, predicted 7/4, labelled 1.
+    dice = 1 - (4 / 4.75 + 2.5 / 3.75) / 2
+    # The right answer has 3/4 five times and 1/4 once: the core is found in voxel 3.
+    ce = (5 * math.log(4 / 3) + math.log(4)) / 6
+
+    def compute(spec, **options):
+        loss = SegmentationLoss(spec, regions=REGIONS, **options)
+        return ops.convert_to_numpy(loss.call(label, ops.convert_to_tensor(logits, "float32"))).tolist()
+
+    assert compute("dice") == pytest.approx([dice])
+    assert compute("bce") == compute("ce") == pytest.approx([ce])
+    assert compute("dice_ce") == pytest.approx([dice + ce])
+    # The weights of the regions are 1/4 and 3/4; that of the background does nothing.
+    assert compute("dice", class_weights=(7, 1, 3)) == pytest.approx([1 - (4 / 4.75 + 3 * 2.5 / 3.75) / 4])
+    assert compute("ce", class_weights=(7, 1, 3)) == pytest.approx([(3 * math.log(4 / 3) + 3 * (2 * math.log(4 / 3) + math.log(4))) / 12])
+    with pytest.raises(ValueError, match="Expected `class_weights` as 3 numbers"):
+        compute("ce", class_weights=(1, 1))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_regions_that_do_not_overlap_cost_what_binary_tasks_do(name):
+    label, logits = _draw(4)
+    logits = logits[..., 1:]
+    loss = SegmentationLoss(name, regions=((1,), (2,), (3,)))
+    value = ops.convert_to_numpy(loss.call(label, ops.convert_to_tensor(logits, "float32")))
+    if name == "generalised_dice":
+        # It balances the regions, so that it is no mean of them.
+        assert ((value > 0) & (value < 1)).all()
+        return
+    apart = [_value(name, (label == index).astype(int), logits[..., index - 1 : index]) for index in (1, 2, 3)]
+    np.testing.assert_allclose(value, np.mean(apart, axis=0), rtol=2e-5)

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 SHAPES = {2: (32, 64), 3: (32, 32, 16)}
 SMALL = {"base_filters": 4}
 SMALL_UNETR = {"hidden_size": 24, "mlp_size": 48, "num_layers": 4, "num_heads": 2}
+# Of networks whose default size would make these tests slow.
+SMALLER = {"unetr": SMALL_UNETR, "residual_unet": {"levels": 2}}
 CASES = [(name, rank) for name in NETWORKS for rank in find_ranks(name)]
 once = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="is the same on every backend")
 
@@ -30,7 +32,7 @@ def _count(network, name=None):
 def test_shapes_gradients_and_saving(name, rank, tmp_path):
     keras.utils.set_random_seed(0)
     shape, num_classes = SHAPES[rank], 4
-    network = build(name, (*shape, 2), num_classes, **SMALL, **SMALL_UNETR if name == "unetr" else {})
+    network = build(name, (*shape, 2), num_classes, **SMALL, **SMALLER.get(name, {}))
     assert network.name == name
     assert network.output.shape == (None, *shape, num_classes)
     assert network.output.dtype == "float32"
@@ -58,7 +60,7 @@ def test_shapes_gradients_and_saving(name, rank, tmp_path):
 @once
 def test_saved_models_load_without_our_code(tmp_path):
     for name in ("segresnet", "unetr"):
-        network = build(name, (32, 16, 16, 1), 2, **SMALL, **SMALL_UNETR if name == "unetr" else {})
+        network = build(name, (32, 16, 16, 1), 2, **SMALL, **SMALLER.get(name, {}))
         network.save(tmp_path / f"{name}.keras")
     code = "import sys, keras; [keras.models.load_model(path, compile=False, safe_mode=True) for path in sys.argv[1:]]"
     paths = [str(path) for path in tmp_path.glob("*.keras")]
@@ -89,6 +91,9 @@ def test_normalisations_of_the_unet(norm):
     assert kinds.count("Dropout") == 2
     assert network.output.shape == (None, 32, 16, 1)  # two classes, one logit
     assert with_head(network).layers[-1].activation is keras.activations.sigmoid
+    assert with_head(build("unet2d", (16, 16, 1), 3, base_filters=2, levels=1)).layers[-1].activation is keras.activations.softmax
+    regions = with_head(build("unet2d", (16, 16, 1), 3, num_regions=2, base_filters=2, levels=1), regions=True)
+    assert (regions.output.shape[-1], regions.layers[-1].activation) == (2, keras.activations.sigmoid)
     assert np.isfinite(ops.convert_to_numpy(network(np.zeros((1, 32, 16, 1), "float32")))).all()
 
 

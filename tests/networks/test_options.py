@@ -82,6 +82,10 @@ def test_options_are_the_keyword_only_arguments_of_build(own):
     )
 
 
+def test_an_argument_of_the_plan_is_no_option(own):
+    assert [option.name for option in own(NEW.replace("reach: int = 3", "reach: tuple = ()"))] == ["base_filters", "linear"]
+
+
 @pytest.mark.parametrize(
     "change", [("reach: int = 3", "reach: list = 3"), ("reach: int = 3", "reach: int"), ("        reach: Voxels", "        far: Voxels")]
 )

@@ -12,9 +12,11 @@ from modules.data.case import Case, LabelRule, Volume
 from modules.data.files import TEMPORARY
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.data.regions import IGNORE, Region
 from modules.networks import build, with_head
-from modules.predict.bundle import ModelBundle, write_description
+from modules.predict.bundle import ModelBundle, set_postprocessing, write_description
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
+from modules.predict.postprocess import Postprocessing, Step
 from modules.run.proof import hash_weights
 
 
@@ -30,6 +32,7 @@ def make_bundle(num_classes=3, channels=("T1",)):
         label_rule=LabelRule(dict(list({0: 0, 85: 1, 170: 2}.items())[:num_classes]), renames=(("^case_", "seg_"),), source="oasis"),
         mirrored_labels=((1, 2),)[: num_classes - 2],
         flipped_axes=(1,),
+        postprocessing=Postprocessing((Step("remove_small", 1, 2.5), Step("fill_holes", 1))),
         provenance={"dataset": "oasis", "seed": 42},
     )
 
@@ -47,6 +50,44 @@ def test_round_trip(tmp_path):
             assert getattr(loaded, item.name) == getattr(bundle, item.name)
         assert hash_weights(loaded.model) == hash_weights(bundle.model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def _make_bundle_of_regions():
+    """A tiny untrained bundle of a whole of two parts, and of one of them; some labels hold voxels to ignore."""
+    return dataclasses.replace(
+        make_bundle(),
+        model=with_head(build("unet2d", (16, 32, 1), 3, num_regions=2, base_filters=2, levels=1), regions=True),
+        class_names=("background", "whole", "core"),
+        label_rule=LabelRule({0: 0, 1: 1, 2: 2, 3: IGNORE}, source="msd"),
+        regions=(Region((1, 2), 1), Region((2,), 2)),
+        mirrored_labels=(),
+        postprocessing=Postprocessing(),
+    )
+
+
+def test_a_bundle_of_regions_comes_back_and_an_older_one_has_none(tmp_path):
+    bundle = _make_bundle_of_regions()
+    assert (bundle.num_maps, make_bundle().num_maps, make_bundle(2).num_maps) == (2, 3, 2)
+    bundle.save(tmp_path / "a")
+    loaded = ModelBundle.load(tmp_path / "a", "keras")
+    assert (loaded.regions, loaded.label_rule) == (bundle.regions, bundle.label_rule)
+    make_bundle().save(tmp_path / "b")
+    record = json.loads((tmp_path / "b" / "bundle.json").read_text())
+    del record["bundle_sha256"], record["regions"]
+    write_description(tmp_path / "b", record | {"format": 5})
+    assert ModelBundle.load(tmp_path / "b", "keras").regions == ()
+    # A network of one output a class cannot be one of regions.
+    record = json.loads((tmp_path / "a" / "bundle.json").read_text()) | {"regions": []}
+    write_description(tmp_path / "a", {name: value for name, value in record.items() if name != "bundle_sha256"})
+    with pytest.raises(ValueError, match=r"Expected a model of output \(None, 16, 32, 3\), as bundle.json says"):
+        ModelBundle.load(tmp_path / "a", "keras")
+
+
+def test_models_of_other_regions_make_no_ensemble():
+    bundle = _make_bundle_of_regions()
+    other = dataclasses.replace(bundle, regions=(Region((1, 2), 2), Region((1,), 1)))
+    with pytest.raises(ValueError, match=r"Expected models of the same regions for an ensemble, \(Region.*Received: "):
+        next(predict_cases([bundle, other], []))
 
 
 def _predict(bundle, images, batch_size):
@@ -160,14 +201,51 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     del record["bundle_sha256"], record["version"]
     rule = record.pop("label_rule")
     # Format 3 kept the label's values in places of their own, and no rule for its name.
+    del record["postprocessing"]
     old = record | {"format": 3, "label_values": rule["values"], "output_values": rule["output_values"]}
     write_description(tmp_path / "bundle", old)
     loaded = ModelBundle.load(tmp_path, "keras")
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
     write_description(tmp_path / "bundle", old | {"format": 2})
-    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 5 in .*bundle.json. Received: 2. Train it again"):
+    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 6 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
+
+
+def test_a_bundle_of_format_5_is_read_and_has_no_postprocessing(tmp_path):
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    record = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    ranges = {"spacing_mm": [[1, 2]] * 2, "extent_mm": [[1, 2]] * 2, "quartiles": [[[0, 1]] * 3], "spread": [[1, 2]], "share": [[1, 2]]}
+    old = {name: value for name, value in record.items() if name not in ("postprocessing", "bundle_sha256")}
+    write_description(tmp_path / "bundle", old | {"format": 5, "trained": ranges | {"in_mm": False}})
+    loaded = ModelBundle.load(tmp_path, "keras")
+    assert loaded.postprocessing == Postprocessing()
+    assert loaded.trained is not None
+    assert loaded.flipped_axes == bundle.flipped_axes
+    # What sets the postprocessing writes the present format.
+    set_postprocessing(tmp_path, bundle.postprocessing)
+    assert ModelBundle.load(tmp_path, "keras").postprocessing == bundle.postprocessing
+    assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["format"] == 6
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_bundles_from_before_hounsfield_units_are_converted(tmp_path, number):
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    record = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    del record["bundle_sha256"], record["preprocessing"]["clip"]
+    if number == 4:
+        del record["trained"]
+    write_description(tmp_path / "bundle", record | {"format": number})
+    loaded = ModelBundle.load(tmp_path, "keras")
+    assert (loaded.preprocessing, loaded.preprocessing.clip, loaded.trained) == (bundle.preprocessing, (), bundle.trained)
+
+
+def test_hounsfield_units_survive_a_bundle(tmp_path):
+    preprocessing = Preprocessing(2, intensity="ct", clip=(-100.0, 200.0), mean=50.0, std=40.0)
+    dataclasses.replace(make_bundle(), preprocessing=preprocessing).save(tmp_path / "bundle")
+    assert ModelBundle.load(tmp_path, "keras").preprocessing == preprocessing
 
 
 def test_hash_of_weights_sees_one_bit():

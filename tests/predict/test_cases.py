@@ -6,6 +6,7 @@ import pytest
 from modules.data.case import LabelRule, Volume
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.data.regions import Region
 from modules.predict.bundle import ModelBundle
 from modules.predict.cases import PredictionOptions, predict_images
 
@@ -27,7 +28,8 @@ def _predict(image, window, preprocessing=FIXED, mirror=False, channels=1, **fie
     """The windows that the model saw, and its probabilities `(*S, K)`."""
     model = _Recorder()
     names = tuple(f"channel {number}" for number in range(channels))
-    bundle = ModelBundle(model, preprocessing, Window(window), ("background", "a"), names, LabelRule({0: 0, 1: 1}), **fields)
+    fields = {"class_names": ("background", "a"), "label_rule": LabelRule({0: 0, 1: 1})} | fields
+    bundle = ModelBundle(model, preprocessing, Window(window), channels=names, **fields)
     volume = Volume(np.asarray(image, np.float32), np.eye(4), (1.0,) * 3)
     (planes,) = ([*planes] for planes in predict_images(bundle, [volume], PredictionOptions(mirror=mirror)))
     return model.seen, np.stack(planes)
@@ -51,6 +53,19 @@ def test_one_output_is_the_probability_of_the_foreground():
     _, probabilities = _predict(image, (2, 2, 2))
     np.testing.assert_array_equal(probabilities[1, 1, 1], [0, 1])
     np.testing.assert_array_equal(probabilities[0, 0, 0], [1, 0])
+
+
+def test_each_region_has_a_map_of_its_own_and_no_background():
+    image = np.full((2, 2, 2, 1), 0.25)
+    image[1, 1, 1] = 1.0
+    rule = LabelRule({0: 0, 1: 1, 2: 2})
+    _, probabilities = _predict(image, (2, 2, 2), label_rule=rule, class_names=("background", "a"), regions=(Region((1, 2), 1),))
+    assert probabilities.shape == (2, 2, 2, 1)
+    np.testing.assert_array_equal(probabilities[..., 0], image[..., 0] == 1)
+    # What a crop cuts off is in no region.
+    cropped = Preprocessing(3, intensity="fixed", mean=0.5, std=0.5, foreground_crop=True)
+    _, probabilities = _predict(np.pad(image, ((2, 2),) * 3 + ((0, 0),)), (2, 2, 2), cropped, label_rule=rule, regions=(Region((1, 2), 1),))
+    assert (probabilities.shape, probabilities.sum()) == ((6, 6, 6, 1), 1)
 
 
 def test_what_a_crop_cuts_off_is_background():

@@ -10,8 +10,9 @@ from modules.networks import NETWORKS, build, find_divisor, find_ranks, with_hea
 from modules.predict import convert, engines
 
 TRANSFORMER = {"hidden_size": 8, "mlp_size": 8, "num_layers": 4, "num_heads": 2, "base_filters": 2}
+SMALLER = {"unetr": TRANSFORMER, "residual_unet": {"base_filters": 4, "levels": 2}}
 CASES = [
-    *((name, rank, TRANSFORMER if name == "unetr" else {"base_filters": 4}) for name in NETWORKS for rank in find_ranks(name)),
+    *((name, rank, SMALLER.get(name, {"base_filters": 4})) for name in NETWORKS for rank in find_ranks(name)),
     ("unet2d", 2, {"base_filters": 16, "norm": "group"}),
     ("unet2d", 2, {"base_filters": 4, "norm": "instance", "dropout": 0.5}),
     ("unet3d", 3, {"base_filters": 8, "norm": "group"}),

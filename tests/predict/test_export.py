@@ -18,7 +18,9 @@ from modules.data.case import LabelRule
 from modules.data.files import hash_file
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.data.regions import Region
 from modules.predict.bundle import ModelBundle
+from modules.predict.postprocess import Postprocessing, Step
 
 
 def _prepare_by_hand(description, image):
@@ -144,9 +146,31 @@ def test_a_description_has_the_numbers_of_every_kind_of_preprocessing():
     assert description["output"]["shape"] == [None, 32, 16, 1]
     assert description["output"]["values"].startswith("probability of class 1")
     assert description["classes"][1] == {"index": 1, "name": "a", "value_in_file": 7}
+    fields |= {"label_rule": LabelRule({0: 0, 1: 1, 4: 2}), "class_names": ("background", "whole", "core")}
+    description = describe(ModelBundle(None, volumes, Window((32, 1, 16)), **fields, regions=(Region((1, 2), 1), Region((2,), 2))))
+    assert description["output"]["shape"] == [None, 32, 16, 2]
+    assert description["output"]["values"].startswith("probability of each region, from 0 to 1, by a sigmoid each")
+    assert "becomes that region's `value_in_file` where its probability is above 0.5" in description["output"]["text"]
+    assert description["classes"] == [
+        {"index": 0, "name": "background", "value_in_file": 0},
+        {"index": 1, "name": "whole", "value_in_file": 1, "values_of_region": [1, 4]},
+        {"index": 2, "name": "core", "value_in_file": 4, "values_of_region": [4]},
+    ]
     pictures = Preprocessing(2, shape=(8, 8), intensity="fixed", scale=255.0, mean=0.1, std=0.2)
-    steps = describe(ModelBundle(None, pictures, Window((8, 8)), **fields))["steps"]
+    largest = Postprocessing((Step("keep_largest", 1),))
+    described = describe(ModelBundle(None, pictures, Window((8, 8)), postprocessing=largest, **fields))
+    assert described["postprocessing"]["steps"] == [{"kind": "keep_largest", "target": 1, "size": 0.0}]
+    assert "in pixels" in described["postprocessing"]["text"]
+    assert "in mm3" in description["postprocessing"]["text"]
+    steps = described["steps"]
     assert {"scale": 255.0, "mean": 0.1, "std": 0.2}.items() <= steps[2].items()
+    # A slice of noise divides by a twentieth of the range.
+    zscore = describe(ModelBundle(None, Preprocessing(2, intensity="zscore", scale=255.0), Window((8, 8)), **fields))["steps"][2]
+    assert (zscore["formula"], zscore["least_std"]) == ("(x - mean) / std", 12.75)
+    for clip, formula in (((-100.0, 200.0), "(clip(x, clip[0], clip[1]) - mean) / std"), ((), "(x - mean) / std")):
+        hounsfield = Preprocessing(3, intensity="ct", clip=clip, mean=50.0, std=40.0)
+        step = describe(ModelBundle(None, hounsfield, Window((8, 8, 8)), **fields))["steps"][2]
+        assert {"kind": "ct", "clip": list(clip), "mean": 50.0, "std": 40.0, "formula": formula}.items() <= step.items()
     whole = Preprocessing(3, shape=(8, 8, 8), resize=True, intensity="percentile")
     steps = describe(ModelBundle(None, whole, Window((8, 8, 8)), **fields))["steps"]
     assert [step["step"] for step in steps] == ["read", "orientation", "intensity", "resize"]

@@ -51,10 +51,11 @@ def _change(bundle, place, value):
 
 SPANS = [[1.0, 2.0], [1.0, 2.0]]
 RANGES = {"spacing_mm": SPANS, "extent_mm": SPANS, "quartiles": [[[0, 1]] * 3], "spread": [[1, 2]], "share": [[1, 2]], "in_mm": True}
+STEP = {"kind": "keep_largest", "target": 1, "size": 0.0}
 
 FIELDS = [
-    ("format", 4.5, "Expected a bundle of `format` 3 to 5"),
-    ("format", ..., "Expected a bundle of `format` 3 to 5"),
+    ("format", 4.5, "Expected a bundle of `format` 3 to 6"),
+    ("format", ..., "Expected a bundle of `format` 3 to 6"),
     ("version", 3, "for `version`"),
     ("cheese", 1, "Expected no fields but format, version"),
     ("preprocessing", None, "Expected an object with fields in `preprocessing`"),
@@ -70,6 +71,10 @@ FIELDS = [
     ("preprocessing.intensity", "bright", "for `preprocessing.intensity`"),
     ("preprocessing.std", 0, "Expected a finite number above 0 and at most 1e+30 for `preprocessing.std`"),
     ("preprocessing.mean", math.inf, "for `preprocessing.mean`"),
+    ("preprocessing.clip", [1, 2, 3], "for `preprocessing.clip`"),
+    ("preprocessing.clip", [2, 1], "Expected 2 numbers, the smaller first, or none for `preprocessing.clip`"),
+    ("preprocessing.clip", [1], "Expected 2 numbers, the smaller first, or none for `preprocessing.clip`"),
+    ("preprocessing.clip", ..., "Expected the field `preprocessing.clip`"),
     ("preprocessing.resize", 1, "Expected true or false for `preprocessing.resize`"),
     ("preprocessing.scale", ..., "Expected the field `preprocessing.scale`"),
     ("preprocessing.noise", 1, "Expected no fields but spatial_dims"),
@@ -92,6 +97,19 @@ FIELDS = [
     ("label_rule.output_values", [0, 85], "for `label_rule.output_values`"),
     ("label_rule.renames", [["(", ""]], "Expected regular expressions and replacements for `label_rule.renames`"),
     ("label_rule.renames", [["a", "\\9"]], "Expected regular expressions and replacements for `label_rule.renames`"),
+    ("regions", 3, "for `regions`"),
+    ("regions", [3], "Expected an object with fields in `regions[0]`"),
+    ("regions", [{"parts": [1]}], "Expected the field `regions[0].painted`"),
+    ("regions", [{"parts": [1, 2], "painted": 1}, {"parts": [0], "painted": 0}], "for `regions[1].parts`"),
+    ("regions", [{"parts": [1, 2], "painted": 1}], "Expected 2 regions, one for each class but the background for `regions`"),
+    ("regions", [{"parts": [2], "painted": 2}, {"parts": [1, 2], "painted": 1}], "Expected regions that later ones do not hide"),
+    (
+        "regions",
+        [{"parts": [1, 2], "painted": 1}, {"parts": [2], "painted": 2}],
+        "Expected no pairs beside `regions` for",
+    ),
+    ("label_rule.values", {"0": 0, "85": 1, "170": 256}, "for `label_rule.values`"),
+    ("label_rule.values", {"0": 0, "85": 1, "170": 255}, "Expected values for each class from 0 to 2 for `label_rule.values`"),
     ("mirrored_labels", [[1, 1]], "for `mirrored_labels`"),
     ("mirrored_labels", [[1, 3]], "Expected pairs of distinct classes from 1 to 2 for `mirrored_labels`"),
     ("flipped_axes", [0], "Expected axes in [1, 2], along which `window` has more than 1 voxel for `flipped_axes`"),
@@ -101,6 +119,17 @@ FIELDS = [
     ("trained", RANGES | {"extent_mm": [*SPANS, [1, 2]]}, "Expected 2 entries for `trained.extent_mm`"),
     ("trained", RANGES | {"spread": SPANS}, "Expected 1 entries for `trained.spread`"),
     ("trained", RANGES | {"share": [[0, math.nan]]}, "for `trained.share`"),
+    ("postprocessing", ..., "Expected the field `postprocessing`"),
+    ("postprocessing", {}, "Expected a list of 0 to 762 items"),
+    ("postprocessing", [3], "Expected an object with fields in `postprocessing[0]`"),
+    ("postprocessing", [{"kind": "fill_holes", "target": 1}], "Expected the field `postprocessing[0].size`"),
+    ("postprocessing", [STEP | {"kind": "blur"}], "'keep_largest', 'remove_small', 'fill_holes' for `postprocessing[0].kind`"),
+    ("postprocessing", [STEP, STEP | {"target": 3}], "Expected a class from 0 to 2 for keep_largest for `postprocessing[1].target`"),
+    ("postprocessing", [STEP | {"kind": "fill_holes", "target": 0}], "Expected a class from 1 to 2 for fill_holes"),
+    ("postprocessing", [STEP | {"kind": "remove_small", "size": -2}], "for `postprocessing[0].size`"),
+    ("postprocessing", [STEP | {"kind": "remove_small"}], "Expected a size above 0 for remove_small for `postprocessing[0].size`"),
+    ("postprocessing", [STEP | {"size": 3.5}], "Expected a size of 0 for keep_largest for `postprocessing[0].size`"),
+    ("postprocessing", [STEP, STEP], "Expected each step once for `postprocessing[1]`"),
     ("provenance", [], "Expected an object for `provenance`"),
     ("provenance.deep", json.loads("[" * 100 + "]" * 100), "values nested more than 64 deep"),
     ("files_sha256", {}, "for `files_sha256`"),
@@ -119,12 +148,20 @@ def test_nonsense_in_a_field_is_one_line(bundle, place, value, message):
     assert str(bundle) in str(error.value)
 
 
+def test_regions_have_no_steps_of_postprocessing(bundle):
+    for place, value in (("mirrored_labels", []), ("postprocessing", [STEP])):
+        _change(bundle, place, value)
+    _change(bundle, "regions", [{"parts": [1, 2], "painted": 1}, {"parts": [2], "painted": 2}])
+    with pytest.raises(ValueError, match="Expected no steps beside `regions` for `postprocessing` in .*bundle.json"):
+        ModelBundle.load(bundle)
+
+
 def test_nonsense_ends_predict_with_status_2(bundle, write_picture, capsys):
     image = write_picture("a.png", np.zeros((16, 32), np.uint8))
     _change(bundle, "class_names", ["background", "a", HUGE])
     assert predict.main([str(image), "--model", str(bundle)]) == 2
     line = capsys.readouterr().err
-    assert line.startswith("predict.py: error: Expected a list of 2 to 255 distinct items")
+    assert line.startswith("predict.py: error: Expected a list of 2 to 254 distinct items")
     assert (line.count("\n"), len(line) < 700) == (1, True)
 
 

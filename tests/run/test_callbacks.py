@@ -2,12 +2,14 @@
 
 import io
 import typing
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
-from modules.run.callbacks import Checkpoint, FirstSteps, HistoryWriter, KeepBest
+from modules.run import callbacks
+from modules.run.callbacks import Checkpoint, FirstSteps, HistoryWriter, KeepBest, Progress
 from modules.run.finite import StepCallbacks
 from modules.run.folder import RunFolder
 
@@ -284,3 +286,18 @@ def test_what_an_epoch_came_to_is_told_as_ever():
     # A weight and a bias each fall by 0.02 times the error, in each of four steps.
     assert Seen.epochs[0]["loss"] == pytest.approx(np.mean([0.96 ** (2 * step) for step in range(4)]), rel=1e-5)
     assert Seen.epochs[0]["val_loss"] == pytest.approx(0.96**8, rel=1e-5)
+
+
+def test_plain_lines_tell_the_time_left_where_there_is_no_terminal(monkeypatch, caplog):
+    now, checkpoint = [0.0], SimpleNamespace(step=0)
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    caplog.set_level("INFO", "mri")
+    progress = Progress(10, checkpoint)
+    progress.on_train_begin()
+    # The first step waits for the compilation: the other nine are judged by those after it.
+    for step, seconds in ((1, 100), (2, 130), (3, 150), (4, 200), (5, 201)):
+        checkpoint.step, now[0] = step, float(seconds)
+        progress.on_train_batch_end(0)
+    progress.on_train_end()
+    # 30 s a step for 8 steps, then 100 s for 3 steps and 6 more. A minute lies between two lines.
+    assert caplog.messages == ["step 2 of 10, about 4.0 min left", "step 4 of 10, about 3.3 min left"]

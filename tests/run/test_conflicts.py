@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import make_fingerprint
 
 import predict
 import train
@@ -13,7 +14,7 @@ from modules.data.case import Case
 from modules.data.preprocess import Preprocessing
 from modules.model.losses import LOSSES
 from modules.run.conflicts import OVERLAP_LOSSES, VOXEL_LOSSES, describe_conflicts
-from modules.run.plan import Fingerprint, make_plan
+from modules.run.plan import make_plan
 from modules.run.settings import Settings
 
 VOLUMES = dataclasses.replace(DATASETS["ibsr18"], defaults={"plane": "coronal"})
@@ -27,8 +28,9 @@ class _Prepared:
 
 
 def _describe(spec, split=None, **values):
-    settings = Settings(spec.name, **{**spec.defaults, **values})
-    plan = make_plan(settings, spec, Fingerprint(3, ((32, 32, 32),) * 3))
+    settings = Settings(spec.name, **{"epochs": 20, **spec.defaults, **values})
+    plan = make_plan(settings, spec, make_fingerprint([(32,) * spec.spatial_dims] * 3))
+    settings = plan.resolve(settings)
     splits = {name: [Case(name, name, (), split=name if name == split else None)] for name in ("train", "validate", "test")}
     return describe_conflicts(SimpleNamespace(settings=settings, spec=spec, plan=plan, splits=splits, prepared={"validate": [_Prepared()]}))
 
@@ -36,7 +38,12 @@ def _describe(spec, split=None, **values):
 IDLE = [
     (SLICES, {"cycles": 4}, "--cycles has no effect: only --schedule cosine_restarts has cycles"),
     (SLICES, {"patches_per_case": 4}, "--patches-per-case has no effect: only --mode patch draws patches"),
-    (VOLUMES, {"sampling": "uniform", "mode": "slice"}, "--sampling has no effect: only --mode patch draws patches"),
+    (VOLUMES, {"sampling": "uniform", "mode": "volume"}, "--sampling has no effect: whole volumes leave no place to choose"),
+    (
+        VOLUMES,
+        {"sampling": "weighted", "mode": "slice"},
+        "--sampling has no effect: only --mode patch weighs classes; slices come evenly",
+    ),
     (
         VOLUMES,
         {"class_probabilities": (1.0, 1.0, 1.0, 1.0)},
@@ -80,8 +87,8 @@ def test_what_has_an_effect_is_not_told():
     weighted = {"sampling": "weighted", "class_probabilities": (1.0, 1.0, 1.0, 1.0), "patches_per_case": 2, "batch_dice": True}
     assert _describe(VOLUMES, mode="patch", **weighted) == []
     assert _describe(SLICES, schedule="cosine_restarts", cycles=4, optimizer="adamw", weight_decay=0.1, patience=8, epochs=9) == []
-    # 15 epochs of patience are the default, and nobody asked for them.
-    assert _describe(SLICES, epochs=2) == []
+    # Slices come evenly where the user says so, and whoever switches something off knows that it does nothing.
+    assert _describe(SLICES, sampling="uniform", batch_dice=False, loss="ce", patience=0) == []
     fixed = dataclasses.replace(SLICES, preprocessing=Preprocessing(2, shape=(256, 128), scale=255.0))
     assert _describe(fixed, intensity="fixed") == []
 
@@ -129,9 +136,9 @@ def test_flips_of_sides_that_nobody_knows_are_refused():
     with pytest.raises(
         ValueError, match=r"Expected volumes for `augment` with flips .*\(bone and rectum\). Received: 2-D files of 'hipmri'"
     ):
-        make_plan(settings, spec, Fingerprint(3))
-    make_plan(Settings("hipmri"), spec, Fingerprint(3))
-    make_plan(settings, SLICES, Fingerprint(3))
+        make_plan(settings, spec, make_fingerprint([(32, 32)] * 3))
+    make_plan(Settings("hipmri"), spec, make_fingerprint([(32, 32)] * 3))
+    make_plan(settings, SLICES, make_fingerprint([(32, 32)] * 3))
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,14 @@ def _prepare(spatial_dims=2, sizes=(4, 4), **settings):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4, 4, 1))
     return SimpleNamespace(
-        settings=Settings("d", **settings),
+        settings=Settings("d", **{"loss": "dice_ce", "optimizer": "adam", "schedule": "cosine", "learning_rate": 1e-3, **settings}),
         spec=make_spec(Preprocessing(spatial_dims), {0: 0, 1: 1}),
-        plan=SimpleNamespace(steps_per_epoch=STEPS, batch_size=2, window=Window(sizes), network="tiny", sampler=None),
+        plan=SimpleNamespace(
+            epochs=settings.get("epochs", 1), steps_per_epoch=STEPS, batch_size=2, window=Window(sizes), network="tiny", sampler=None
+        ),
         network=keras.Model(inputs, keras.layers.Conv2D(1, 1)(inputs)),
         precision="float32",
+        splits={"train": [], "validate": []},
         prepared={"train": [], "validate": []},
     )
 
@@ -63,7 +66,8 @@ def test_weight_decay_is_a_penalty_or_decoupled(optimizer, penalty, decay):
 
 @pytest.mark.parametrize(("dims", "sizes", "mirrored"), [(3, (4, 4, 4), True), (3, (1, 4, 4), False), (2, (4, 4), False)])
 def test_only_samples_with_a_known_left_and_right_change_sides(dims, sizes, mirrored):
-    draw = fitting._make_draw_augmentation(_prepare(dims, sizes, augment="light"))
+    prepared = _prepare(dims, sizes, augment="light")
+    draw = fitting.make_draw_augmentation(prepared.settings, prepared.spec, prepared.plan)
     spacing = (1.0,) * len(Window(sizes).shape)
     drawn = [draw(np.random.default_rng(seed), spacing) for seed in range(20)]
     for parameters in drawn:
@@ -97,7 +101,7 @@ def test_the_averages_are_what_is_validated_and_saved(tmp_path, monkeypatch):
         note("trained on")
 
     monkeypatch.setattr(fitting, "_run_epochs", run_epoch)
-    bundle = SimpleNamespace(class_names=("background", "a"), save=lambda folder: note("saved"))
+    bundle = SimpleNamespace(class_names=("background", "a"), regions=(), save=lambda folder: note("saved"))
     run = RunFolder(tmp_path)
     assert fitting.fit(prepared, bundle, run, Tracker(run)) == 1
     assert seen == {"validated": {1.0}, "saved": {1.0}, "trained on": {3.0}}
@@ -114,6 +118,6 @@ def test_a_training_goes_on_at_the_very_step(step, fits, monkeypatch):
 
     monkeypatch.setattr(fitting, "make_training_data", lambda prepared, first_step, failures: first_step)
     monkeypatch.setattr(fitting, "make_validation_data", lambda *_: None)
-    prepared = SimpleNamespace(plan=SimpleNamespace(steps_per_epoch=STEPS), settings=SimpleNamespace(epochs=3))
+    prepared = SimpleNamespace(plan=SimpleNamespace(steps_per_epoch=STEPS, epochs=3))
     fitting._run_epochs(prepared, SimpleNamespace(fit=fit), checkpoint, SimpleNamespace(finished=False), [])
     assert done == fits

@@ -91,7 +91,7 @@ def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
     with pytest.raises(ValueError, match=r"Expected `epochs` 3, as .* has it. Received: 4. A run keeps its settings"):
         parse(["--resume", str(tmp_path), "--epochs", "4"])
     with pytest.raises(ValueError, match=r"Expected `network` '', as .* has it. Received: 'unet2d'"):
-        parse(["--verify", str(tmp_path), "--preset", "oasis_unet2d"])
+        parse(["--verify", str(tmp_path), "--network", "unet2d"])
 
 
 def test_a_table_of_subjects_may_have_moved_but_not_become_a_rule(tmp_path):

@@ -4,14 +4,13 @@ import errno
 import json
 import logging
 import os
-import time
 
 import pytest
 
 from modules.data.files import TEMPORARY, replace_file
-from modules.run.folder import RunFolder, find_newest_run, list_runs, read_proof, write_json
+from modules.run.folder import RunFolder, write_json
 from modules.run.settings import Settings
-from modules.run.verify import read_data, read_origin, read_scored_weights
+from modules.run.verify import read_data, read_origin, read_proof, read_scored_weights
 
 
 def test_a_run_folder_comes_whole_or_not_at_all(tmp_path):
@@ -73,24 +72,6 @@ def test_what_is_logged_inside_is_in_its_file_with_the_reason_of_an_error(tmp_pa
     assert "inside" in text
     assert "Traceback" in text
     assert "outside" not in text
-
-
-def test_folds_stand_for_their_run(tmp_path):
-    for number in range(11):
-        (tmp_path / "whole" / f"fold_{number}").mkdir(parents=True)
-    listed = list_runs([tmp_path / "one", tmp_path / "whole"])
-    assert [path.name for path in listed] == ["one", *(f"fold_{number}" for number in range(11))]
-
-
-def test_newest_run_is_the_one_finished_last(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Expected a finished run in"):
-        find_newest_run(tmp_path)
-    for age, name in enumerate(("b", "a")):
-        (tmp_path / name).mkdir()
-        write_json(tmp_path / name / "summary.json", {})
-        os.utime(tmp_path / name / "summary.json", (time.time() - age, time.time() - age))
-    (tmp_path / "unfinished").mkdir()
-    assert find_newest_run(tmp_path).name == "b"
 
 
 def _touch(folder, *names):
@@ -265,9 +246,3 @@ def test_what_no_run_wrote_is_refused_in_one_line(tmp_path, name, text, read, me
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read(RunFolder(tmp_path))
-
-
-def test_folders_that_only_look_like_folds_are_none(tmp_path):
-    for name in ("fold_0", "fold_old"):
-        (tmp_path / "cv" / name).mkdir(parents=True)
-    assert [path.name for path in list_runs([tmp_path / "cv"])] == ["fold_0"]

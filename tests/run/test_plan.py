@@ -6,47 +6,54 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import make_fingerprint
 
 from dataset import DATASETS
-from modules.data.case import read_volume
 from modules.data.patches import Window
 from modules.data.pipeline import PatchSampler
-from modules.data.spec import find_cases, load_spec
-from modules.run import fingerprint
-from modules.run.fingerprint import measure
 from modules.run.folder import RunFolder
-from modules.run.plan import Fingerprint, Plan, derive_window, draft_plan, make_plan
+from modules.run.plan import Plan, draft_plan, make_plan
+from modules.run.plan_table import describe_plan
 from modules.run.settings import Settings
+from modules.run.sizes import derive_window
 
 BRAINS = replace(DATASETS["ibsr18"], name="brains")
-SCANS = Fingerprint(3, ((40, 50, 33), (41, 48, 30), (36, 56, 35)))
+SCANS = make_fingerprint([(40, 50, 33), (41, 48, 30), (36, 56, 35)])
 
 
 def _plan(fingerprint=SCANS, spec=BRAINS, **settings):
-    return make_plan(Settings("ibsr18", **settings), spec, fingerprint)
+    return make_plan(Settings("ibsr18", **{"epochs": 1, **settings}), spec, fingerprint)
+
+
+def _describe(**settings):
+    plan = _plan(**settings)
+    return describe_plan(plan, plan.resolve(Settings("ibsr18", **{"epochs": 1, **settings})))
 
 
 def test_slices_of_files_are_tiled_and_an_epoch_takes_one_patch_of_each():
-    plan = _plan(Fingerprint(100), DATASETS["oasis"])
-    assert (plan.mode, plan.network, plan.levels, plan.divisor, plan.fit) == ("slice", "unet2d", 4, 16, "tile")
+    plan = _plan(make_fingerprint([(256, 256)] * 100), DATASETS["oasis"])
+    assert (plan.mode, plan.network, plan.levels, plan.fit) == ("slice", "unet2d", 4, "tile")
     assert (plan.window, plan.batch_size, plan.steps_per_epoch) == (Window((256, 256)), 16, 7)
-    assert plan.sampler == PatchSampler("uniform", 1)
+    assert plan.sampler == PatchSampler("foreground", 1)
     assert (plan.preprocessing.shape, plan.preprocessing.resize) == ((), False)
 
 
-def test_slices_may_show_foreground():
-    plan = _plan(Fingerprint(100), DATASETS["oasis"], sampling="foreground_slices")
-    assert (plan.sampler, plan.steps_per_epoch) == (PatchSampler("foreground", 1), 7)
+def test_slices_show_foreground_unless_they_are_to_come_evenly():
+    slices = make_fingerprint([(256, 256)] * 100)
+    assert _plan(slices, DATASETS["oasis"], sampling="uniform").sampler == PatchSampler("uniform", 1)
     # Slices of volumes come once an epoch, as without a sampler.
-    plan = _plan(mode="slice", plane="axial", batch_size=1, sampling="foreground_slices")
+    plan = _plan(mode="slice", plane="axial", batch_size=1)
     assert (plan.sampler, plan.steps_per_epoch) == (PatchSampler("foreground", 0), 98)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json())), "plan.json") == plan
+    plan = _plan(mode="slice", plane="axial", batch_size=1, sampling="uniform")
+    assert (plan.sampler, plan.steps_per_epoch) == (None, 98)
 
 
 def test_patches_tile_volumes_and_are_drawn():
     plan = _plan(sampling="weighted", class_probabilities=(1.0, 1.0, 2.0, 2.0), patches_per_case=5)
     # The medians of (36, 40, 41), (48, 50, 56) and (30, 33, 35) are 40, 50 and 33. Each goes up to a multiple of 8.
-    assert (plan.mode, plan.network, plan.divisor, plan.fit, plan.window) == ("patch", "unet3d", 8, "tile", Window((40, 56, 40)))
+    assert (plan.mode, plan.network, plan.levels, plan.fit, plan.window) == ("patch", "plain_unet", 3, "tile", Window((40, 56, 40)))
+    assert (plan.strides, plan.kernels) == (((2, 2, 2),) * 3, ((3, 3, 3),) * 4)
     assert plan.sampler == PatchSampler("weighted", 5, (1.0, 1.0, 2.0, 2.0))
     assert (plan.batch_size, plan.steps_per_epoch) == (2, 8)
     assert plan.preprocessing.shape == ()
@@ -54,19 +61,16 @@ def test_patches_tile_volumes_and_are_drawn():
 
 def test_whole_volumes_are_resampled():
     plan = _plan(mode="volume", network="resunet3d", batch_size=1)
-    assert (plan.fit, plan.window, plan.divisor) == ("resample", Window((48, 64, 48)), 16)
+    assert (plan.fit, plan.window, plan.levels) == ("resample", Window((48, 64, 48)), 4)
     assert plan.reasons["spacing"] == "each volume is brought to the window"
-    assert _plan(mode="patch").reasons["spacing"] == "no resampling"
     assert (plan.preprocessing.shape, plan.preprocessing.resize, plan.steps_per_epoch) == ((48, 64, 48), True, 3)
 
 
 def test_fewer_levels_fit_a_window_closer_to_the_scans():
-    plan = _plan(network_options={"levels": 1})
-    assert (plan.levels, plan.divisor, plan.window) == (1, 2, Window((40, 50, 34)))
-    assert "plan  network  unet3d, levels 1      for samples of 3 dimensions" in plan.describe()
+    plan = _plan(network="unet3d", network_options={"levels": 1})
+    assert (plan.levels, plan.window) == (1, Window((40, 50, 34)))
     # The encoder of this network is fixed.
-    plan = _plan(mode="slice", network="efficientnet_unet", shape=(32, 32))
-    assert (plan.levels, plan.divisor) == (None, 32)
+    assert _plan(mode="slice", network="efficientnet_unet", shape=(32, 32)).levels is None
     with pytest.raises(ValueError, match="Expected options of network 'efficientnet_unet' in .*Received: 'levels'"):
         _plan(mode="slice", network="efficientnet_unet", network_options={"levels": 2})
 
@@ -81,9 +85,7 @@ def test_slices_of_volumes_are_counted_across_their_plane(plane, sizes, slices):
 
 @pytest.mark.parametrize("mode", ["patch", "volume"])
 def test_a_given_shape_and_spacing_are_what_is_planned(mode):
-    plan = _plan(
-        Fingerprint(3), mode=mode, shape=(32, 16, 8), spacing=(1.0, 2.0, 3.0), interpolation="cubic", intensity="min_max", crop="none"
-    )
+    plan = _plan(mode=mode, shape=(32, 16, 8), spacing=(1.0, 2.0, 3.0), interpolation="cubic", intensity="min_max", crop="none")
     assert plan.window == Window((32, 16, 8))
     assert (plan.preprocessing.spacing_mm, plan.preprocessing.interpolation) == ((1.0, 2.0, 3.0), "cubic")
     assert (plan.preprocessing.intensity, plan.preprocessing.foreground_crop) == ("min_max", False)
@@ -93,13 +95,13 @@ def test_a_given_shape_and_spacing_are_what_is_planned(mode):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": "unet2d"}, r"Expected a 3-D `network` for mode 'patch', one of \('resunet3d', .*Received: 'unet2d'"),
+        ({"network": "unet2d"}, r"Expected a 3-D `network` for mode 'patch', one of \('plain_unet', .*Received: 'unet2d'"),
         ({"mode": "slice", "shape": (1, 2, 3)}, r"Expected `shape` of 2 numbers for 'brains' in mode 'slice'. Received: \(1, 2, 3\)"),
         ({"spacing": (1.0, 2.0)}, "Expected `spacing` of 3 numbers for 'brains' in mode 'patch'"),
         ({"class_probabilities": (1.0, 2.0)}, "Expected `class_probabilities` of 4 numbers"),
         (
             {"network_options": {"variant": "b1"}},
-            "Expected options of network 'unet3d' in .*Received: 'variant'",
+            "Expected options of network 'plain_unet' in .*Received: 'variant'",
         ),
         ({"network_options": {"base_filters": 0}}, "Expected `base_filters` of 1 or more. Received: 0"),
         ({"network_options": {"dropout": -0.1}}, "Expected `dropout` of 0 or more. Received: -0.1"),
@@ -107,7 +109,7 @@ def test_a_given_shape_and_spacing_are_what_is_planned(mode):
 )
 def test_settings_that_do_not_fit_show_before_a_file_is_read(settings, message):
     with pytest.raises(ValueError, match=message):
-        measure([], BRAINS, Settings("ibsr18", **settings))
+        draft_plan(Settings("ibsr18", **settings), BRAINS)
     with pytest.raises(ValueError, match="Expected `mode` 'slice' for 'oasis', which is a set of slices. Received: 'patch'"):
         draft_plan(Settings("oasis", mode="patch"), DATASETS["oasis"])
 
@@ -140,34 +142,21 @@ def test_a_plan_whose_window_is_not_that_of_its_cases_is_refused():
 
 
 def test_a_plan_is_told_in_few_lines_with_a_reason_each():
-    lines = _plan(mode="slice", batch_size=3).describe()
-    assert len(lines) <= 15
-    assert "plan  window   64x48, tile           from the shapes of 3 training cases" in _plan(mode="slice", plane="sagittal").describe()
-    assert "plan  batch    3                     set" in lines
-
-
-def test_only_what_follows_from_the_scans_is_measured(phantoms, tmp_path):
-    spec = load_spec(DATASETS["ibsr18"], phantoms / "ibsr18")
-    cases = [case for case in find_cases(spec, phantoms / "ibsr18") if case.split == "train"]
-    cache = {"cache": str(tmp_path / "cache")}
-    assert measure(cases, spec, Settings("ibsr18", shape=(16, 16, 16), **cache)) == Fingerprint(3)
-    assert measure(cases, spec, Settings("ibsr18", mode="volume", shape=(16, 16, 16), **cache)) == Fingerprint(3)
-    whole = measure(cases, spec, Settings("ibsr18", mode="volume", **cache))
-    # Measuring for whole volumes prepares nothing, because the cases are prepared later at their final size.
-    assert not (tmp_path / "cache").exists()
-    assert measure(cases, spec, Settings("ibsr18", **cache)) == whole
-    assert (tmp_path / "cache").exists()
-
-
-def test_whole_volumes_are_measured_by_their_headers_unless_margins_are_cut(phantoms, tmp_path, monkeypatch):
-    spec = load_spec(DATASETS["hipmri3d"], phantoms / "hipmri3d")
-    cases = find_cases(spec, phantoms / "hipmri3d")
-    settings = Settings("hipmri3d", mode="volume", spacing=(10.0, 10.0, 10.0), cache=str(tmp_path))
-    expected = tuple(draft_plan(settings, spec).preprocessing.measure(read_volume(case.image_paths)).grid for case in cases)
-    monkeypatch.setattr(fingerprint, "read_volume", None)
-    assert measure(cases, spec, settings).shapes == expected
-    with pytest.raises(TypeError):
-        measure(cases, spec, replace(settings, crop="foreground"))
+    lines = _describe(mode="slice", plane="sagittal", batch_size=3)
+    costs = {"weights": 1_234_567, "step_s": 0.25, "seconds": 600.0, "memory_bytes": 3 << 29, "disk_bytes": 1 << 28}
+    plan = replace(_plan(mode="slice", batch_size=3), costs=costs)
+    told = describe_plan(plan, plan.resolve(Settings("ibsr18", epochs=1)))
+    assert len(lines) == 12
+    assert len(told) <= 15
+    assert [line.split()[:2] for line in (*lines, *told)] == [["plan", line.split()[1]] for line in (*lines, *told)]
+    text = [" ".join(line.split()) for line in lines]
+    assert "plan window 64x48, tile from the shapes of 3 training cases" in text
+    assert "plan batch 3 set" in text
+    assert [" ".join(line.split()) for line in told[12:]] == [
+        "plan memory 1.5 GiB 1,234,567 weights, estimated",
+        "plan time 10.0 min 0.25 s a step, estimated",
+        "plan disk 0.25 GiB of the cache",
+    ]
 
 
 def test_shape_spacing_and_batch_size_reach_the_bundle_by_the_plan(phantoms, tmp_path, monkeypatch):

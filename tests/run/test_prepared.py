@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from helpers import make_spec
+from helpers import make_fingerprint, make_spec
 
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
@@ -20,8 +20,8 @@ from modules.run.settings import Settings
 def test_a_bundle_knows_along_which_axes_the_training_flipped(augment, sizes, axes):
     inputs = keras.Input((4, 4, 1))
     spec = make_spec(Preprocessing(len(sizes)), {0: 0, 1: 1})
-    plan = SimpleNamespace(window=Window(sizes), preprocessing=spec.preprocessing)
+    plan = SimpleNamespace(window=Window(sizes), preprocessing=spec.preprocessing, network="unet2d", levels=1)
     cases = {"train": [SimpleNamespace(classes=(0, 1), measured=np.zeros(1 + 2 * len(sizes) + 5, np.float32).tobytes())]}
     network = keras.Model(inputs, keras.layers.Conv2D(1, 1)(inputs))
-    prepared = PreparedRun(Settings("d", augment=augment), spec, plan, {}, [], cases, network, "float32", [], {})
+    prepared = PreparedRun(Settings("d", augment=augment), spec, plan, {}, [], cases, network, "float32", [], {}, make_fingerprint([sizes]))
     assert prepared.make_bundle({}).flipped_axes == axes

@@ -1,0 +1,143 @@
+"""The machine as a plan must know it: cores, memory, device, and the peaks of memory that a process has reached."""
+
+import contextlib
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine that a plan is made for.
+
+    Attributes:
+        kind: "cpu" or "gpu".
+        name: The device's name.
+        cores: Number of CPU cores that this process may use.
+        memory_bytes: Memory of the host.
+        device_bytes: Memory of one GPU; 0 without.
+        bfloat16: Whether the device computes in bfloat16.
+    """
+
+    kind: str = "cpu"
+    name: str = ""
+    cores: int = 1
+    memory_bytes: int = 0
+    device_bytes: int = 0
+    bfloat16: bool = False
+
+
+def describe_hardware() -> Hardware:
+    """Describes the machine; imports the backend."""
+    from modules import devices
+
+    on_gpu, names = devices.has_gpu(), [name for names in devices.list_devices() for name in names]
+    return Hardware(
+        kind="gpu" if on_gpu else "cpu",
+        name=names[0] if on_gpu and names else "",
+        cores=count_cores(),
+        memory_bytes=find_memory(),
+        device_bytes=_find_device_memory() if on_gpu else 0,
+        bfloat16=devices.has_bfloat16() if on_gpu else has_cpu_bfloat16(),
+    )
+
+
+def look_up_hardware() -> Hardware:
+    """Describes the machine as far as it shows without the backend."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    on_gpu = Path("/dev/nvidia0").exists() and not hidden
+    memory = _ask_driver() if on_gpu else 0
+    return Hardware("gpu" if memory else "cpu", "", count_cores(), find_memory(), memory, bool(memory) or has_cpu_bfloat16())
+
+
+def count_cores() -> int:
+    """Counts the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def find_memory() -> int:
+    """Returns the bytes of memory that this process may take: the machine's, or its container's; 0 where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            least = min(least, int(Path(path).read_text()))
+    return least
+
+
+def has_cpu_bfloat16() -> bool:
+    """Returns whether the CPU has instructions for bfloat16, as Linux lists them."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return bool({"avx512_bf16", "amx_bf16"} & set(line.split()))
+    return False
+
+
+def read_peak() -> int:
+    """Returns the peak of this process's memory in bytes, since its start or since `reset_peak`."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def reset_peak() -> None:
+    """Makes Linux forget the peak of this process's memory so far; other systems keep it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def read_device_peak() -> int:
+    """Returns the peak of the first GPU's memory in bytes, as the backend counts it; 0 without one."""
+    import keras
+
+    from modules import devices
+
+    if not devices.has_gpu():
+        return 0
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return int((jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
+    if keras.backend.backend() == "torch":
+        return int(devices.import_torch().cuda.max_memory_allocated())
+    import tensorflow as tf
+
+    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory does not suffice: Python's and NumPy's, or a backend's, which we do not import here."""
+    known = type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError")
+    return known or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+
+
+def _find_device_memory() -> int:
+    import keras
+
+    from modules import devices
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return int((jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0))
+    if keras.backend.backend() == "torch":
+        return int(devices.import_torch().cuda.get_device_properties(0).total_memory)
+    return _ask_driver()
+
+
+def _ask_driver() -> int:
+    """Asks NVIDIA's tool for the memory of the first GPU, because TensorFlow does not say; 0 where the tool is missing."""
+    import subprocess
+
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()[0]) << 20
+    return 0

@@ -1,0 +1,57 @@
+"""The plan as a table for people: a line for each decision, with its reason."""
+
+from modules.data.splits import describe_splits
+from modules.run.conflicts import describe_conflicts
+from modules.run.costs import find_limit, find_warning, format_time
+from modules.run.plan import Plan
+from modules.run.prepared import PreparedRun
+from modules.run.settings import Settings
+
+
+def describe_prepared(prepared: PreparedRun) -> list[str]:
+    """Describes data, splits and plan of a run in lines for people, and warns of memory that will not do."""
+    lines = [*prepared.describe(), *prepared.fingerprint.find_outliers(), *describe_conflicts(prepared), *describe_splits(prepared.splits)]
+    warning = find_warning(prepared.plan.costs, find_limit(prepared.plan.costs))
+    return [*lines, *describe_plan(prepared.plan, prepared.settings), *([f"warning: {warning}"] if warning else [])]
+
+
+def describe_plan(plan: Plan, settings: Settings) -> list[str]:
+    """Describes each decision with its reason in a line, at most 15.
+
+    Args:
+        plan: The plan.
+        settings: The settings, filled by the plan.
+    """
+    prepared, costs, sampler = plan.preprocessing, plan.costs, plan.sampler
+    options = ", ".join(f"{name} {value}" for name, value in sorted(settings.network_options.items()) if value is not None)
+    regular = [
+        f"{name} {value:g}"
+        for name, value in (("EMA", settings.ema), ("decay", settings.weight_decay), ("clip", settings.clip_norm))
+        if value
+    ]
+    regular += ["deep supervision"] if settings.deep_supervision else []
+    lines = {
+        "mode": plan.mode + (f", {plan.plane}" if plan.mode == "slice" and prepared.spatial_dims == 3 else ""),
+        "network": plan.network + (f", {options}" if options else ""),
+        "spacing": "x".join(f"{size:g}" for size in prepared.spacing_mm) + " mm" if prepared.spacing_mm else "own",
+        "intensity": prepared.intensity,
+        "window": f"{plan.window}, {plan.fit}",
+        "batch": f"{plan.batch_size}" + (f", {settings.precision}" if settings.precision != "auto" else ""),
+        "sampling": sampler.sampling if sampler else "every window",
+        "steps": f"{plan.epochs} x {plan.steps_per_epoch}",
+        "loss": str(settings.loss) + (", batch Dice" if settings.batch_dice else ""),
+        "optimiser": f"{settings.optimizer} {settings.learning_rate:g}, {settings.schedule}",
+        "augment": str(settings.augment),
+        "regular": ", ".join(regular) or "nothing",
+    }
+    if costs:
+        lines["memory"] = f"{costs['memory_bytes'] / 2**30:.1f} GiB"
+        lines["time"] = format_time(costs["seconds"])
+        lines["disk"] = f"{costs['disk_bytes'] / 2**30:.2f} GiB"
+    reasons = dict(plan.reasons)
+    if costs:
+        reasons["memory"] = f"{costs['weights']:,} weights, {'measured' if 'peak_bytes' in costs else 'estimated'}"
+        reasons["time"] = f"{costs['step_s']:.2g} s a step, {'measured' if 'first_s' in costs else 'estimated'}"
+        reasons["disk"] = "of the cache"
+    width = max(len(value) for value in lines.values())
+    return [f"plan  {name:<10}{value:<{width}}  {reasons.get(name, '')}".rstrip() for name, value in lines.items()]

@@ -1,0 +1,145 @@
+"""The sizes of a sample: the window, the strides along its axes, and the number of samples of a step. All functions are pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from modules.data.fingerprint import Fingerprint
+from modules.data.patches import PLANES, Window
+from modules.data.spec import DatasetSpec
+from modules.hardware import Hardware
+from modules.networks import MOST_LEVELS, find_divisor, find_levels
+from modules.run import recipe, topology
+
+# The most voxels of a patch or volume whose size follows from the scans.
+MOST_VOXELS = 96**3
+# The most pixels of a slice on a CPU.
+MOST_PIXELS = 256**2
+
+
+def choose_window(
+    mode: str,
+    plane: str,
+    network: str,
+    options: Mapping[str, Any],
+    grids: Sequence[Sequence[int]],
+    spacing_mm: Sequence[float],
+    spec: DatasetSpec,
+    hardware: Hardware,
+) -> tuple[int, ...]:
+    """Chooses the sizes of the window from the shapes of the prepared cases.
+
+    Args:
+        mode: The kind of sample.
+        plane: The plane of slices of volumes.
+        network: The network's name.
+        options: Its options.
+        grids: Shapes of the prepared cases.
+        spacing_mm: Size of their voxels.
+        spec: The data set.
+        hardware: The machine. A GPU's memory bounds the patch of a network whose costs are known.
+
+    Returns:
+        Sizes in the rank of the grids, with a 1 along `plane` for slices.
+    """
+    most = MOST_VOXELS if mode == "volume" else recipe.MOST_PATCH[hardware.kind]
+    if mode == "slice" or network not in topology.FLEXIBLE:
+        divisor = find_divisor(network, options)
+        sizes = derive_window(grids, mode, PLANES[plane], divisor, most)
+        if mode == "slice" and hardware.kind == "cpu" and math.prod(sizes) > MOST_PIXELS:
+            # Crops of a large slice cost less, and there are more of them.
+            part = math.sqrt(MOST_PIXELS / math.prod(sizes))
+            sizes = tuple(1 if size == 1 else max(divisor, int(size * part) // divisor * divisor) for size in sizes)
+        return sizes
+
+    def fits(patch: tuple[int, ...]) -> bool:
+        if math.prod(patch) > most or not hardware.device_bytes:
+            return math.prod(patch) <= most
+        shape = topology.choose_topology(network, patch, spacing_mm, options["base_filters"])
+        return count_samples_that_fit(shape, patch, spec, hardware) >= 2
+
+    return topology.choose_patch(np.median(grids, axis=0).tolist(), spacing_mm, fits)
+
+
+def count_samples_that_fit(shape: topology.Topology, window: Sequence[int], spec: DatasetSpec, hardware: Hardware) -> int:
+    """Counts the samples of a step that a GPU's memory holds."""
+    costs = topology.estimate_costs(shape, window, len(spec.channels), spec.num_classes, 2 if hardware.bfloat16 else 4)
+    room = recipe.MEMORY_SHARE * hardware.device_bytes - recipe.WEIGHT_BYTES * costs.weights
+    return int(room / costs.activation_bytes)
+
+
+def choose_batch(
+    network: str,
+    options: Mapping[str, Any],
+    strides: tuple[topology.Sizes, ...],
+    window: Window,
+    grids: Sequence[Sequence[int]],
+    spec: DatasetSpec,
+    fingerprint: Fingerprint,
+    hardware: Hardware,
+) -> int:
+    """Chooses the samples of a step.
+
+    They are few on a CPU, so that there are many steps. They are as many as a GPU's memory holds, but of 5 % of all voxels at most, as in
+    nnU-Net, and at least 2.
+
+    Args:
+        network: The network's name.
+        options: Its options.
+        strides: Its strides, see `choose_stages`.
+        window: The window.
+        grids: Shapes of the prepared cases.
+        spec: The data set.
+        fingerprint: The fingerprint of the training cases.
+        hardware: The machine.
+    """
+    rank = len(window.shape)
+    if not hardware.device_bytes or network not in topology.NETWORKS:
+        return recipe.SPARSE_BATCH if rank == 2 and fingerprint.foreground < recipe.SPARSE else recipe.BATCH[rank]
+    if strides:
+        shape = topology.Topology(network, strides, ((3,) * rank,) * (len(strides) + 1), options["base_filters"])
+    else:
+        levels = find_levels(network, options) or 0
+        shape = topology.Topology(network, ((2,) * rank,) * levels, ((3,) * rank,) * (levels + 1), options["base_filters"])
+    most = int(0.05 * sum(math.prod(grid) for grid in grids) / math.prod(window.sizes))
+    return max(2, min(count_samples_that_fit(shape, window.shape, spec, hardware), most, recipe.MOST_BATCH[rank]))
+
+
+def choose_stages(network: str, options: Mapping[str, Any], window: Window, spacing_mm: Sequence[float]):
+    """Chooses strides and kernel sizes along the axes of a sample; none for a network that does not take them."""
+    if network not in topology.FLEXIBLE:
+        return (), ()
+    spacing_mm = [spacing_mm[axis] for axis in window.axes]
+    strides = topology.choose_strides(window.shape, spacing_mm, options.get("levels") or MOST_LEVELS)
+    if len(strides) < (options.get("levels") or 0):
+        # The user asked for more levels than the rule gives, and gets them along all axes.
+        strides = ((2,) * len(window.shape),) * options["levels"]
+    return strides, topology.choose_kernels(strides, spacing_mm)
+
+
+def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, divisor: int, voxels: int = MOST_VOXELS) -> tuple[int, ...]:
+    """Chooses the window that the network sees at once, from the shapes of the prepared cases.
+
+    Args:
+        shapes: `S` of each case, in canonical orientation.
+        mode: For "slice" the largest extents across `plane`, so that nothing is cut off. For "patch" and "volume" the median shape, shrunk
+            in proportion to at most `voxels`.
+        plane: The axis that slices lie across.
+        divisor: A number that divides each size.
+        voxels: The most voxels of a patch or volume.
+
+    Returns:
+        Sizes in the rank of the shapes, with a 1 along `plane` for slices.
+    """
+    if mode == "slice":
+        largest = np.max(shapes, axis=0)
+        return tuple(1 if axis == plane else -(-int(size) // divisor) * divisor for axis, size in enumerate(largest))
+    window = np.median(shapes, axis=0)
+    window = window * min(1.0, (voxels / window.prod()) ** (1 / len(window)))
+    # Sizes are rounded up: a little padding costs less than a little cutting, as long as the voxels suffice.
+    sizes = [max(divisor, -(-round(size) // divisor) * divisor) for size in window]
+    while math.prod(sizes) > voxels and max(sizes) > divisor:
+        sizes[sizes.index(max(sizes))] -= divisor
+    return tuple(sizes)

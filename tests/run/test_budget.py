@@ -1,0 +1,243 @@
+"""The time of a training: steps by hand, the search for a width, and the plan that follows from measurements."""
+
+import json
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from helpers import make_fingerprint
+
+from dataset import DATASETS
+from modules.hardware import Hardware
+from modules.run import budget, recipe
+from modules.run.budget import Share, Work, draft_share, find_schedule, fit_to_time, start_probe
+from modules.run.plan import Plan, make_plan
+from modules.run.probe import Timing
+from modules.run.recipe import Schedule
+from modules.run.settings import Settings
+
+FIND_ELAPSED = budget.find_elapsed
+SPEC = DATASETS["oasis"]
+SCANS = make_fingerprint([(64, 64)] * 20)
+PREPARED = {
+    "train": [],
+    "validate": [SimpleNamespace(shape=(64, 64))] * 40,
+    "test": [SimpleNamespace(shape=(64, 64))] * 20,
+}
+TIMING = Timing(first_s=10.0, step_s=0.5, validation_s=0.25, peak_bytes=1 << 30, device_bytes=0, weights=100)
+
+
+@pytest.fixture(autouse=True)
+def _constants(monkeypatch):
+    """Fixes the numbers that were measured, and the time that is over: half a minute."""
+    values = {
+        "VALIDATION_SHARE": 0.08,
+        "LEAST_EPOCHS": 4,
+        "MOST_EPOCHS": 40,
+        "EPOCH_SECONDS": 0.6,
+        "END_SECONDS": 18.0,
+        "CASE_SECONDS": 0.15,
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(budget, name, value)
+    monkeypatch.setattr(budget, "LEAST_STEPS", {2: 600, 3: 600})
+    monkeypatch.setattr(budget, "find_elapsed", lambda: 30.0)
+    monkeypatch.setattr(budget, "_CLOCK", budget._Clock(time.monotonic()))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs", "steps"),
+    [
+        # 10 s compile, 18 s end, 80 / 4 test batches take 5 s and 20 cases 3 s: 624 s are left. A validation takes 10 batches and a
+        # checkpoint, 3.1 s, so 8 % of 624 s pay for 16 of them, and 624 - 49.6 s for 1148 steps.
+        (660, 16, 71),
+        # 2400 s would pay for 61 validations; (2400 - 124) / 0.5 = 4552 steps.
+        (2436, 40, 113),
+        # 100 s pay for 2 validations, and there are 4 at least; (100 - 12.4) / 0.5 = 175 steps.
+        (136, 4, 43),
+        # Four would take more than a half of 20 s, so there are 3; (20 - 9.3) / 0.5 = 21 steps.
+        (56, 3, 7),
+        # No time for a validation and a step.
+        (38, 1, 1),
+        (0, 1, 1),
+    ],
+)
+def test_steps_by_hand(seconds, epochs, steps):
+    schedule = find_schedule(seconds, TIMING, Work(validate=40, test=80, cases=20), batch_size=4)
+    assert (schedule.epochs, schedule.steps_per_epoch) == (epochs, steps)
+    assert schedule.reason == f"{epochs * steps} steps of 0.5 s in {max(0, seconds - 36) / 60:.1f} min"
+
+
+def test_windows_are_counted_by_hand():
+    window = SimpleNamespace(window=SimpleNamespace(sizes=(10, 10, 1)))
+    cases = [SimpleNamespace(shape=shape) for shape in ((10, 10, 3), (15, 20, 2))]
+    # Without overlap 1 x 1 x 3 and 2 x 2 x 2 windows. With a half, 2 x 3 x 2 of the second case.
+    work = Work.count({"train": [], "validate": cases, "test": cases}, window)
+    assert (work.validate, work.test, work.cases) == (3 + 8, 3 + 12, 2)
+
+
+def _search(steps, *, fixed=False, precisions=("float32",), step_s=None, in_time=lambda: True):
+    """Searches among widths that leave so many steps; returns what was found, and the widths that were measured."""
+    measured = []
+
+    def measure(overrides):
+        width, precision = overrides.get("base_filters", 16), overrides["precision"]
+        assert fixed == ("base_filters" not in overrides)
+        measured.append(width if len(precisions) == 1 else (width, precision))
+        if steps.get(width) is None:
+            return None
+        timing = SimpleNamespace(step_s=(step_s or {}).get(precision, 1.0))
+        return SimpleNamespace(name=measured[-1], width=width, plan=SimpleNamespace(window=SimpleNamespace(shape=(8, 8))), timing=timing)
+
+    found = budget._search(fixed, precisions, measure, lambda one: steps[one.width], in_time)
+    return found and found.name, measured
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected", "measured"),
+    [
+        # Much time: wider, as long as 600 steps remain.
+        ({16: 9000, 24: 4000, 32: 1500}, 32, [16, 24, 32]),
+        ({16: 2000, 24: 500}, 16, [16, 24]),
+        # 800 / (24 / 16)**1.7 would be 400 steps, far too few to try it.
+        ({16: 800}, 16, [16]),
+        # Too slow: narrower, until 600 steps remain or nothing is left to try.
+        ({16: 300, 12: 700}, 12, [16, 12]),
+        ({16: 100, 12: 300, 8: 500}, 8, [16, 12, 8]),
+        # Beyond the memory: narrower, and not wider again.
+        ({16: None, 12: 5000}, 12, [16, 12]),
+        ({16: None, 12: 300, 8: 900}, 8, [16, 12, 8]),
+        ({16: 9000, 24: None}, 16, [16, 24]),
+        ({}, None, [16, 12, 8]),
+    ],
+)
+def test_the_width_follows_the_time(steps, expected, measured):
+    assert _search(steps) == (expected, measured)
+
+
+def test_the_search_ends_with_its_time_and_leaves_a_width_that_was_set():
+    assert _search({16: 9000}, in_time=lambda: False) == (16, [16])
+    assert _search({16: 9000}, fixed=True) == (16, [16])
+    assert _search({16: 1}, fixed=True) == (16, [16])
+    assert _search({}, fixed=True) == (None, [16])
+
+
+def test_bfloat16_must_be_faster_by_a_good_part():
+    precisions = ("bfloat16", "float32")
+    for factor, chosen in ((1.2, "bfloat16"), (1.1, "float32")):
+        found, measured = _search({16: 2000, 24: 700}, precisions=precisions, step_s={"bfloat16": 1.0, "float32": factor})
+        # The other widths are measured in the chosen precision alone.
+        assert (found, measured[2:]) == ((24, chosen), [(24, chosen)])
+
+
+class _Probe:
+    """A probe whose steps take as many hundredths of a second as the network has filters."""
+
+    def __init__(self, most_filters=99, **hardware):
+        self.hardware, self.most_filters, self.asked = Hardware(**hardware), most_filters, []
+
+    def measure(self, plan, settings, spec, seconds):
+        self.asked.append(settings)
+        filters = settings.network_options["base_filters"]
+        assert seconds <= 4
+        return None if filters > self.most_filters else Timing(10.0, filters / 100, 0.25, 1 << 30, 0, 1000 * filters)
+
+
+def _fit(probe, share=None, **settings):
+    return fit_to_time(Settings("oasis", **settings), SPEC, SCANS, PREPARED, probe, share)
+
+
+def test_measured_steps_are_written_down():
+    probe = _Probe()
+    plan = _fit(probe, minutes=10.0, batch_size=4)
+    # 600 - 30 - 10 - 18 s, 20 / 4 * 0.25 s for the test and 3 s for its cases leave 537.75 s: 13 validations of 3.1 s, and 1557 steps of
+    # 0.32 s.
+    assert (plan.recipe["base_filters"], plan.epochs, plan.steps_per_epoch) == (32, 13, 119)
+    assert [settings.network_options["base_filters"] for settings in probe.asked] == [16, 24, 32]
+    assert plan.recipe["precision"] == "float32"
+    assert plan.costs == {
+        "seconds": 600.0, "first_s": 10.0, "step_s": 0.32, "validation_s": 0.25, "peak_bytes": 1 << 30, "device_bytes": 0, "weights": 32000,
+    }  # fmt: skip
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json())), "plan.json") == plan
+    filled = plan.resolve(Settings("oasis", minutes=10.0))
+    assert (filled.minutes, filled.epochs, filled.precision, filled.network_options["base_filters"]) == (None, 13, "float32", 32)
+
+
+def test_flags_override_what_is_measured():
+    probe = _Probe(bfloat16=True)
+    plan = _fit(probe, minutes=10.0, batch_size=4, precision="float32", network_options={"base_filters": 12})
+    assert {(settings.precision, settings.network_options["base_filters"]) for settings in probe.asked} == {("float32", 12)}
+    assert plan.recipe["base_filters"] == 12
+    # Rules about the length of a training wait until the length is known.
+    _fit(_Probe(), minutes=10.0, warmup_epochs=3, accumulate=2)
+    # A GPU computes in bfloat16 where it can.
+    for able, precision in ((True, "bfloat16"), (False, "float32")):
+        probe = _Probe(kind="gpu", bfloat16=able, device_bytes=8 << 30)
+        assert _fit(probe, minutes=10.0).recipe["precision"] == precision
+        assert {settings.precision for settings in probe.asked} == {precision}
+
+
+def test_an_hour_on_a_cpu_and_the_whole_recipe_on_a_gpu():
+    assert _fit(_Probe()).costs["seconds"] == 3600.0
+    probe = _Probe(kind="gpu", device_bytes=8 << 30)
+    plan = _fit(probe)
+    assert (plan.epochs, plan.steps_per_epoch, plan.costs) == (recipe.WHOLE.epochs, recipe.WHOLE.steps_per_epoch, {})
+    assert probe.asked == []
+
+
+def test_a_training_of_several_gets_its_share_and_the_next_fold_follows_it():
+    first = _fit(_Probe(), share=Share(2.0), minutes=10.0, batch_size=4)
+    assert first.costs["seconds"] == 120.0
+    with pytest.raises(ValueError, match=r"Received: 0.6, the part of this training, of which 0.5 are over"):
+        _fit(_Probe(), share=Share(0.6), minutes=10.0)
+    # Another fold has other cases, and the same plan but for what they measure.
+    settings, share = Settings("oasis", minutes=10.0, batch_size=4), Share(2.0, first)
+    with start_probe(settings, None, share) as probe:
+        assert probe is None
+    other = draft_share(settings, SPEC, make_fingerprint([(60, 70)] * 3), share)
+    assert other.reasons["steps"] == "as in the first fold"
+    assert replace(other, reasons={}) == replace(first, reasons={})
+    assert draft_share(settings, SPEC, SCANS) == make_plan(settings, SPEC, SCANS)
+
+
+def test_the_clock_of_a_training_begins_anew(monkeypatch):
+    monkeypatch.setattr(budget, "find_elapsed", FIND_ELAPSED)
+    budget._CLOCK.start -= 100
+    assert budget.start_clock() >= 100
+    assert budget.find_elapsed() < 100
+
+
+def test_a_recipe_that_changes_with_the_length_is_measured_again(monkeypatch):
+    choose = recipe.choose_recipe
+
+    def by_length(settings, spec, rank, schedule, reasons):
+        return choose(settings, spec, rank, schedule, reasons) | {"augment": "none" if schedule.steps < 1400 else "light"}
+
+    monkeypatch.setattr(recipe, "choose_recipe", by_length)
+    probe = _Probe()
+    # The guess is 1000 steps of 0.4 s, and there is time for more than 1400 of 0.16 s.
+    plan = _fit(probe, minutes=6.67, batch_size=4, network_options={"base_filters": 16})
+    assert plan.epochs * plan.steps_per_epoch > 1400
+    assert [settings.augment for settings in probe.asked] == ["none", "light"]
+
+
+def test_too_little_time_or_memory_is_one_line():
+    with pytest.raises(
+        ValueError, match=r"^Expected `minutes` for at least one step. Received: 0.6, of which 0.5 are over and 0.2 are .*epochs.$"
+    ):
+        _fit(_Probe(), minutes=0.6)
+    with pytest.raises(ValueError, match=r"^Expected a plan that fits into the memory. Received: none. Choose a smaller --shape, .*\.$"):
+        _fit(_Probe(most_filters=4), minutes=10.0)
+    assert _fit(_Probe(most_filters=12), minutes=10.0).recipe["base_filters"] == 12
+
+
+def test_no_probe_is_started_where_the_steps_are_known(monkeypatch):
+    monkeypatch.setattr(budget, "Probe", lambda settings: pytest.fail("it starts a process"))
+    plan = make_plan(Settings("oasis", epochs=2), SPEC, SCANS, Schedule(1, 1))
+    for settings, known in ((Settings("oasis", epochs=2), None), (Settings("oasis", minutes=5.0), plan), (Settings("oasis"), plan)):
+        with start_probe(settings, known) as probe:
+            assert probe is None
+    monkeypatch.setattr(budget.devices, "find_host", lambda: (0, 2))
+    with pytest.raises(ValueError, match="Expected --epochs for several hosts. Received: a time, which one host alone cannot measure."):
+        start_probe(Settings("oasis"), None)

@@ -1,0 +1,83 @@
+"""What is scored is what is shipped: the bundle gets its postprocessing before the test."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+import train
+from dataset import DATASETS
+from modules.data.spec import find_cases
+from modules.predict.bundle import ModelBundle
+from modules.predict.postprocess import Postprocessing, Step
+from modules.run import evaluate
+from modules.run.folder import RunFolder
+from modules.run.learn_postprocess import Lesson
+from modules.run.tracking import Tracker
+
+
+@pytest.fixture
+def score(runs, phantoms, tmp_path):
+    """Scores a copy of a finished run as `train.py` does, once without postprocessing and once with it; returns the copy's path."""
+    run = tmp_path / "run"
+    shutil.copytree(runs["oasis"], run)
+    ids = json.loads((run / "run.json").read_text())["splits"]
+    cases = {case.case_id: case for case in find_cases(DATASETS["oasis"], phantoms / "oasis")}
+    splits = {name: [cases[case_id] for case_id in members] for name, members in ids.items()}
+
+    def score(postprocess):
+        evaluate.evaluate(splits, RunFolder(run), {}, Tracker(RunFolder(run)), postprocess)
+        return run, json.loads((run / "summary.json").read_text())
+
+    return score
+
+
+def _count_voxels(run):
+    with (run / "scores.csv").open() as file:
+        return sum(int(row["voxels"]) for row in csv.DictReader(file))
+
+
+def test_the_steps_are_learnt_stored_listed_and_scored(runs, score, monkeypatch, caplog):
+    # A step that leaves nothing shows in every score.
+    everything = Postprocessing(tuple(Step("remove_small", index, 1e9) for index in (1, 2, 3)))
+    asked = []
+
+    def learn(bundle, cases):
+        asked.append([case.case_id for case in cases])
+        return Lesson(everything, ("remove all",), (2,), len(cases), {"slice": {"CSF": 0.5}}, {"slice": {"CSF": 0.25}})
+
+    with monkeypatch.context() as patch, caplog.at_level("INFO", "mri"):
+        patch.setattr(evaluate, "learn_postprocessing", learn)
+        run, summary = score("learn")
+    validation = json.loads((run / "run.json").read_text())["splits"]["validate"]
+    assert asked == [validation]
+    assert ModelBundle.load(run).postprocessing == everything
+    assert summary["postprocessing"] == {
+        "steps": [{"step": "remove all", "changed_cases": 2}],
+        "validation_cases": len(validation),
+        "dice_before": {"slice": {"CSF": 0.5}},
+        "dice_after": {"slice": {"CSF": 0.25}},
+    }
+    assert _count_voxels(run) == 0 < _count_voxels(runs["oasis"])
+    assert "  remove all (changes 2 of them)" in caplog.messages
+
+    # What a killed run left in its bundle does not matter: the steps are learnt from the predictions before them.
+    _, summary = score("learn")
+    for name in ("scores.csv", "bundle/bundle.json"):
+        assert (run / name).read_text() == (runs["oasis"] / name).read_text()
+    first = json.loads((runs["oasis"] / "summary.json").read_text())
+    assert summary["postprocessing"] == first["postprocessing"]
+    assert first["postprocessing"]["validation_cases"] == len(validation)
+
+
+def test_nothing_is_learnt_where_nobody_wants_it(score, monkeypatch):
+    monkeypatch.setattr(evaluate, "learn_postprocessing", lambda *_: pytest.fail("it learnt"))
+    _, summary = score("none")
+    assert "postprocessing" not in summary
+
+
+@pytest.mark.parametrize("flags", [["--postprocess", "later"], ["--postprocess"]])
+def test_other_values_are_refused(flags, capsys):
+    assert train.main(["--dataset", "oasis", *flags]) == 2
+    assert "argument --postprocess" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""The recipe: it decides what the user leaves open and nothing else, and no preset leaves it anything that alters a result."""
+
+import dataclasses
+
+import pytest
+from helpers import make_fingerprint, make_spec
+
+from dataset import DATASETS
+from modules.data.preprocess import Preprocessing
+from modules.data.spec import choose_target
+from modules.run import recipe
+from modules.run.flags import parse_training
+from modules.run.plan import make_plan
+from modules.run.recipe import Schedule, choose_recipe
+from modules.run.settings import NETWORK_OPTIONS, PRESETS, Settings
+
+LENGTHS = [Schedule(1, 1), Schedule(10, 100), Schedule(40, 250), Schedule(1000, 250)]
+SPECS = {
+    "volumes": make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2}),
+    "sides": make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2}, mirrored_labels=((1, 2),)),
+    "slices": DATASETS["oasis"],
+    "sides of slices": dataclasses.replace(DATASETS["hipmri"], mirrored_labels=((1, 2),)),
+}
+# A value for each setting that the recipe may choose, which it would hardly choose itself.
+OWN = {
+    "loss": "focal",
+    "batch_dice": False,
+    "augment": "none",
+    "deep_supervision": False,
+    "optimizer": "sgd",
+    "learning_rate": 0.123,
+    "schedule": "polynomial",
+    "warmup_epochs": 0,
+    "weight_decay": 0.5,
+    "clip_norm": 3.0,
+    "ema": 0.25,
+    "patience": 7,
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS, ids=lambda length: str(length.steps))
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_plan_leaves_nothing_of_a_training_open(spec, length):
+    settings = Settings("d")
+    plan = make_plan(settings, spec, make_fingerprint([(64,) * spec.spatial_dims] * 4), length)
+    filled = plan.resolve(settings)
+    assert not [name for name in (*OWN, "epochs") if filled.is_open(name)]
+    assert (filled.epochs, filled.minutes) == (length.epochs, None)
+    assert filled.network_options["base_filters"] >= 1
+    # The table of the plan shows these.
+    assert all(plan.reasons[name] for name in ("mode", "network", "intensity", "window", "batch", "augment"))
+
+
+@pytest.mark.parametrize("length", LENGTHS, ids=lambda length: str(length.steps))
+def test_what_the_user_sets_stays(length):
+    assert choose_recipe(Settings("d", **OWN), SPECS["volumes"], 3, length, {}) == {}
+    for name, value in OWN.items():
+        chosen = choose_recipe(Settings("d", **{name: value}), SPECS["volumes"], 3, length, {})
+        assert set(OWN) - set(chosen) == {name}
+        assert getattr(Settings("d", **{name: value}).fill({name: "other"}), name) == value
+    plan = make_plan(Settings("d", batch_size=3, network="unet3d", network_options={"base_filters": 5}), SPECS["volumes"], SCANS, length)
+    assert (plan.batch_size, plan.network, plan.recipe["base_filters"]) == (3, "unet3d", 5)
+
+
+SCANS = make_fingerprint([(64, 64, 64)] * 4)
+
+
+def _plan(name):
+    settings = parse_training(["--preset", name], DATASETS).settings
+    spec = choose_target(DATASETS[settings.dataset], settings.target)
+    return settings, make_plan(settings, spec, make_fingerprint([(64,) * spec.spatial_dims] * 4))
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"demo", "demo3d"}))
+def test_another_recipe_changes_no_preset(name, monkeypatch):
+    settings, plan = _plan(name)
+    assert set(plan.recipe) <= {"epochs", *NETWORK_OPTIONS}
+    # Were every rule another one, the plan would be the same, but for the reasons.
+    monkeypatch.setattr(recipe, "NETWORKS", {2: "efficientnet_unet", 3: "resunet3d"})
+    monkeypatch.setattr(recipe, "BASE_FILTERS", 7)
+    monkeypatch.setattr(recipe, "MOST_PATCH", {"cpu": 16**3, "gpu": 16**3})
+    monkeypatch.setattr(recipe, "BATCH", {2: 3, 3: 3})
+    monkeypatch.setattr(recipe, "WHOLE", Schedule(5, 5))
+    # Whole volumes are not drawn.
+    other = OWN if settings.mode == "volume" else {"sampling": "foreground", **OWN}
+    monkeypatch.setattr(recipe, "choose_recipe", lambda settings, *_: {key: value for key, value in other.items() if settings.is_open(key)})
+    _, again = _plan(name)
+    assert again.resolve(settings) == plan.resolve(settings)
+    assert dataclasses.replace(again, recipe=plan.recipe, reasons=plan.reasons) == plan
+
+
+@pytest.mark.parametrize("flags", [["--dataset", "oasis"], ["--dataset", "ibsr18"]])
+def test_a_demo_leaves_no_part_of_its_training_open(flags):
+    settings = parse_training([*flags, "--demo"], DATASETS).settings
+    spec = DATASETS[settings.dataset]
+    plan = make_plan(settings, spec, make_fingerprint([(64,) * spec.spatial_dims] * 4))
+    assert not set(plan.recipe) & set(OWN)

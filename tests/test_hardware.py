@@ -1,0 +1,55 @@
+"""The machine as a plan knows it, and the peak of a process's memory."""
+
+import os
+
+import numpy as np
+import pytest
+
+from modules import hardware
+from modules.hardware import is_lack_of_memory, look_up_hardware, read_peak, reset_peak
+
+
+class ResourceExhaustedError(Exception):
+    """An error of TensorFlow by its name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (np._core._exceptions._ArrayMemoryError((1 << 50,), np.dtype(np.uint8)), True),
+        (ResourceExhaustedError(), True),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), True),
+        (RuntimeError("another"), False),
+        (ValueError("RESOURCE_EXHAUSTED"), False),
+    ],
+)
+def test_errors_of_memory_are_known_by_their_kind(error, expected):
+    assert is_lack_of_memory(error) == expected
+
+
+def test_a_gpu_that_is_hidden_is_none(monkeypatch):
+    monkeypatch.setattr(hardware, "_ask_driver", lambda: 8 << 30)
+    monkeypatch.setattr(hardware.Path, "exists", lambda path: True)
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert (look_up_hardware().kind, look_up_hardware().device_bytes) == ("cpu", 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert (look_up_hardware().kind, look_up_hardware().device_bytes, look_up_hardware().bfloat16) == ("gpu", 8 << 30, True)
+    # A machine whose driver does not answer trains on its CPU.
+    monkeypatch.setattr(hardware, "_ask_driver", lambda: 0)
+    assert look_up_hardware().kind == "cpu"
+    assert look_up_hardware().cores >= 1
+
+
+def test_the_peak_of_memory_is_forgotten_and_measured():
+    reset_peak()
+    before = read_peak()
+    array = np.ones(200 << 20, np.uint8)
+    assert read_peak() >= before
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("only Linux forgets a peak")
+    assert read_peak() >= before + (190 << 20)
+    del array
+    reset_peak()
+    assert read_peak() < before + (100 << 20)
