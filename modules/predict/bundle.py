@@ -237,7 +237,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         description |= {"trained": None}
     if received != FORMAT:
         # Format 5 knew no postprocessing.
-        description |= {"format": FORMAT, "postprocessing": []}
+        description = {"postprocessing": []} | description | {"format": FORMAT}
     schema.check_description(description, path)
     return description
 
