@@ -31,9 +31,9 @@ def _describe(**settings):
 
 
 def test_slices_of_files_are_tiled_and_an_epoch_takes_one_patch_of_each():
-    plan = _plan(make_fingerprint([(256, 256)] * 100), DATASETS["oasis"], batch_size=16)
+    plan = _plan(make_fingerprint([(128, 96)] * 100), DATASETS["oasis"], batch_size=16)
     assert (plan.mode, plan.network, plan.levels, plan.fit) == ("slice", "unet2d", 4, "tile")
-    assert (plan.window, plan.batch_size, plan.steps_per_epoch) == (Window((256, 256)), 16, 7)
+    assert (plan.window, plan.batch_size, plan.steps_per_epoch) == (Window((128, 96)), 16, 7)
     assert plan.sampler == PatchSampler("foreground", 1)
     assert (plan.preprocessing.shape, plan.preprocessing.resize) == ((), False)
 
