@@ -178,7 +178,7 @@ devices.on_main(lambda: print("once"))
 
 def test_two_devices_train_like_one_under_tensorflow(slices, tmp_path):
     # The penalty is not part of the reported loss, but its effect on the weights shows in the next epochs.
-    flags = [*TINY, "--data", slices, "--epochs", "3", "--norm", "instance", "--weight-decay", "1"]
+    flags = [*TINY, "--data", slices, "--epochs", "3", "--norm", "instance", "--weight-decay", "1", "--no-batch-dice"]
     (output,) = _finish([_start(tmp_path, TENSORFLOW, ONE_AND_TWO_DEVICES, "tensorflow", *flags)], [tmp_path])
     _check_same(tmp_path / "runs" / "one", tmp_path / "runs" / "two", epochs=3)
     assert "2 devices: batch normalisation" in output

@@ -120,7 +120,7 @@ def test_what_cannot_be_exported_is_one_line(run, tmp_path, capsys, monkeypatch)
         (line,) = capsys.readouterr().err.strip().splitlines()
         return line
 
-    assert "Expected one run to export. Received: a, b. Name one of them." in refuse("--export", "onnx", "a", "b")
+    assert "Expected one run to export. Received: a, b. Name one of them, as in --export onnx a." in refuse("--export", "onnx", "a", "b")
     assert "Expected a trained model in" in refuse("--export", "onnx", str(tmp_path))
     assert "invalid choice: 'coreml'" in refuse("--export", "coreml", str(run))
     with monkeypatch.context() as patch:

@@ -97,7 +97,7 @@ def test_wrong_files_are_named(tmp_path, name, text, message):
 
 
 def test_a_flag_mends_a_fault_of_the_file(tmp_path):
-    path = _write(tmp_path, 'dataset = "oasis"\nwarmup_epochs = 60')
+    path = _write(tmp_path, 'dataset = "oasis"\nepochs = 50\nwarmup_epochs = 60')
     with pytest.raises(ValueError, match="Expected `warmup_epochs` below the .* epochs. Received: 60. Correct .*mine.toml"):
         _parse("--config", path)
     assert _parse("--config", path, "--epochs", 100).warmup_epochs == 60
