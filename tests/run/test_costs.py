@@ -27,6 +27,11 @@ def test_operations_by_hand():
     assert count_flops(keras.Model(inputs, layers.Dense(3)(inputs))) == 2 * 5 * 3
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_rate_is_measured_in_each_precision(precision):
+    assert costs.measure_rate(precision) > 0
+
+
 def test_an_estimate_by_hand(monkeypatch):
     for name, value in (("BASE_BYTES", 1000), ("MAPS", 2.0), ("WEIGHT_BYTES", 16), ("EFFICIENCY", 0.5), ("PASSES", 3)):
         monkeypatch.setattr(costs, name, value)
