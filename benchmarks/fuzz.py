@@ -49,12 +49,14 @@ from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import build, with_head
 from modules.predict.bundle import ModelBundle
+from modules.predict.postprocess import Postprocessing, Step
 keras.utils.set_random_seed(0)
 ModelBundle(
     model=with_head(build("unet2d", (16, 32, 1), 3, base_filters=2)),
     preprocessing=Preprocessing(2), window=Window((16, 32)), class_names=("background", "left", "right"), channels=("T1",),
     label_rule=LabelRule({0: 0, 85: 1, 170: 2}, renames=(("^case_", "seg_"),), source="oasis"),
     mirrored_labels=((1, 2),), flipped_axes=(1, 2), provenance={"dataset": "oasis", "seed": 42},
+    postprocessing=Postprocessing((Step("keep_largest", 1), Step("remove_small", 2, 30.0))),
 ).save(Path(sys.argv[1]))
 """
 

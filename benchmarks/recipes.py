@@ -2,7 +2,7 @@
 
     python benchmarks/recipes.py --data lgg=PATH hipmri=PATH          # every recipe of these data sets
     python benchmarks/recipes.py --data lgg=PATH --only '*-shown*'    # those of such names
-    python benchmarks/recipes.py --data lgg=PATH --core 0 --fold 1
+    python benchmarks/recipes.py --data lgg=PATH --core 0 --fold 1    # on one core, as another fold
 
 Recipes run one at a time, each as a process of its own. A fold takes all subjects alike, those of an official test set too: to keep
 these for the end, give a folder without them. A run that has finished is not repeated. The folder `--output` gets `recipes.csv` and
@@ -36,24 +36,28 @@ COLUMNS = ("name", "dataset", "fold", "flags", "epochs", "steps", "cpu_minutes",
 
 
 def read_recipes(path: Path, datasets: Sequence[str], only: str) -> list[dict[str, Any]]:
-    """Reads the recipes of some data sets whose names fit the pattern `only`.
+    """Reads the recipes of some data sets whose names fit the pattern `only`; the data set's common flags come before their own.
 
     Raises:
         ValueError: For a recipe with other keys than `name`, `dataset` and `flags`, naming the file.
     """
-    recipes = tomllib.loads(path.read_text(encoding="utf-8")).get("recipe", [])
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    recipes, common = table.get("recipe", []), table.get("common", {})
     for recipe in recipes:
         if set(recipe) != {"name", "dataset", "flags"}:
             raise ValueError(f"Expected `name`, `dataset` and `flags` of a recipe in {path}. Received: {sorted(recipe)}. Correct it.")
+        recipe["flags"] = f"{common.get(recipe['dataset'], '')} {recipe['flags']}".strip()
     return [recipe for recipe in recipes if recipe["dataset"] in datasets and fnmatch.fnmatchcase(recipe["name"], only)]
 
 
 def run_recipe(recipe: dict[str, Any], data: str, options: argparse.Namespace) -> dict[str, Any] | None:
-    """Trains a recipe on the fold unless its run has finished; returns its row, or None for a training that failed."""
+    """Trains a recipe on the fold unless its run has finished; returns its row, or None for a training that failed or is not wanted."""
     name = f"{recipe['name']}-fold{options.fold}"
     run, log = options.output / "runs" / name, options.output / f"{name}.log"
     usage = options.output / f"{name}.usage.json"
     if not (run / "summary.json").is_file():
+        if options.finished:
+            return None
         command = [sys.executable, str(ROOT / "train.py"), "--dataset", recipe["dataset"], "--data", data, *shlex.split(recipe["flags"])]
         command += ["--folds", str(options.folds), "--fold", str(options.fold), "--name", name, "--runs", str(run.parent.resolve())]
         command += ["--cache", str((options.output / "cache").resolve())]
@@ -156,6 +160,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--fold", type=int, default=0, help="the fold that is tested")
     parser.add_argument("--core", type=int, nargs="+", default=[], help="processor cores to stay on (default all)")
+    parser.add_argument("--finished", action="store_true", help="train nothing: tables and curves of the runs that have finished")
     parser.add_argument("--output", type=Path, default=Path("recipes"), help="folder of runs, cache, tables and curves")
     options = parser.parse_args()
     if options.core:

@@ -27,6 +27,8 @@ def test_each_recipe_is_a_training_with_a_name_of_its_own(recipes):
     assert len({recipe["name"] for recipe in every}) == len(every) >= 6
     for recipe in every:
         assert parse_training(["--dataset", recipe["dataset"], *shlex.split(recipe["flags"])], DATASETS).settings
+    # What a data set's recipes share comes first, so that a recipe may change it.
+    assert every[0]["flags"].startswith("--validate-fraction 0.15 --patience 0")
     assert all(recipe["dataset"] == "oasis" for recipe in recipes.read_recipes(PATH, ("oasis",), "*"))
     assert recipes.read_recipes(PATH, tuple(DATASETS), "nothing*") == []
 

@@ -238,7 +238,7 @@ def test_the_file_itself_is_the_command(tmp_path, monkeypatch):
     [
         ([], "the following arguments are required: COMMAND. See --help."),
         (["show"], "the following arguments are required: --dataset. See --help."),
-        (["show", "--dataset", "lgg", "--augment", "mild"], "argument --augment: invalid choice: 'mild'"),
+        (["show", "--dataset", "lgg", "--augment", "medium"], "argument --augment: invalid choice: 'medium'"),
         (["show", "--dataset", "lgg", "--output", "sheet.jpg"], "Expected `--output` ending in .png. Received: sheet.jpg."),
         (["show", "--dataset", "lgg", "--data", "nowhere"], "Expected the data set 'lgg' in the folder nowhere. Received: no such folder."),
         (["show", "--dataset", "lgg", "--data", "nowhere", "--demo"], "Expected either `demo` or `data`."),

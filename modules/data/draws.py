@@ -87,16 +87,17 @@ class Augmentation:
 # has no margin that could come in. Brightness is added: on normalised images a factor would be contrast again. Noise is stronger.
 # Gamma is never inverted. Shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "light" has
 # no effect that could hide a small structure. "mild" does not flip: bodies do not lie upside down, and a short training learns faster
-# where front and back stay apart.
+# where front and back stay apart. Its bias field, gamma and contrast stand for other scanners and coils.
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     "mild": Augmentation(
         rotation=Effect(0.3, -15, 15),
         scaling=Effect(0.3, 0.85, 1.15),
+        bias=Effect(0.3, 0.3, 1.0),
         noise=Effect(0.15, 0.0, 0.15),
-        gamma=Effect(0.3, 0.8, 1.25),
-        contrast=Effect(0.2, 0.85, 1.15),
-        brightness=Effect(0.2, -0.15, 0.15),
+        gamma=Effect(0.3, 0.75, 1.35),
+        contrast=Effect(0.2, 0.8, 1.2),
+        brightness=Effect(0.2, -0.2, 0.2),
     ),
     "light": Augmentation(
         flip=0.5,

@@ -16,7 +16,7 @@ from modules.run import recipe, topology
 # The most voxels of a patch or volume whose size follows from the scans.
 MOST_VOXELS = 96**3
 # The most pixels of a slice on a CPU.
-MOST_PIXELS = 256**2
+MOST_PIXELS = 1 << 15
 
 
 def choose_window(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from modules.networks import MOST_LEVELS, count_features, find_constant
+from modules.networks import MOST_LEVELS, count_features, find_constant, find_levels
 
 # The networks whose costs are known.
 NETWORKS = ("plain_unet", "residual_unet", "unet2d", "unet3d")
@@ -96,7 +96,7 @@ def choose_strides(window: Sequence[float], spacing_mm: Sequence[float], most_le
     """Chooses the strides of each level along each axis.
 
     An axis is halved while at least 8 voxels remain along it, and where its spacing is less than twice the finest one of such axes. A
-    single axis is halved only from 12 voxels on.
+    single axis is halved only from 12 voxels on. A window without any such axis has one level, which halves all axes.
 
     Args:
         window: Voxels along each axis.
@@ -112,7 +112,7 @@ def choose_strides(window: Sequence[float], spacing_mm: Sequence[float], most_le
         strides.append(tuple(2 if axis in halved else 1 for axis in range(len(sizes))))
         for axis in halved:
             sizes[axis], spacings[axis] = math.ceil(sizes[axis] / 2), 2 * spacings[axis]
-    return tuple(strides)
+    return tuple(strides) or ((2,) * len(sizes),)
 
 
 def choose_kernels(strides: Sequence[Sizes], spacing_mm: Sequence[float]) -> tuple[Sizes, ...]:
@@ -139,7 +139,8 @@ def choose_kernels(strides: Sequence[Sizes], spacing_mm: Sequence[float]) -> tup
 def choose_topology(network: str, window: Sequence[int], spacing_mm: Sequence[float], base_filters: int = 32) -> Topology:
     """Chooses the shape of a network for a window.
 
-    A network that takes no strides halves all axes at each level, as often as `LEAST_VOXELS` allow on the shortest axis, at least once.
+    A network that takes no strides halves all axes at each level. It does so at least once, at most as often as by default, and while
+    `LEAST_VOXELS` remain on the shortest axis.
 
     Args:
         network: One of `NETWORKS`.
@@ -150,8 +151,8 @@ def choose_topology(network: str, window: Sequence[int], spacing_mm: Sequence[fl
     if network in FLEXIBLE:
         strides = choose_strides(window, spacing_mm)
         return Topology(network, strides, choose_kernels(strides, spacing_mm), base_filters)
-    levels = max(1, min(MOST_LEVELS, int(math.log2(max(1, min(window) // LEAST_VOXELS)))))
-    rank = len(window)
+    rank, shortest = len(window), max(1, min(window) // LEAST_VOXELS)
+    levels = max(1, min(find_levels(network) or MOST_LEVELS, int(math.log2(shortest))))
     return Topology(network, ((2,) * rank,) * levels, ((3,) * rank,) * (levels + 1), base_filters)
 
 

@@ -89,6 +89,13 @@ def test_list_effects():
     assert "blur" not in list_effects(AUGMENTATIONS["light"])
 
 
+def test_mild_changes_never_mirror():
+    effects = list_effects(AUGMENTATIONS["mild"])
+    assert list(effects) == ["rotation", "scaling", "bias", "noise", "gamma", "contrast", "brightness"]
+    drawn = [draw_parameters(np.random.default_rng(seed), AUGMENTATIONS["mild"], (8, 8), 1) for seed in range(100)]
+    assert all(one["mirrored"] == 0 and np.linalg.det(one["matrix"][:, :2]) > 0 for one in drawn)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

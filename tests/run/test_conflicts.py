@@ -28,7 +28,7 @@ class _Prepared:
 
 
 def _describe(spec, split=None, **values):
-    settings = Settings(spec.name, **{"epochs": 20, **spec.defaults, **values})
+    settings = Settings(spec.name, **{"epochs": 20, "batch_size": 2, **spec.defaults, **values})
     plan = make_plan(settings, spec, make_fingerprint([(32,) * spec.spatial_dims] * 3))
     settings = plan.resolve(settings)
     splits = {name: [Case(name, name, (), split=name if name == split else None)] for name in ("train", "validate", "test")}
@@ -124,7 +124,7 @@ def test_the_losses_are_of_the_kinds_that_the_lines_say(name):
 
 def test_accumulation_without_an_update_is_refused(phantoms, tmp_path, capsys):
     places = ["--data", str(phantoms / "oasis"), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    assert train.main(["--dataset", "oasis", "--epochs", "2", "--accumulate", "3", *places]) == 2
+    assert train.main(["--dataset", "oasis", "--epochs", "2", "--batch-size", "16", "--accumulate", "3", *places]) == 2
     error = capsys.readouterr().err
     assert "Expected `accumulate` up to the 2 steps of the whole training. Received: 3, which never makes an update" in error
     assert not (tmp_path / "runs").exists()

@@ -89,6 +89,7 @@ def test_durations_have_the_unit_that_suits_them(seconds, text):
     assert format_time(seconds) == text
 
 
-def test_the_rate_of_the_machine_is_that_of_a_product():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_the_rate_of_the_machine_is_that_of_a_product(precision):
     # Any machine computes more than a million and less than 10**17 operations a second.
-    assert 1e6 < costs.measure_rate("float32") < 1e17
+    assert 1e6 < costs.measure_rate(precision) < 1e17

@@ -31,7 +31,7 @@ def _describe(**settings):
 
 
 def test_slices_of_files_are_tiled_and_an_epoch_takes_one_patch_of_each():
-    plan = _plan(make_fingerprint([(256, 256)] * 100), DATASETS["oasis"])
+    plan = _plan(make_fingerprint([(256, 256)] * 100), DATASETS["oasis"], batch_size=16)
     assert (plan.mode, plan.network, plan.levels, plan.fit) == ("slice", "unet2d", 4, "tile")
     assert (plan.window, plan.batch_size, plan.steps_per_epoch) == (Window((256, 256)), 16, 7)
     assert plan.sampler == PatchSampler("foreground", 1)
@@ -50,7 +50,7 @@ def test_slices_show_foreground_unless_they_are_to_come_evenly():
 
 
 def test_patches_tile_volumes_and_are_drawn():
-    plan = _plan(sampling="weighted", class_probabilities=(1.0, 1.0, 2.0, 2.0), patches_per_case=5)
+    plan = _plan(sampling="weighted", class_probabilities=(1.0, 1.0, 2.0, 2.0), patches_per_case=5, batch_size=2)
     # The medians of (36, 40, 41), (48, 50, 56) and (30, 33, 35) are 40, 50 and 33. Each goes up to a multiple of 8.
     assert (plan.mode, plan.network, plan.levels, plan.fit, plan.window) == ("patch", "plain_unet", 3, "tile", Window((40, 56, 40)))
     assert (plan.strides, plan.kernels) == (((2, 2, 2),) * 3, ((3, 3, 3),) * 4)
@@ -208,6 +208,6 @@ def test_derived_windows_divide_and_keep_their_budget():
 
 def test_more_batches_an_update_than_steps_would_leave_the_weights_as_they_were():
     # 3 scans of 8 patches, 2 a batch, make 12 steps an epoch.
-    assert _plan(epochs=2, accumulate=24).steps_per_epoch == 12
+    assert _plan(epochs=2, accumulate=24, batch_size=2).steps_per_epoch == 12
     with pytest.raises(ValueError, match="Expected `accumulate` up to the 24 steps of the whole training. Received: 25"):
-        _plan(epochs=2, accumulate=25)
+        _plan(epochs=2, accumulate=25, batch_size=2)

@@ -11,9 +11,10 @@ from modules.data.spec import choose_target
 from modules.run import recipe
 from modules.run.flags import parse_training
 from modules.run.plan import make_plan
-from modules.run.recipe import Schedule, choose_recipe
+from modules.run.recipe import Schedule
 from modules.run.settings import NETWORK_OPTIONS, PRESETS, Settings
 
+SCANS = make_fingerprint([(64, 64, 64)] * 4)
 LENGTHS = [Schedule(1, 1), Schedule(10, 100), Schedule(40, 250), Schedule(1000, 250)]
 SPECS = {
     "volumes": make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2}),
@@ -53,16 +54,13 @@ def test_a_plan_leaves_nothing_of_a_training_open(spec, length):
 
 @pytest.mark.parametrize("length", LENGTHS, ids=lambda length: str(length.steps))
 def test_what_the_user_sets_stays(length):
-    assert choose_recipe(Settings("d", **OWN), SPECS["volumes"], 3, length, {}) == {}
+    assert not set(make_plan(Settings("d", **OWN), SPECS["volumes"], SCANS, length).recipe) & set(OWN)
     for name, value in OWN.items():
-        chosen = choose_recipe(Settings("d", **{name: value}), SPECS["volumes"], 3, length, {})
-        assert set(OWN) - set(chosen) == {name}
+        plan = make_plan(Settings("d", **{name: value}), SPECS["volumes"], SCANS, length)
+        assert set(OWN) - set(plan.recipe) == {name}
         assert getattr(Settings("d", **{name: value}).fill({name: "other"}), name) == value
     plan = make_plan(Settings("d", batch_size=3, network="unet3d", network_options={"base_filters": 5}), SPECS["volumes"], SCANS, length)
     assert (plan.batch_size, plan.network, plan.recipe["base_filters"]) == (3, "unet3d", 5)
-
-
-SCANS = make_fingerprint([(64, 64, 64)] * 4)
 
 
 def _plan(name):

@@ -71,8 +71,8 @@ def test_slices_ten_times_as_thick_are_pooled_only_within_at_first():
 def test_an_axis_is_pooled_from_eight_voxels_on():
     assert choose_strides((8, 8, 8), (1, 1, 1)) == (CUBE,)
     assert choose_strides((7, 8, 8), (1, 1, 1)) == (PLANE,)
-    # A single axis needs 12.
-    assert choose_strides((7, 7, 11), (1, 1, 1)) == ()
+    # A single axis needs 12. Each network has one level at least.
+    assert choose_strides((7, 7, 11), (1, 1, 1)) == (CUBE,)
     assert choose_strides((7, 7, 12), (1, 1, 1)) == ((1, 1, 2),)
     # Sizes are rounded up: 15 becomes 8 and then 4.
     assert choose_strides((15, 15), (1, 1)) == (SQUARE, SQUARE)
@@ -104,7 +104,7 @@ def test_a_patch_shrinks_along_its_longest_axis_by_the_smaller_step():
 
 
 def test_a_patch_that_never_fits_is_refused():
-    with pytest.raises(ValueError, match=r"Expected a patch that fits into memory. Received: not even \(4, 4, 3\). Use fewer"):
+    with pytest.raises(ValueError, match=r"Expected a patch that fits into memory. Received: not even \(4, 4, 4\). Use fewer"):
         choose_patch((40, 20, 3), (1, 1, 5), lambda patch: False)
 
 
@@ -113,6 +113,7 @@ def test_networks_without_strides_halve_all_axes():
     assert topology == Topology("unet3d", (CUBE, CUBE), ((3, 3, 3),) * 3, 8)
     assert topology.options == {"base_filters": 8, "levels": 2}
     assert choose_topology("unet2d", (5, 64), (1, 1)).levels == 1
+    assert choose_topology("unet3d", (512, 512, 512), (1, 1, 1)).levels == 3
     with pytest.raises(ValueError, match=r"Expected strides of 2 and kernels of 3 for 'unet3d'. Received: \(\(1, 2, 2\),\)"):
         Topology("unet3d", (PLANE,), ((3, 3, 3),) * 2)
     with pytest.raises(ValueError, match="Expected `network` in .*'plain_unet'.*Received: 'unetr'"):
