@@ -208,14 +208,14 @@ def make_plan(
     mode = choose_mode(settings, spec, fingerprint, hardware)
     draft = draft_plan(settings.fill(mode), spec)
     reasons = dict(draft.reasons) | ({"mode": "a CPU learns large or flat volumes by slices"} if mode else {})
-    rank = 2 if draft.mode == "slice" else 3
+    rank, sparse = (2 if draft.mode == "slice" else 3), fingerprint.foreground < recipe.SPARSE
     preprocessing = choose_preprocessing(settings, spec, draft.preprocessing, fingerprint, reasons)
     grids = fingerprint.list_grids(preprocessing)
     options = recipe.choose_options(settings, draft.network, rank)
     spacing_mm = preprocessing.spacing_mm or fingerprint.spacing_mm
     sizes = draft.sizes
     if not sizes:
-        sizes = choose_window(draft.mode, draft.plane, draft.network, options, grids, spacing_mm, spec, hardware)
+        sizes = choose_window(draft.mode, draft.plane, draft.network, options, grids, spacing_mm, spec, hardware, sparse=sparse)
         reasons["window"] = f"from the shapes of {len(grids)} training cases{reasons['window']}"
     window = Window(sizes)
     strides, kernels = choose_stages(draft.network, options, window, spacing_mm)
@@ -233,7 +233,7 @@ def make_plan(
         schedule = Schedule(settings.epochs, math.ceil(samples / batch_size), f"{samples} samples an epoch")
     schedule = schedule or recipe.WHOLE
     reasons["steps"] = schedule.reason
-    chosen = recipe.choose_recipe(settings, spec, rank, schedule, schedule.steps * batch_size / samples, reasons)
+    chosen = recipe.choose_recipe(settings, spec, rank, schedule, schedule.steps * batch_size / samples, sparse, reasons)
     _check_updates(settings, schedule.epochs * schedule.steps_per_epoch)
     plan = Plan(
         mode=draft.mode,

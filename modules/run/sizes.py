@@ -15,8 +15,8 @@ from modules.run import recipe, topology
 
 # The most voxels of a patch or volume whose size follows from the scans.
 MOST_VOXELS = 96**3
-# The most pixels of a slice on a CPU.
-MOST_PIXELS = 1 << 15
+# The most pixels of a slice on a CPU, and those of a crop of a larger one where foreground is sparse.
+MOST_PIXELS, SPARSE_PIXELS = 1 << 15, 1 << 14
 
 
 def choose_window(
@@ -28,6 +28,8 @@ def choose_window(
     spacing_mm: Sequence[float],
     spec: DatasetSpec,
     hardware: Hardware,
+    *,
+    sparse: bool = False,
 ) -> tuple[int, ...]:
     """Chooses the sizes of the window from the shapes of the prepared cases.
 
@@ -40,6 +42,7 @@ def choose_window(
         spacing_mm: Size of their voxels.
         spec: The data set.
         hardware: The machine. A GPU's memory bounds the patch of a network whose costs are known.
+        sparse: Whether foreground takes less than `recipe.SPARSE` of the voxels.
 
     Returns:
         Sizes in the rank of the grids, with a 1 along `plane` for slices.
@@ -50,7 +53,7 @@ def choose_window(
         sizes = derive_window(grids, mode, PLANES[plane], divisor, most)
         if mode == "slice" and hardware.kind == "cpu" and math.prod(sizes) > MOST_PIXELS:
             # Crops of a large slice cost less, and there are more of them.
-            part = math.sqrt(MOST_PIXELS / math.prod(sizes))
+            part = math.sqrt((SPARSE_PIXELS if sparse else MOST_PIXELS) / math.prod(sizes))
             sizes = tuple(1 if size == 1 else max(divisor, int(size * part) // divisor * divisor) for size in sizes)
         return sizes
 

@@ -78,8 +78,9 @@ def test_other_channels_take_the_mean_and_other_classes_are_random(runs, prepare
     lines = prepared.describe()
     assert "init: classes: background as there; body, bone, bladder, rectum, prostate at random" in lines
     assert "init: channels: T2 as the mean of all" in lines
-    # The numbers of colour pictures are none for these scans, so the plan chooses the intensities.
-    assert f"warning: intensity is zscore. The weights of {runs['lgg']} fit fixed, which they were trained with" in lines
+    # The model's way of scaling intensities is taken too.
+    assert prepared.plan.preprocessing.intensity == ModelBundle.load(runs["lgg"], "keras").preprocessing.intensity
+    assert not any("intensity" in line for line in lines)
 
 
 def test_a_model_of_which_nothing_fits_is_refused_before_a_folder_is_made(runs, phantoms, tmp_path, capsys):

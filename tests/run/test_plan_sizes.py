@@ -33,15 +33,15 @@ ALL = "222"
 FLAT = ["221", "221", "221", "222", "221", "221"]
 TABLE = [
     # data set, machine, mode, network, window, batch, intensity, strides of each level
-    ("CT", "cpu", "slice", "unet2d", "176x176", 8, "ct", []),
+    ("CT", "cpu", "slice", "unet2d", "128x128", 8, "ct", []),
     ("CT", "8 GB", "patch", "plain_unet", "128x128x96", 2, "ct", [ALL, ALL, ALL, ALL, "221"]),
     ("CT", "24 GB", "patch", "plain_unet", "192x160x128", 2, "ct", [ALL] * 5),
     ("CT", "80 GB", "patch", "plain_unet", "192x160x128", 9, "ct", [ALL] * 5),
-    ("BraTS", "cpu", "slice", "unet2d", "176x176", 8, "zscore", []),
+    ("BraTS", "cpu", "slice", "unet2d", "128x128", 8, "zscore", []),
     ("BraTS", "8 GB", "patch", "plain_unet", "128x128x96", 2, "zscore", [ALL, ALL, ALL, ALL, "221"]),
     ("BraTS", "24 GB", "patch", "plain_unet", "192x160x112", 3, "zscore", [ALL, ALL, ALL, ALL, "221"]),
     ("BraTS", "80 GB", "patch", "plain_unet", "192x160x112", 11, "zscore", [ALL, ALL, ALL, ALL, "221"]),
-    ("prostate", "cpu", "slice", "unet2d", "176x176", 8, "zscore", []),
+    ("prostate", "cpu", "slice", "unet2d", "128x128", 8, "zscore", []),
     ("prostate", "8 GB", "patch", "plain_unet", "320x320x10", 2, "zscore", FLAT),
     ("prostate", "24 GB", "patch", "plain_unet", "512x448x16", 2, "zscore", [*FLAT[:4], ALL, "221"]),
     # 5 % of all voxels of 40 scans.
