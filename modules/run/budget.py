@@ -41,8 +41,8 @@ CASE_SECONDS = 0.15
 WIDTHS, MIDDLE = (8, 12, 16, 24, 32), 16
 # Seconds of a step, before any is measured.
 GUESSED_STEP_S = 0.4
-# Steps that a width must leave, by spatial rank; see docs/recipes.md.
-LEAST_STEPS = {2: 600, 3: 600}
+# With fewer steps than these a narrower network learns more; a wider one must leave as many as these. See docs/recipes.md.
+LEAST_STEPS, WIDER_STEPS = 800, 5_000
 # bfloat16 must be faster by this factor, because it rounds.
 BFLOAT16_FACTOR = 1.15
 
@@ -293,21 +293,21 @@ def _search(fixed: bool, precisions: Sequence[str], measure, count_steps, in_tim
         return None
     precision = min(found, key=lambda name: found[name].timing.step_s * (BFLOAT16_FACTOR if name == "bfloat16" else 1))
     best = found[precision]
-    least, steps = LEAST_STEPS[len(best.plan.window.shape)], count_steps(best)
-    direction = 1 if steps >= least else -1
+    steps = count_steps(best)
+    direction = 1 if steps >= LEAST_STEPS else -1
     # A width beyond the memory is not tried again.
     if fixed or (direction > 0 and place < middle):
         return best
     while in_time() and 0 <= place + direction < len(WIDTHS):
         # Twice the width takes three to four times as long.
         expected = steps * (WIDTHS[place] / WIDTHS[place + direction]) ** 1.7
-        if direction > 0 and expected < 0.8 * least:
+        if direction > 0 and expected < 0.8 * WIDER_STEPS:
             break
         place += direction
         other = measure({"base_filters": WIDTHS[place], "precision": precision})
-        if other is None or (direction > 0 and count_steps(other) < least):
+        if other is None or (direction > 0 and count_steps(other) < WIDER_STEPS):
             break
         best, steps = other, count_steps(other)
-        if direction < 0 and steps >= least:
+        if direction < 0 and steps >= LEAST_STEPS:
             break
     return best

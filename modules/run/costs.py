@@ -68,7 +68,7 @@ def find_warning(costs: Mapping[str, Any], limit_bytes: int) -> str:
 def count_flops(network: Any) -> int:
     """Counts the multiplications and additions of a sample's forward pass in all convolutions and dense layers."""
     total = 0
-    for layer in network.layers:
+    for layer in _list_layers(network):
         kernel = next((weight for weight in layer.weights if weight.name == "kernel"), None)
         if kernel is None:
             continue
@@ -108,9 +108,18 @@ def find_limit(costs: Mapping[str, Any]) -> int:
     return 0 if costs.get("device_bytes") else find_memory()
 
 
+def _list_layers(network: Any) -> Iterable[Any]:
+    """Yields the layers of a network and of those within it."""
+    for layer in network.layers:
+        if hasattr(layer, "layers"):
+            yield from _list_layers(layer)
+        else:
+            yield layer
+
+
 def _list_maps(network: Any) -> Iterable[tuple[int, ...]]:
     """Yields the shape of each layer's output."""
-    for layer in network.layers:
+    for layer in _list_layers(network):
         shape = getattr(layer.output, "shape", None)
         if shape is not None and None not in shape[1:]:
             yield tuple(shape[1:])

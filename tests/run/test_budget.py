@@ -46,7 +46,8 @@ def _constants(monkeypatch):
     }
     for name, value in values.items():
         monkeypatch.setattr(budget, name, value)
-    monkeypatch.setattr(budget, "LEAST_STEPS", {2: 600, 3: 600})
+    monkeypatch.setattr(budget, "LEAST_STEPS", 600)
+    monkeypatch.setattr(budget, "WIDER_STEPS", 600)
     monkeypatch.setattr(budget, "find_elapsed", lambda: 30.0)
     monkeypatch.setattr(budget, "_CLOCK", budget._Clock(time.monotonic()))
 
