@@ -75,9 +75,11 @@ class Fingerprint:
 
     Attributes:
         cases: The measurements of each case, in the order of the cases.
+        subjects: Number of subjects.
     """
 
     cases: tuple[CaseMeasures, ...]
+    subjects: int = 1
 
     def list_grids(self, preprocessing: Preprocessing) -> tuple[tuple[int, ...], ...]:
         """Lists the shape of each case after foreground crop and resampling, before fitting."""
@@ -162,6 +164,7 @@ class Fingerprint:
         shapes = np.array([case.shape for case in self.cases])
         pool = {
             "cases": len(self.cases),
+            "subjects": self.subjects,
             "shape": {
                 "least": shapes.min(axis=0).tolist(),
                 "median": np.median(shapes, axis=0).tolist(),
@@ -204,7 +207,7 @@ def measure(cases: Sequence[Case], spec: DatasetSpec, folder: Path) -> Fingerpri
         kept = {key: asdict(one) for key, one in known.items()}
         with replace_file(path) as temporary:
             temporary.write_text(json.dumps(kept), encoding="utf-8", errors="surrogateescape")
-    return Fingerprint(tuple(known[key] for key in keys))
+    return Fingerprint(tuple(known[key] for key in keys), len({case.subject_id for case in cases}))
 
 
 def measure_case(case: Case, spec: DatasetSpec) -> CaseMeasures:

@@ -233,7 +233,10 @@ def make_plan(
         schedule = Schedule(settings.epochs, math.ceil(samples / batch_size), f"{samples} samples an epoch")
     schedule = schedule or recipe.WHOLE
     reasons["steps"] = schedule.reason
-    chosen = recipe.choose_recipe(settings, spec, rank, schedule, schedule.steps * batch_size / samples, sparse, reasons)
+    seen = schedule.steps * batch_size * math.prod(window.sizes)
+    passes = seen / sum(math.prod(window.sizes if fit == "resample" else grid) for grid in grids)
+    few = sparse and fingerprint.subjects < recipe.FEW_SUBJECTS
+    chosen = recipe.choose_recipe(settings, spec, rank, schedule, passes, few, reasons)
     _check_updates(settings, schedule.epochs * schedule.steps_per_epoch)
     plan = Plan(
         mode=draft.mode,

@@ -25,10 +25,10 @@ BATCH = {2: 2, 3: 1}
 MOST_BATCH = {2: 64, 3: 16}
 # The part of a GPU's memory that feature maps and weights may take, and the bytes of a weight with its gradient and moments.
 MEMORY_SHARE, WEIGHT_BYTES = 0.7, 16
-# The augmentation by the number of passes over the training samples: what helps a long training costs a short one. Sparse structures, of
-# which the samples show few, are learnt by heart sooner.
-AUGMENT_FROM = ((200, "strong"), (20, "mild"), (0, "none"))
-AUGMENT_SPARSE_FROM = ((200, "strong"), (6, "mild"), (0, "none"))
+# The augmentation by the number of passes over the voxels of the training cases: what helps a long training costs a short one. Sparse
+# structures of few subjects are learnt by heart sooner.
+AUGMENT_FROM = ((1000, "strong"), (50, "mild"), (0, "none"))
+AUGMENT_FEW_FROM, FEW_SUBJECTS = ((1000, "strong"), (6, "mild"), (0, "none")), 20
 # Steps from which deep supervision helps, and from which an average of the weights remembers nothing of their start.
 LONG, AVERAGED_FROM = 20_000, 500
 
@@ -67,7 +67,7 @@ def choose_options(settings: Settings, network: str, rank: int) -> dict[str, Any
 
 
 def choose_recipe(
-    settings: Settings, spec: DatasetSpec, rank: int, schedule: Schedule, passes: float, sparse: bool, reasons: dict[str, str]
+    settings: Settings, spec: DatasetSpec, rank: int, schedule: Schedule, passes: float, few: bool, reasons: dict[str, str]
 ) -> dict[str, Any]:
     """Chooses the settings of the training that the user leaves open.
 
@@ -76,15 +76,15 @@ def choose_recipe(
         spec: The data set.
         rank: Spatial rank of the network.
         schedule: The length of the training.
-        passes: How often the training goes through all samples.
-        sparse: Whether foreground takes less than `SPARSE` of the voxels.
+        passes: How often the training goes through the voxels of all cases.
+        few: Whether the structures are sparse and the subjects fewer than `FEW_SUBJECTS`.
         reasons: Takes the reason for each decision.
     """
-    augment = next(name for least, name in (AUGMENT_SPARSE_FROM if sparse else AUGMENT_FROM) if passes >= least)
+    augment = next(name for least, name in (AUGMENT_FEW_FROM if few else AUGMENT_FROM) if passes >= least)
     # 2-D files do not say which axis runs from left to right, so classes with sides allow no flips.
     if rank == 2 and spec.spatial_dims == 2 and spec.mirrored_indices() and AUGMENTATIONS[augment] is not None:
         augment = "mild"
-    reasons["augment"] = f"{passes:.2g} passes over the training samples"
+    reasons["augment"] = f"{passes:.2g} passes over the training cases"
     wanted: dict[str, Any] = {
         "loss": "dice_ce",
         "batch_dice": True,
