@@ -27,7 +27,7 @@ MOST_BATCH = {2: 64, 3: 16}
 MEMORY_SHARE, WEIGHT_BYTES = 0.7, 16
 # The augmentation by the number of passes over the voxels of the training cases: what helps a long training costs a short one. Sparse
 # structures of few subjects are learnt by heart sooner.
-AUGMENT_FROM = ((1000, "strong"), (50, "mild"), (0, "none"))
+AUGMENT_FROM = ((1000, "strong"), (15, "mild"), (0, "none"))
 AUGMENT_FEW_FROM, FEW_SUBJECTS = ((1000, "strong"), (6, "mild"), (0, "none")), 20
 # Steps from which deep supervision helps, and from which an average of the weights remembers nothing of their start.
 LONG, AVERAGED_FROM = 20_000, 500
