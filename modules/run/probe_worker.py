@@ -21,7 +21,7 @@ from modules.run.plan import Plan
 from modules.run.settings import Settings
 
 # Fewer steps than these are not measured, however long they take.
-_LEAST_STEPS, _MOST_STEPS = 2, 20
+_LEAST_STEPS, _MOST_STEPS = 2, 50
 
 
 def main() -> None:
@@ -86,13 +86,13 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _time(run, seconds: float) -> float:
-    """Returns the seconds of a step: the median of single steps, of which the first tells how many there is time for."""
-    times: list[float] = []
-    while len(times) < _MOST_STEPS and (len(times) < _LEAST_STEPS or sum(times) < seconds):
-        begin = time.perf_counter()
-        run(1)
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times))
+    """Returns the seconds of a step. A first one tells how many there is time for; these are run in one go, as a training runs them."""
+    begin = time.perf_counter()
+    run(1)
+    steps = max(_LEAST_STEPS, min(_MOST_STEPS, int(seconds / (time.perf_counter() - begin))))
+    begin = time.perf_counter()
+    run(steps)
+    return (time.perf_counter() - begin) / steps
 
 
 def _make_fit(trainer, batch):
