@@ -80,7 +80,7 @@ class Work:
     Attributes:
         validate: Windows of one validation.
         test: Windows of the predictions after the training, with their overlap.
-        cases: Cases that are predicted then.
+        cases: Cases that are predicted then: those of the test, and those of the validation if postprocessing is learnt.
     """
 
     validate: int
@@ -88,13 +88,14 @@ class Work:
     cases: int
 
     @classmethod
-    def count(cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan) -> "Work":
-        """Counts the windows of the prepared cases."""
+    def count(cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan, *, learns: bool = True) -> "Work":
+        """Counts the windows of the prepared cases; where postprocessing `learns`, the validation cases are predicted once more."""
         window = plan.window.sizes
+        predicted = [*prepared["test"], *(prepared["validate"] if learns else ())]
         return cls(
             sum(count_starts(case.shape, window) for case in prepared["validate"]),
-            sum(len(make_grid(case.shape, window, 0.5)) for case in prepared["test"]),
-            len(prepared["test"]),
+            sum(len(make_grid(case.shape, window, 0.5)) for case in predicted),
+            len(predicted),
         )
 
 
@@ -198,7 +199,12 @@ def fit_to_time(
     guess = _guess_schedule(settings, minutes)
 
     def find_steps(one: _Candidate) -> Schedule:
-        return find_schedule(60 * minutes - find_elapsed(), one.timing, Work.count(prepared, one.plan), one.plan.batch_size)
+        return find_schedule(
+            60 * minutes - find_elapsed(),
+            one.timing,
+            Work.count(prepared, one.plan, learns=settings.postprocess == "learn"),
+            one.plan.batch_size,
+        )
 
     named = {option.name for option in list_options(make_plan(settings, spec, fingerprint, guess, hardware).network)}
     fixed = "base_filters" not in named or settings.network_options.get("base_filters") is not None

@@ -79,8 +79,11 @@ def test_windows_are_counted_by_hand():
     window = SimpleNamespace(window=SimpleNamespace(sizes=(10, 10, 1)))
     cases = [SimpleNamespace(shape=shape) for shape in ((10, 10, 3), (15, 20, 2))]
     # Without overlap 1 x 1 x 3 and 2 x 2 x 2 windows. With a half, 2 x 3 x 2 of the second case.
-    work = Work.count({"train": [], "validate": cases, "test": cases}, window)
+    prepared = {"train": [], "validate": cases, "test": cases}
+    work = Work.count(prepared, window, learns=False)
     assert (work.validate, work.test, work.cases) == (3 + 8, 3 + 12, 2)
+    # Postprocessing is learnt from one more prediction of the validation cases.
+    assert Work.count(prepared, window) == Work(3 + 8, 2 * (3 + 12), 2 * 2)
 
 
 def _search(steps, *, fixed=False, precisions=("float32",), step_s=None, in_time=lambda: True):
@@ -157,9 +160,9 @@ def _fit(probe, share=None, **settings):
 def test_measured_steps_are_written_down():
     probe = _Probe()
     plan = _fit(probe, minutes=10.0, batch_size=4)
-    # 600 - 30 - 10 - 18 s, 20 / 4 * 0.25 s for the test and 3 s for its cases leave 537.75 s: 13 validations of 3.1 s, and 1557 steps of
-    # 0.32 s.
-    assert (plan.recipe["base_filters"], plan.epochs, plan.steps_per_epoch) == (32, 13, 119)
+    # 600 - 30 - 10 - 18 s, 60 / 4 * 0.25 s to predict 20 test and 40 validation cases and 9 s to read them leave 529.25 s: 13 validations
+    # of 3.1 s, and 1527 steps of 0.32 s.
+    assert (plan.recipe["base_filters"], plan.epochs, plan.steps_per_epoch) == (32, 13, 117)
     assert [settings.network_options["base_filters"] for settings in probe.asked] == [16, 24, 32]
     assert plan.recipe["precision"] == "float32"
     assert plan.costs == {
