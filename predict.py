@@ -48,11 +48,11 @@ def _main(argv: Sequence[str] | None) -> int:
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()])
     if not found.images:
         raise found.failures[0]
-    bundles = [_name_labels(ModelBundle.load(run, options.engine)) for run in runs]
+    bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     if options.ignore_geometry:
         cases = [replace(case, ignore_geometry=True) for case in cases]
-    names = [f"{run} ({bundle.engine})" for run, bundle in zip(runs, bundles, strict=True)]
+    names = [f"{run} ({bundle.engine}, {bundle.computed_in})" for run, bundle in zip(runs, bundles, strict=True)]
     log.info("%d case(s), model %s: %s", len(cases), ", ".join(names), ", ".join(bundles[0].class_names))
     for remark in [*found.remarks, *describe_ignored(cases)]:
         log.info("%s", remark)
@@ -62,7 +62,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if line := describe_shared(steps, bundles[0].class_names, bundles[0].preprocessing.spatial_dims, wanted=wanted):
         log.info("%s", line)
 
-    models = [[identify(run), bundle.engine] for run, bundle in zip(runs, bundles, strict=True)]
+    models = [[identify(run), bundle.engine, bundle.computed_in] for run, bundle in zip(runs, bundles, strict=True)]
     made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     made_by |= {} if wanted else {"postprocess": False}

@@ -152,7 +152,7 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
             best_epoch = fit(prepared, bundle, run, tracker)
             summary = {"best_epoch": best_epoch, "weights_sha256": proof.hash_weights(prepared.network), **environment}
             devices.distribute([])
-            devices.on_main(lambda: evaluate(prepared.splits, run, summary, tracker, settings.postprocess))
+            devices.on_main(lambda: evaluate(prepared.splits, run, summary, tracker, settings))
         except KeyboardInterrupt:
             log.info("stopped; go on with: python train.py --resume %s", run.whole)
             raise

@@ -20,7 +20,7 @@ from modules.predict import engines, schema
 from modules.predict.postprocess import NOTHING, Postprocessing
 from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
-FORMAT = 6
+FORMAT = 7
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -42,8 +42,10 @@ class ModelBundle:
             prediction is mirrored along these alone.
         trained: What the training cases measured; None where nobody wrote it down. A prediction tells of scans that leave it.
         postprocessing: The steps that every label map of the model goes through.
+        precision: The precision that predictions on a CPU were decided to compute in, "float32" or "bfloat16".
         provenance: Data set, seed, versions and scores. No prediction reads them.
         engine: The engine that computes the model, "keras" or "openvino". It is chosen on loading and is not saved.
+        computed_in: The precision that this engine computes in on this machine, chosen and not saved either.
     """
 
     model: Any
@@ -57,8 +59,10 @@ class ModelBundle:
     flipped_axes: tuple[int, ...] | None = None
     trained: TrainingRanges | None = None
     postprocessing: Postprocessing = NOTHING
+    precision: str = "float32"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "keras"
+    computed_in: str = "float32"
 
     def __post_init__(self) -> None:
         # A slice larger than the window was cropped for the training; a prediction lays windows over all of it.
@@ -103,6 +107,7 @@ class ModelBundle:
             "flipped_axes": self.flipped_axes,
             "trained": None if self.trained is None else self.trained.to_json(),
             "postprocessing": self.postprocessing.to_json(),
+            "precision": self.precision,
             "provenance": dict(self.provenance),
             "intended_use": INTENDED_USE,
             "files_sha256": {MODEL_FILE: hash_file(temporary / MODEL_FILE)},
@@ -113,17 +118,18 @@ class ModelBundle:
         shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path, engine: str = "auto") -> "ModelBundle":
+    def load(cls, folder: Path, engine: str = "auto", precision: str = "auto") -> "ModelBundle":
         """Reads a bundle. It runs no code from the file, and imports Keras only where Keras is the engine.
 
         Args:
             folder: A bundle, or a run that contains one.
             engine: One of `engines.ENGINES`, see `engines.choose_engine`. Only "keras" is sure to give a `keras.Model`.
+            precision: One of `engines.PRECISIONS`, see `engines.choose_precision`.
 
         Raises:
             FileNotFoundError: If there is no bundle.
             ValueError: If a file was cut or altered since it was saved, or is of another format. Also if its fields contradict one
-                another or the model, or if the engine is not available.
+                another or the model, or if the engine or the precision is not available.
         """
         folder = find_bundle(folder)
         description = read_description(folder)
@@ -134,12 +140,13 @@ class ModelBundle:
                     f"Expected {folder / name} as it was saved. Received: a file cut or altered since. Train or copy it again."
                 )
         engine = engines.choose_engine(engine, folder, set(engines.OPENVINO_FILES) <= set(present))
+        computed_in = engines.choose_precision(precision, description["precision"], engine)
         rule = _to_tuples(description["label_rule"])
         # JSON has only texts as keys.
         rule["values"] = {int(value): index for value, index in rule["values"].items()}
         if engine == "keras":
             schema.check_archive(folder / MODEL_FILE)
-        model = engines.load_model(engine, folder, MODEL_FILE)
+        model = engines.load_model(engine, folder, MODEL_FILE, computed_in)
         path = folder / (MODEL_FILE if engine == "keras" else engines.OPENVINO_FILES[0])
         schema.check_model(model, description["window"], len(description["channels"]), schema.count_outputs(description), path)
         return cls(
@@ -154,8 +161,10 @@ class ModelBundle:
             flipped_axes=None if description["flipped_axes"] is None else tuple(description["flipped_axes"]),
             trained=None if description["trained"] is None else TrainingRanges.from_json(description["trained"]),
             postprocessing=Postprocessing.from_json(description["postprocessing"]),
+            precision=description["precision"],
             provenance=description["provenance"],
             engine=engine,
+            computed_in=computed_in,
         )
 
 
@@ -232,6 +241,20 @@ def set_postprocessing(folder: Path, postprocessing: Postprocessing) -> None:
     write_description(folder, read_description(folder) | {"postprocessing": postprocessing.to_json()})
 
 
+def set_precision(folder: Path, precision: str, reason: Mapping[str, Any] | None = None) -> None:
+    """Sets the precision that a saved bundle predicts in on a CPU; `folder` is the bundle, or the run that contains it.
+
+    Args:
+        folder: The folder.
+        precision: "float32" or "bfloat16".
+        reason: What decided about it, as plain values for the provenance; None where nothing did.
+    """
+    folder = find_bundle(folder)
+    description = read_description(folder)
+    provenance = description["provenance"] | ({"prediction_precision": reason} if reason else {})
+    write_description(folder, description | {"precision": precision, "provenance": provenance})
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Reads and checks a bundle's description; converts one of an earlier format.
 
@@ -243,7 +266,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"Expected a bundle's description in {path}. Received: {shorten(description)}. {schema.REMEDY}")
     received = description.get("format")
-    if received not in (3, 4, 5, FORMAT):
+    if received not in (3, 4, 5, 6, FORMAT):
         raise ValueError(
             f"Expected a bundle of `format` 3 to {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
         )
@@ -267,12 +290,13 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
 def _convert_old_format(description: dict[str, Any]) -> dict[str, Any]:
     """Gives a description of an earlier format what it lacks.
 
-    Format 4 did not say what the training cases measured, and format 5 knew no clip, no postprocessing and no regions.
+    Format 4 did not say what the training cases measured, and format 5 knew no clip, no postprocessing and no regions. Format 6 always
+    predicted in float32.
     """
     preprocessing = description.get("preprocessing")
     if isinstance(preprocessing, dict):
         description |= {"preprocessing": {"clip": [], **preprocessing}}
-    return {"trained": None, "postprocessing": [], "regions": [], **description, "format": FORMAT}
+    return {"trained": None, "postprocessing": [], "regions": [], "precision": "float32", **description, "format": FORMAT}
 
 
 def _convert_format_3(description: dict[str, Any]) -> dict[str, Any]:

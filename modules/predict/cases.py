@@ -184,6 +184,30 @@ def predict_images(
     yield from _predict_tiled(bundle, [_tile(bundle, image, options, order) for image in images], options, order)
 
 
+def cut_samples(bundle: ModelBundle, cases: Sequence[Case]) -> np.ndarray:
+    """Cuts two windows of real scans as the model would get them, to try it on.
+
+    They come from the middle of the first case and from a third of the case in the middle. A single slice gives the same window twice.
+
+    Args:
+        bundle: The model.
+        cases: One case or more.
+
+    Returns:
+        `(2, *P, C)` float32.
+
+    Raises:
+        FileNotFoundError, ValueError: If a case cannot be read, naming its file.
+    """
+    samples = []
+    for case, part in ((cases[0], 2), (cases[len(cases) // 2], 3)):
+        image, _ = read_case(case, bundle)
+        array, _, tiling = _tile(bundle, image, PredictionOptions(), CANONICAL)
+        sample = cut(array, tiling.starts[len(tiling.starts) // part], tiling.window, fill=array.min(axis=(0, 1, 2)))
+        samples.append(sample if bundle.window.across is None else sample.squeeze(bundle.window.across))
+    return np.stack(samples).astype(np.float32)
+
+
 def _read_chunk(
     bundles: Sequence[ModelBundle], cases: Iterator[Case], options: PredictionOptions, order: Order
 ) -> tuple[list[_ReadCase], Exception | None]:

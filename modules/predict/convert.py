@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -17,27 +20,59 @@ from modules.predict import engines
 from modules.predict.bundle import ModelBundle, find_bundle, read_description, write_description
 from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino, sees_gpu
 
-# The largest allowed difference between probabilities of the converted model and Keras's. On a GPU Keras may multiply in TF32, which alone
-# makes a difference of 1e-3. A wrong conversion makes a far larger one.
-TOLERANCE, TOLERANCE_ON_GPU = 1e-4, 1e-2
+# Two right engines may differ by this factor more than a model does whose numbers move by their last place. Both round after each of many
+# operations, and each in another order.
+ROUNDINGS = 16
+# Differences of probabilities that are never too large, and that are always. On a GPU Keras may multiply in TF32, which no change of a last
+# place shows, so that only the second one counts there. A wrong conversion makes a far larger difference.
+LEAST_TOLERANCE, MOST_TOLERANCE = 1e-4, 1e-2
 
 log = logging.getLogger("mri")
 
 
-def convert_bundle(bundle: ModelBundle, folder: Path) -> None:
+@dataclass(frozen=True)
+class EngineCheck:
+    """A comparison of OpenVINO with Keras on the same images.
+
+    Attributes:
+        difference: The largest difference of a probability.
+        rounding: The largest change of a probability that Keras makes itself where inputs and weights move by their last place.
+        tolerance: The largest difference that is allowed.
+        voxels: Number of voxels that were compared.
+        changed: Number of these voxels whose class changes.
+    """
+
+    difference: float
+    rounding: float
+    tolerance: float
+    voxels: int
+    changed: int
+
+    def __str__(self) -> str:
+        return (
+            f"a difference of {self.difference:.3g}, where the model's own rounding is {self.rounding:.3g}; "
+            f"{self.changed:,} of {self.voxels:,} voxels change their class"
+        )
+
+
+def convert_bundle(bundle: ModelBundle, folder: Path, cut_images: Callable[[], np.ndarray] | None = None) -> None:
     """Adds OpenVINO's files to a saved bundle, where OpenVINO is installed. A model that cannot be converted is a warning in the log.
+
+    The log and the bundle's provenance say what the comparison with Keras found.
 
     Args:
         bundle: The bundle, loaded from `folder` with its Keras model.
         folder: The bundle's folder, or the run that contains it.
+        cut_images: A function that gives windows of real scans to compare both engines on, see `write_openvino`.
     """
     folder = find_bundle(folder)
     description = read_description(folder)
     if set(OPENVINO_FILES) <= set(description["files_sha256"]) or not engines.has_openvino():
         return
+    images = cut_images() if cut_images else None
     with name_failure(folder / OPENVINO_FILES[0]), TemporaryDirectory(dir=folder, prefix=TEMPORARY) as temporary:
         try:
-            write_openvino(bundle.model, Path(temporary))
+            found = write_openvino(bundle.model, Path(temporary), images, regions=bool(bundle.regions))
         except ValueError as error:
             # The bundle is complete without these files, so training does not fail.
             log.warning("the bundle has no files for OpenVINO, Keras predicts: %s", error)
@@ -46,15 +81,22 @@ def convert_bundle(bundle: ModelBundle, folder: Path) -> None:
             os.replace(Path(temporary) / name, folder / name)
     # The files count only once the description names them. A run that is killed before converts again.
     hashes = {name: hash_file(folder / name) for name in OPENVINO_FILES}
-    write_description(folder, description | {"files_sha256": description["files_sha256"] | hashes})
+    changes = {
+        "files_sha256": description["files_sha256"] | hashes,
+        "provenance": description["provenance"] | {"engine_check": asdict(found)},
+    }
+    write_description(folder, description | changes)
+    log.info("OpenVINO computes what Keras does, within %.3g: %s", found.tolerance, found)
 
 
-def write_openvino(model, folder: Path) -> None:
+def write_openvino(model, folder: Path, images: np.ndarray | None = None, *, regions: bool = False) -> EngineCheck:
     """Writes a model as `OPENVINO_FILES` into `folder`, and checks that OpenVINO computes the same.
 
     Args:
         model: A functional `keras.Model` from `(B, *P, C)` to probabilities, whose layers compute in float32.
         folder: An existing folder; a file of the same name in it is replaced.
+        images: `(B, *P, C)` float32 that both compute, of two samples or more; noise where None.
+        regions: Whether each probability is one of a region. Regions may overlap.
 
     Raises:
         ValueError: If the model cannot be converted, or if its probabilities come out different.
@@ -69,13 +111,66 @@ def write_openvino(model, folder: Path) -> None:
     except Exception as error:  # Each of the converter's layers fails in a way of its own.
         lines = str(error).strip().splitlines() or [repr(error)]
         raise ValueError(f"Expected a model that OpenVINO can convert. Received: {' '.join(lines[-1].split())}.") from error
-    # Two samples reveal a model whose batch size was frozen at 1.
-    images = np.random.default_rng(0).standard_normal((2, *model.input_shape[1:]), np.float32)
-    expected = keras.ops.convert_to_numpy(model(images, training=False))
-    difference = float(np.abs(OpenVinoModel(folder).predict_on_batch(images) - expected).max())
-    tolerance = TOLERANCE_ON_GPU if sees_gpu() else TOLERANCE
-    if not difference <= tolerance:
-        raise ValueError(f"Expected probabilities of OpenVINO within {tolerance:g} of Keras's. Received: a difference of {difference:g}.")
+    if images is None:
+        # Two samples reveal a model whose batch size was frozen at 1.
+        images = np.random.default_rng(0).standard_normal((2, *model.input_shape[1:]), np.float32)
+    found = _compare(model, OpenVinoModel(folder), images, regions=regions)
+    if not found.difference <= found.tolerance:
+        raise ValueError(f"Expected probabilities of OpenVINO within {found.tolerance:.3g} of Keras's. Received: {found}.")
+    return found
+
+
+def _compare(model, converted: OpenVinoModel, images: np.ndarray, *, regions: bool) -> EngineCheck:
+    expected, found = _compute(model, images), converted.predict_on_batch(images)
+    rounding = _measure_rounding(model, images, expected)
+    tolerance = MOST_TOLERANCE if sees_gpu() else min(max(LEAST_TOLERANCE, ROUNDINGS * rounding), MOST_TOLERANCE)
+    if regions or expected.shape[-1] == 1:
+        changed = ((expected > 0.5) != (found > 0.5)).any(axis=-1)
+    else:
+        changed = expected.argmax(axis=-1) != found.argmax(axis=-1)
+    return EngineCheck(float(np.abs(found - expected).max()), rounding, tolerance, changed.size, int(changed.sum()))
+
+
+def _compute(model, images: np.ndarray) -> np.ndarray:
+    import keras
+
+    return keras.ops.convert_to_numpy(model(images, training=False))
+
+
+def _measure_rounding(model, images: np.ndarray, expected: np.ndarray) -> float:
+    """Measures how far a model's probabilities move if each number of the images and weights moves by its last place, up or down.
+
+    The sum of N voxels in float32 is off by about the root of N last places, so the outputs of a normalisation over N voxels move by as
+    many. No float32 computation can be expected to be much closer to another one: steep models magnify the least change.
+    """
+    import keras
+
+    rng, last_place = np.random.default_rng(0), np.finfo(np.float32).eps
+
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        return last_place * (2 * rng.integers(0, 2, shape, np.int8) - 1)
+
+    weights = model.get_weights()
+    try:
+        model.set_weights([weight * (1 + draw(weight.shape)) if weight.dtype == np.float32 else weight for weight in weights])
+        for layer, voxels in _list_normalisations(model):
+            scale = keras.ops.convert_to_numpy(layer.gamma) if layer.scale else 1.0
+            layer.beta.assign(layer.beta + math.sqrt(voxels) * scale * draw(layer.beta.shape))
+        moved = _compute(model, images * (1 + draw(images.shape)))
+    finally:
+        model.set_weights(weights)
+    return float(np.abs(moved - expected).max())
+
+
+def _list_normalisations(model) -> Iterator[tuple[Any, int]]:
+    """Yields the layers of a model that normalise by their own mean and add an offset, each with how many numbers a mean is of."""
+    import keras
+
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from _list_normalisations(layer)
+        elif isinstance(layer, keras.layers.GroupNormalization) and layer.center:
+            yield layer, math.prod(layer.input.shape[1:]) // layer.groups
 
 
 def _convert(model, folder: Path) -> None:

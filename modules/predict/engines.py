@@ -17,6 +17,7 @@ from modules import devices, hardware
 from modules.data.documents import to_line
 
 ENGINES = ("auto", "keras", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16")
 OPENVINO_FILES = ("openvino.xml", "openvino.bin")
 
 log = logging.getLogger("mri")
@@ -67,7 +68,34 @@ def choose_engine(engine: str, folder: Path, converted: bool) -> str:
     return "openvino"
 
 
+def choose_precision(precision: str, decided: str, engine: str) -> str:
+    """Chooses the precision that an engine computes a bundle's model in: "float32" or "bfloat16".
+
+    Args:
+        precision: One of `PRECISIONS`. "auto" is what was decided, where this machine can; else float32.
+        decided: The precision that the training decided on, see `modules.run.precision`.
+        engine: "keras" or "openvino".
+
+    Raises:
+        ValueError: For an unknown precision, and for "bfloat16" where the engine or the CPU does not compute in it.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"Expected `precision` in {PRECISIONS}. Received: {precision!r}.")
+    if (decided if precision == "auto" else precision) == "float32":
+        return "float32"
+    lack = "" if engine == "openvino" else f"engine {engine}"
+    lack = lack or ("" if hardware.has_cpu_bfloat16() else "a CPU without instructions for it")
+    if lack and precision == "bfloat16":
+        raise ValueError(
+            f"Expected OpenVINO on a CPU that computes in bfloat16 for precision 'bfloat16'. Received: {lack}. Give --precision auto."
+        )
+    return "float32" if lack else "bfloat16"
+
+
 # -------------------------------------------------------------------------------------------------------------- OpenVINO
+
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class EngineError(ValueError):
@@ -75,15 +103,15 @@ class EngineError(ValueError):
 
 
 class OpenVinoModel:
-    """A converted model, computed in float32 on all cores. It has those parts of a `keras.Model` that a bundle needs.
+    """A converted model, computed on all cores of the CPU. It has those parts of a `keras.Model` that a bundle needs.
 
     Attributes:
         input_shape: `(None, *P, C)`.
         output_shape: `(None, *P, K)`, or 1 in place of K for a binary task.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Reads and compiles `OPENVINO_FILES` in `folder`.
+    def __init__(self, folder: Path, precision: str = "float32") -> None:
+        """Reads and compiles `OPENVINO_FILES` in `folder`, to compute in "float32" or "bfloat16".
 
         Raises:
             ValueError: If OpenVINO is not installed, or cannot read or compile them.
@@ -91,8 +119,8 @@ class OpenVinoModel:
         self._path = path = Path(folder) / OPENVINO_FILES[0]
         try:
             openvino = import_openvino()
-            # Without the first hint some CPUs would compute in bfloat16.
-            settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+            # Without the first hint some CPUs would compute in bfloat16 unasked.
+            settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
             self._compiled = openvino.Core().compile_model(path, "CPU", settings)
             self.input_shape, self.output_shape = (
                 tuple(None if size.is_dynamic else size.get_length() for size in end.get_partial_shape())
@@ -115,14 +143,16 @@ class OpenVinoModel:
             ) from error
 
 
-def load_model(engine: str, folder: Path, name: str):
+def load_model(engine: str, folder: Path, name: str, precision: str = "float32"):
     """Loads the model of a bundle: a `keras.Model` from the file `name`, or an `OpenVinoModel`. It runs no code from a file.
+
+    A `keras.Model` computes in the precision of its weights. `precision` is that of an `OpenVinoModel`.
 
     Raises:
         ValueError: If the file holds no model, or one that carries code; it is named.
     """
     if engine == "openvino":
-        return OpenVinoModel(folder)
+        return OpenVinoModel(folder, precision)
     devices.import_keras()
     import keras
 

@@ -28,7 +28,7 @@ from modules.data.documents import (
 from modules.data.files import LEAST_MM, MOST_MM
 from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
 from modules.data.regions import IGNORE, MOST_CLASSES, Region, find_fault
-from modules.predict.engines import OPENVINO_FILES
+from modules.predict.engines import OPENVINO_FILES, PRECISIONS
 from modules.predict.postprocess import KINDS
 
 MODEL_FILE = "model.keras"
@@ -69,6 +69,7 @@ _FIELDS = {
     "flipped_axes": optional(many(whole(0, 2), 0, 3, distinct=True)),
     "trained": anything(),
     "postprocessing": many(anything(), 0, len(KINDS) * MOST_CLASSES),
+    "precision": choice(PRECISIONS[1:]),
     "provenance": Rule("an object", lambda value: isinstance(value, dict)),
     "intended_use": text(2_000),
     "files_sha256": mapping(_FILE, HASH, 1),

@@ -22,6 +22,7 @@ from modules.run.plan import Plan, make_plan
 from modules.run.probe import Probe, Timing
 from modules.run.recipe import Schedule
 from modules.run.settings import Settings
+from modules.run.validated import count_predictions
 
 # A training without `--minutes` and `--epochs` takes so long on a CPU.
 MINUTES = 60.0
@@ -80,7 +81,7 @@ class Work:
     Attributes:
         validate: Windows of one validation.
         test: Windows of the predictions after the training, with their overlap.
-        cases: Cases that are predicted then: those of the test, and those of the validation if postprocessing is learnt.
+        cases: Cases that are predicted then: those of the test, and those of the validation as often as they decide something.
     """
 
     validate: int
@@ -88,10 +89,10 @@ class Work:
     cases: int
 
     @classmethod
-    def count(cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan, *, learns: bool = True) -> "Work":
-        """Counts the windows of the prepared cases; where postprocessing `learns`, the validation cases are predicted once more."""
+    def count(cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan, *, decisions: int) -> "Work":
+        """Counts the windows of the prepared cases, where the validation cases are predicted `decisions` times after the training."""
         window = plan.window.sizes
-        predicted = [*prepared["test"], *(prepared["validate"] if learns else ())]
+        predicted = [*prepared["test"], *decisions * list(prepared["validate"])]
         return cls(
             sum(count_starts(case.shape, window) for case in prepared["validate"]),
             sum(len(make_grid(case.shape, window, 0.5)) for case in predicted),
@@ -197,12 +198,14 @@ def fit_to_time(
     limit = find_elapsed() + max(15.0, 60 * minutes * PROBE_SHARE)
     bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10))
     guess = _guess_schedule(settings, minutes)
+    bfloat16 = hardware.kind == "cpu" and hardware.bfloat16
+    decisions = count_predictions(settings.postprocess, settings.predict_precision, bfloat16=bfloat16)
 
     def find_steps(one: _Candidate) -> Schedule:
         return find_schedule(
             60 * minutes - find_elapsed(),
             one.timing,
-            Work.count(prepared, one.plan, learns=settings.postprocess == "learn"),
+            Work.count(prepared, one.plan, decisions=decisions),
             one.plan.batch_size,
         )
 

@@ -1,9 +1,8 @@
-"""Learns the postprocessing of a run's saved bundle, scores the bundle on the test cases, and draws three of them."""
+"""Lets the validation cases decide how a run's saved bundle predicts, scores the bundle on the test cases, and draws three of them."""
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,24 +11,25 @@ from modules import score_tables, scoring
 from modules.data.case import Case
 from modules.data.regions import IGNORE, name_shown, to_shown
 from modules.hardware import read_peak
-from modules.predict.bundle import ModelBundle, add_provenance, set_postprocessing
-from modules.predict.cases import predict_cases
+from modules.predict.bundle import ModelBundle, add_provenance
+from modules.predict.cases import cut_samples, predict_cases
 from modules.predict.convert import convert_bundle
 from modules.predict.departures import Departures
 from modules.predict.progress import PredictionProgress
 from modules.run.budget import find_elapsed
 from modules.run.classes import describe_findings
 from modules.run.folder import RunFolder, without_nan, write_json
-from modules.run.learn_postprocess import learn_postprocessing
 from modules.run.proof import hash_weights
+from modules.run.settings import Settings
 from modules.run.tracking import Tracker
+from modules.run.validated import decide
 from modules.run.verify import read_proof
 
 log = logging.getLogger("mri")
 
 
 def evaluate(
-    splits: Mapping[str, Sequence[Case]], run: RunFolder, summary: Mapping[str, Any], tracker: Tracker, postprocess: str = "none"
+    splits: Mapping[str, Sequence[Case]], run: RunFolder, summary: Mapping[str, Any], tracker: Tracker, settings: Settings
 ) -> None:
     """Scores the saved bundle on the test cases as they lie on disk, and writes scores and summary. Slices also count as whole scans.
 
@@ -38,24 +38,14 @@ def evaluate(
         run: The run whose bundle is scored.
         summary: The first entries of `summary.json`.
         tracker: The tracker that logs the means.
-        postprocess: "learn" gives the bundle the steps that raise its validation Dice first; "none" does not.
+        settings: The settings; these say what the validation cases decide first, see `modules.run.validated.decide`.
     """
     cases = splits["test"]
     # We convert first, so that the engine that is scored is the one that predict.py will use.
     saved = ModelBundle.load(run.path, "keras")
-    convert_bundle(saved, run.path)
-    bundle = ModelBundle.load(run.path)
-    log.info("scored by engine %s", bundle.engine)
-    if postprocess == "learn" and bundle.regions:
-        log.info("no postprocessing: objects of regions overlap")
-    elif postprocess == "learn":
-        lesson = learn_postprocessing(bundle, splits["validate"])
-        for line in lesson.describe():
-            log.info("%s", line)
-        # What is scored is what is shipped, so the bundle gets its steps before the test.
-        set_postprocessing(run.path, lesson.postprocessing)
-        bundle = replace(bundle, postprocessing=lesson.postprocessing)
-        summary = {**summary, "postprocessing": lesson.to_json()}
+    convert_bundle(saved, run.path, lambda: cut_samples(saved, splits["validate"]))
+    bundle, decided = decide(run, splits["validate"], settings.postprocess, settings.predict_precision)
+    log.info("scored by engine %s in %s", bundle.engine, bundle.computed_in)
     departures = Departures([bundle])
     with PredictionProgress(len(cases), "scoring") as progress:
         predicted = progress.count(predict_cases([bundle], cases, progress.options(on_image=departures.check)))
@@ -73,9 +63,12 @@ def evaluate(
         run.summary,
         {
             **summary,
+            **decided,
             "first_steps": dict(zip(("steps", "weights_sha256"), read_proof(run), strict=True)),
             "bundle_weights_sha256": hash_weights(saved.model),
             "engine": bundle.engine,
+            "computed_in": bundle.computed_in,
+            "engine_check": bundle.provenance.get("engine_check"),
             "peak_bytes": read_peak(),
             "seconds": round(find_elapsed(), 1),
             "test": means,

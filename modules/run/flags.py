@@ -247,6 +247,12 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         help="engine that computes the model; auto: on a CPU OpenVINO, if it is installed and the model was converted, else Keras",
     )
     parser.add_argument(
+        "--precision",
+        choices=engines.PRECISIONS,
+        default="auto",
+        help="precision of OpenVINO on a CPU; auto: what the training decided on, where this CPU computes in it, else float32",
+    )
+    parser.add_argument(
         "--overlap",
         type=float,
         default=PredictionOptions.overlap,
@@ -266,7 +272,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     for name in (
-        ("model", "engine", "overlap", "mirror", "no_postprocess", "labels", "ignore_geometry", "overwrite", "probabilities")
+        ("model", "engine", "precision", "overlap", "mirror", "no_postprocess", "labels", "ignore_geometry", "overwrite", "probabilities")
         if options.export
         else ()
     ):

@@ -17,11 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modules.data.case import Case, Predicted
-from modules.predict.bundle import ModelBundle
-from modules.predict.cases import predict_cases
 from modules.predict.objects import find_objects
 from modules.predict.postprocess import FOREGROUND, Postprocessing, Step, find_holes, is_small, measure_voxel
-from modules.predict.progress import PredictionProgress
 from modules.scoring import LEVELS
 
 # The mean Dice must rise by more than this. A step that moves a few voxels is not worth its time, and could be chance.
@@ -122,18 +119,6 @@ class Lesson:
             dice = (f"{name} {value:.4f} -> {self.after[level][name]:.4f}" for name, value in classes.items())
             lines.append(f"  validation Dice by {level}: {', '.join(dice)}")
         return lines
-
-
-def learn_postprocessing(bundle: ModelBundle, cases: Sequence[Case]) -> Lesson:
-    """Predicts the validation cases with a bundle, without postprocessing, and learns its steps from them.
-
-    Raises:
-        FileNotFoundError, ValueError: If a case cannot be read or computed, naming its file.
-    """
-    with PredictionProgress(len(cases), "postprocessing") as progress:
-        predicted = progress.count(predict_cases([bundle], cases, progress.options(postprocess=False)))
-        tallied = tally_cases(predicted, len(bundle.class_names))
-    return learn(tallied, bundle.class_names)
 
 
 def tally_cases(predicted: Iterable[Predicted], num_classes: int) -> list[TalliedCase]:

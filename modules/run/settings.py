@@ -38,6 +38,7 @@ RESAMPLING = ("median", "none")
 # A sample of more cannot be held by any machine with the network's features.
 MOST_VOXELS = 1 << 31
 POSTPROCESSINGS = ("learn", "none")
+PREDICT_PRECISIONS = ("auto", "float32")
 TRACKERS = ("none", "mlflow", "tensorboard")
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
 # A table of subjects may have moved too: the splits that follow from it must be those of the run.
@@ -112,6 +113,9 @@ class Settings:
     patience: int | None = _setting(None, help="epochs without a better validation Dice before stopping; 0 never stops early")
     stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
     postprocess: str = _setting("learn", help="steps after a prediction; learn: what raises the validation Dice", choices=POSTPROCESSINGS)
+    predict_precision: str = _setting(
+        "auto", help="precision of predictions on a CPU; auto: bfloat16 where the validation Dice stays", choices=PREDICT_PRECISIONS
+    )
     folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
     fold: int | None = _setting(None, help="train and score only this fold, from 0")
     modes: tuple[str, ...] = _setting(

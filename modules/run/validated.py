@@ -1,0 +1,179 @@
+"""Decides from the validation cases in which precision a trained model predicts on a CPU, and learns its postprocessing.
+
+The cases are predicted once in float32, and once in bfloat16 where this machine computes in it. Both decisions share these predictions.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from modules import hardware
+from modules.data.case import Case, Predicted
+from modules.data.documents import to_line
+from modules.predict import engines
+from modules.predict.bundle import ModelBundle, set_postprocessing, set_precision
+from modules.predict.cases import predict_cases
+from modules.predict.progress import PredictionProgress
+from modules.run.folder import RunFolder, without_nan
+from modules.run.learn_postprocess import TalliedCase, learn, tally_cases
+from modules.score_tables import summarise
+from modules.scoring import score_predictions
+
+# The mean validation Dice of every class must move by less than this in bfloat16, up or down.
+MOST_MOVED = 1e-3
+
+log = logging.getLogger("mri")
+
+# {level: {class: mean Dice}}
+Dice = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """The precision that a model predicts in on a CPU, and what decided about it.
+
+    Attributes:
+        precision: "float32" or "bfloat16".
+        reason: Why, in words.
+        cases: Number of validation cases.
+        moved: The most that the mean Dice of a class moves in bfloat16; None where it is not known.
+        dice: Mean Dice of the validation cases by precision, `{precision: {level: {class: Dice}}}`.
+    """
+
+    precision: str
+    reason: str
+    cases: int
+    moved: float | None
+    dice: Mapping[str, Dice]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the choice as plain values, for the bundle's provenance and for `summary.json`."""
+        dice = {f"dice_{name}": values for name, values in self.dice.items()}
+        content = {"chosen": self.precision, "reason": self.reason, "moved": self.moved, "validation_cases": self.cases, **dice}
+        return without_nan(content)
+
+    def describe(self) -> str:
+        """Describes the choice in a line."""
+        return f"predictions on a CPU compute in {self.precision}: {self.reason} ({self.cases} validation case(s))"
+
+
+class _Validation(NamedTuple):
+    """What predictions of the validation cases tell.
+
+    `dice` is their mean Dice by level and class, `judged` holds the classes that any label holds, and `tallied` is what postprocessing
+    is learnt from.
+    """
+
+    dice: Dice
+    judged: set[str]
+    tallied: list[TalliedCase]
+
+
+def count_predictions(postprocess: str, precision: str, *, bfloat16: bool) -> int:
+    """Counts how often `decide` predicts the validation cases: 0 to 2 times.
+
+    Args:
+        postprocess: The setting of that name.
+        precision: The setting `predict_precision`.
+        bfloat16: Whether predictions run on a CPU that computes in bfloat16.
+    """
+    if precision == "auto" and bfloat16 and engines.has_openvino():
+        return 2
+    return int(postprocess == "learn")
+
+
+def decide(run: RunFolder, cases: Sequence[Case], postprocess: str, precision: str) -> tuple[ModelBundle, dict[str, Any]]:
+    """Decides precision and postprocessing of a run's saved bundle, and writes both into it. What is scored is then what is shipped.
+
+    Args:
+        run: The run. Its bundle was converted for OpenVINO before.
+        cases: The validation cases.
+        postprocess: "learn" gives the bundle the steps that raise its validation Dice; "none" does not.
+        precision: "auto" tries bfloat16 where OpenVINO predicts and the CPU computes in it; "float32" does not.
+
+    Returns:
+        The bundle as `predict.py` loads it on this machine, and the entries of `summary.json` that say what decided.
+
+    Raises:
+        FileNotFoundError, ValueError: If a case cannot be read, or cannot be computed in float32, naming its file.
+    """
+    bundle, entries = ModelBundle.load(run.path, precision="float32"), {}
+    learns = postprocess == "learn" and not bundle.regions
+    tries = precision == "auto" and bundle.engine == "openvino" and hardware.has_cpu_bfloat16()
+    validation = _validate(bundle, cases, tally=learns) if learns or tries else None
+    choice = None
+    if tries and validation is not None:
+        other = ModelBundle.load(run.path, precision="bfloat16")
+        choice, rounded = _try_bfloat16(other, cases, validation, tally=learns)
+        if rounded is not None and choice.precision == "bfloat16":
+            bundle, validation = other, rounded
+        log.info("%s", choice.describe())
+        entries["prediction_precision"] = choice.to_json()
+    bundle = replace(bundle, precision=bundle.computed_in)
+    set_precision(run.path, bundle.precision, choice and choice.to_json())
+    if postprocess == "learn" and bundle.regions:
+        log.info("no postprocessing: objects of regions overlap")
+    if learns and validation is not None:
+        lesson = learn(validation.tallied, bundle.class_names)
+        for line in lesson.describe():
+            log.info("%s", line)
+        set_postprocessing(run.path, lesson.postprocessing)
+        bundle = replace(bundle, postprocessing=lesson.postprocessing)
+        entries["postprocessing"] = lesson.to_json()
+    return bundle, entries
+
+
+def choose_precision(plain: Dice, rounded: Dice, unjudged: Sequence[str], cases: int) -> PrecisionChoice:
+    """Chooses bfloat16 if it moves the mean Dice of every class by less than `MOST_MOVED`, up or down; else float32.
+
+    Args:
+        plain: Mean Dice in float32 by level and class.
+        rounded: The same in bfloat16.
+        unjudged: Classes that no validation label holds. Nobody can say what bfloat16 does to them.
+        cases: Number of validation cases.
+    """
+    moves = [(abs(rounded[level][name] - dice), name) for level, classes in plain.items() for name, dice in classes.items()]
+    moved, most = max(moves, default=(math.nan, ""))
+    if unjudged or not moves:
+        precision, reason = "float32", f"no validation label holds {', '.join(unjudged) or 'any class'}"
+    elif moved < MOST_MOVED:
+        precision, reason = "bfloat16", f"it moves the mean Dice of each class by {moved:.2g} or less"
+    else:
+        precision, reason = "float32", f"bfloat16 moves the mean Dice of {most} by {moved:.2g}"
+    return PrecisionChoice(precision, reason, cases, moved, {"float32": plain, "bfloat16": rounded})
+
+
+def _try_bfloat16(
+    bundle: ModelBundle, cases: Sequence[Case], plain: _Validation, *, tally: bool
+) -> tuple[PrecisionChoice, _Validation | None]:
+    """Predicts the validation cases in bfloat16, and chooses. A model that fails in bfloat16 predicts in float32."""
+    try:
+        rounded = _validate(bundle, cases, tally=tally)
+    except ValueError as error:
+        reason = f"bfloat16 failed: {to_line(error)}"
+        return PrecisionChoice("float32", reason, len(cases), None, {"float32": plain.dice}), None
+    unjudged = [name for name in bundle.class_names[1:] if name not in plain.judged]
+    return choose_precision(plain.dice, rounded.dice, unjudged, len(cases)), rounded
+
+
+def _validate(bundle: ModelBundle, cases: Sequence[Case], *, tally: bool) -> _Validation:
+    """Predicts the validation cases without postprocessing. It scores their overlaps and, if `tally`, finds their objects."""
+    tallied: list[TalliedCase] = []
+
+    def pass_on(predicted: Iterable[Predicted]) -> Iterator[Predicted]:
+        for item in predicted:
+            if tally:
+                tallied.extend(tally_cases([item], len(bundle.class_names)))
+            # Without an affine no distances are measured. These take most of the time of scoring, and decide nothing here.
+            yield item._replace(image=replace(item.image, affine=None))
+
+    with PredictionProgress(len(cases), f"validating in {bundle.computed_in}") as progress:
+        predicted = progress.count(predict_cases([bundle], cases, progress.options(postprocess=False)))
+        scores = list(score_predictions(pass_on(predicted), bundle.class_names, bundle.regions))
+    judged = {score.class_name for score in scores if score.reference_voxels}
+    dice = {
+        level: {name: means["dice"] for name, means in classes.items() if name in judged} for level, classes in summarise(scores).items()
+    }
+    return _Validation(dice, judged, tallied)
