@@ -27,7 +27,7 @@ from modules.predict.departures import Departures
 TINY = [
     *("--epochs", "2", "--base-filters", "2", "--levels", "1", "--batch-size", "2", "--norm", "instance", "--patches-per-case", "2"),
     # A label map is the likeliest class of each voxel only without steps after it.
-    *("--postprocess", "none"),
+    *("--postprocess", "none", "--predict-precision", "float32"),
 ]
 
 

@@ -15,7 +15,7 @@ from modules.data.preprocess import Preprocessing
 from modules.data.regions import IGNORE, Region
 from modules.networks import build, with_head
 from modules.predict.bundle import ModelBundle, set_postprocessing, write_description
-from modules.predict.cases import PredictionOptions, predict_cases, predict_images
+from modules.predict.cases import PredictionOptions, cut_samples, predict_cases, predict_images
 from modules.predict.postprocess import Postprocessing, Step
 from modules.run.proof import hash_weights
 
@@ -33,6 +33,7 @@ def make_bundle(num_classes=3, channels=("T1",)):
         mirrored_labels=((1, 2),)[: num_classes - 2],
         flipped_axes=(1,),
         postprocessing=Postprocessing((Step("remove_small", 1, 2.5), Step("fill_holes", 1))),
+        precision="bfloat16",
         provenance={"dataset": "oasis", "seed": 42},
     )
 
@@ -88,6 +89,23 @@ def test_models_of_other_regions_make_no_ensemble():
     other = dataclasses.replace(bundle, regions=(Region((1, 2), 2), Region((1,), 1)))
     with pytest.raises(ValueError, match=r"Expected models of the same regions for an ensemble, \(Region.*Received: "):
         next(predict_cases([bundle, other], []))
+
+
+def test_samples_are_windows_as_the_model_gets_them(write_picture, write_nifti):
+    bundle = make_bundle()
+    pictures = [np.random.default_rng(number).integers(0, 255, shape, np.uint8) for number, shape in enumerate([(16, 32), (16, 96)])]
+    cases = [Case(str(number), "s", (write_picture(f"{number}.png", picture),)) for number, picture in enumerate(pictures)]
+    scaled = [(picture - picture.min()) / np.ptp(picture) for picture in pictures]
+    # Windows of the wide picture begin at 0, 16, 32, 48 and 64. The first one after a third of them is the second.
+    expected = np.stack([scaled[0], scaled[1][:, 16:48]])[..., np.newaxis]
+    samples = cut_samples(bundle, cases)
+    assert samples.dtype == np.float32
+    np.testing.assert_allclose(samples, expected, atol=1e-6)
+    # Coronal slices of a volume have no axis that they lie across.
+    scan = np.random.default_rng(2).random((16, 9, 32), np.float32)
+    deep = dataclasses.replace(bundle, preprocessing=Preprocessing(3, intensity="fixed"), window=Window((16, 1, 32)))
+    samples = cut_samples(deep, [Case("scan", "s", (write_nifti("scan.nii.gz", scan),))])
+    np.testing.assert_allclose(samples[..., 0], [scan[:, 4], scan[:, 3]], atol=1e-6)
 
 
 def _predict(bundle, images, batch_size):
@@ -208,7 +226,7 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
     write_description(tmp_path / "bundle", old | {"format": 2})
-    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 6 in .*bundle.json. Received: 2. Train it again"):
+    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 7 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
 
 
@@ -226,7 +244,17 @@ def test_a_bundle_of_format_5_is_read_and_has_no_postprocessing(tmp_path):
     # What sets the postprocessing writes the present format.
     set_postprocessing(tmp_path, bundle.postprocessing)
     assert ModelBundle.load(tmp_path, "keras").postprocessing == bundle.postprocessing
-    assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["format"] == 6
+    assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["format"] == 7
+
+
+def test_a_bundle_of_format_6_predicts_in_float32(tmp_path):
+    make_bundle().save(tmp_path / "bundle")
+    record = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    old = {name: value for name, value in record.items() if name not in ("precision", "bundle_sha256")}
+    write_description(tmp_path / "bundle", old | {"format": 6})
+    loaded = ModelBundle.load(tmp_path, "keras")
+    assert (loaded.precision, loaded.computed_in) == ("float32", "float32")
+    assert loaded.postprocessing == make_bundle().postprocessing
 
 
 @pytest.mark.parametrize("number", [4, 5])

@@ -8,6 +8,7 @@ from engine_helpers import randomise as _randomise
 
 from modules.networks import NETWORKS, build, find_divisor, find_ranks, with_head
 from modules.predict import convert, engines
+from modules.run.proof import hash_weights
 
 TRANSFORMER = {"hidden_size": 8, "mlp_size": 8, "num_layers": 4, "num_heads": 2, "base_filters": 2}
 SMALLER = {"unetr": TRANSFORMER, "residual_unet": {"base_filters": 4, "levels": 2}}
@@ -59,6 +60,95 @@ def test_openvino_equals_keras_on_every_network(tmp_path, name, rank, options):
         # This window comes from a scan whose axes were turned.
         turned = images.swapaxes(1, 2).copy().swapaxes(1, 2)
         np.testing.assert_array_equal(converted.predict_on_batch(turned), found)
+
+
+def _flip_kernel(weights):
+    weights[0] = weights[0][::-1]
+
+
+def _scale_kernel(weights):
+    weights[0] = 1.05 * weights[0]
+
+
+def _lose_bias(weights):
+    weights[-1] = np.zeros_like(weights[-1])
+
+
+@on_tensorflow
+@pytest.mark.parametrize("spoil", [_flip_kernel, _scale_kernel, _lose_bias])
+def test_a_layer_that_is_converted_wrongly_is_refused(tmp_path, monkeypatch, spoil):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(convert, "sees_gpu", lambda: False)
+    model = _build("unet2d", 2, {"base_filters": 2, "levels": 1})
+    right = convert._convert
+
+    def convert_wrongly(model, folder):
+        weights = model.get_weights()
+        wrong = list(weights)
+        spoil(wrong)
+        model.set_weights(wrong)
+        right(model, folder)
+        model.set_weights(weights)
+
+    monkeypatch.setattr(convert, "_convert", convert_wrongly)
+    with pytest.raises(ValueError, match=r"Expected probabilities of OpenVINO within 0\.0\d+ of Keras's. Received: a difference of \d"):
+        convert.write_openvino(model, tmp_path, _images(model, 2))
+
+
+@on_tensorflow
+def test_a_steep_network_may_differ_by_more_and_keeps_its_weights(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(convert, "sees_gpu", lambda: False)
+    model = _build("unet2d", 2, {"base_filters": 2, "levels": 1, "norm": "instance"})
+    images = _images(model, 2)
+    flat = convert.write_openvino(model, tmp_path, images)
+    weights = model.get_weights()
+    # The last kernel makes the logits 1,000 times as large, and a rounding of them too.
+    model.set_weights([*weights[:-2], 1000 * weights[-2], 1000 * weights[-1]])
+    before = hash_weights(model)
+    steep = convert.write_openvino(model, tmp_path, images)
+    assert flat.rounding < steep.rounding
+    assert convert.LEAST_TOLERANCE < steep.tolerance <= convert.MOST_TOLERANCE
+    assert hash_weights(model) == before
+
+
+class _Constant:
+    """A model without layers whose probabilities do not depend on its input."""
+
+    layers = ()
+
+    def __init__(self, probabilities):
+        self.probabilities = np.array(probabilities, np.float32)
+
+    def __call__(self, images, training):
+        return self.probabilities
+
+    def predict_on_batch(self, images):
+        return self.probabilities
+
+    def get_weights(self):
+        return []
+
+    def set_weights(self, weights):
+        assert weights == []
+
+
+def test_the_check_counts_by_hand(monkeypatch):
+    monkeypatch.setattr(convert, "sees_gpu", lambda: False)
+    images = np.zeros((1, 2, 1), np.float32)
+    right, turned = [[[0.501, 0.499], [0.9, 0.1]]], [[[0.499, 0.501], [0.9, 0.1]]]
+    found = convert._compare(_Constant(right), _Constant(turned), images, regions=False)
+    assert found.difference == pytest.approx(0.002, rel=1e-4)
+    assert (found.rounding, found.tolerance, found.voxels, found.changed) == (0, convert.LEAST_TOLERANCE, 2, 1)
+    assert str(found) == "a difference of 0.002, where the model's own rounding is 0; 1 of 2 voxels change their class"
+    # Regions are found one by one: here the second one is gone, and the first is the more probable one before and after.
+    before, after = [[[0.9, 0.6], [0.9, 0.1]]], [[[0.9, 0.4], [0.9, 0.1]]]
+    assert convert._compare(_Constant(before), _Constant(after), images, regions=True).changed == 1
+    assert convert._compare(_Constant(before), _Constant(after), images, regions=False).changed == 0
+    # One probability is that of the foreground.
+    assert convert._compare(_Constant([[[0.6], [0.1]]]), _Constant([[[0.4], [0.1]]]), images, regions=False).changed == 1
+    monkeypatch.setattr(convert, "sees_gpu", lambda: True)
+    assert convert._compare(_Constant(right), _Constant(turned), images, regions=False).tolerance == convert.MOST_TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "rank", "options"), CASES[-4:], ids=_name)

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from engine_helpers import run_python as _run_python
 from engine_helpers import save_bundle as _save_bundle
 
 import predict
+from modules import hardware
 from modules.predict import convert, engines
-from modules.predict.bundle import ModelBundle
+from modules.predict.bundle import ModelBundle, set_precision
 from modules.predict.convert import convert_bundle
 
 # ----------------------------------------------------------------------------------------------------------------- choice
@@ -45,6 +47,35 @@ def test_what_cannot_be_is_refused(on_cpu, monkeypatch):
         engines.choose_engine("openvino", Path("b"), True)
 
 
+BY_TRAINING = [
+    # What the user wants, what the training decided on, the engine, whether the CPU has bfloat16, and what is computed in.
+    ("auto", "float32", "openvino", True, "float32"),
+    ("auto", "bfloat16", "openvino", True, "bfloat16"),
+    ("auto", "bfloat16", "openvino", False, "float32"),
+    ("auto", "bfloat16", "keras", True, "float32"),
+    ("float32", "bfloat16", "openvino", True, "float32"),
+    ("bfloat16", "float32", "openvino", True, "bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("precision", "decided", "engine", "able", "expected"), BY_TRAINING)
+def test_the_precision_is_what_was_decided_where_the_machine_can(monkeypatch, caplog, precision, decided, engine, able, expected):
+    caplog.set_level(logging.DEBUG, "mri")
+    monkeypatch.setattr(hardware, "has_cpu_bfloat16", lambda: able)
+    assert engines.choose_precision(precision, decided, engine) == expected
+    assert not caplog.messages
+
+
+def test_a_precision_that_cannot_be_is_refused(monkeypatch):
+    monkeypatch.setattr(hardware, "has_cpu_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match=r"for precision 'bfloat16'. Received: a CPU without instructions for it. Give --precision auto."):
+        engines.choose_precision("bfloat16", "bfloat16", "openvino")
+    with pytest.raises(ValueError, match="for precision 'bfloat16'. Received: engine keras. Give --precision auto."):
+        engines.choose_precision("bfloat16", "bfloat16", "keras")
+    with pytest.raises(ValueError, match=r"Expected `precision` in \('auto', 'float32', 'bfloat16'\). Received: 'half'."):
+        engines.choose_precision("half", "float32", "openvino")
+
+
 @pytest.mark.parametrize("hidden", ["", "-1"])
 def test_a_hidden_gpu_is_none(monkeypatch, hidden):
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([Path("/dev/nvidia0")]))
@@ -67,6 +98,35 @@ def test_a_converted_bundle_says_what_computes_it(run, on_cpu):
     np.testing.assert_allclose(bundle.model.predict_on_batch(images), same.model.predict_on_batch(images), atol=1e-4)
     with pytest.raises(ValueError, match="Received: one loaded for openvino. Load it for keras."):
         bundle.save(run / "other")
+
+
+def test_a_bundle_is_compiled_for_what_the_training_decided_on(own_run, on_cpu, monkeypatch, caplog):
+    hints, openvino = [], engines.import_openvino()
+
+    class Core(openvino.Core):
+        def compile_model(self, path, device, settings):
+            hints.append(settings["INFERENCE_PRECISION_HINT"])
+            return super().compile_model(path, device, settings)
+
+    monkeypatch.setattr(engines, "import_openvino", lambda: SimpleNamespace(Core=Core))
+    monkeypatch.setattr(hardware, "has_cpu_bfloat16", lambda: True)
+    set_precision(own_run, "bfloat16", {"moved": 0.0001})
+    loaded = [ModelBundle.load(own_run), ModelBundle.load(own_run, "auto", "float32")]
+    monkeypatch.setattr(hardware, "has_cpu_bfloat16", lambda: False)
+    loaded.append(ModelBundle.load(own_run))
+    assert [bundle.computed_in for bundle in loaded] == ["bfloat16", "float32", "float32"]
+    assert hints == ["bf16", "f32", "f32"]
+    assert {bundle.precision for bundle in loaded} == {"bfloat16"}
+    assert loaded[0].provenance["prediction_precision"] == {"moved": 0.0001}
+    assert not caplog.messages
+
+
+def test_a_bundle_says_what_the_comparison_of_engines_found(run):
+    found = ModelBundle.load(run, "keras").provenance["engine_check"]
+    assert found["voxels"] == 2 * 64 * 64
+    assert 0 <= found["changed"] <= 4
+    assert found["difference"] <= found["tolerance"]
+    assert 0 < found["rounding"] < 1e-4 <= found["tolerance"]
 
 
 def test_a_bundle_is_converted_once(own_run):
@@ -123,7 +183,7 @@ def test_each_engine_gives_the_same_label_map(run, slice_path, tmp_path, capsys,
     for engine in engines.ENGINES:
         found[engine] = _predict(slice_path, tmp_path / engine, "--model", str(run), "--engine", engine)
         name = "keras" if engine == "keras" else "openvino"
-        assert f"1 case(s), model {run} ({name}): background" in capsys.readouterr().out
+        assert f"1 case(s), model {run} ({name}, float32): background" in capsys.readouterr().out
     assert len(np.unique(found["keras"])) > 2
     np.testing.assert_array_equal(found["auto"], found["openvino"])
     _check_alike(found["openvino"], found["keras"])

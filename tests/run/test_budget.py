@@ -10,6 +10,7 @@ from helpers import make_fingerprint
 
 from dataset import DATASETS
 from modules.hardware import Hardware
+from modules.predict import engines
 from modules.run import budget, recipe
 from modules.run.budget import Share, Work, draft_share, find_schedule, fit_to_time, start_probe
 from modules.run.plan import Plan, make_plan
@@ -80,10 +81,11 @@ def test_windows_are_counted_by_hand():
     cases = [SimpleNamespace(shape=shape) for shape in ((10, 10, 3), (15, 20, 2))]
     # Without overlap 1 x 1 x 3 and 2 x 2 x 2 windows. With a half, 2 x 3 x 2 of the second case.
     prepared = {"train": [], "validate": cases, "test": cases}
-    work = Work.count(prepared, window, learns=False)
+    work = Work.count(prepared, window, decisions=0)
     assert (work.validate, work.test, work.cases) == (3 + 8, 3 + 12, 2)
-    # Postprocessing is learnt from one more prediction of the validation cases.
-    assert Work.count(prepared, window) == Work(3 + 8, 2 * (3 + 12), 2 * 2)
+    # Postprocessing is learnt from one more prediction of the validation cases, and bfloat16 is judged by another one.
+    assert Work.count(prepared, window, decisions=1) == Work(3 + 8, 2 * (3 + 12), 2 * 2)
+    assert Work.count(prepared, window, decisions=2) == Work(3 + 8, 3 * (3 + 12), 3 * 2)
 
 
 def _search(steps, *, fixed=False, precisions=("float32",), step_s=None, in_time=lambda: True):
@@ -185,6 +187,24 @@ def test_flags_override_what_is_measured():
         probe = _Probe(kind="gpu", bfloat16=able, device_bytes=8 << 30)
         assert _fit(probe, minutes=10.0).recipe["precision"] == precision
         assert {settings.precision for settings in probe.asked} == {precision}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed", "hardware", "steps"),
+    [
+        # 542 s less 100 windows of 1/16 s and 100 cases of 0.15 s are 520.75 s: 13 validations of 3.1 s, and 4003 steps of 0.12 s.
+        ("auto", True, {"bfloat16": True}, 307),
+        # Predicted once, 60 windows and cases leave 529.25 s, and 4074 steps.
+        ("float32", True, {"bfloat16": True}, 313),
+        ("auto", False, {"bfloat16": True}, 313),
+        ("auto", True, {}, 313),
+    ],
+)
+def test_the_time_counts_what_bfloat16_is_judged_by(monkeypatch, wanted, installed, hardware, steps):
+    monkeypatch.setattr(engines, "has_openvino", lambda: installed)
+    own = {"precision": "float32", "predict_precision": wanted, "network_options": {"base_filters": 12}}
+    plan = _fit(_Probe(**hardware), minutes=10.0, batch_size=4, **own)
+    assert (plan.epochs, plan.steps_per_epoch) == (13, steps)
 
 
 def test_an_hour_on_a_cpu_and_the_whole_recipe_on_a_gpu():

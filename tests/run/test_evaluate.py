@@ -1,4 +1,4 @@
-"""What is scored is what is shipped: the bundle gets its postprocessing before the test."""
+"""What is scored is what is shipped: the bundle gets its precision and its postprocessing before the test."""
 
 import csv
 import json
@@ -11,9 +11,10 @@ from dataset import DATASETS
 from modules.data.spec import find_cases
 from modules.predict.bundle import ModelBundle
 from modules.predict.postprocess import Postprocessing, Step
-from modules.run import evaluate
+from modules.run import evaluate, validated
 from modules.run.folder import RunFolder
 from modules.run.learn_postprocess import Lesson
+from modules.run.settings import Settings
 from modules.run.tracking import Tracker
 
 
@@ -27,7 +28,8 @@ def score(runs, phantoms, tmp_path):
     splits = {name: [cases[case_id] for case_id in members] for name, members in ids.items()}
 
     def score(postprocess):
-        evaluate.evaluate(splits, RunFolder(run), {}, Tracker(RunFolder(run)), postprocess)
+        settings = Settings("oasis", postprocess=postprocess, predict_precision="float32")
+        evaluate.evaluate(splits, RunFolder(run), {}, Tracker(RunFolder(run)), settings)
         return run, json.loads((run / "summary.json").read_text())
 
     return score
@@ -43,12 +45,12 @@ def test_the_steps_are_learnt_stored_listed_and_scored(runs, score, monkeypatch,
     everything = Postprocessing(tuple(Step("remove_small", index, 1e9) for index in (1, 2, 3)))
     asked = []
 
-    def learn(bundle, cases):
-        asked.append([case.case_id for case in cases])
+    def learn(cases, class_names):
+        asked.append([item.case.case_id for item in cases])
         return Lesson(everything, ("remove all",), (2,), len(cases), {"slice": {"CSF": 0.5}}, {"slice": {"CSF": 0.25}})
 
     with monkeypatch.context() as patch, caplog.at_level("INFO", "mri"):
-        patch.setattr(evaluate, "learn_postprocessing", learn)
+        patch.setattr(validated, "learn", learn)
         run, summary = score("learn")
     validation = json.loads((run / "run.json").read_text())["splits"]["validate"]
     assert asked == [validation]
@@ -72,9 +74,10 @@ def test_the_steps_are_learnt_stored_listed_and_scored(runs, score, monkeypatch,
 
 
 def test_nothing_is_learnt_where_nobody_wants_it(score, monkeypatch):
-    monkeypatch.setattr(evaluate, "learn_postprocessing", lambda *_: pytest.fail("it learnt"))
+    monkeypatch.setattr(validated, "predict_cases", lambda *_: pytest.fail("it predicted the validation cases"))
     _, summary = score("none")
-    assert "postprocessing" not in summary
+    assert not {"postprocessing", "prediction_precision"} & set(summary)
+    assert summary["computed_in"] == "float32"
 
 
 @pytest.mark.parametrize("flags", [["--postprocess", "later"], ["--postprocess"]])
