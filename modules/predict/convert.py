@@ -22,7 +22,7 @@ from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvi
 
 # Two right engines may differ by this factor more than a model does whose numbers move by their last place. Both round after each of many
 # operations, and each in another order.
-ROUNDINGS = 16
+ROUNDINGS = 8
 # Differences of probabilities that are never too large, and that are always. On a GPU Keras may multiply in TF32, which no change of a last
 # place shows, so that only the second one counts there. A wrong conversion makes a far larger difference.
 LEAST_TOLERANCE, MOST_TOLERANCE = 1e-4, 1e-2

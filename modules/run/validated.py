@@ -112,7 +112,7 @@ def decide(run: RunFolder, cases: Sequence[Case], postprocess: str, precision: s
         log.info("%s", choice.describe())
         entries["prediction_precision"] = choice.to_json()
     bundle = replace(bundle, precision=bundle.computed_in)
-    set_precision(run.path, bundle.precision, choice and choice.to_json())
+    set_precision(run.path, bundle.precision, choice.to_json() if choice else None)
     if postprocess == "learn" and bundle.regions:
         log.info("no postprocessing: objects of regions overlap")
     if learns and validation is not None:

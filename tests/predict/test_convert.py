@@ -103,8 +103,8 @@ def test_a_steep_network_may_differ_by_more_and_keeps_its_weights(tmp_path, monk
     images = _images(model, 2)
     flat = convert.write_openvino(model, tmp_path, images)
     weights = model.get_weights()
-    # The last kernel makes the logits 1,000 times as large, and a rounding of them too.
-    model.set_weights([*weights[:-2], 1000 * weights[-2], 1000 * weights[-1]])
+    # The last kernel makes the logits 100 times as large, and a rounding of them too.
+    model.set_weights([*weights[:-2], 100 * weights[-2], 100 * weights[-1]])
     before = hash_weights(model)
     steep = convert.write_openvino(model, tmp_path, images)
     assert flat.rounding < steep.rounding
@@ -147,6 +147,10 @@ def test_the_check_counts_by_hand(monkeypatch):
     assert convert._compare(_Constant(before), _Constant(after), images, regions=False).changed == 0
     # One probability is that of the foreground.
     assert convert._compare(_Constant([[[0.6], [0.1]]]), _Constant([[[0.4], [0.1]]]), images, regions=False).changed == 1
+    # The tolerance follows from the model's own rounding, but for very small and very large ones.
+    for rounding, tolerance in ((1e-9, 1e-4), (1e-4, 8e-4), (1.0, 1e-2)):
+        monkeypatch.setattr(convert, "_measure_rounding", lambda *_, rounding=rounding: rounding)
+        assert convert._compare(_Constant(right), _Constant(right), images, regions=False).tolerance == pytest.approx(tolerance)
     monkeypatch.setattr(convert, "sees_gpu", lambda: True)
     assert convert._compare(_Constant(right), _Constant(turned), images, regions=False).tolerance == convert.MOST_TOLERANCE
 

@@ -126,7 +126,8 @@ def test_a_bundle_says_what_the_comparison_of_engines_found(run):
     assert found["voxels"] == 2 * 64 * 64
     assert 0 <= found["changed"] <= 4
     assert found["difference"] <= found["tolerance"]
-    assert 0 < found["rounding"] < 1e-4 <= found["tolerance"]
+    assert convert.LEAST_TOLERANCE <= found["tolerance"] <= convert.MOST_TOLERANCE
+    assert found["rounding"] > 0
 
 
 def test_a_bundle_is_converted_once(own_run):
