@@ -253,6 +253,7 @@ def judge_bundle(folder: Path, found: dict[str, Any]) -> None:
         ([list(pair) for pair in bundle.mirrored_labels], content["mirrored_labels"]),
         (None if bundle.flipped_axes is None else list(bundle.flipped_axes), content["flipped_axes"]),
         (bundle.postprocessing.to_json(), content.get("postprocessing", [])),
+        (bundle.precision, content.get("precision", "float32")),
         # A model that lays windows over slices needs no shape.
         ({**prepared, "shape": []} if not prepared["resize"] else prepared, json.loads(json.dumps(vars(bundle.preprocessing)))),
     ]

@@ -199,7 +199,9 @@ def fit_to_time(
     bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10))
     guess = _guess_schedule(settings, minutes)
     bfloat16 = hardware.kind == "cpu" and hardware.bfloat16
-    decisions = count_predictions(settings.postprocess, settings.predict_precision, bfloat16=bfloat16)
+    # Regions learn no postprocessing.
+    learn = "none" if spec.regions else settings.postprocess
+    decisions = count_predictions(learn, settings.predict_precision, bfloat16=bfloat16)
 
     def find_steps(one: _Candidate) -> Schedule:
         return find_schedule(
