@@ -15,6 +15,7 @@ import numpy as np
 
 from modules import devices, hardware
 from modules.data.case import LabelRule
+from modules.data.pipeline import switch_tuning_off
 from modules.data.regions import IGNORE, Region, count_parts
 from modules.data.spec import DatasetSpec
 from modules.run.plan import Plan
@@ -98,7 +99,7 @@ def _time(run, seconds: float) -> float:
 def _make_fit(trainer, batch):
     import tensorflow as tf
 
-    data = tf.data.Dataset.from_tensors(batch).repeat()
+    data = switch_tuning_off(tf.data.Dataset.from_tensors(batch).repeat())
 
     def fit(steps: int) -> None:
         trainer.fit(data, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
@@ -110,7 +111,7 @@ def _make_validation(trainer, batch):
     import tensorflow as tf
 
     own = {name: batch[name] for name in ("image", "label")} | {"weight": np.ones(len(batch["label"]), np.float32)}
-    data = tf.data.Dataset.from_tensors(own).repeat()
+    data = switch_tuning_off(tf.data.Dataset.from_tensors(own).repeat())
 
     def validate(steps: int) -> None:
         trainer.evaluate(data, steps=steps, verbose=0)
