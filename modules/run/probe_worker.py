@@ -6,6 +6,7 @@ Its first line describes the machine. Samples are noise of the plan's shape, bec
 import gc
 import json
 import os
+import statistics
 import sys
 import time
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from modules.run.settings import Settings
 
 # Fewer steps than these are not measured, however long they take.
 _LEAST_STEPS, _MOST_STEPS = 2, 50
+_ROUNDS = 5
 
 
 def main() -> None:
@@ -86,14 +88,17 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _time(run, seconds: float) -> float:
-    """Returns the seconds of a step. A first one tells how many there is time for; these are run in one go, as a training runs them."""
-    begin = time.perf_counter()
+def _time(run, seconds: float, clock=time.perf_counter) -> float:
+    """Returns the seconds of a step: the median of several rounds, as another program may disturb one or two of them."""
+    begin = clock()
     run(1)
-    steps = max(_LEAST_STEPS, min(_MOST_STEPS, int(seconds / (time.perf_counter() - begin))))
-    begin = time.perf_counter()
-    run(steps)
-    return (time.perf_counter() - begin) / steps
+    steps = max(_LEAST_STEPS, min(_MOST_STEPS, int(seconds / (clock() - begin))))
+    rounds = []
+    for _ in range(min(_ROUNDS, steps)):
+        begin = clock()
+        run(each := max(1, steps // _ROUNDS))
+        rounds.append((clock() - begin) / each)
+    return statistics.median(rounds)
 
 
 def _make_fit(trainer, batch):
