@@ -198,10 +198,7 @@ def fit_to_time(
     limit = find_elapsed() + max(15.0, 60 * minutes * PROBE_SHARE)
     bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10))
     guess = _guess_schedule(settings, minutes)
-    bfloat16 = hardware.kind == "cpu" and hardware.bfloat16
-    # Regions learn no postprocessing.
-    learn = "none" if spec.regions else settings.postprocess
-    decisions = count_predictions(learn, settings.predict_precision, bfloat16=bfloat16)
+    decisions = _count_decisions(settings, spec, hardware)
 
     def find_steps(one: _Candidate) -> Schedule:
         return find_schedule(
@@ -269,6 +266,13 @@ class _Bench:
         """Returns whether a candidate has another recipe for another length."""
         plan = make_plan(one.settings, self.spec, self.fingerprint, schedule, self.probe.hardware)
         return {**plan.recipe, "epochs": 0} != {**one.plan.recipe, "epochs": 0}
+
+
+def _count_decisions(settings: Settings, spec: DatasetSpec, hardware: Hardware) -> int:
+    """Counts how often the validation cases are predicted after the training, to decide how the model predicts."""
+    # Regions learn no postprocessing.
+    learn = "none" if spec.regions else settings.postprocess
+    return count_predictions(learn, settings.predict_precision, bfloat16=hardware.kind == "cpu" and hardware.bfloat16)
 
 
 def _guess_schedule(settings: Settings, minutes: float) -> Schedule:
