@@ -17,7 +17,7 @@ from modules.data.regions import Region, paint_regions
 from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
-from modules.predict.engines import EngineError
+from modules.predict.engines import EngineError, sees_gpu
 from modules.predict.postprocess import share
 
 log = logging.getLogger("mri")
@@ -221,10 +221,16 @@ def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order:
     array = array.transpose(*order, 3) if array.ndim == 4 else array[np.newaxis]
     window = tuple(bundle.window.deep[axis] for axis in order)
     starts = tuple(make_grid(array.shape[:-1], window, options.overlap))
-    batch_size = options.batch_size or windows.choose_batch_size(window)
+    batch_size = options.batch_size or choose_batch_size(window, bundle.engine)
     tiling = windows.Tiling(array.shape[:-1], window, starts, bundle.num_maps, batch_size)
     options.on_tiling(tiling)
     return _TiledImage(array, geometry, tiling)
+
+
+def choose_batch_size(window: Sequence[int], engine: str) -> int:
+    """Chooses how many windows of these sizes an engine predicts together: on a CPU so few that they take little memory."""
+    on_gpu = engine == "keras" and sees_gpu()
+    return windows.choose_batch_size(window, voxels=windows.GPU_VOXELS if on_gpu else windows.CPU_VOXELS)
 
 
 def _predict_tiled(
