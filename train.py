@@ -27,7 +27,7 @@ from modules.run.evaluate import evaluate
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
 from modules.run.folder import RunFolder
-from modules.run.init import begin
+from modules.run.init import begin, keep_intensities
 from modules.run.listing import list_runs
 from modules.run.plan import Plan, draft_plan
 from modules.run.plan_table import describe_prepared
@@ -120,7 +120,7 @@ def prepare(
     """
     spec, cases = load(settings)
     splits, remarks = divide(cases, settings)
-    spec = choose_target(spec, settings.target)
+    spec = choose_target(spec, settings.target) if plan else keep_intensities(choose_target(spec, settings.target), settings, run)
     draft_plan(settings, spec)
     with start_probe(settings, plan, share, max_devices) as probe:
         fingerprint = measure(splits["train"], spec, Path(settings.cache))

@@ -287,13 +287,16 @@ def _choose_flips(bundle: ModelBundle) -> tuple[int, ...]:
     Raises:
         ValueError: If it flipped none: such a network has never seen a mirror image and can be wrong about it.
     """
+    # Of several models each has a run of its own.
+    run = bundle.provenance.get("run")
+    named = f" of run '{to_line(run)}'" if isinstance(run, str) else ""
     if bundle.flipped_axes is None:
-        log.warning("--mirror: nobody wrote down whether this model was trained with flips; without them it is worse for mirroring")
+        log.warning("--mirror: nobody wrote down whether the model%s was trained with flips; without them it is worse for mirroring", named)
         return tuple(axis for axis, size in enumerate(bundle.window.deep) if size > 1)
     if not bundle.flipped_axes:
         raise ValueError(
-            "Expected a model that was trained with flips for --mirror. Received: one trained without (--augment none), which is worse "
-            "for mirroring. Leave --mirror out."
+            f"Expected a model that was trained with flips for --mirror. Received: one trained without (--augment none){named}, which is "
+            "worse for mirroring. Leave --mirror out."
         )
     return bundle.flipped_axes
 

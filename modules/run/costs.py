@@ -75,7 +75,7 @@ def _bound(training: int, costs: Mapping[str, Any]) -> int:
     """Corrects the estimated bytes of a training by what the probe measured.
 
     The probe holds on to the memory of plans that it measured before, and takes this one's from there. So it needs as much as it took
-    anew at least, and as much as it took in all at most. They are the same for the first plan.
+    anew at least, and as much as it took in all at most. They hardly differ for the first plan.
     """
     peak = costs["peak_bytes"]
     most, least = peak - costs["base_bytes"], peak - costs["held_bytes"]

@@ -244,6 +244,8 @@ def test_no_probe_is_started_where_the_steps_are_known(monkeypatch):
     for settings, known in ((Settings("oasis", epochs=2), None), (Settings("oasis", minutes=5.0), plan), (Settings("oasis"), plan)):
         with start_probe(settings, known) as probe:
             assert probe is None
+    monkeypatch.setattr(budget, "Probe", lambda *given: given)
+    assert start_probe(Settings("oasis"), None, None, 3) == (Settings("oasis"), 3)
     monkeypatch.setattr(budget.devices, "find_host", lambda: (0, 2))
     with pytest.raises(ValueError, match="Expected --epochs for several hosts. Received: a time, which one host alone cannot measure."):
         start_probe(Settings("oasis"), None)

@@ -153,8 +153,11 @@ def test_volumes_are_prepared_for_the_window_that_was_measured(phantoms, tmp_pat
         assert {case.shape for cases in prepared.values() for case in cases} == {(16, 16, 16)}
         return make_plan(dataclasses.replace(settings, shape=(8, 16, 8), epochs=1), spec, fingerprint)
 
-    monkeypatch.setattr(train, "start_probe", lambda *_: nullcontext(_Probe()))
+    asked = []
+    monkeypatch.setattr(train, "start_probe", lambda *given: asked.append(given) or nullcontext(_Probe()))
     monkeypatch.setattr(train, "fit_to_time", fit_to_time)
-    prepared = train.prepare(settings)
+    prepared = train.prepare(settings, 1)
+    # The probe trains on as many devices as the run.
+    assert asked == [(settings, None, None, 1)]
     assert prepared.plan.preprocessing.shape == (8, 16, 8)
     assert {case.shape for cases in prepared.prepared.values() for case in cases} == {(8, 16, 8)}
