@@ -6,7 +6,7 @@ from pathlib import Path
 
 from modules.data.alignment import align, describe_grid
 from modules.data.case import Case
-from modules.data.files import NIFTI_SUFFIXES, suffix_of, walk_files
+from modules.data.files import PICTURE_SUFFIXES, suffix_of, walk_files
 from modules.data.formats import read_grid
 
 _MOST_FOLDERS, _MOST_NAMES = 10, 12
@@ -52,7 +52,7 @@ def describe_ignored(cases: Iterable[Case]) -> list[str]:
     lines, count = [], 0
     for case in cases:
         files = [case.image_paths[0], case.label_path] if case.ignore_geometry and case.label_path else []
-        if not files or any(suffix_of(path) not in NIFTI_SUFFIXES for path in files):
+        if not files or any(suffix_of(path) in PICTURE_SUFFIXES for path in files):
             continue
         try:
             image, label = map(read_grid, files)
