@@ -15,7 +15,17 @@ import numpy as np
 
 from modules.data.documents import to_line
 from modules.data.nibabel_files import Grid
-from modules.data.series import choose_series, find_dicom, find_series, import_pydicom, read_header, refuse, take_list, take_number
+from modules.data.series import (
+    DicomError,
+    choose_series,
+    find_dicom,
+    find_series,
+    import_pydicom,
+    read_header,
+    refuse,
+    take_list,
+    take_number,
+)
 from modules.data.stack import Frame, arrange
 
 log = logging.getLogger("mri")
@@ -26,7 +36,6 @@ _PACKAGES = {
     **dict.fromkeys(("4.50", "4.51", "4.57", "4.70"), "pylibjpeg pylibjpeg-libjpeg"),
     **dict.fromkeys(("4.80", "4.81"), "pyjpegls"),
     **dict.fromkeys(("4.90", "4.91", "4.201", "4.202", "4.203"), "pylibjpeg pylibjpeg-openjpeg"),
-    "5": "pylibjpeg pylibjpeg-rle",
 }
 # What may tell apart images of one place.
 _REPEATS = (
@@ -118,9 +127,9 @@ def _list_frames(path: Path) -> list[Frame]:
         if len(per_frame) != frames:
             raise refuse(path, f"{len(per_frame)} functional groups for {frames} frames")
         return [_make_frame(path, index, data, [group, *shared[:1]]) for index, group in enumerate(per_frame)]
-    except ValueError:
+    except DicomError:
         raise
-    except Exception as error:  # a damaged header can make pydicom fail in any way, as it decodes an element when it is first used
+    except Exception as error:  # a damaged header can make pydicom fail in any way
         raise refuse(path, to_line(error, 300)) from error
 
 
@@ -128,12 +137,14 @@ def _check_kind(data: Any, path: Path, frames: int) -> None:
     """Raises ValueError unless the pixels are grey, whole and can be decoded here."""
     photometric, samples = str(data.get("PhotometricInterpretation", "")), take_number(data, "SamplesPerPixel", 1)
     if samples > 1 or not photometric.startswith("MONOCHROME"):
-        raise ValueError(
+        raise DicomError(
             f"Expected one grey value a pixel in {path}. Received: colour ({photometric or f'{samples} samples'}), which is no intensity. "
             "Take the original series."
         )
+    if "MOSAIC" in take_list(data, "ImageType"):
+        raise DicomError(f"Expected one slice a picture in {path}. Received: a mosaic of slices. Convert the series, as by dcm2niix.")
     if data.get("ModalityLUTSequence"):
-        raise ValueError(f"Expected a rescale slope and intercept in {path}. Received: a lookup table instead. Convert the series.")
+        raise DicomError(f"Expected a rescale slope and intercept in {path}. Received: a lookup table instead. Convert the series.")
     rows, columns, bits = (take_number(data, name) for name in ("Rows", "Columns", "BitsAllocated"))
     if not rows or not columns or bits not in (8, 16, 32, 64):
         raise refuse(path, f"{columns}x{rows} pixels of {bits} bits")
@@ -149,10 +160,10 @@ def _check_kind(data: Any, path: Path, frames: int) -> None:
     try:
         available = pydicom.pixels.get_decoder(syntax).is_available
     except NotImplementedError:
-        raise ValueError(f"Expected a transfer syntax of pictures in {path}. Received: {syntax.name}. Convert the series.") from None
+        raise DicomError(f"Expected a transfer syntax of pictures in {path}. Received: {syntax.name}. Convert the series.") from None
     if not available:
         package = _PACKAGES.get(str(syntax).removeprefix("1.2.840.10008.1.2."), "pylibjpeg")
-        raise ValueError(f"Expected a decoder of {syntax.name} for {path}. Received: none is installed. Install it: pip install {package}")
+        raise DicomError(f"Expected a decoder of {syntax.name} for {path}. Received: none is installed. Install it: pip install {package}")
 
 
 def _make_frame(path: Path, index: int, data: Any, groups: Sequence[Any]) -> Frame:
@@ -277,7 +288,9 @@ def _decode(data: bytes) -> Any:
             own = _measure_packed(packed)
             if own is not None and own != size:
                 raise ValueError(f"packed pixels of {own[0]}x{own[1]} where the header says {size[0]}x{size[1]}")
-    return pydicom.pixels.iter_pixels(header, raw=True)
+    # The faster plugin for RLE ends the program where a file is damaged.
+    plugin = "pydicom" if header.file_meta.TransferSyntaxUID == pydicom.uid.RLELossless else ""
+    return pydicom.pixels.iter_pixels(header, raw=True, decoding_plugin=plugin)
 
 
 def _measure_packed(packed: bytes) -> tuple[int, int] | None:

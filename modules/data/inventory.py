@@ -24,9 +24,10 @@ def describe_files(root: Path, splits: Mapping[str, Sequence[Case]]) -> list[str
         First a line of counts. Then a line for each folder with unused files, and one for each folder that cannot be read. Last come
         warnings of labels that several cases share.
     """
-    used = {os.path.abspath(path) for cases in splits.values() for case in cases for path in (*case.image_paths, case.label_path) if path}
+    used = {os.path.abspath(path) for cases in splits.values() for case in cases for path in case.list_files()}
     closed: list[OSError] = []
-    found = [path for path in walk_files(root, closed.append) if suffix_of(path)]
+    # Files of a DICOM series, and voxels apart from their header, have no suffix of ours.
+    found = [path for path in walk_files(root, closed.append) if suffix_of(path) or os.path.abspath(path) in used]
     folders: dict[str, list[str]] = {}
     for path in found:
         if os.path.abspath(path) not in used:

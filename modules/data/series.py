@@ -28,7 +28,7 @@ _COLOURS = ("RGB", "PALETTE COLOR")
 _MOST_LISTED = 12
 _TAGS = (
     *("SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "Rows"),
-    *("Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "ImageOrientationPatient"),
 )
 
 
@@ -43,7 +43,7 @@ class Head(NamedTuple):
         modality: Such as "MR".
         size: Columns and rows; zeros where it holds no picture.
         frames: Slices in the file.
-        kind: Why it is no scan to predict: "a localiser", "colour" or "no image"; "" for one that is.
+        kind: Why it is no scan to predict: "a localiser", "colour", "without a place" or "no image"; "" for one that is.
     """
 
     uid: str
@@ -180,6 +180,13 @@ def list_series(series: Sequence[Series]) -> str:
 def _read_head(path: Path, size: int, changed: int) -> Head:
     """Reads the head of a file. Size and time of change make sure that another file of the name is read anew."""
     data = read_header(path, _TAGS)
+    try:
+        return _take_head(data)
+    except Exception as error:  # a damaged header can make pydicom fail in any way
+        raise refuse(path, to_line(error, 300)) from error
+
+
+def _take_head(data: Any) -> Head:
     image_type = [str(part).upper() for part in take_list(data, "ImageType")]
     photometric = str(data.get("PhotometricInterpretation", "")).upper()
     description, modality = (" ".join(str(data.get(name) or "").split()) for name in ("SeriesDescription", "Modality"))
@@ -191,9 +198,11 @@ def _read_head(path: Path, size: int, changed: int) -> Head:
         kind = "colour"
     elif "LOCALIZER" in image_type or _LOCALISER.search(description):
         kind = "a localiser"
+    elif take_number(data, "NumberOfFrames", 1) <= 1 and not data.get("ImageOrientationPatient"):
+        kind = "without a place"
     uid = str(data.get("SeriesInstanceUID") or "")
     if not uid:
-        raise refuse(path, "a header without SeriesInstanceUID")
+        raise ValueError("a header without SeriesInstanceUID")
     number = str(data.get("SeriesNumber") if data.get("SeriesNumber") is not None else "")
     frames = max(1, take_number(data, "NumberOfFrames", 1)) if kind != "no image" else 0
     return Head(uid, str(data.get("StudyInstanceUID") or ""), number, description, modality, (columns, rows), frames, kind)
@@ -217,14 +226,14 @@ def read_header(path: Path, tags: Sequence[str] = ()) -> Any:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
-            raise ValueError(f"Expected a DICOM file in {path}. Received: an empty file. Copy it again.")
+            raise DicomError(f"Expected a DICOM file in {path}. Received: an empty file. Copy it again.")
         start = file.read(_MOST_META)
         if start[128:132] != _MARK:
             raise refuse(path, "no mark of DICOM at byte 128")
         place = start.find(_SYNTAX, 132) + len(_SYNTAX) + 2
         if start[place:].startswith(_DEFLATED):
             # pydicom would inflate all of it, whatever its size.
-            raise ValueError(f"Expected a DICOM file that is not deflated in {path}. Received: one that is. Convert it: dcmconv +te")
+            raise DicomError(f"Expected a DICOM file that is not deflated in {path}. Received: one that is. Convert it: dcmconv +te")
         file.seek(0)
         bounded: Any = _BoundedFile(file, size)
         try:
@@ -247,12 +256,9 @@ class _BoundedFile:
 
 
 def take_number(data: Any, name: str, default: int = 0) -> int:
-    """Takes a whole number out of a header; the default where there is none."""
+    """Takes a whole number out of a header; the default where there is none. Raises ValueError or TypeError for anything else."""
     value = data.get(name)
-    try:
-        return int(value) if value is not None and value != "" else default
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Expected a whole number for {name} in a DICOM header. Received: {str(value)[:50]!r}.") from error
+    return int(value) if value is not None and value != "" else default
 
 
 def take_list(data: Any, name: str) -> list[Any]:
@@ -263,9 +269,13 @@ def take_list(data: Any, name: str) -> list[Any]:
     return list(value) if not isinstance(value, str | bytes) and hasattr(value, "__iter__") else [value]
 
 
-def refuse(path: Path, reason: str) -> ValueError:
+class DicomError(ValueError):
+    """An error of a DICOM file whose text is complete. Others come from pydicom, which decodes an element when it is first used."""
+
+
+def refuse(path: Path, reason: str) -> DicomError:
     """Makes the error of a file that is no whole DICOM file."""
-    return ValueError(f"Expected a whole DICOM file in {path}. Received: {reason}. Copy or download it again.")
+    return DicomError(f"Expected a whole DICOM file in {path}. Received: {reason}. Copy or download it again.")
 
 
 def _to_number(text: str) -> float:

@@ -25,6 +25,7 @@ _LEAST_AXES, _MOST_AXES = 2, 4
 # Bytes of each type of an MGH file, and of its header.
 _MGH_BYTES = {0: 1, 1: 4, 3: 4, 4: 2, 10: 2}
 _MGH_HEADER = 284
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _META_TYPE = re.compile(r"MET_(U?CHAR|U?SHORT|U?INT|U?LONG|U?LONG_LONG|FLOAT|DOUBLE)(_ARRAY)?")
 _ENCODINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2", "txt": "text", "text": "text", "ascii": "text"}
 _ENCODINGS["hex"] = "hex"
@@ -81,11 +82,14 @@ def read_itk(path: Path, head: bytes | None = None, *, voxels: bool = True) -> t
         reader.ReadImageInformation()
         grid, item = _take_grid(reader, sitk)
         promised = math.prod(grid[0]) * item
-        _check_promise(place, promised, item)
+        checksum = _check_promise(place, promised, item)
         if not voxels:
             return grid, None
         image = reader.Execute()
         view = sitk.GetArrayViewFromImage(image)
+        if place.encoding == "zlib" and checksum not in (zlib.crc32(view), zlib.crc32(view.byteswap())):
+            # MetaIO only prints a line where it cannot inflate the voxels, and returns whatever the memory held.
+            raise RuntimeError("voxels that SimpleITK cannot unpack")
         # The view has the last spatial axis first. It ends with the image, so its numbers are copied.
         axes = image.GetDimension()
         return grid, np.array(view.transpose(*reversed(range(axes)), *range(axes, view.ndim)), order="F").reshape(grid[0], order="F")
@@ -134,7 +138,7 @@ def _parse_meta(path: Path, head: bytes) -> _Voxels:
         line, end, _ = head[place:].partition(b"\n")
         place += len(line) + 1
         name, equals, value = line.decode("latin-1").partition("=")
-        if not end or not equals:
+        if not end or not equals or _CONTROL.search(line):
             raise ValueError("no header of a MetaImage" if not fields else "a header that is cut")
         fields[name.strip()] = value.strip()
     _check_axes(fields["NDims"], fields["DimSize"].split())
@@ -150,9 +154,11 @@ def _parse_meta(path: Path, head: bytes) -> _Voxels:
     name = fields["ElementDataFile"]
     offset = int(fields.get("HeaderSize", "0"))
     encoding = "zlib" if packed else "raw" if binary else "text"
-    if name.upper() == "LOCAL":
-        return _Voxels(path, place, encoding)
-    return _Voxels(_name_beside(path, name), max(0, offset), encoding)
+    voxels = _Voxels(path, place, encoding) if name.upper() == "LOCAL" else _Voxels(_name_beside(path, name), max(0, offset), encoding)
+    held = voxels.path.stat().st_size - voxels.offset
+    if packed and held < int(fields.get("CompressedDataSize", held)):
+        raise ValueError(f"{held} bytes of packed voxels where its header says {fields['CompressedDataSize']}")
+    return voxels
 
 
 def _parse_nrrd(path: Path, head: bytes) -> _Voxels:
@@ -203,14 +209,21 @@ def _name_beside(path: Path, name: str) -> Path:
     return beside
 
 
-def _check_promise(place: _Voxels, promised: int, item: int) -> None:
-    """Raises EOFError or RuntimeError unless a file holds the voxels that its header promises, and no bomb.
+def _check_promise(place: _Voxels, promised: int, item: int) -> int:
+    """Compares what a header promises with what the file holds.
 
     Args:
         place: Where the voxels lie.
         promised: Bytes of all voxels.
         item: Bytes of one number.
+
+    Returns:
+        The CRC-32 of the voxels where they are packed, else 0.
+
+    Raises:
+        EOFError, RuntimeError, OSError, zlib.error: If the file holds fewer, or far more, or is damaged.
     """
+    checksum = 0
     with place.path.open("rb") as file:
         file.seek(0, 2)
         packed = file.tell() - place.offset
@@ -221,28 +234,31 @@ def _check_promise(place: _Voxels, promised: int, item: int) -> None:
             # A number takes a digit and a blank at least; a byte takes two digits.
             held = (packed + 1) // 2 * (item if place.encoding == "text" else 1)
         else:
-            held = _measure_unpacked(file, place.encoding, promised + _SLACK)
+            held, checksum = _measure_unpacked(file, place.encoding, promised)
     if held < promised:
         raise EOFError(f"{held} bytes of voxels where the header promises {promised}")
     if place.encoding not in ("raw", "text", "hex") and held > promised + _SLACK:
         raise RuntimeError(f"more than {promised + _SLACK:,} bytes of voxels where its header promises {promised:,}")
+    return checksum
 
 
-def _measure_unpacked(file: Any, encoding: str, most: int) -> int:
-    """Unpacks a file without keeping it; returns its bytes, and little more than `most` if there are more.
+def _measure_unpacked(file: Any, encoding: str, promised: int) -> tuple[int, int]:
+    """Unpacks a file without keeping it; returns its bytes, few beyond the slack, and the CRC-32 of those that were promised.
 
     Raises:
         EOFError, OSError, zlib.error: If it is cut or damaged.
     """
     # 47 takes the heads of zlib and gzip alike. A piece unpacks to some hundred MB at most: bzip2 packs far more into one.
     unpacker = bz2.BZ2Decompressor() if encoding == "bzip2" else zlib.decompressobj(47)
-    piece, size = (1 << 12 if encoding == "bzip2" else 1 << 17), 0
-    while size <= most and not unpacker.eof:
+    piece, size, checksum = (1 << 12 if encoding == "bzip2" else 1 << 17), 0, 0
+    while size <= promised + _SLACK and not unpacker.eof:
         data = file.read(piece)
         if not data:
             raise EOFError("packed voxels that end too early")
-        size += len(unpacker.decompress(data))
-    return size
+        data = unpacker.decompress(data)
+        checksum = zlib.crc32(data[: max(0, promised - size)], checksum)
+        size += len(data)
+    return size, checksum
 
 
 # ------------------------------------------------------------------------------------------------------------- FreeSurfer
@@ -294,7 +310,9 @@ def _read_start(path: Path) -> bytes:
 
 def _refuse(path: Path, reason: str) -> ValueError:
     kind = "NRRD" if path.name.lower().endswith(("nrrd", "nhdr")) else "MGH" if path.name.lower().endswith(("mgz", "mgh")) else "MetaImage"
-    return ValueError(f"Expected a whole {kind} file in {path}. Received: {' '.join(reason.split())[-300:]}. Copy or convert it again.")
+    # SimpleITK says first where in its source it failed.
+    reason = re.sub(r"\(0x[0-9a-f]+\)", "", " ".join(reason.split()).rpartition("ITK ERROR: ")[2])[-300:]
+    return ValueError(f"Expected a whole {kind} file in {path}. Received: {reason.rstrip('.')}. Copy or convert it again.")
 
 
 @functools.cache

@@ -188,6 +188,7 @@ def _drop(name):
         (_drop("PixelSpacing"), "Expected PixelSpacing in .*IM.*. Received: none, so that nothing says how large a pixel is"),
         (_drop("ImagePositionPatient"), "Expected ImagePositionPatient in .*IM.*. Received: none, so that nothing says where"),
         (_drop("ImageOrientationPatient"), "Expected ImageOrientationPatient in .*IM"),
+        (_set(ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"]), "one slice a picture in .*IM.*. Received: a mosaic of slices. Convert"),
         (_set(RescaleSlope=0), "Received: a RescaleSlope of 0"),
         (_set(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "slices of one orientation"),
         (_set(Columns=700), r"Received: \d+ bytes where its header promises 8400"),
