@@ -56,7 +56,7 @@ def describe_ignored(cases: Iterable[Case]) -> list[str]:
         if not files or any(suffix_of(path) in PICTURE_SUFFIXES for path in files):
             continue
         try:
-            image, label = map(read_grid, files)
+            image, label = read_grid(files[0], *case.series[:1]), read_grid(files[1])
         except (OSError, ValueError):
             continue
         shape, own = image.array.shape[:-1], label.array.shape[:-1]

@@ -1,17 +1,24 @@
 """DICOM series: equal to their pixels and to SimpleITK's geometry, or refused in one line."""
 
 import hashlib
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from dicom_helpers import draw_volume, make_enhanced, make_file, write_series
+from helpers import make_spec
 from pydicom.pixels import get_encoder
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
-from modules.data.case import Case, read_volume
+from modules.data.cache import prepare_cases
+from modules.data.case import Case, read_case, read_volume
 from modules.data.formats import hash_source, list_files, read_file, read_grid
+from modules.data.inventory import describe_files
+from modules.data.preprocess import Preprocessing
 from modules.data.series import import_pydicom
+from modules.run.proof import make_manifest
 
 OBLIQUE = (0.8, 0.6, 0, -0.36, 0.48, 0.8)
 
@@ -266,3 +273,35 @@ def test_a_series_has_the_files_and_the_hash_of_its_slices(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(FileNotFoundError, match="Expected DICOM files in the folder .*none. Received: none"):
         read_file(tmp_path / "none")
+
+
+def test_a_training_takes_a_series_with_a_label_of_another_format(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    volume = draw_volume()
+    paths = write_series(tmp_path / "s", volume, directions=OBLIQUE)
+    truth = (volume > 2000).astype(np.uint8)
+    label = sitk.GetImageFromArray(truth)
+    label.CopyInformation(sitk.ReadImage([str(path) for path in paths]))
+    sitk.WriteImage(sitk.PermuteAxes(label, (1, 2, 0)), str(tmp_path / "l.mhd"), True)
+    spec = make_spec(Preprocessing(3), {0: 0, 1: 1})
+    case = Case("s", "s", (tmp_path / "s",), tmp_path / "l.mhd")
+    image, own = read_case(case, spec)
+    np.testing.assert_array_equal(own, truth.transpose(2, 1, 0))
+    assert image.spacing_mm == pytest.approx((0.75, 1.5, 2.5))
+    assert describe_files(tmp_path, {"train": [case]}) == [f"files: 7 found below {tmp_path}, 7 used, 0 left out"]
+    (prepared,) = prepare_cases([case], spec, Preprocessing(3), tmp_path / "cache")
+    hashes = list(make_manifest({"train": [case]}, tmp_path).values())
+    assert hashes == [["train", digest] for digest in prepared.sources_sha256]
+    # A slice that is replaced is seen, although the folder is the same.
+    write_series(tmp_path / "s", volume[::-1], directions=OBLIQUE)
+    (other,) = prepare_cases([case], spec, Preprocessing(3), tmp_path / "cache")
+    assert prepared.sources_sha256[0] != other.sources_sha256[0]
+    assert prepared.sources_sha256[1] == other.sources_sha256[1]
+
+
+def test_reading_other_formats_imports_no_library_of_these():
+    code = (
+        "import sys, modules.data.case, modules.predict.dicom_inputs; "
+        "sys.exit(bool({'pydicom', 'SimpleITK', 'nibabel'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
