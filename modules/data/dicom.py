@@ -135,18 +135,18 @@ def _list_frames(path: Path) -> list[Frame]:
 
 def _check_kind(data: Any, path: Path, frames: int) -> None:
     """Raises ValueError unless the pixels are grey, whole and can be decoded here."""
+    rows, columns, bits = (take_number(data, name) for name in ("Rows", "Columns", "BitsAllocated"))
+    if not rows or not columns:
+        raise DicomError(f"Expected a DICOM picture in {path}. Received: a file without pixels ({data.get('Modality') or 'no modality'}).")
     photometric, samples = str(data.get("PhotometricInterpretation", "")), take_number(data, "SamplesPerPixel", 1)
     if samples > 1 or not photometric.startswith("MONOCHROME"):
-        raise DicomError(
-            f"Expected one grey value a pixel in {path}. Received: colour ({photometric or f'{samples} samples'}), which is no intensity. "
-            "Take the original series."
-        )
+        kind = f"colour ({photometric})" if photometric else "no PhotometricInterpretation"
+        raise DicomError(f"Expected one grey value a pixel in {path}. Received: {kind}, so no intensities. Take the original series.")
     if "MOSAIC" in take_list(data, "ImageType"):
         raise DicomError(f"Expected one slice a picture in {path}. Received: a mosaic of slices. Convert the series, as by dcm2niix.")
     if data.get("ModalityLUTSequence"):
         raise DicomError(f"Expected a rescale slope and intercept in {path}. Received: a lookup table instead. Convert the series.")
-    rows, columns, bits = (take_number(data, name) for name in ("Rows", "Columns", "BitsAllocated"))
-    if not rows or not columns or bits not in (8, 16, 32, 64):
+    if bits not in (8, 16, 32, 64):
         raise refuse(path, f"{columns}x{rows} pixels of {bits} bits")
     syntax = data.file_meta.get("TransferSyntaxUID") if hasattr(data, "file_meta") else None
     if syntax is None:

@@ -98,7 +98,7 @@ def is_dicom(path: Path) -> bool:
 
 def find_dicom(folder: Path) -> list[Path]:
     """Lists the DICOM files below a folder, sorted; a DICOMDIR, which only lists others, is none."""
-    return [path for path in walk_files(folder) if path.name.upper() != "DICOMDIR" and is_dicom(path)]
+    return [path for path in walk_files(folder) if not path.name.upper().startswith("DICOMDIR") and is_dicom(path)]
 
 
 def find_series(files: Iterable[Path]) -> Found:

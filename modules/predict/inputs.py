@@ -118,7 +118,7 @@ def _resolve(path: str, search: Search, series: str) -> list[tuple[FoundImage, b
     images = [file for file in files if suffix_of(file)]
     earlier = sum(stem_of(file).endswith(OUTPUTS) for file in images)
     images = [file for file in images if not stem_of(file).endswith(OUTPUTS)]
-    dicom = [file for file in files if not suffix_of(file) and file.name.upper() != "DICOMDIR" and is_dicom(file)]
+    dicom = [file for file in files if not suffix_of(file) and not file.name.upper().startswith("DICOMDIR") and is_dicom(file)]
     search.dicom |= set(dicom)
     scans, failures, remarks = find_scans(dicom, series) if dicom else ([], [], [])
     search.failures += failures

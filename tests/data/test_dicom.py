@@ -225,7 +225,7 @@ def test_images_of_one_place_say_how_they_differ_and_a_copied_file_is_read_once(
 def test_colours_and_tables_are_refused(tmp_path):
     colours = np.zeros((5, 6, 7 * 3), np.uint8)
     write_series(tmp_path / "s", colours, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, Columns=7)
-    _expect_line(tmp_path / "s", r"one grey value a pixel in .*. Received: colour \(RGB\), which is no intensity. Take the original series")
+    _expect_line(tmp_path / "s", r"one grey value a pixel in .*. Received: colour \(RGB\), so no intensities. Take the original series")
 
 
 def test_packed_pixels_that_promise_another_size_are_never_decoded(tmp_path):
