@@ -93,7 +93,7 @@ def read_itk(path: Path, head: bytes | None = None, *, voxels: bool = True) -> t
         # The view has the last spatial axis first. It ends with the image, so its numbers are copied.
         axes = image.GetDimension()
         return grid, np.array(view.transpose(*reversed(range(axes)), *range(axes, view.ndim)), order="F").reshape(grid[0], order="F")
-    except (RuntimeError, EOFError, OSError, zlib.error) as error:
+    except (RuntimeError, EOFError, OSError, TypeError, UnicodeError, zlib.error) as error:  # the last but one: a name that is no UTF-8
         raise _refuse(path, f"{error}") from error
 
 
@@ -135,10 +135,11 @@ def _parse_meta(path: Path, head: bytes) -> _Voxels:
     fields: dict[str, str] = {}
     place = 0
     while "ElementDataFile" not in fields:
-        line, end, _ = head[place:].partition(b"\n")
-        place += len(line) + 1
+        end = head.find(b"\n", place)
+        line = head[place : max(place, end)]
+        place = end + 1
         name, equals, value = line.decode("latin-1").partition("=")
-        if not end or not equals or _CONTROL.search(line):
+        if end < 0 or not equals or _CONTROL.search(line):
             raise ValueError("no header of a MetaImage" if not fields else "a header that is cut")
         fields[name.strip()] = value.strip()
     _check_axes(fields["NDims"], fields["DimSize"].split())
