@@ -5,23 +5,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 from modules.data.case import Case, LabelRule, place_in_volume
 from modules.data.files import SUFFIXES, stem_of, suffix_of, walk_files
+from modules.data.layout_names import LABEL_BEGINNING, LABEL_ENDING, LABEL_FOLDER, OUTPUTS
 from modules.predict.bundle import ModelBundle
 
-# The endings that predict.py gives to the names of the files that it writes.
-OUTPUTS = ("_prediction", "_overlay", "_probabilities")
-# Endings of names that reference labels have, or whole names: `a_seg`, `sub-01_dseg`, `mask`.
-_LABEL_ENDING = re.compile(
-    r"(?i)(^|[_.-])(segs?|masks?|labels?|[dw]seg|aseg|probseg|labelmap|segmentations?|gt|(ground[_-]?)?truth|annotations?|manual|rois?)$"
-)
-# Beginnings of their names, where an image has the rest: `segmentation-0` beside `volume-0`.
-_LABEL_BEGINNING = re.compile(r"(?i)^(segmentation|seg|mask|labels?|gt)(?=[_-].)")
-# Names of their folders.
-_LABEL_FOLDER = re.compile(r"(?i)(^|[_-])(labels?|segs?|segmentations?|masks?|annotations?|gt|groundtruth)(tr|ts|val)?($|[_-])")
 _MOST_NAMES = 8
 
 
@@ -118,7 +109,7 @@ def _find_plain_part(pattern: str) -> Path:
     return Path(*parts[:plain])
 
 
-def _to_folder(relative: Path) -> str:
+def _to_folder(relative: PurePath) -> str:
     folder = relative.as_posix()
     return "" if folder == "." else folder
 
@@ -131,9 +122,9 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
     """
     stems = {stem_of(image.path) for image, _ in found}
     plain = {stem_of(image.path) for image, _ in found if not _lies_among_labels(image)}
-    scanned = {image.path.parent for image, _ in found if not _LABEL_ENDING.search(stem_of(image.path))}
+    scanned = {image.path.parent for image, _ in found if not LABEL_ENDING.search(stem_of(image.path))}
     # The ends of the other names, after each separator: `0` for `volume-0`.
-    tails = {stem[place.end() :] for stem in stems if not _LABEL_BEGINNING.match(stem) for place in re.finditer("^|[_-]", stem)}
+    tails = {stem[place.end() :] for stem in stems if not LABEL_BEGINNING.match(stem) for place in re.finditer("^|[_-]", stem)}
     named, numbered = set(), set()
     for image, _ in found:
         stem = stem_of(image.path)
@@ -145,7 +136,7 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
     labels = set()
     for image, searched in found:
         stem = stem_of(image.path)
-        ending = _LABEL_ENDING.search(stem)
+        ending = LABEL_ENDING.search(stem)
         base = stem[: ending.start()] if ending else ""
         if ending and not searched and base:
             paired = any(other == base or other.startswith(f"{base}_") for other in stems - {stem})
@@ -153,7 +144,7 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
             # A whole name such as `mask` belongs to the scans of its folder.
             paired = bool(ending) and (searched or image.path.parent in scanned)
         twin = _lies_among_labels(image) and (stem in plain or stem in numbered)
-        beginning = _LABEL_BEGINNING.match(stem)
+        beginning = LABEL_BEGINNING.match(stem)
         begun = bool(beginning) and stem[beginning.end() + 1 :] in tails
         if stem in named or paired or twin or begun:
             labels.add(image.path)
@@ -162,7 +153,7 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
 
 def _lies_among_labels(image: FoundImage) -> bool:
     parts = PurePosixPath(image.folder).parts or (image.path.parent.name,)
-    return any(_LABEL_FOLDER.search(part) for part in parts)
+    return any(LABEL_FOLDER.search(part) for part in parts)
 
 
 def _part_names(images: Sequence[FoundImage], failures: list[Exception]) -> list[FoundImage]:
@@ -188,7 +179,7 @@ def _part_names(images: Sequence[FoundImage], failures: list[Exception]) -> list
 def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelBundle) -> tuple[list[Case], list[Exception]]:
     """Makes a case of each image, with the label that the model's rule names for it in the folder `labels` or below it.
 
-    Files `<name>_0000`, `<name>_0001`, ... (nnU-Net's way) are the channels of one case.
+    Files `<name>_0000`, `<name>_0001`, ... (nnU-Net's way), and files named after channels, are the channels of one case.
 
     Returns:
         The cases, slices of one scan together, and an error for each image that lacks a channel or whose label is not found. An image
@@ -199,28 +190,26 @@ def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelB
     """
     if labels is not None and not labels.is_dir():
         raise FileNotFoundError(f"Expected a folder of reference labels at {labels}. Received: no such folder. Check the path.")
-    groups, failures = group_channels(images, len(bundle.channels))
+    groups, failures = group_channels(images, bundle.channels)
     candidates: dict[str, list[Path]] = {}
     for path in walk_files(labels, failures.append) if labels is not None else ():
         if suffix_of(path):
             candidates.setdefault(stem_of(path), []).append(path)
     cases, lacking = [], []
     for group in groups:
-        paths, folder = tuple(image.path for image in group), group[0].folder
-        name, prefix = stem_of(paths[0]), f"{folder}/" if folder else ""
-        volume_id, index = place_in_volume(name) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
-        if len(paths) > 1:
-            name = name.removesuffix("_0000")
+        paths, name, folder = tuple(image.path for image in group.images), group.name, group.folder
+        prefix = f"{folder}/" if folder else ""
+        volume_id, index = place_in_volume(stem_of(paths[0])) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
         label = None
         if labels is not None:
             try:
-                label = _find_label(group[0], name, candidates, bundle.label_rule, labels)
+                label = _find_label(group.images[0], name, candidates, bundle.label_rule, labels)
             except (FileNotFoundError, ValueError) as error:
                 lacking.append(error)
         volume_id = volume_id and prefix + volume_id
         cases.append(Case(prefix + name, volume_id or prefix + name, paths, label, None, volume_id, index))
     if labels is not None:
-        cases = _take_shared_labels(cases, [group[0].folder for group in groups], labels, lacking)
+        cases = _take_shared_labels(cases, [group.folder for group in groups], labels, lacking)
     if labels is not None and cases and len(lacking) == len(cases):
         raise lacking[0]
     return sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index)), [*failures, *lacking]
@@ -265,7 +254,7 @@ def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]],
         # Only a channel's number may be taken away: p01 is not the label of p01_2019.
         names = {file.name: None}
     expected = dict.fromkeys([*(stem_of(Path(other)) for other in names), name])
-    marked = [stem for stem in candidates if (match := _LABEL_ENDING.search(stem)) and stem[: match.start()] in expected]
+    marked = [stem for stem in candidates if (match := LABEL_ENDING.search(stem)) and stem[: match.start()] in expected]
     # Labels of several endings may differ, so they are one way.
     groups = (*([stem] for stem in expected), marked)
     ways = [[path for stem in stems for path in candidates.get(stem, ()) if path != file] for stems in groups]
@@ -281,33 +270,82 @@ def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]],
     return found[0]
 
 
-def group_channels(images: Sequence[FoundImage], channels: int) -> tuple[list[tuple[FoundImage, ...]], list[Exception]]:
-    """Groups files `<name>_0000`, `<name>_0001`, ... of one case, for a model of several channels; others stay alone.
+class ChannelGroup(NamedTuple):
+    """The files of one case.
+
+    Attributes:
+        images: One image, or one for each channel in the model's order.
+        name: The case's name.
+        folder: The sub-folder of the output that its results go to.
+    """
+
+    images: tuple[FoundImage, ...]
+    name: str
+    folder: str
+
+
+def group_channels(images: Sequence[FoundImage], names: Sequence[str]) -> tuple[list[ChannelGroup], list[Exception]]:
+    """Groups the files of one case, for a model of several channels; others stay alone.
+
+    They are `<name>_0000`, `<name>_0001`, ..., or bear the names of the model's channels: `<name>_t1` and `<name>_t2`, `t1` and `t2` in
+    a folder for each case, or `<name>` in folders `t1` and `t2`.
+
+    Args:
+        images: The images.
+        names: Names of the model's channels.
 
     Returns:
-        The groups, and an error for each group that lacks a file.
+        The groups, and an error for each numbered group that lacks a file.
     """
-    if channels == 1:
-        return [(image,) for image in images], []
+    if len(names) == 1:
+        return [_stay_alone(image) for image in images], []
     given = {(image.path.parent, stem_of(image.path)): image for image in images}
-    groups: list[tuple[FoundImage, ...]] = []
+    groups: list[ChannelGroup] = []
     failures: list[Exception] = []
     grouped: set[Path] = set()
     for first in images:
         stem = stem_of(first.path)
         if not stem.endswith("_0000"):
             continue
-        names = [f"{stem.removesuffix('_0000')}_{channel:04d}" for channel in range(channels)]
-        members = [given.get((first.path.parent, name)) for name in names]
+        base = stem.removesuffix("_0000")
+        stems = [f"{base}_{channel:04d}" for channel in range(len(names))]
+        members = [given.get((first.path.parent, name)) for name in stems]
         present = tuple(member for member in members if member is not None)
         grouped |= {member.path for member in present}
-        if len(present) == channels:
-            groups.append(present)
+        if len(present) == len(names):
+            groups.append(ChannelGroup(present, base, first.folder))
         else:
-            missing = names[members.index(None)]
+            missing = stems[members.index(None)]
             failures.append(
                 FileNotFoundError(
-                    f"Expected {channels} channels of {first.path}. Received: no {missing}{suffix_of(first.path)}. Give all its files."
+                    f"Expected {len(names)} channels of {first.path}. Received: no {missing}{suffix_of(first.path)}. Give all its files."
                 )
             )
-    return groups + [(image,) for image in images if image.path not in grouped], failures
+    named = _group_by_names([image for image in images if image.path not in grouped], names)
+    grouped |= {image.path for group in named for image in group.images}
+    return [*groups, *named, *(_stay_alone(image) for image in images if image.path not in grouped)], failures
+
+
+def _stay_alone(image: FoundImage) -> ChannelGroup:
+    return ChannelGroup((image,), stem_of(image.path), image.folder)
+
+
+def _group_by_names(images: Sequence[FoundImage], names: Sequence[str]) -> list[ChannelGroup]:
+    """Groups files by the names of channels in their own names or their folders' names. A group that lacks a channel is none."""
+    if len(set(names)) < len(names) or not all(names):
+        return []
+    # A name such as `pre_t1` comes before `t1`.
+    ending = re.compile(rf"(?:^|[_. -])({'|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))})$")
+    found: dict[tuple[Path, str, str], dict[str, FoundImage]] = {}
+    for image in images:
+        stem, parent = stem_of(image.path), image.path.parent
+        if match := ending.search(stem):
+            base = stem[: match.start()]
+            found.setdefault((parent, base or parent.name or stem, image.folder), {})[match[1]] = image
+        elif parent.name in names:
+            found.setdefault((parent.parent, stem, _to_folder(PurePosixPath(image.folder).parent)), {})[parent.name] = image
+    return [
+        ChannelGroup(tuple(members[channel] for channel in names), name, folder)
+        for (_, name, folder), members in found.items()
+        if len(members) == len(names)
+    ]

@@ -11,17 +11,22 @@ from modules.data.files import hash_file
 Manifest = dict[str, list[str]]
 
 
-def make_manifest(splits: Mapping[str, Sequence[Case]], root: Path, hashes: Iterable[str] | None = None) -> Manifest:
+def make_manifest(
+    splits: Mapping[str, Sequence[Case]], root: Path, hashes: Iterable[str] | None = None, tables: Iterable[Path] = ()
+) -> Manifest:
     """Describes the data of a run.
 
     Args:
         splits: The run's labelled cases by split.
         root: The data set's folder.
         hashes: SHA-256 of each file of each case, the label's last, if they are known; otherwise every file is read.
+        tables: Files that say what belongs together and what it means. One outside of the folder is known by its name.
     """
     files = [(path, split) for split, cases in splits.items() for case in cases for path in (*case.image_paths, case.label_path) if path]
     hashes = (hash_file(path) for path, _ in files) if hashes is None else hashes
-    return {_name_file(path, root): [split, digest] for (path, split), digest in zip(files, hashes, strict=True)}
+    manifest = {_name_file(path, root): [split, digest] for (path, split), digest in zip(files, hashes, strict=True)}
+    names = {path: _name_file(path, root) if path.is_relative_to(root) else path.name for path in tables}
+    return manifest | {name: ["table", hash_file(path)] for path, name in names.items()}
 
 
 def hash_manifest(manifest: Manifest) -> str:
