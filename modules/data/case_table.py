@@ -88,7 +88,7 @@ def _resolve(text: str, table: Path, root: Path, where: str, column: str) -> Pat
         remedy = "Paths are relative to the table." + (" Write / in place of \\." if "\\" in text else "")
         raise FileNotFoundError(f"Expected the {column} {places[0]}, as {where} says. Received: no such file. {remedy}")
     if found.is_file() and not suffix_of(found):
-        raise ValueError(f"Expected a {column} ending in {', '.join(SUFFIXES)} in {where}. Received: {found}. Convert it.")
+        raise ValueError(f"Expected for `{column}` a file ending in {', '.join(SUFFIXES)} in {where}. Received: {found}. Convert it.")
     return found
 
 
@@ -106,10 +106,11 @@ def _check_rows(found: Found, path: Path, header: Sequence[str]) -> None:
         if any(filled) and not all(filled):
             name = found.pairs[filled.index(False)].name
             raise ValueError(f"Expected `{what}` in every row of {path}, or in none. Received: none for {name}. Fill it in.")
-    known: dict[Path, str] = {}
+    known: set[Path] = set()
     for pair in found.pairs:
         for image in pair.images:
-            if (other := known.setdefault(image, pair.name)) != pair.name or pair.images.count(image) > 1:
-                raise ValueError(f"Expected each image once in {path}. Received: {image} for {other} and {pair.name}. Remove one.")
+            if image in known:
+                raise ValueError(f"Expected each image once in {path}. Received: {image} again for {pair.name}. Remove one.")
+            known.add(image)
     unread = [name for name in header if not re.fullmatch(r"(?i)image(_.+)?|label|subject|split|case", name)]
     found.leave_out("column that is not read", unread)

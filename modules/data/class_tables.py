@@ -84,24 +84,25 @@ def choose_classes(labels: Sequence[Path], surveys: Sequence[LabelValues], given
     if table is not None and table.suffix.lower() == ".json":
         return _take_description(table, found, remarks)
     if table is not None:
-        return _name_found(_read_named(table), found, f"named in {table}", table)._replace(remarks=tuple(remarks))
+        classes = _name_found(_read_named(table), found, f"named in {table}", table)
+        return classes._replace(remarks=(*remarks, *classes.remarks))
     return _number(found)._replace(remarks=tuple(remarks))
 
 
 def _number(found: Mapping[int, Sequence[Path]]) -> Classes:
     """Numbers the classes by the values that are there; raises ValueError for values that no label of classes has."""
     values = sorted(set(found) - {0})
+    if len(values) > MOST_CLASSES - 1:
+        raise ValueError(
+            f"Expected at most {MOST_CLASSES - 1} classes. Received: {len(values)} values, such as {values[-1]} in {found[values[-1]][0]}, "
+            "as an image has. Leave it out, or give classes that share a name by --classes."
+        )
     if len(values) > 1 and 255 in values and (len(values) > 8 or all(value <= 9 or value >= 246 for value in values)):
         other = next(value for value in values if value != 255)
         raise ValueError(
             f"Expected label values of classes. Received: 255 in {found[255][0]} and {other} in {found[other][0]}, {len(values) + 1} "
             "values in all, as masks have that are written in two ways or with soft edges. Write them anew with one value a class, or say "
             f"by --classes what each value means, as in --classes {other}=NAME 255=NAME, or 255=ignore."
-        )
-    if len(values) > MOST_CLASSES - 1:
-        raise ValueError(
-            f"Expected at most {MOST_CLASSES - 1} classes. Received: {len(values)} values, such as {values[-1]} in {found[values[-1]][0]}, "
-            "as an image has. Leave it out, or give classes that share a name by --classes."
         )
     names = ("background", *(f"class {number}" for number in range(1, len(values) + 1)))
     return Classes(names, {value: index for index, value in enumerate([0, *values])}, "from the values; --classes names them")

@@ -29,6 +29,11 @@ _COLOURS = {3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 # Air of Hounsfield units lies at -1000; no other scanner's values lie so low.
 _HOUNSFIELD = -500
 _MOST_NAMES = 8
+# Images of kinds that other programs read.
+_OTHER_IMAGES = {
+    *(".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".dcm", ".ima", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".img", ".hdr"),
+    *(".npy", ".npz", ".h5", ".mat", "without a suffix"),
+} - set(SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,10 @@ def _refuse_nothing(root: Path, found: Found) -> FileNotFoundError:
         return FileNotFoundError(f"Expected rows with an image and a label in {found.tables[0]}. Received: no such row. Fill it in.")
     groups = {reason: names for reason, names in found.left_out.items() if reason.startswith(("image", "label"))}
     kinds = ", ".join(f"{number} {kind}" for kind, number in found.others.most_common(3))
+    known = found.others.keys() & _OTHER_IMAGES
     if not groups:
         received = f"no image ({', '.join(SUFFIXES)})" + (f", but {kinds}" if kinds else "")
-        remedy = "Convert the files to one of these." if kinds else "Give the folder with `--data`."
+        remedy = f"Convert {' and '.join(sorted(known))} to one of these." if known else "Give the folder with `--data`."
     else:
         parts = [f"{len(names)} {reason}, such as {names[0]}" for reason, names in groups.items()]
         received = f"no pair: {'; '.join(parts)}"
