@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,26 +92,33 @@ class File(NamedTuple):
     folder: tuple[str, ...]
 
 
-def list_files(root: Path, found: Found) -> list[File]:
-    """Lists the images below a folder, without those that this program wrote; counts in `found` what is left out."""
-    everything = list(walk_files(root, lambda error: found.leave_out("folder that cannot be read", [str(error.filename)])))
+def list_files(root: Path, found: Found, most: int | None = None) -> list[File]:
+    """Lists the images below a folder, without those that this program wrote; counts in `found` what is left out.
+
+    Args:
+        root: The folder.
+        found: Takes what is left out.
+        most: Number of files after which the search ends; None for no limit.
+    """
+    files = walk_files(root, lambda error: found.leave_out("folder that cannot be read", [str(error.filename)]))
+    everything = list(islice(files, most))
     own = {path.parent for path in everything if path.name in _OWN_FILES}
-    files = []
+    listed = []
     for path in everything:
         parts = path.parent.relative_to(root).parts
         if not suffix_of(path):
             kind = path.suffix.lower() or "without a suffix"
             found.others.update([kind] if kind not in _TEXTS else [])
-        elif own and own.intersection((path.parent, *path.parents)):
-            continue
+        elif own and own.intersection(path.parents):
+            found.leave_out("picture in the folder of a run or a model", [path.relative_to(root).as_posix()])
         elif stem_of(path).endswith(OUTPUTS):
             found.leave_out("earlier output of predict.py", [path.relative_to(root).as_posix()])
         else:
             words = [read_part(part) for part in parts]
             role = next((word.role for word in reversed(words) if word.role), "")
             split = next((word.split for word in reversed(words) if word.split), None)
-            files.append(File(path, stem_of(path), parts, role, split, tuple(word.rest for word in words if word.rest)))
-    return files
+            listed.append(File(path, stem_of(path), parts, role, split, tuple(word.rest for word in words if word.rest)))
+    return listed
 
 
 def refuse_two_labels(image: Path, one: Path, other: Path) -> ValueError:
@@ -178,6 +186,8 @@ class _Matcher:
         for image in images:
             self._places.setdefault((image.split, image.folder), []).append(image)
             self._stems.setdefault((image.split, image.stem), []).append(image)
+        self._beginnings = {place: _Ordered(members, lambda one: one.stem) for place, members in self._places.items()}
+        self._ends = {place: _Ordered(members, lambda one: one.stem[::-1]) for place, members in self._places.items()}
         self._by_stem = {place: _group(members, lambda one: one.stem) for place, members in self._places.items()}
         self._by_word = {place: _group(members, lambda one: strip_image(one.stem)) for place, members in self._places.items()}
 
@@ -215,6 +225,11 @@ class _Matcher:
         """Lists images that no label of another name has."""
         return [one for one in members if self.taken.get(one.path, (None, base))[1] == base]
 
+    def _list_beginning(self, label: File, base: str) -> list[File]:
+        """Lists the images in a label's place whose names begin with its base."""
+        place = label.split, label.folder
+        return self._beginnings[place].find(base) if base and place in self._beginnings else []
+
     def _by_name(self, label: File, base: str) -> bool:
         images = self._by_stem.get((label.split, label.folder), {}).get(base, [])
         if len(images) > 1:
@@ -226,8 +241,8 @@ class _Matcher:
         return self._take(label, base, images, (), f"{way}{' in a folder of their own' if label.role == 'label' else ''}")
 
     def _by_number(self, label: File, base: str) -> bool:
-        named = [(one, one.stem[len(base) + 1 :]) for one in self._places.get((label.split, label.folder), []) if base]
-        numbered = [(one, end) for one, end in named if re.fullmatch(rf"{re.escape(base)}_\d{{4}}", one.stem)]
+        named = [(one, one.stem[len(base) :]) for one in self._list_beginning(label, base)]
+        numbered = [(one, end[1:]) for one, end in named if re.fullmatch(r"_\d{4}", end)]
         return self._take(label, base, [one for one, _ in numbered], [end for _, end in numbered], "channels by number, _0000", base)
 
     def _by_other_word(self, label: File, base: str) -> bool:
@@ -235,8 +250,7 @@ class _Matcher:
         return self._take(label, base, images[:1] if len(images) == 1 else [], (), "a word for image or label in the names")
 
     def _by_channel(self, label: File, base: str) -> bool:
-        members = self._places.get((label.split, label.folder), [])
-        named = [(one, one.stem[len(base) :]) for one in members if base and one.stem.startswith(base)]
+        named = [(one, one.stem[len(base) :]) for one in self._list_beginning(label, base)]
         named = [(one, end[1:]) for one, end in named if end[:1] in _SEPARATORS and end[1:] and not end[1:].isdigit()]
         free = {one.path for one in self._list_free((one for one, _ in named), base)}
         named = [(one, end) for one, end in named if one.path in free]
@@ -274,9 +288,27 @@ class _Matcher:
         return self._take(label, base, images[:1] if len(images) == 1 else [], (), "equal names in different folders")
 
     def _by_tail(self, label: File, base: str) -> bool:
-        members = self._list_free(self._places.get((label.split, label.folder), []), base) if base else []
-        images = [one for one in members if one.stem.endswith(base) and one.stem[: -len(base)][-1:] in _SEPARATORS]
+        place = label.split, label.folder
+        members = self._list_free(self._ends[place].find(base[::-1]), base) if base and place in self._ends else []
+        images = [one for one in members if one.stem[: -len(base)][-1:] in _SEPARATORS]
         return self._take(label, base, images[:1] if len(images) == 1 else [], (), "equal ends of the names")
+
+
+class _Ordered:
+    """Files in the order of a text, so that those that begin alike are found without a look at all others."""
+
+    def __init__(self, members: Sequence[File], name: Callable[[File], str]) -> None:
+        self._members = sorted(members, key=lambda one: (name(one), one.path))
+        self._names = [name(one) for one in self._members]
+
+    def find(self, beginning: str) -> list[File]:
+        """Returns the files whose text begins so."""
+        found = []
+        for place in range(bisect_left(self._names, beginning), len(self._names)):
+            if not self._names[place].startswith(beginning):
+                break
+            found.append(self._members[place])
+        return found
 
 
 def _group(members: Iterable[File], name: Callable[[File], Any]) -> dict[Any, list[File]]:

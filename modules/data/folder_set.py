@@ -17,6 +17,7 @@ from modules.data.folder_cases import NamedCases, describe_splits_found, make_ca
 from modules.data.folder_layouts import Found, Pair, find_pairs, list_files
 from modules.data.formats import StoredImage, read_file
 from modules.data.label_values import LabelValues, survey_labels
+from modules.data.layout_names import read_part
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import IGNORE
 
@@ -29,6 +30,8 @@ _COLOURS = {3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 # Air of Hounsfield units lies at -1000; no other scanner's values lie so low.
 _HOUNSFIELD = -500
 _MOST_NAMES = 8
+# A hint must not wait for a walk through a whole disk.
+_MOST_HINTED = 20_000
 # Images of kinds that other programs read.
 _OTHER_IMAGES = {
     *(".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".dcm", ".ima", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".img", ".hdr"),
@@ -91,10 +94,18 @@ def describe_folder(root: Path, wishes: Wishes) -> dict[str, Any]:
     }
 
 
-def search_folder(root: Path) -> Found:
-    """Finds images with their labels below a folder, in any layout that is known; raises ValueError for two labels of one image."""
+def search_folder(root: Path, most: int | None = None) -> Found:
+    """Finds images with their labels below a folder, in any layout that is known.
+
+    Args:
+        root: The folder.
+        most: Number of files after which the search ends; None for no limit.
+
+    Raises:
+        ValueError: If two labels fit one image, or two images one label.
+    """
     found = Found()
-    files = list_files(root, found)
+    files = list_files(root, found, most)
     if not find_bids(root, files, found):
         find_pairs(root, files, found)
     return found
@@ -103,7 +114,7 @@ def search_folder(root: Path) -> Found:
 def find_hint(root: Path) -> str:
     """Says in a sentence that `--dataset folder` reads a folder, if it does; else ""."""
     try:
-        pairs = search_folder(root).pairs if root.is_dir() else []
+        pairs = search_folder(root, _MOST_HINTED).pairs if root.is_dir() else []
     except (OSError, ValueError):
         return ""
     if not pairs:
@@ -123,6 +134,9 @@ def _refuse_nothing(root: Path, found: Found) -> FileNotFoundError:
     if not groups:
         received = f"no image ({', '.join(SUFFIXES)})" + (f", but {kinds}" if kinds else "")
         remedy = f"Convert {' and '.join(sorted(known))} to one of these." if known else "Give the folder with `--data`."
+    elif find_hint(root.resolve().parent) and read_part(root.resolve().name).role:
+        received = "one part of the pairs"
+        remedy = f"Give the folder that holds images and labels, {root.resolve().parent}, with `--data`."
     else:
         parts = [f"{len(names)} {reason}, such as {names[0]}" for reason, names in groups.items()]
         received = f"no pair: {'; '.join(parts)}"

@@ -45,6 +45,7 @@ def survey_labels(paths: Sequence[Path], cache: Path | None = None) -> list[Labe
     keys = [f"{FORMAT} {fingerprint_files([label]) if label.is_file() else ''}" for label in paths]
     missing = {key: label for key, label in zip(keys, paths, strict=True) if key not in known}
     if missing:
+        log.info("reading the values of %d label(s)", len(missing))
         with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as executor:
             known |= dict(zip(missing, executor.map(read_values, missing.values()), strict=True))
         if path is not None:

@@ -98,12 +98,17 @@ def check_parts(parts: Mapping[str, Path], tests: Sequence[Sequence[Case]], data
         check_fields(record, {"splits": _SPLITS}, run.record, REMEDY, others=True)
         if record["splits"].get("test") != [case.case_id for case in tests[fold]]:
             raise ValueError(f"Expected the test cases of {path} in {data}. Received: others. Give the folder of its data by --data.")
-        # A run of an earlier version did not write it down.
-        if record.get("data_set") != origin.get("data_set"):
+        if _read_data_set(record) != _read_data_set(origin):
             raise ValueError(f"Expected channels and classes of {first} in every run to merge. Received: others in {path}. Train it anew.")
         for name in ("backend", "precision", "devices", "versions", "code_sha256"):
             if record[name] != origin[name]:
                 log.warning("%s differs between %s and %s: the models may not be those of one command", name, first, path)
+
+
+def _read_data_set(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads channels and classes from the record of a run, without the words for people; nothing of an earlier version's run."""
+    content = record.get("data_set")
+    return {name: value for name, value in content.items() if name != "found"} if isinstance(content, dict) else {}
 
 
 def _strip(manifest: Mapping[str, Sequence[Any]]) -> dict[str, str]:

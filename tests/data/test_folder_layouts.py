@@ -104,6 +104,7 @@ def test_what_is_no_part_of_a_pair_is_left_out_for_a_reason(tmp_path):
     assert [pair.name for pair in found.pairs] == ["a"]
     assert found.left_out == {
         "earlier output of predict.py": ["images/a_overlay.png"],
+        "picture in the folder of a run or a model": ["runs/r/f.png", "runs/r/figures/loss.png"],
         NO_IMAGE: ["labels/c.png"],
         NO_LABEL: ["images/b.png"],
     }
