@@ -121,7 +121,10 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
     named is a label only where its image is given too.
     """
     stems = {stem_of(image.path) for image, _ in found}
-    plain = {stem_of(image.path) for image, _ in found if not _lies_among_labels(image)}
+    scans = [image.path for image, _ in found if not _lies_among_labels(image)]
+    plain = {stem_of(path) for path in scans}
+    # Of channels the label has the name without the last word, or that of their folder.
+    wholes = {stem[: place.start()] for stem in plain for place in re.finditer("[_. -]", stem)} | {path.parent.name for path in scans}
     scanned = {image.path.parent for image, _ in found if not LABEL_ENDING.search(stem_of(image.path))}
     # The ends of the other names, after each separator: `0` for `volume-0`.
     tails = {stem[place.end() :] for stem in stems if not LABEL_BEGINNING.match(stem) for place in re.finditer("^|[_-]", stem)}
@@ -143,7 +146,7 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
         else:
             # A whole name such as `mask` belongs to the scans of its folder.
             paired = bool(ending) and (searched or image.path.parent in scanned)
-        twin = _lies_among_labels(image) and (stem in plain or stem in numbered)
+        twin = _lies_among_labels(image) and (stem in plain or stem in numbered or stem in wholes)
         beginning = LABEL_BEGINNING.match(stem)
         begun = bool(beginning) and stem[beginning.end() + 1 :] in tails
         if stem in named or paired or twin or begun:
