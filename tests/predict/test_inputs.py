@@ -204,13 +204,18 @@ def test_a_case_that_lacks_a_channel_does_not_end_the_others(folder):
     ids=lambda value: str(value),
 )
 def test_files_with_the_names_of_the_channels_are_one_case(folder, names, case):
-    folder(*names, "lone_t1.nii", "labels/a_seg.nii", "labels/p1.nii")
+    folder(*names, "lone_t1.nii", "labels/a_seg.nii")
     bundle = _bundle()
     bundle.channels = ("t1", "pre_t1")
     cases, failures = make_cases(find_images(["."], RULES).images, None, bundle)
     assert not failures
     # A file without the other channel stays alone, and the model will say what it lacks.
     assert {one.case_id: tuple(map(str, one.image_paths)) for one in cases} == {case: names[::-1], "lone_t1": ("lone_t1.nii",)}
+
+
+def test_labels_of_channels_lie_in_a_folder_of_labels(folder):
+    folder("images/p1/t1.nii", "images/a_t1.nii", "labels/p1.nii", "labels/a.nii")
+    assert list(_find(".")) == ["images/a_t1.nii", "images/p1/t1.nii"]
 
 
 def test_channels_of_one_name_are_told_by_number_alone(folder):
