@@ -192,7 +192,7 @@ def test_a_hint_is_given_only_where_it_helps(tmp_path, capsys):
     (tmp_path / "b.jpg").touch()
     flags = ["--data", str(tmp_path), *_flags(tmp_path, "x")]
     expect_one_line(capsys, train.main(["--dataset", "msd", *flags]), "Received: nothing there. Give its folder with `--data`.")
-    message = "Received: no pair: 1 image without a label of its name, such as a.png. Give an image and its label one name"
+    message = "Received: no pair: 1 image(s) without a label of their name, such as a.png; also 1 .jpg, which are not read. Convert .jpg"
     expect_one_line(capsys, train.main(["--dataset", "folder", *flags]), message)
     (tmp_path / "a.png").unlink()
     message = "Received: no image (.nii, .nii.gz, .png, .tif, .tiff), but 1 .jpg. Convert .jpg to one of these."

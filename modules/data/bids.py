@@ -1,6 +1,7 @@
 """Finds images and labels in a folder in the Brain Imaging Data Structure, BIDS: `sub-01/[ses-1/]anat/sub-01_T1w.nii.gz`.
 
-Labels are `*_dseg` below `derivatives`, or beside their images. Names are read as BIDS writes them, `key-value` joined by `_`.
+Labels are `*_dseg`, or where there are none `*_mask`, below `derivatives` or beside their images. Names are read as BIDS writes them:
+`key-value`, joined by `_`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ _OF_LABELS = ("space", "desc", "res", "den", "label", "from", "to", "mode", "hem
 # Spaces that are the image's own.
 _OWN_SPACES = ("orig", "native", "individual", "scanner", "T1w", "T2w", "anat")
 _FIRST = "T1w"
+_LABELS = ("dseg", "mask", "msk")
 
 
 class _Name(NamedTuple):
@@ -34,8 +36,8 @@ def find_bids(root: Path, files: Sequence[File], found: Found) -> bool:
     """
     names = [name for name in map(_read_name, files) if name is not None]
     labels = [name for name in names if name.suffix == "dseg"]
-    labels = labels or [name for name in names if name.suffix == "mask" and name.entities.get("desc") != "brain"]
-    images = [name for name in names if name.file.parts[0].startswith("sub-") and name.suffix not in ("dseg", "mask")]
+    labels = labels or [name for name in names if name.suffix in ("mask", "msk") and name.entities.get("desc") != "brain"]
+    images = [name for name in names if name.file.parts[0].startswith("sub-") and name.suffix not in _LABELS]
     if not labels or not images:
         return False
     by_subject: dict[str, list[_Name]] = {}

@@ -23,7 +23,7 @@ _OWN_FILES = ("run.json", "bundle.json")
 # Kinds of files that nobody takes for scans.
 _TEXTS = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".html", ".db", ".ini", ".py", ".label", ".lbl", ".ctbl", ".xlsx")
 _SEPARATORS = "_-. "
-_NO_IMAGE, _NO_LABEL = "label without an image of its name", "image without a label of its name"
+_NO_IMAGE, _NO_LABEL = "label(s) without an image of their name", "image(s) without a label of their name"
 
 
 class Pair(NamedTuple):
@@ -260,7 +260,8 @@ class _Matcher:
         folders = _name_folders(label)
         if base or not folders:
             return False
-        images = self._list_free(self._places.get((label.split, label.folder), []), base)
+        # An image that has a label of its own name makes it two labels for one image.
+        images = self._places.get((label.split, label.folder), [])
         names = [_strip_beginning(one.stem, folders[-1]) for one in images]
         if len(names) > 1 and any(name.isdigit() for name in names):
             # These are slices, and no channels.

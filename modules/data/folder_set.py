@@ -139,8 +139,9 @@ def _refuse_nothing(root: Path, found: Found) -> FileNotFoundError:
         remedy = f"Give the folder that holds images and labels, {root.resolve().parent}, with `--data`."
     else:
         parts = [f"{len(names)} {reason}, such as {names[0]}" for reason, names in groups.items()]
-        received = f"no pair: {'; '.join(parts)}"
-        remedy = "Give an image and its label one name, or list the pairs in a table and give it by `--cases`."
+        received = "; ".join([f"no pair: {'; '.join(parts)}", *([f"also {kinds}, which are not read"] if known else [])])
+        remedy = f"Convert {' and '.join(sorted(known))} to one of {', '.join(SUFFIXES)}, or give" if known else "Give"
+        remedy += " an image and its label one name, or list the pairs in a table and give it by `--cases`."
     return FileNotFoundError(f"Expected images with labels in {root}: {LAYOUTS}. Received: {received}. {remedy}")
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 # Endings of names that reference labels have, or whole names: `a_seg`, `sub-01_dseg`, `mask`.
 LABEL_ENDING = re.compile(
-    r"(?i)(^|[_. -])(segs?|masks?|labels?|[dw]seg|aseg|probseg|labelmap|segmentations?|gt|(ground[_-]?)?truth|annotations?|manual|rois?)$"
+    r"(?i)(^|[_. -])(segs?|masks?|msks?|labels?|[dw]seg|aseg|probseg|labelmap|segmentations?|gt|(ground[_-]?)?truth|annotations?|manual"
+    r"|rois?)$"
 )
 # Beginnings of their names, where an image has the rest: `segmentation-0` beside `volume-0`.
 LABEL_BEGINNING = re.compile(r"(?i)^(segmentation|seg|mask|labels?|gt)(?=[_-].)")
@@ -15,11 +16,11 @@ LABEL_FOLDER = re.compile(r"(?i)(^|[_-])(labels?|segs?|segmentations?|masks?|ann
 # Endings that predict.py gives to the names of the files that it writes.
 OUTPUTS = ("_prediction", "_overlay", "_probabilities")
 
-_LABELS = "labels?|labelmaps?|lbls?|segs?|segmentations?|masks?|msks?|annotations?|gts?|groundtruths?|truths?|manual|rois?"
-_IMAGES = "images?|imgs?|scans?|volumes?|vols?|pictures?|photos?|inputs?|mrs|mris"
+_LABELS = "labels?|labelmaps?|lbls?|segs?|segmentations?|masks?|masken?|msks?|annotations?|annots?|gts?|groundtruths?|truths?|manual|rois?"
+_IMAGES = "images?|imgs?|scans?|volumes?|vols?|pictures?|photos?|bild(er)?|inputs?|mrs|mris"
 _SPLITS = {"train": "train|training", "validate": "val|valid|validate|validation", "test": "test|testing"}
 # nnU-Net's endings mean a split only behind such a word: `imagesTr`.
-_SHORT = {"tr": "train", "ts": "test", "val": "validate"}
+_SHORT = {"tr": "train", "ts": "test", "val": "validate", "va": "validate"}
 _ALL_SPLITS = "|".join(_SPLITS.values())
 # One more number tells several labels of one image apart: `a_mask_1`.
 _NUMBERED_LABEL = re.compile(r"(?i)(?<=.)[_. -](seg|mask|label|segmentation|roi)[_. -]?\d+$")
@@ -64,7 +65,7 @@ def read_part(name: str) -> Part:
 def _part_word(word: str) -> list[str]:
     """Parts words that are written as one, such as `imagestr` and `trainimages`."""
     if match := re.fullmatch(rf"({_IMAGES}|{_LABELS})({'|'.join(_SHORT)})", word):
-        return [match[1], match[2]]
+        return [match[1], match[0][len(match[1]) :]]
     if match := re.fullmatch(rf"({_ALL_SPLITS})({_IMAGES}|{_LABELS})", word):
         return [match[1], match[2]]
     return [word]

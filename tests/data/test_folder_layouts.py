@@ -6,7 +6,7 @@ from folder_helpers import plant
 from modules.data.folder_layouts import find_pairs
 from modules.data.folder_set import find_hint, search_folder
 
-NO_IMAGE, NO_LABEL = "label without an image of its name", "image without a label of its name"
+NO_IMAGE, NO_LABEL = "label(s) without an image of their name", "image(s) without a label of their name"
 
 
 def _search(root):
@@ -51,6 +51,9 @@ def _search(root):
         ("Training_Set/IBSR_07/IBSR_07.nii.gz", "Training_Set/IBSR_07/IBSR_07_seg.nii.gz"),
         ("images/left_roi.png", "labels/left_roi.png"),
         ("other/left_roi.png", "labels/left_roi.png"),
+        ("Bilder/ä 1.nii", "Masken/ä 1.nii"),
+        ("imagesVa/a_0000.nii", "labelsVa/a_0000.nii"),
+        ("val/a.png", "valannot/a.png"),
         ("brain_segmentation/images/a.png", "brain_segmentation/labels/a.png"),
     ],
     ids="+".join,
@@ -129,6 +132,7 @@ def test_a_case_that_lacks_a_channel_is_left_out(tmp_path):
         ("p1/t1.nii", "p1/t2.nii", "p1/seg.nii", "p1/mask.nii"),
         ("p1_t1.nii", "p1_t2.nii", "p1_seg.nii", "p1_mask.nii"),
         ("images/a.png", "labels/a.png", "labels/a.tif"),
+        ("p1/FLAIR.nii", "p1/T1.nii", "p1/T1_mask.nii", "p1/mask.nii"),
     ],
     ids="+".join,
 )
@@ -200,6 +204,8 @@ def test_bids_takes_the_image_that_its_labels_fit(tmp_path):
     )
     plant(tmp_path, "sub-01/anat/sub-01_T1w.nii")
     assert {pair.channels for pair in search_folder(tmp_path).pairs} == {("FLAIR",)}
+    plant(tmp_path / "c", "sub-1/dwi/sub-1_dwi.nii", "derivatives/sub-1/sub-1_msk.nii")
+    assert len(search_folder(tmp_path / "c").pairs) == 1
     # Masks are labels where nothing better is there, but for those of the whole brain.
     plant(
         tmp_path / "b",
