@@ -5,13 +5,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from modules.data.case import Case, LabelRule, place_in_volume
 from modules.data.files import SUFFIXES, stem_of, suffix_of, walk_files
 from modules.data.layout_names import LABEL_BEGINNING, LABEL_ENDING, LABEL_FOLDER, OUTPUTS
 from modules.predict.bundle import ModelBundle
+from modules.predict.channels import group_channels
 
 _MOST_NAMES = 8
 
@@ -26,6 +27,11 @@ class FoundImage(NamedTuple):
 
     path: Path
     folder: str = ""
+
+    @property
+    def stem(self) -> str:
+        """The name of its results, without their endings."""
+        return stem_of(self.path)
 
 
 @dataclass
@@ -109,7 +115,7 @@ def _find_plain_part(pattern: str) -> Path:
     return Path(*parts[:plain])
 
 
-def _to_folder(relative: PurePath) -> str:
+def _to_folder(relative: Path) -> str:
     folder = relative.as_posix()
     return "" if folder == "." else folder
 
@@ -202,7 +208,7 @@ def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelB
     for group in groups:
         paths, name, folder = tuple(image.path for image in group.images), group.name, group.folder
         prefix = f"{folder}/" if folder else ""
-        volume_id, index = place_in_volume(stem_of(paths[0])) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
+        volume_id, index = place_in_volume(group.images[0].stem) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
         label = None
         if labels is not None:
             try:
@@ -271,84 +277,3 @@ def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]],
     if len(found) > 1:
         raise ValueError(f"Expected one label for {file}. Received: {found[0]} and {found[1]}. Name a folder with one of them.")
     return found[0]
-
-
-class ChannelGroup(NamedTuple):
-    """The files of one case.
-
-    Attributes:
-        images: One image, or one for each channel in the model's order.
-        name: The case's name.
-        folder: The sub-folder of the output that its results go to.
-    """
-
-    images: tuple[FoundImage, ...]
-    name: str
-    folder: str
-
-
-def group_channels(images: Sequence[FoundImage], names: Sequence[str]) -> tuple[list[ChannelGroup], list[Exception]]:
-    """Groups the files of one case, for a model of several channels; others stay alone.
-
-    They are `<name>_0000`, `<name>_0001`, ..., or bear the names of the model's channels: `<name>_t1` and `<name>_t2`, `t1` and `t2` in
-    a folder for each case, or `<name>` in folders `t1` and `t2`.
-
-    Args:
-        images: The images.
-        names: Names of the model's channels.
-
-    Returns:
-        The groups, and an error for each numbered group that lacks a file.
-    """
-    if len(names) == 1:
-        return [_stay_alone(image) for image in images], []
-    given = {(image.path.parent, stem_of(image.path)): image for image in images}
-    groups: list[ChannelGroup] = []
-    failures: list[Exception] = []
-    grouped: set[Path] = set()
-    for first in images:
-        stem = stem_of(first.path)
-        if not stem.endswith("_0000"):
-            continue
-        base = stem.removesuffix("_0000")
-        stems = [f"{base}_{channel:04d}" for channel in range(len(names))]
-        members = [given.get((first.path.parent, name)) for name in stems]
-        present = tuple(member for member in members if member is not None)
-        grouped |= {member.path for member in present}
-        if len(present) == len(names):
-            groups.append(ChannelGroup(present, base, first.folder))
-        else:
-            missing = stems[members.index(None)]
-            failures.append(
-                FileNotFoundError(
-                    f"Expected {len(names)} channels of {first.path}. Received: no {missing}{suffix_of(first.path)}. Give all its files."
-                )
-            )
-    named = _group_by_names([image for image in images if image.path not in grouped], names)
-    grouped |= {image.path for group in named for image in group.images}
-    return [*groups, *named, *(_stay_alone(image) for image in images if image.path not in grouped)], failures
-
-
-def _stay_alone(image: FoundImage) -> ChannelGroup:
-    return ChannelGroup((image,), stem_of(image.path), image.folder)
-
-
-def _group_by_names(images: Sequence[FoundImage], names: Sequence[str]) -> list[ChannelGroup]:
-    """Groups files by the names of channels in their own names or their folders' names. A group that lacks a channel is none."""
-    if len(set(names)) < len(names) or not all(names):
-        return []
-    # A name such as `pre_t1` comes before `t1`.
-    ending = re.compile(rf"(?:^|[_. -])({'|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))})$")
-    found: dict[tuple[Path, str, str], dict[str, FoundImage]] = {}
-    for image in images:
-        stem, parent = stem_of(image.path), image.path.parent
-        if match := ending.search(stem):
-            base = stem[: match.start()]
-            found.setdefault((parent, base or parent.name or stem, image.folder), {})[match[1]] = image
-        elif parent.name in names:
-            found.setdefault((parent.parent, stem, _to_folder(PurePosixPath(image.folder).parent)), {})[parent.name] = image
-    return [
-        ChannelGroup(tuple(members[channel] for channel in names), name, folder)
-        for (_, name, folder), members in found.items()
-        if len(members) == len(names)
-    ]
