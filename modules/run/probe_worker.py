@@ -6,6 +6,7 @@ Its first line describes the machine. Samples are noise of the plan's shape, bec
 import gc
 import json
 import os
+import statistics
 import sys
 import time
 from dataclasses import asdict
@@ -15,6 +16,7 @@ import numpy as np
 
 from modules import devices, hardware
 from modules.data.case import LabelRule
+from modules.data.pipeline import switch_tuning_off
 from modules.data.regions import IGNORE, Region, count_parts
 from modules.data.spec import DatasetSpec
 from modules.run.plan import Plan
@@ -22,6 +24,7 @@ from modules.run.settings import Settings
 
 # Fewer steps than these are not measured, however long they take.
 _LEAST_STEPS, _MOST_STEPS = 2, 50
+_ROUNDS = 5
 
 
 def main() -> None:
@@ -85,20 +88,23 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _time(run, seconds: float) -> float:
-    """Returns the seconds of a step. A first one tells how many there is time for; these are run in one go, as a training runs them."""
-    begin = time.perf_counter()
+def _time(run, seconds: float, clock=time.perf_counter) -> float:
+    """Returns the seconds of a step: the median of several rounds, as another program may disturb one or two of them."""
+    begin = clock()
     run(1)
-    steps = max(_LEAST_STEPS, min(_MOST_STEPS, int(seconds / (time.perf_counter() - begin))))
-    begin = time.perf_counter()
-    run(steps)
-    return (time.perf_counter() - begin) / steps
+    steps = max(_LEAST_STEPS, min(_MOST_STEPS, int(seconds / (clock() - begin))))
+    rounds = []
+    for _ in range(min(_ROUNDS, steps)):
+        begin = clock()
+        run(each := max(1, steps // _ROUNDS))
+        rounds.append((clock() - begin) / each)
+    return statistics.median(rounds)
 
 
 def _make_fit(trainer, batch):
     import tensorflow as tf
 
-    data = tf.data.Dataset.from_tensors(batch).repeat()
+    data = switch_tuning_off(tf.data.Dataset.from_tensors(batch).repeat())
 
     def fit(steps: int) -> None:
         trainer.fit(data, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
@@ -110,7 +116,7 @@ def _make_validation(trainer, batch):
     import tensorflow as tf
 
     own = {name: batch[name] for name in ("image", "label")} | {"weight": np.ones(len(batch["label"]), np.float32)}
-    data = tf.data.Dataset.from_tensors(own).repeat()
+    data = switch_tuning_off(tf.data.Dataset.from_tensors(own).repeat())
 
     def validate(steps: int) -> None:
         trainer.evaluate(data, steps=steps, verbose=0)

@@ -15,8 +15,10 @@ from modules.run import recipe, topology
 
 # The most voxels of a patch or volume whose size follows from the scans.
 MOST_VOXELS = 96**3
-# The most pixels of a slice on a CPU, and those of a crop of a larger one where foreground is sparse.
-MOST_PIXELS, SPARSE_PIXELS = 1 << 15, 1 << 14
+# The most pixels of a whole slice on a CPU. Whole slices of 256x144 found the prostate where crops of 160x96 mistook other places for it.
+MOST_PIXELS = 40_000
+# The pixels of a crop of a larger one, and those where foreground is sparse.
+CROP_PIXELS, SPARSE_PIXELS = 1 << 15, 1 << 14
 
 
 def choose_window(
@@ -53,7 +55,7 @@ def choose_window(
         sizes = derive_window(grids, mode, PLANES[plane], divisor, most)
         if mode == "slice" and hardware.kind == "cpu" and math.prod(sizes) > MOST_PIXELS:
             # Crops of a large slice cost less, and there are more of them.
-            part = math.sqrt((SPARSE_PIXELS if sparse else MOST_PIXELS) / math.prod(sizes))
+            part = math.sqrt((SPARSE_PIXELS if sparse else CROP_PIXELS) / math.prod(sizes))
             sizes = tuple(1 if size == 1 else max(divisor, int(size * part) // divisor * divisor) for size in sizes)
         return sizes
 

@@ -182,6 +182,12 @@ def test_each_sample_has_an_augmentation_of_its_own(tmp_path):
     np.testing.assert_array_equal(batches[0]["spacing"], [[0.5, 2.0]] * 3)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_no_finished_pipeline_waits_for_a_thread_that_tunes_it(cases, training):
+    pipeline = make_pipeline(cases, Window((8, 8, 8)), 4, batch_size=2, training=training)
+    assert pipeline.options().autotune.enabled is False
+
+
 def test_seeds_may_be_large(cases):
     for seed in (0, 2**31, 2**40):
         assert len(_read(make_pipeline(cases, Window((1, 5, 4)), 4, batch_size=3, training=True, seed=seed), 2)) == 2

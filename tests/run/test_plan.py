@@ -49,6 +49,17 @@ def test_slices_show_foreground_unless_they_are_to_come_evenly():
     assert (plan.sampler, plan.steps_per_epoch) == (None, 98)
 
 
+@pytest.mark.parametrize(
+    ("shape", "foreground", "window"),
+    # 256 * 144 = 36,864 pixels are no more than 40,000. Of 65,536 pixels 32,768 are left, or 16,384 where foreground is sparse.
+    [((256, 144), 0.05, (256, 144)), ((256, 256), 0.05, (128, 128)), ((256, 256), 0.2, (176, 176))],
+)
+def test_a_cpu_learns_large_slices_by_crops(shape, foreground, window):
+    pixels = shape[0] * shape[1]
+    scans = make_fingerprint([shape] * 9, voxels=(pixels - int(foreground * pixels), int(foreground * pixels)))
+    assert _plan(scans, DATASETS["lgg"]).window == Window(window)
+
+
 def test_patches_tile_volumes_and_are_drawn():
     plan = _plan(sampling="weighted", class_probabilities=(1.0, 1.0, 2.0, 2.0), patches_per_case=5, batch_size=2)
     # The medians of (36, 40, 41), (48, 50, 56) and (30, 33, 35) are 40, 50 and 33. Each goes up to a multiple of 8.

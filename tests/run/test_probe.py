@@ -12,6 +12,7 @@ from modules.hardware import count_cores, find_memory
 from modules.run.plan import make_plan
 from modules.run.prepared import build_network
 from modules.run.probe import Probe
+from modules.run.probe_worker import _time
 from modules.run.settings import Settings
 
 SPEC = DATASETS["oasis"]
@@ -41,6 +42,17 @@ def test_a_process_measures_plans_until_it_dies():
         ):
             probe.measure(plan, settings, SPEC, 0.01)
     assert probe._process.returncode == -9
+
+
+def test_another_program_disturbs_no_measurement():
+    # The first step of 0.1 s leaves time for ten, which are five rounds of two. Two of these rounds take ten times as long.
+    now, rounds = [0.0], iter([0.1, 0.1, 1.0, 0.1, 1.0, 0.1])
+
+    def run(steps):
+        now[0] += steps * next(rounds)
+
+    assert _time(run, 1.0, lambda: now[0]) == pytest.approx(0.1)
+    assert next(rounds, None) is None
 
 
 @pytest.mark.parametrize(
