@@ -155,12 +155,13 @@ def _find_labels(files: Sequence[File]) -> list[File]:
     stems = {parts: sorted(one.stem for one in members) for parts, members in _group(files, lambda one: one.parts).items()}
     labels = []
     for file in files:
-        bases = strip_label(file.stem)
-        if file.role == "image":
-            # In a folder of images `left_roi` is an image, unless another file there begins with `left`.
-            bases = [base for base in bases if file.stem not in in_folders and _has_other(stems[file.parts], base, file.stem)]
-        elif file.stem in in_folders:
-            bases = []
+        bases, beside = strip_label(file.stem), stems[file.parts]
+        if file.stem in in_folders:
+            # Beside a folder with its label, `left_roi` is an image unless `left` is there too.
+            bases = [base for base in bases if base in beside[bisect_left(beside, base) :][:1]]
+        elif file.role == "image":
+            # In a folder of images it is one, unless another file there begins with `left`.
+            bases = [base for base in bases if _has_other(beside, base, file.stem)]
         if file.role == "label" or bases:
             labels.append(file)
     return labels
@@ -180,12 +181,10 @@ class _Matcher:
         self.ways: Counter[str] = Counter()
         # {image: the label that has it, and the name that they share}
         self.taken: dict[Path, tuple[Path, str]] = {}
-        self._images = images
         self._places: dict[tuple[str | None, tuple[str, ...]], list[File]] = {}
-        self._stems: dict[tuple[str | None, str], list[File]] = {}
         for image in images:
             self._places.setdefault((image.split, image.folder), []).append(image)
-            self._stems.setdefault((image.split, image.stem), []).append(image)
+        self._stems = _group(images, lambda one: one.stem)
         self._beginnings = {place: _Ordered(members, lambda one: one.stem) for place, members in self._places.items()}
         self._ends = {place: _Ordered(members, lambda one: one.stem[::-1]) for place, members in self._places.items()}
         self._by_stem = {place: _group(members, lambda one: one.stem) for place, members in self._places.items()}
@@ -215,7 +214,7 @@ class _Matcher:
                 label.path,
                 tuple(names[place] for place in order) if names else (),
                 _name_folders(images[0]),
-                images[0].split,
+                images[0].split or label.split,
             )
         )
         self.ways[way] += 1
@@ -224,6 +223,11 @@ class _Matcher:
     def _list_free(self, members: Iterable[File], base: str) -> list[File]:
         """Lists images that no label of another name has."""
         return [one for one in members if self.taken.get(one.path, (None, base))[1] == base]
+
+    def _list_namesakes(self, label: File, base: str) -> list[File]:
+        """Lists the free images of a name in any folder, unless their folder and the label's say different splits."""
+        images = [one for one in self._stems.get(base, []) if None in (label.split, one.split) or one.split == label.split]
+        return self._list_free(images, base) if base else []
 
     def _list_beginning(self, label: File, base: str) -> list[File]:
         """Lists the images in a label's place whose names begin with its base."""
@@ -275,8 +279,7 @@ class _Matcher:
         return self._take(label, base, images, names, "a folder of images for each case", base)
 
     def _by_channel_folder(self, label: File, base: str) -> bool:
-        images = self._list_free(self._stems.get((label.split, base), []), base) if base else []
-        images = [one for one in images if one.folder[:-1] == label.folder and one.parts]
+        images = [one for one in self._list_namesakes(label, base) if one.folder[:-1] == label.folder and one.parts]
         names = [one.parts[-1] for one in images]
         if len(set(names)) < 2 or len(set(names)) < len(names):
             return False
@@ -285,7 +288,7 @@ class _Matcher:
         return True
 
     def _anywhere(self, label: File, base: str) -> bool:
-        images = self._list_free(self._stems.get((label.split, base), []), base) if base else []
+        images = self._list_namesakes(label, base)
         return self._take(label, base, images[:1] if len(images) == 1 else [], (), "equal names in different folders")
 
     def _by_tail(self, label: File, base: str) -> bool:

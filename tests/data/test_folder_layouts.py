@@ -133,6 +133,8 @@ def test_a_case_that_lacks_a_channel_is_left_out(tmp_path):
         ("p1_t1.nii", "p1_t2.nii", "p1_seg.nii", "p1_mask.nii"),
         ("images/a.png", "labels/a.png", "labels/a.tif"),
         ("p1/FLAIR.nii", "p1/T1.nii", "p1/T1_mask.nii", "p1/mask.nii"),
+        ("a.nii", "a_seg.nii", "labels/a_seg.nii"),
+        ("images/a.nii", "images/a_seg.nii", "labels/a_seg.nii"),
     ],
     ids="+".join,
 )
@@ -159,6 +161,16 @@ def test_folders_say_the_split(tmp_path):
     # A folder of nothing but a test set is no split.
     found = search_folder(plant(tmp_path / "b", "test/images/a.png", "test/labels/a.png"))
     assert [pair.split for pair in found.pairs] == [None]
+
+
+def test_splits_may_divide_images_or_labels_alone(tmp_path):
+    plant(tmp_path, "train/a.png", "test/b.png", "labels/a.png", "labels/b.png")
+    assert sorted((pair.name, pair.split) for pair in search_folder(tmp_path).pairs) == [("a", "train"), ("b", "test")]
+    plant(tmp_path / "x", "images/a.png", "images/b.png", "labels/train/a.png", "labels/test/b.png")
+    assert sorted((pair.name, pair.split) for pair in search_folder(tmp_path / "x").pairs) == [("a", "train"), ("b", "test")]
+    # A label of the other split is none.
+    files, left_out = _search(plant(tmp_path / "y", "train/images/a.png", "test/labels/a.png"))
+    assert (files, sorted(left_out)) == ({}, [NO_IMAGE, NO_LABEL])
 
 
 def test_folders_of_people_are_kept(tmp_path):
