@@ -27,7 +27,7 @@ from modules.run.evaluate import evaluate
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
 from modules.run.folder import RunFolder
-from modules.run.init import begin
+from modules.run.init import begin, keep_intensities
 from modules.run.listing import list_runs
 from modules.run.plan import Plan, draft_plan
 from modules.run.plan_table import describe_prepared
@@ -121,9 +121,9 @@ def prepare(
     spec, cases = load(settings)
     log_lines(spec.found)
     splits, remarks = divide(cases, settings)
-    spec = choose_target(spec, settings.target)
+    spec = choose_target(spec, settings.target) if plan else keep_intensities(choose_target(spec, settings.target), settings, run)
     draft_plan(settings, spec)
-    with start_probe(settings, plan, share) as probe:
+    with start_probe(settings, plan, share, max_devices) as probe:
         fingerprint = measure(splits["train"], spec, Path(settings.cache))
         draft = plan or draft_share(settings, spec, fingerprint, share, look_up_hardware())
         prepared = prepare_splits(splits, spec, draft.preprocessing, settings.cache)
@@ -135,7 +135,7 @@ def prepare(
     devices.distribute(names := devices.choose_devices(max_devices, plan.batch_size))
     network = build_network(settings, spec, plan)
     begun = begin(network, settings, spec, plan, run)
-    plan = replace(plan, costs=estimate_costs(plan, network, precision, prepared))
+    plan = replace(plan, costs=estimate_costs(plan, network, precision, prepared, fingerprint))
     hashes = [digest for members in prepared.values() for case in members for digest in case.sources_sha256]
     manifest = proof.make_manifest(splits, settings.data_folder(), hashes, spec.tables)
     return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, fingerprint, begun)

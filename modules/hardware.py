@@ -80,9 +80,18 @@ def has_cpu_bfloat16() -> bool:
 
 def read_peak() -> int:
     """Returns the peak of this process's memory in bytes, since its start or since `reset_peak`."""
+    return _read_status("VmHWM")
+
+
+def read_memory() -> int:
+    """Returns this process's memory in bytes; its peak where the system does not say."""
+    return _read_status("VmRSS")
+
+
+def _read_status(name: str) -> int:
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modules import hardware
-from modules.hardware import is_lack_of_memory, look_up_hardware, read_peak, reset_peak
+from modules.hardware import is_lack_of_memory, look_up_hardware, read_memory, read_peak, reset_peak
 
 
 class ResourceExhaustedError(Exception):
@@ -50,6 +50,9 @@ def test_the_peak_of_memory_is_forgotten_and_measured():
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("only Linux forgets a peak")
     assert read_peak() >= before + (190 << 20)
+    assert read_memory() >= before + (100 << 20)
     del array
+    # What is there now is no peak.
+    assert read_memory() < read_peak() - (100 << 20)
     reset_peak()
     assert read_peak() < before + (100 << 20)

@@ -13,6 +13,7 @@ import predict
 import train
 from modules import phantom
 from modules.predict.bundle import ModelBundle
+from modules.run.proof import hash_weights
 
 # The phantom's anterior part keeps its value 1. Its posterior part becomes 4, and the left quarter of each scan is ignored.
 POSTERIOR, IGNORED = 4, 7
@@ -167,6 +168,23 @@ def test_one_region_against_the_rest_ignores_the_same_voxels(root):
     label = _read(root / "labelsTr" / f"{name}.nii.gz")
     assert int(row["reference_voxels"]) == np.isin(label, [1, POSTERIOR]).sum()
     assert int(row["voxels"]) <= (label != IGNORED).sum()
+
+
+def test_a_training_begins_from_a_model_of_regions(root, run, tmp_path, monkeypatch):
+    held = []
+    monkeypatch.setattr(train, "carry_out", lambda prepared, run, environment: held.append(prepared))
+    flags = ["--dataset", "msd", "--data", str(root), "--init", str(run), "--epochs", "1", "--batch-size", "4", "--shape", "16", "16"]
+    places = ["--runs", str(tmp_path), "--cache", str(root.parent / "cache")]
+    for target in ([], ["--target", "posterior"]):
+        assert train.main([*flags, *places, *target, "--name", f"run{len(target)}"]) == 0
+    same, other = held
+    model = ModelBundle.load(run, "keras").model
+    assert hash_weights(same.network) == hash_weights(model)
+    assert (same.begun.weights[0], same.begun.lines) == (same.begun.weights[1], ())
+    # A region alone keeps its own logit, the second.
+    for old, new in zip(model.get_layer("logits").get_weights(), other.network.get_layer("logits").get_weights(), strict=True):
+        np.testing.assert_array_equal(new[..., 0], old[..., 1])
+    assert "init: classes: background, posterior as there" in other.describe()
 
 
 @pytest.mark.parametrize(

@@ -346,6 +346,8 @@ def test_a_prediction_is_mirrored_only_along_what_the_training_flipped(runs, pha
     assert predict.main([*flags, "--model", str(runs["ibsr18-coronal"])]) == 2
     error = capsys.readouterr().err
     assert "Expected a model that was trained with flips for --mirror. Received: one trained without (--augment none)" in error
+    # Of several models the error names the one.
+    assert f" of run '{runs['ibsr18-coronal'].name}', which is worse" in error
     assert error.count("\n") == 1
 
 

@@ -157,9 +157,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"Expected options of network '{name}' in {tuple(known)}. Received: {key!r}.")
         if (known[key] is int and value < 1) or (known[key] is float and value < 0):
             least = "1" if known[key] is int else "0"
-            raise ValueError(f"Expected `{key}` of {least} or more. Received: {value}.")
+            raise ValueError(f"Expected `{key}` of {least} or more. Received: {value}. Leave it out for the default.")
         if key == "levels" and value > MOST_LEVELS:
-            raise ValueError(f"Expected `levels` of {MOST_LEVELS} or less. Received: {value}.")
+            raise ValueError(f"Expected `levels` of {MOST_LEVELS} or less. Received: {value}. Leave it out for as many as fit.")
 
 
 def build(name: str, input_shape: tuple[int, ...], num_classes: int, *, num_regions: int = 0, **options: Any):

@@ -17,7 +17,7 @@ from modules.data.regions import Region, paint_regions
 from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
-from modules.predict.engines import EngineError
+from modules.predict.engines import EngineError, sees_gpu
 from modules.predict.postprocess import share
 
 log = logging.getLogger("mri")
@@ -221,10 +221,16 @@ def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order:
     array = array.transpose(*order, 3) if array.ndim == 4 else array[np.newaxis]
     window = tuple(bundle.window.deep[axis] for axis in order)
     starts = tuple(make_grid(array.shape[:-1], window, options.overlap))
-    batch_size = options.batch_size or windows.choose_batch_size(window)
+    batch_size = options.batch_size or choose_batch_size(window, bundle.engine)
     tiling = windows.Tiling(array.shape[:-1], window, starts, bundle.num_maps, batch_size)
     options.on_tiling(tiling)
     return _TiledImage(array, geometry, tiling)
+
+
+def choose_batch_size(window: Sequence[int], engine: str) -> int:
+    """Chooses how many windows of these sizes an engine predicts together: on a CPU so few that they take little memory."""
+    on_gpu = engine == "keras" and sees_gpu()
+    return windows.choose_batch_size(window, voxels=windows.GPU_VOXELS if on_gpu else windows.CPU_VOXELS)
 
 
 def _predict_tiled(
@@ -281,13 +287,16 @@ def _choose_flips(bundle: ModelBundle) -> tuple[int, ...]:
     Raises:
         ValueError: If it flipped none: such a network has never seen a mirror image and can be wrong about it.
     """
+    # Of several models each has a run of its own.
+    run = bundle.provenance.get("run")
+    named = f" of run '{to_line(run)}'" if isinstance(run, str) else ""
     if bundle.flipped_axes is None:
-        log.warning("--mirror: nobody wrote down whether this model was trained with flips; without them it is worse for mirroring")
+        log.warning("--mirror: nobody wrote down whether the model%s was trained with flips; without them it is worse for mirroring", named)
         return tuple(axis for axis, size in enumerate(bundle.window.deep) if size > 1)
     if not bundle.flipped_axes:
         raise ValueError(
-            "Expected a model that was trained with flips for --mirror. Received: one trained without (--augment none), which is worse "
-            "for mirroring. Leave --mirror out."
+            f"Expected a model that was trained with flips for --mirror. Received: one trained without (--augment none){named}, which is "
+            "worse for mirroring. Leave --mirror out."
         )
     return bundle.flipped_axes
 

@@ -13,6 +13,9 @@ import numpy as np
 
 from modules.data.patches import make_gaussian
 
+# The voxels that are predicted together. A GPU is busy only with many. A CPU is as fast with few, and memory holds the maps of all of them.
+GPU_VOXELS, CPU_VOXELS = 1 << 21, 1 << 18
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -45,7 +48,7 @@ class Tiling:
         )
 
 
-def choose_batch_size(window: Sequence[int], most: int = 16, voxels: int = 2**21) -> int:
+def choose_batch_size(window: Sequence[int], most: int = 16, voxels: int = GPU_VOXELS) -> int:
     """Chooses how many windows are predicted together: as many as hold `voxels`, from 1 to `most`."""
     return max(1, min(most, voxels // math.prod(window)))
 

@@ -99,13 +99,16 @@ class Work:
         )
 
 
-def start_probe(settings: Settings, plan: Plan | None, share: Share | None = None) -> AbstractContextManager[Probe | None]:
+def start_probe(
+    settings: Settings, plan: Plan | None, share: Share | None = None, max_devices: int | None = None
+) -> AbstractContextManager[Probe | None]:
     """Starts the process that measures steps, where the time decides on a new run's plan; without it the block gets None.
 
     Args:
         settings: The user's settings.
         plan: The plan of a run that goes on.
         share: The part of the time that this training gets, where there are several.
+        max_devices: The most devices of this host to train on.
 
     Raises:
         ValueError: If the time would have to decide for several hosts, which may differ.
@@ -114,7 +117,7 @@ def start_probe(settings: Settings, plan: Plan | None, share: Share | None = Non
         return nullcontext()
     if devices.find_host()[1] > 1:
         raise ValueError("Expected --epochs for several hosts. Received: a time, which one host alone cannot measure. Give --epochs.")
-    return Probe(settings)
+    return Probe(settings, max_devices)
 
 
 def start_clock() -> float:

@@ -5,28 +5,45 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from modules import devices
 from modules.data.cache import PreparedCase
-from modules.hardware import find_memory
+from modules.data.fingerprint import Fingerprint
+from modules.hardware import find_memory, read_memory, read_peak
+from modules.predict.cases import choose_batch_size
+from modules.predict.engines import has_openvino, sees_gpu
 from modules.run.plan import Plan
 
-# Bytes that the program takes with all its libraries, before any scan or network.
-BASE_BYTES = 900 << 20
+# Bytes that the program takes with all its libraries, and the graphs that a training compiles.
+BASE_BYTES, GRAPH_BYTES = 760 << 20, 140 << 20
 # A training keeps each feature map for its gradient, and the gradients and copies of the layers in work; measured with the probe.
 MAPS = 1.6
 # A weight has a gradient and two moments.
 WEIGHT_BYTES = 16
+# The prediction after the training takes the engine with its converter, and this part of all maps of a batch of windows, in float32.
+# A training holds on to its memory, so they come on top.
+ENGINE_BYTES, PREDICTED_MAPS = 80 << 20, 0.32
+# The libraries that score cases and draw pictures.
+REPORT_BYTES = 50 << 20
+# Bytes of a voxel while its case is read, predicted and scored: those of each channel, and those of label, prediction and their objects.
+CHANNEL_BYTES, LABEL_BYTES = 12, 8
 # The share of the rate of a matrix product that a training step reaches; a step computes the forward pass three times.
 EFFICIENCY, PASSES = 0.45, 3
 
 
-def estimate_costs(plan: Plan, network: Any, precision: str, prepared: Mapping[str, Sequence[PreparedCase]]) -> dict[str, Any]:
+def estimate_costs(
+    plan: Plan, network: Any, precision: str, prepared: Mapping[str, Sequence[PreparedCase]], fingerprint: Fingerprint
+) -> dict[str, Any]:
     """Estimates the costs of a plan that was not measured, and completes those of one that was.
+
+    The memory of the host is the peak of the whole process, as `summary.json` tells it: while it reads, or while it predicts and scores,
+    when it still holds the training's.
 
     Args:
         plan: The plan.
         network: Its `keras.Model`.
         precision: The precision that it computes in.
         prepared: The prepared cases by split.
+        fingerprint: The fingerprint of the training cases.
 
     Returns:
         `weights`; `flops` of a sample, forward; `memory_bytes` of the host, or of the GPU where there is one; `step_s`; `seconds` of the
@@ -38,15 +55,53 @@ def estimate_costs(plan: Plan, network: Any, precision: str, prepared: Mapping[s
         "flops": flops,
         "disk_bytes": sum(case.size for cases in prepared.values() for case in cases),
     }
+    bytes_each = 4 if precision == "float32" else 2
+    training = GRAPH_BYTES + int(MAPS * plan.batch_size * bytes_each * _count_values(network)) + WEIGHT_BYTES * costs["weights"]
+    end = estimate_end(plan, network, fingerprint)
     # A run that goes on has what was written of its costs, measured or estimated.
     if {"device_bytes", "peak_bytes"} <= plan.costs.keys():
-        return {**plan.costs, **costs, "memory_bytes": plan.costs["device_bytes"] or plan.costs["peak_bytes"]}
-    bytes_each = 4 if precision == "float32" else 2
-    maps = MAPS * plan.batch_size * bytes_each * sum(math.prod(shape) for shape in _list_maps(network))
+        if "memory_bytes" in plan.costs:
+            return {**plan.costs, **costs}
+        memory = plan.costs["device_bytes"] or max(read_peak(), read_memory() + _bound(training, plan.costs) + end)
+        return {**plan.costs, **costs, "memory_bytes": memory}
+    memory = BASE_BYTES + training if devices.has_gpu() else max(read_peak(), BASE_BYTES + training + end)
     step_s = PASSES * flops * plan.batch_size / (EFFICIENCY * measure_rate(precision))
     validation = len(prepared["validate"]) / max(1, len(prepared["train"])) / PASSES
     seconds = plan.epochs * plan.steps_per_epoch * step_s * (1 + validation)
-    return {**costs, "step_s": step_s, "seconds": seconds, "memory_bytes": int(BASE_BYTES + maps + WEIGHT_BYTES * costs["weights"])}
+    return {**costs, "step_s": step_s, "seconds": seconds, "memory_bytes": memory}
+
+
+def _bound(training: int, costs: Mapping[str, Any]) -> int:
+    """Corrects the estimated bytes of a training by what the probe measured.
+
+    The probe holds on to the memory of plans that it measured before, and takes this one's from there. So it needs as much as it took
+    anew at least, and as much as it took in all at most. They hardly differ for the first plan.
+    """
+    peak = costs["peak_bytes"]
+    most, least = peak - costs["base_bytes"], peak - costs["held_bytes"]
+    return max(least, min(training, most))
+
+
+def estimate_end(plan: Plan, network: Any, fingerprint: Fingerprint) -> int:
+    """Estimates the bytes that predicting, scoring and drawing take besides what the training holds.
+
+    Args:
+        plan: The plan.
+        network: Its `keras.Model`.
+        fingerprint: The fingerprint of the training cases, the largest of which stands for those that are predicted.
+    """
+    engine = "openvino" if has_openvino() and not sees_gpu() else "keras"
+    values = choose_batch_size(plan.window.deep, engine) * _count_values(network)
+    prediction = ENGINE_BYTES + int(4 * PREDICTED_MAPS * values)
+    channels, maps = network.input.shape[-1], network.output.shape[-1]
+    thinnest = min(range(len(plan.window.sizes)), key=lambda axis: plan.window.sizes[axis])
+    most = 0
+    for case, grid in zip(fingerprint.cases, fingerprint.list_grids(plan.preprocessing), strict=True):
+        voxels = max(math.prod(case.shape), math.prod(grid))
+        # Probabilities are held for as many planes as a window is deep.
+        slab = 4 * maps * math.prod(grid) * min(1.0, plan.window.sizes[thinnest] / grid[thinnest])
+        most = max(most, (CHANNEL_BYTES * channels + LABEL_BYTES) * voxels + int(slab))
+    return prediction + most + REPORT_BYTES
 
 
 def find_warning(costs: Mapping[str, Any], limit_bytes: int) -> str:
@@ -82,8 +137,6 @@ def measure_rate(precision: str) -> float:
     """Measures the operations a second of a matrix product on the device that trains."""
     from keras import ops
 
-    from modules import devices
-
     size = 4096 if devices.has_gpu() else 1024
     matrix = ops.ones((size, size), dtype=precision)
     times = []
@@ -115,6 +168,11 @@ def _list_layers(network: Any) -> Iterable[Any]:
             yield from _list_layers(layer)
         else:
             yield layer
+
+
+def _count_values(network: Any) -> int:
+    """Counts the values in the outputs of all layers for one sample."""
+    return sum(math.prod(shape) for shape in _list_maps(network))
 
 
 def _list_maps(network: Any) -> Iterable[tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Begins a training from a trained model, `--init`: the settings that must follow it, its weights, and the scans that it has seen."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,26 @@ def adopt_settings(source: Path, spec: DatasetSpec, chosen: Mapping[str, Any]) -
         own["intensity"] = then["intensity"]
     own |= {"crop": "foreground" if then["foreground_crop"] else "none", "learning_rate": LEARNING_RATE}
     return {name: value for name, value in own.items() if chosen.get(name) in (None, "", (), [])}
+
+
+def keep_intensities(spec: DatasetSpec, settings: Settings, run: RunFolder | None = None) -> DatasetSpec:
+    """Gives a data set the clip, mean and deviation that the model of `--init` was trained with, where both scale as "ct" does.
+
+    The weights fit these numbers. Those that the plan would measure belong to other scans. Other ways of scaling have no numbers to keep,
+    or are not taken from a model.
+
+    Args:
+        spec: The data set, reduced to the chosen classes.
+        settings: The settings of a new run.
+        run: The run, where it has a name already.
+    """
+    if not settings.init or settings.intensity != "ct" or len(spec.channels) > 1:
+        return spec
+    then = read_description(find_model(settings, run))["preprocessing"]
+    if then["intensity"] != "ct":
+        return spec
+    numbers = {"clip": tuple(then["clip"]), "mean": then["mean"], "std": then["std"]}
+    return replace(spec, preprocessing=replace(spec.preprocessing, intensity="ct", **numbers))
 
 
 def begin(network, settings: Settings, spec: DatasetSpec, plan: Plan, run: RunFolder | None) -> Beginning | None:

@@ -31,7 +31,9 @@ class Timing:
         first_s: Seconds to build and compile the network, with the first step of training and of validation.
         step_s: Seconds of a training step.
         validation_s: Seconds of a validation batch.
-        peak_bytes: Peak of the process's memory.
+        base_bytes: The process's memory before it measured any plan.
+        held_bytes: Its memory before it measured this one. It holds on to what plans before took.
+        peak_bytes: Peak of its memory.
         device_bytes: Peak of the GPU's memory; 0 without.
         weights: Number of weights.
     """
@@ -39,6 +41,8 @@ class Timing:
     first_s: float
     step_s: float
     validation_s: float
+    base_bytes: int
+    held_bytes: int
     peak_bytes: int
     device_bytes: int
     weights: int
@@ -47,8 +51,9 @@ class Timing:
 class Probe:
     """A process that measures plans. Used as a context manager, it ends with the block."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Starts the process, which loads its libraries while this one reads the scans."""
+    def __init__(self, settings: Settings, max_devices: int | None = None) -> None:
+        """Starts the process, which loads its libraries while this one reads the scans. It trains on at most `max_devices` devices."""
+        self._max_devices = max_devices
         root = Path(__file__).parents[2]
         path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "modules.run.probe_worker", str(settings.seed), str(int(settings.deterministic))]
@@ -102,6 +107,7 @@ class Probe:
             "mirrored_labels": spec.mirrored_labels,
             "regions": spec.regions,
             "ignores": spec.label_rule.ignores,
+            "devices": self._max_devices,
             "seconds": seconds,
         }
         answer = self._ask(request)

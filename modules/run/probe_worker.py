@@ -35,9 +35,10 @@ def main() -> None:
     seed, deterministic = int(sys.argv[1]), sys.argv[2] == "1"
     devices.start_backend(seed, deterministic)
     _answer(answers, asdict(hardware.describe_hardware()))
+    base = hardware.read_memory()
     for line in sys.stdin:
         try:
-            _answer(answers, _measure(json.loads(line)))
+            _answer(answers, {"base_bytes": base, **_measure(json.loads(line))})
         except Exception as error:
             if hardware.is_lack_of_memory(error):
                 _answer(answers, {"out_of_memory": True})
@@ -64,10 +65,10 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     keras.backend.clear_session()
     gc.collect()
     hardware.reset_peak()
+    held = hardware.read_memory()
     begin = time.perf_counter()
     devices.choose_precision(settings.precision)
-    names = devices.choose_devices(None, plan.batch_size)
-    devices.distribute(names)
+    devices.distribute(devices.choose_devices(request["devices"], plan.batch_size))
     network = build_network(settings, spec, plan)
     trainer = build_trainer(network, settings, spec, plan)
     batch = _make_batch(plan, spec, make_draw_augmentation(settings, spec, plan))
@@ -82,6 +83,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
         "first_s": first,
         "step_s": step,
         "validation_s": validation,
+        "held_bytes": held,
         "peak_bytes": hardware.read_peak(),
         "device_bytes": hardware.read_device_peak(),
         "weights": network.count_params(),

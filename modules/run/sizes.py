@@ -10,7 +10,7 @@ from modules.data.fingerprint import Fingerprint
 from modules.data.patches import PLANES, Window
 from modules.data.spec import DatasetSpec
 from modules.hardware import Hardware
-from modules.networks import MOST_LEVELS, find_divisor, find_levels
+from modules.networks import find_divisor, find_levels
 from modules.run import recipe, topology
 
 # The most voxels of a patch or volume whose size follows from the scans.
@@ -62,15 +62,16 @@ def choose_window(
     def fits(patch: tuple[int, ...]) -> bool:
         if math.prod(patch) > most or not hardware.device_bytes:
             return math.prod(patch) <= most
-        shape = topology.choose_topology(network, patch, spacing_mm, options["base_filters"])
+        shape = topology.choose_topology(network, patch, spacing_mm, options["base_filters"], options.get("levels"))
         return count_samples_that_fit(shape, patch, spec, hardware) >= 2
 
-    return topology.choose_patch(np.median(grids, axis=0).tolist(), spacing_mm, fits)
+    return topology.choose_patch(np.median(grids, axis=0).tolist(), spacing_mm, fits, options.get("levels"))
 
 
 def count_samples_that_fit(shape: topology.Topology, window: Sequence[int], spec: DatasetSpec, hardware: Hardware) -> int:
     """Counts the samples of a step that a GPU's memory holds."""
-    costs = topology.estimate_costs(shape, window, len(spec.channels), spec.num_classes, 2 if hardware.bfloat16 else 4)
+    value_bytes, regions = 2 if hardware.bfloat16 else 4, len(spec.regions)
+    costs = topology.estimate_costs(shape, window, len(spec.channels), spec.num_classes, value_bytes, regions)
     room = recipe.MEMORY_SHARE * hardware.device_bytes - recipe.WEIGHT_BYTES * costs.weights
     return int(room / costs.activation_bytes)
 
@@ -117,10 +118,7 @@ def choose_stages(network: str, options: Mapping[str, Any], window: Window, spac
     if network not in topology.FLEXIBLE:
         return (), ()
     spacing_mm = [spacing_mm[axis] for axis in window.axes]
-    strides = topology.choose_strides(window.shape, spacing_mm, options.get("levels") or MOST_LEVELS)
-    if len(strides) < (options.get("levels") or 0):
-        # The user asked for more levels than the rule gives, and gets them along all axes.
-        strides = ((2,) * len(window.shape),) * options["levels"]
+    strides = topology.choose_asked_strides(window.shape, spacing_mm, options.get("levels"))
     return strides, topology.choose_kernels(strides, spacing_mm)
 
 

@@ -115,6 +115,18 @@ def choose_strides(window: Sequence[float], spacing_mm: Sequence[float], most_le
     return tuple(strides) or ((2,) * len(sizes),)
 
 
+def choose_asked_strides(window: Sequence[float], spacing_mm: Sequence[float], levels: int | None) -> tuple[Sizes, ...]:
+    """Chooses strides as `choose_strides` does, of as many levels as were asked for. Where the rule gives fewer, all halve all axes.
+
+    Args:
+        window: Voxels along each axis.
+        spacing_mm: Millimetres a voxel along each axis.
+        levels: Number of levels; None leaves it to the rule.
+    """
+    strides = choose_strides(window, spacing_mm, levels or MOST_LEVELS)
+    return strides if levels is None or len(strides) >= levels else ((2,) * len(window),) * levels
+
+
 def choose_kernels(strides: Sequence[Sizes], spacing_mm: Sequence[float]) -> tuple[Sizes, ...]:
     """Chooses the kernel sizes of each stage along each axis.
 
@@ -136,7 +148,9 @@ def choose_kernels(strides: Sequence[Sizes], spacing_mm: Sequence[float]) -> tup
     return (*kernels, (3,) * len(spacing_mm))
 
 
-def choose_topology(network: str, window: Sequence[int], spacing_mm: Sequence[float], base_filters: int = 32) -> Topology:
+def choose_topology(
+    network: str, window: Sequence[int], spacing_mm: Sequence[float], base_filters: int = 32, levels: int | None = None
+) -> Topology:
     """Chooses the shape of a network for a window.
 
     A network that takes no strides halves all axes at each level. It does so at least once, at most as often as by default, and while
@@ -147,9 +161,10 @@ def choose_topology(network: str, window: Sequence[int], spacing_mm: Sequence[fl
         window: Voxels along each axis.
         spacing_mm: Millimetres a voxel along each axis.
         base_filters: Filters of the first stage.
+        levels: Levels that were asked for; None leaves them to the rule. Only networks that take strides heed them.
     """
     if network in FLEXIBLE:
-        strides = choose_strides(window, spacing_mm)
+        strides = choose_asked_strides(window, spacing_mm, levels)
         return Topology(network, strides, choose_kernels(strides, spacing_mm), base_filters)
     rank, shortest = len(window), max(1, min(window) // LEAST_VOXELS)
     levels = max(1, min(find_levels(network) or MOST_LEVELS, int(math.log2(shortest))))
@@ -161,7 +176,9 @@ def round_window(window: Sequence[float], strides: Sequence[Sizes]) -> Sizes:
     return tuple(math.ceil(size / divisor) * divisor for size, divisor in zip(window, _find_divisors(strides, len(window)), strict=True))
 
 
-def choose_patch(median_shape: Sequence[float], spacing_mm: Sequence[float], fits: Callable[[Sizes], bool]) -> Sizes:
+def choose_patch(
+    median_shape: Sequence[float], spacing_mm: Sequence[float], fits: Callable[[Sizes], bool], levels: int | None = None
+) -> Sizes:
     """Chooses the largest patch that fits, as nnU-Net does.
 
     The first patch is a cube in millimetres of `FIRST_PATCH` voxels, cut to the median shape. While it does not fit, it loses voxels
@@ -170,7 +187,8 @@ def choose_patch(median_shape: Sequence[float], spacing_mm: Sequence[float], fit
     Args:
         median_shape: Median number of voxels of the cases along each axis.
         spacing_mm: Millimetres a voxel along each axis.
-        fits: A function of the patch's sizes. They are multiples of what `choose_strides` asks of them.
+        fits: A function of the patch's sizes. They are multiples of what `choose_asked_strides` asks of them.
+        levels: Levels that were asked for; None leaves them to the rule.
 
     Raises:
         ValueError: If not even a patch of a few voxels fits.
@@ -178,26 +196,26 @@ def choose_patch(median_shape: Sequence[float], spacing_mm: Sequence[float], fit
     rank = len(spacing_mm)
     edge_mm = (FIRST_PATCH[rank] * math.prod(spacing_mm)) ** (1 / rank)
     first = [min(round(edge_mm / spacing), size) for spacing, size in zip(spacing_mm, median_shape, strict=True)]
-    patch = round_window(first, choose_strides(first, spacing_mm))
+    patch = round_window(first, choose_asked_strides(first, spacing_mm, levels))
     while not fits(patch):
         longest = sorted(range(rank), key=lambda axis: (patch[axis] / median_shape[axis], axis), reverse=True)
-        smaller = (_shrink(patch, axis, spacing_mm) for axis in longest)
+        smaller = (_shrink(patch, axis, spacing_mm, levels) for axis in longest)
         patch, larger = next((size for size in smaller if size != patch), patch), patch
         if patch == larger:
-            raise ValueError(f"Expected a patch that fits into memory. Received: not even {patch}. Use fewer `base_filters`.")
+            raise ValueError(f"Expected a patch that fits into memory. Received: not even {patch}. Use fewer `base_filters` or `levels`.")
     return patch
 
 
-def _shrink(patch: Sizes, axis: int, spacing_mm: Sequence[float]) -> Sizes:
+def _shrink(patch: Sizes, axis: int, spacing_mm: Sequence[float], levels: int | None) -> Sizes:
     """Takes the smallest step along an axis; where too few voxels would remain, the patch stays as it is."""
-    size = patch[axis] - _find_divisors(choose_strides(patch, spacing_mm), len(patch))[axis]
+    size = patch[axis] - _find_divisors(choose_asked_strides(patch, spacing_mm, levels), len(patch))[axis]
     # The strides of the shorter patch may ask for less. We take that step, so that no valid size is left out.
     shorter = [size if place == axis else other for place, other in enumerate(patch)]
-    size = patch[axis] - _find_divisors(choose_strides(shorter, spacing_mm), len(patch))[axis]
+    size = patch[axis] - _find_divisors(choose_asked_strides(shorter, spacing_mm, levels), len(patch))[axis]
     if size < LEAST_VOXELS:
         return patch
     shorter[axis] = size
-    return round_window(shorter, choose_strides(shorter, spacing_mm))
+    return round_window(shorter, choose_asked_strides(shorter, spacing_mm, levels))
 
 
 def _find_divisors(strides: Sequence[Sizes], rank: int) -> Sizes:
@@ -225,7 +243,9 @@ class _Step(NamedTuple):
     other: int
 
 
-def estimate_costs(topology: Topology, window: Sequence[int], channels: int, num_classes: int, value_bytes: int = 4) -> Costs:
+def estimate_costs(
+    topology: Topology, window: Sequence[int], channels: int, num_classes: int, value_bytes: int = 4, num_regions: int = 0
+) -> Costs:
     """Computes the costs of a network with its own default normalisation and without dropout.
 
     Args:
@@ -234,6 +254,7 @@ def estimate_costs(topology: Topology, window: Sequence[int], channels: int, num
         channels: Channels of a sample.
         num_classes: Number of classes with the background. Two have one logit.
         value_bytes: Bytes of a value in the network's layers: 4 in float32, 2 in half precision.
+        num_regions: Number of the classes that may overlap, which have a logit each, without the background; 0 where none may.
 
     Raises:
         ValueError: If the window does not divide.
@@ -245,7 +266,7 @@ def estimate_costs(topology: Topology, window: Sequence[int], channels: int, num
         voxels.append(voxels[-1] // math.prod(stride))
     encode = _encode_residual if topology.network == "residual_unet" else _encode
     steps = [*encode(topology, voxels, channels), *_decode(topology, voxels)]
-    logits, filters = 1 if num_classes == 2 else num_classes, _list_filters(topology)[0][1]
+    logits, filters = num_regions or (1 if num_classes == 2 else num_classes), _list_filters(topology)[0][1]
     steps.append(_Step((filters + 1) * logits, filters * logits * voxels[0], logits * voxels[0], logits * voxels[0], 0))
     kept = channels * voxels[0] + sum(step.other for step in steps)
     return Costs(

@@ -129,7 +129,7 @@ def test_levels_are_the_times_that_the_resolution_is_halved(name, rank):
         assert network.output.shape[1:-1] == (12,) * rank
     with pytest.raises(ValueError, match=rf"multiples of 8 for network '{name}'. Received: \(12, .*The nearest valid one is \(16, "):
         build(name, (*(12,) * rank, 1), 2, levels=3)
-    with pytest.raises(ValueError, match="Expected `levels` of 7 or less. Received: 8."):
+    with pytest.raises(ValueError, match="Expected `levels` of 7 or less. Received: 8. Leave it out for as many as fit."):
         build(name, (*(256,) * rank, 1), 2, levels=8)
 
 

@@ -12,6 +12,7 @@ import pytest
 from modules.data.case import Case, LabelRule, Volume
 from modules.data.patches import Window, cut, make_gaussian, make_grid
 from modules.data.preprocess import Geometry, Preprocessing
+from modules.predict import cases
 from modules.predict.bundle import ModelBundle
 from modules.predict.cases import PredictionOptions, predict_cases, predict_images
 from modules.predict.windows import Tiling, average_planes, choose_batch_size, merge_windows, mirror, predict_windows
@@ -228,6 +229,15 @@ def test_averages_of_models_by_hand():
 )
 def test_batch_size_by_hand(window, expected):
     assert choose_batch_size(window) == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpu", "expected"), [("openvino", False, 2), ("keras", False, 2), ("keras", True, 16), ("openvino", True, 2)]
+)
+def test_a_cpu_predicts_few_windows_together(monkeypatch, engine, gpu, expected):
+    """Windows of 40x56x40 have 89,600 voxels, of which 2**18 hold two."""
+    monkeypatch.setattr(cases, "sees_gpu", lambda: gpu)
+    assert cases.choose_batch_size((40, 56, 40), engine) == expected
 
 
 def test_a_plan_says_what_it_takes():

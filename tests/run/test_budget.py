@@ -27,7 +27,8 @@ PREPARED = {
 }
 # A recipe that is the same for each length.
 RECIPE = {"loss": "dice_ce", "augment": "none", "optimizer": "adam", "learning_rate": 1e-3, "schedule": "cosine"}
-TIMING = Timing(first_s=10.0, step_s=0.5, validation_s=0.25, peak_bytes=1 << 30, device_bytes=0, weights=100)
+MEMORY = {"base_bytes": 1 << 29, "held_bytes": 1 << 29, "peak_bytes": 1 << 30, "device_bytes": 0}
+TIMING = Timing(first_s=10.0, step_s=0.5, validation_s=0.25, weights=100, **MEMORY)
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +151,7 @@ class _Probe:
         self.asked.append(settings)
         filters = settings.network_options["base_filters"]
         assert seconds <= 4
-        return None if filters > self.most_filters else Timing(10.0, filters / 100, 0.25, 1 << 30, 0, 1000 * filters)
+        return None if filters > self.most_filters else Timing(10.0, filters / 100, 0.25, weights=1000 * filters, **MEMORY)
 
 
 def _fit(probe, share=None, **settings):
@@ -165,9 +166,7 @@ def test_measured_steps_are_written_down():
     assert (plan.recipe["base_filters"], plan.epochs, plan.steps_per_epoch) == (32, 13, 117)
     assert [settings.network_options["base_filters"] for settings in probe.asked] == [16, 24, 32]
     assert plan.recipe["precision"] == "float32"
-    assert plan.costs == {
-        "seconds": 600.0, "first_s": 10.0, "step_s": 0.32, "validation_s": 0.25, "peak_bytes": 1 << 30, "device_bytes": 0, "weights": 32000,
-    }  # fmt: skip
+    assert plan.costs == {"seconds": 600.0, "first_s": 10.0, "step_s": 0.32, "validation_s": 0.25, "weights": 32000, **MEMORY}
     assert Plan.from_json(json.loads(json.dumps(plan.to_json())), "plan.json") == plan
     filled = plan.resolve(Settings("oasis", minutes=10.0))
     assert (filled.minutes, filled.epochs, filled.precision, filled.network_options["base_filters"]) == (None, 13, "float32", 32)
@@ -240,11 +239,13 @@ def test_too_little_time_or_memory_is_one_line():
 
 
 def test_no_probe_is_started_where_the_steps_are_known(monkeypatch):
-    monkeypatch.setattr(budget, "Probe", lambda settings: pytest.fail("it starts a process"))
+    monkeypatch.setattr(budget, "Probe", lambda *_: pytest.fail("it starts a process"))
     plan = make_plan(Settings("oasis", epochs=2), SPEC, SCANS, Schedule(1, 1))
     for settings, known in ((Settings("oasis", epochs=2), None), (Settings("oasis", minutes=5.0), plan), (Settings("oasis"), plan)):
         with start_probe(settings, known) as probe:
             assert probe is None
+    monkeypatch.setattr(budget, "Probe", lambda *given: given)
+    assert start_probe(Settings("oasis"), None, None, 3) == (Settings("oasis"), 3)
     monkeypatch.setattr(budget.devices, "find_host", lambda: (0, 2))
     with pytest.raises(ValueError, match="Expected --epochs for several hosts. Received: a time, which one host alone cannot measure."):
         start_probe(Settings("oasis"), None)

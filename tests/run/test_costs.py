@@ -1,5 +1,6 @@
 """The costs of a training before it is paid, by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import keras
@@ -8,8 +9,10 @@ from helpers import make_fingerprint
 from keras import layers
 
 from dataset import DATASETS
+from modules.data.patches import Window
+from modules.data.preprocess import Preprocessing
 from modules.run import costs
-from modules.run.costs import count_flops, estimate_costs, find_limit, find_warning, format_time
+from modules.run.costs import count_flops, estimate_costs, estimate_end, find_limit, find_warning, format_time
 from modules.run.plan import make_plan
 from modules.run.settings import Settings
 
@@ -32,18 +35,35 @@ def test_the_rate_is_measured_in_each_precision(precision):
     assert costs.measure_rate(precision) > 0
 
 
-def test_an_estimate_by_hand(monkeypatch):
-    for name, value in (("BASE_BYTES", 1000), ("MAPS", 2.0), ("WEIGHT_BYTES", 16), ("EFFICIENCY", 0.5), ("PASSES", 3)):
+SCANS = make_fingerprint([(256, 256)] * 8)
+# What `_build` holds for a sample: input, convolution, activation and enlargement.
+VALUES = 64 * 2 + 64 * 4 + 64 * 4 + 256 * 3
+# Prediction of 4 windows of 256x256, the scans of 65,536 voxels with 2 channels and 3 maps, and the libraries.
+END = 10 + 4 * 4 * VALUES // 2 + (12 * 2 + 8 + 4 * 3) * 65536 + 5
+
+
+@pytest.fixture(autouse=True)
+def _constants(monkeypatch):
+    """Fixes the numbers that were measured, the engine, and the memory of this process."""
+    numbers = {"BASE_BYTES": 900, "GRAPH_BYTES": 100, "MAPS": 2.0, "WEIGHT_BYTES": 16, "EFFICIENCY": 0.5, "PASSES": 3}
+    numbers |= {"ENGINE_BYTES": 10, "PREDICTED_MAPS": 0.5, "REPORT_BYTES": 5, "CHANNEL_BYTES": 12, "LABEL_BYTES": 8}
+    for name, value in numbers.items():
         monkeypatch.setattr(costs, name, value)
+    monkeypatch.setattr(costs, "sees_gpu", lambda: False)
+    monkeypatch.setattr(costs, "has_openvino", lambda: True)
+    monkeypatch.setattr(costs.devices, "has_gpu", lambda: False)
+    monkeypatch.setattr(costs, "read_peak", lambda: 0)
+    monkeypatch.setattr(costs, "read_memory", lambda: 50)
+
+
+def test_an_estimate_by_hand(monkeypatch):
     monkeypatch.setattr(costs, "measure_rate", lambda precision: 1e6)
     case = SimpleNamespace(size=100)
     prepared = {"train": [case] * 8, "validate": [case] * 2, "test": [case]}
-    plan = make_plan(Settings("oasis", epochs=3, batch_size=4), DATASETS["oasis"], make_fingerprint([(256, 256)] * 8))
+    plan = make_plan(Settings("oasis", epochs=3, batch_size=4, shape=(256, 256)), DATASETS["oasis"], SCANS)
     assert (plan.epochs, plan.steps_per_epoch) == (3, 2)
-    found = estimate_costs(plan, _build(), "float32", prepared)
+    found = estimate_costs(plan, _build(), "float32", prepared, SCANS)
     weights, flops = 72 + 4 + 48, 15360
-    # Input, convolution, activation and enlargement.
-    maps = 64 * 2 + 64 * 4 + 64 * 4 + 256 * 3
     step_s = 3 * flops * 4 / (0.5 * 1e6)
     assert found == {
         "weights": weights,
@@ -52,22 +72,61 @@ def test_an_estimate_by_hand(monkeypatch):
         "step_s": pytest.approx(step_s),
         # A quarter as many cases are validated, which takes a third of a step each.
         "seconds": pytest.approx(3 * 2 * step_s * (1 + 0.25 / 3)),
-        "memory_bytes": 1000 + 2 * 4 * 4 * maps + 16 * weights,
+        "memory_bytes": 1000 + 2 * 4 * 4 * VALUES + 16 * weights + END,
     }
-    half = estimate_costs(plan, _build(), "bfloat16", prepared)
-    assert half["memory_bytes"] == 1000 + 2 * 4 * 2 * maps + 16 * weights
+    half = estimate_costs(plan, _build(), "bfloat16", prepared, SCANS)
+    assert half["memory_bytes"] == 1000 + 2 * 4 * 2 * VALUES + 16 * weights + END
     # A run that goes on was estimated before, and is estimated again.
-    again = estimate_costs(SimpleNamespace(**{**vars(plan), "costs": found}), _build(), "float32", prepared)
+    again = estimate_costs(SimpleNamespace(**{**vars(plan), "costs": found}), _build(), "float32", prepared, SCANS)
     assert again == found
+    # Reading the scans took more than the training will.
+    monkeypatch.setattr(costs, "read_peak", lambda: 1 << 40)
+    assert estimate_costs(plan, _build(), "float32", prepared, SCANS)["memory_bytes"] == 1 << 40
+    # The memory of a GPU holds no libraries of the host.
+    monkeypatch.setattr(costs.devices, "has_gpu", lambda: True)
+    assert estimate_costs(plan, _build(), "float32", prepared, SCANS)["memory_bytes"] == found["memory_bytes"] - END
+
+
+def _estimate_measured(**measured):
+    """Estimates the costs of a plan for four samples a step, whose steps were measured."""
+    known = {"seconds": 600.0, "step_s": 0.5, "first_s": 9.0, "validation_s": 0.2, "device_bytes": 0, "weights": 1} | measured
+    prepared = {name: [SimpleNamespace(size=10)] for name in ("train", "validate", "test")}
+    plan = make_plan(Settings("oasis", epochs=3, batch_size=4, shape=(256, 256)), DATASETS["oasis"], SCANS)
+    found = estimate_costs(replace(plan, costs=known), _build(), "float32", prepared, SCANS)
+    assert found == {**known, "weights": 124, "flops": 15360, "disk_bytes": 30, "memory_bytes": found["memory_bytes"]}
+    return found["memory_bytes"]
 
 
 def test_what_was_measured_stays(monkeypatch):
     monkeypatch.setattr(costs, "measure_rate", lambda precision: pytest.fail("it measures"))
-    known = {"seconds": 600.0, "step_s": 0.5, "first_s": 9.0, "validation_s": 0.2, "peak_bytes": 7, "device_bytes": 0, "weights": 1}
-    prepared = {name: [SimpleNamespace(size=10)] for name in ("train", "validate", "test")}
-    found = estimate_costs(SimpleNamespace(costs=known), _build(), "float32", prepared)
-    assert found == {**known, "weights": 124, "flops": 15360, "disk_bytes": 30, "memory_bytes": 7}
-    assert estimate_costs(SimpleNamespace(costs=known | {"device_bytes": 5}), _build(), "float32", prepared)["memory_bytes"] == 5
+    # This process has 50 bytes, and the training took 7 more than the 3 of the probe's libraries.
+    assert _estimate_measured(base_bytes=3, held_bytes=3, peak_bytes=10) == 50 + 7 + END
+    assert _estimate_measured(base_bytes=3, held_bytes=3, peak_bytes=10, device_bytes=5) == 5
+    # A run that goes on keeps what was written, though this process is another.
+    assert _estimate_measured(base_bytes=3, held_bytes=3, peak_bytes=10, memory_bytes=1234) == 1234
+    monkeypatch.setattr(costs, "read_peak", lambda: 1 << 40)
+    assert _estimate_measured(base_bytes=3, held_bytes=3, peak_bytes=10) == 1 << 40
+
+
+def test_memory_of_plans_measured_before_is_told_apart():
+    training = 100 + 2 * 4 * 4 * VALUES + 16 * 124
+    # The probe held 1 MB of wider networks. This one took 5 bytes anew, and so between 5 bytes and 1 MB: as many as we estimate.
+    assert _estimate_measured(base_bytes=3, held_bytes=3 + 10**6, peak_bytes=8 + 10**6) == 50 + training + END
+    assert _estimate_measured(base_bytes=3, held_bytes=4, peak_bytes=8) == 50 + 5 + END
+    assert _estimate_measured(base_bytes=3, held_bytes=4, peak_bytes=8 + 10**6) == 50 + 4 + 10**6 + END
+
+
+@pytest.mark.parametrize(
+    ("window", "depth"),
+    # Planes lie across the thinnest axis of the window, and a slab is as deep as it, or as the scan.
+    [((16, 64, 64), 16), ((64, 64, 32), 32), ((1, 64, 64), 1), ((64, 64, 128), 64)],
+)
+def test_the_slab_of_probabilities_by_hand(window, depth):
+    scans = make_fingerprint([(64, 64, 64), (64, 64, 60)])
+    plan = SimpleNamespace(window=Window(window), preprocessing=Preprocessing(3))
+    windows = {16: 4, 32: 2, 1: 16, 64: 1}[depth]
+    expected = 10 + 2 * windows * VALUES + (12 * 2 + 8) * 64**3 + 4 * 3 * depth * 64**2 + 5
+    assert estimate_end(plan, _build(), scans) == expected
 
 
 def test_memory_that_will_not_do_is_told_with_the_remedy():

@@ -83,6 +83,21 @@ def test_other_channels_take_the_mean_and_other_classes_are_random(runs, prepare
     assert not any("intensity" in line for line in lines)
 
 
+def test_hounsfield_units_are_scaled_as_the_model_was_trained(runs, prepare, tmp_path):
+    shutil.copytree(runs["hipmri"] / "bundle", tmp_path / "ct")
+    description = read_description(tmp_path / "ct")
+    numbers = {"intensity": "ct", "clip": [-100.0, 200.0], "mean": 50.0, "std": 40.0}
+    write_description(tmp_path / "ct", description | {"preprocessing": description["preprocessing"] | numbers})
+    prepared = prepare("hipmri", tmp_path / "ct")
+    found = prepared.plan.preprocessing
+    assert (found.intensity, found.clip, found.mean, found.std) == ("ct", (-100.0, 200.0), 50.0, 40.0)
+    assert not any("intensity" in line for line in prepared.describe())
+    # A model without such numbers leaves them to the training scans.
+    found = prepare("hipmri", runs["hipmri"], "--intensity", "ct").plan.preprocessing
+    assert found.intensity == "ct"
+    assert found.clip != (-100.0, 200.0)
+
+
 def test_a_model_of_which_nothing_fits_is_refused_before_a_folder_is_made(runs, phantoms, tmp_path, capsys):
     places = ["--data", str(phantoms / "hipmri"), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
     source = runs["hipmri"]

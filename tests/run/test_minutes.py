@@ -11,7 +11,7 @@ from command_helpers import OWN, TINY, expect_one_line, read_summary
 import train
 from dataset import DATASETS
 from modules.hardware import Hardware
-from modules.run import budget, plan_table
+from modules.run import budget, costs, plan_table
 from modules.run.callbacks import Checkpoint
 from modules.run.flags import parse_training
 from modules.run.folder import RunFolder
@@ -29,7 +29,8 @@ class _Probe:
     hardware = Hardware(cores=2)
 
     def measure(self, plan, settings, spec, seconds):
-        return Timing(first_s=10.0, step_s=40.0, validation_s=0.0, peak_bytes=1 << 30, device_bytes=0, weights=1)
+        memory = {"base_bytes": 1 << 29, "held_bytes": 1 << 29, "peak_bytes": 1 << 30, "device_bytes": 0}
+        return Timing(first_s=10.0, step_s=40.0, validation_s=0.0, weights=1, **memory)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def _timed(monkeypatch):
     for name, value in (("END_SECONDS", 0.0), ("CASE_SECONDS", 0.0), ("EPOCH_SECONDS", 1.0), ("LEAST_EPOCHS", 3), ("MOST_EPOCHS", 3)):
         monkeypatch.setattr(budget, name, value)
     monkeypatch.setattr(budget, "find_elapsed", lambda: 30.0)
-    monkeypatch.setattr(train, "start_probe", lambda settings, plan, share: nullcontext(None if plan or settings.epochs else _Probe()))
+    monkeypatch.setattr(train, "start_probe", lambda settings, plan, *_: nullcontext(None if plan or settings.epochs else _Probe()))
 
 
 @pytest.mark.usefixtures("_timed")
@@ -67,7 +68,7 @@ def test_a_training_of_so_many_minutes_is_killed_and_ends_as_one_of_so_many_step
     assert (cut.read_settings().minutes, cut.read_settings().epochs) == (5.0, None)
     # The rest of the training follows its plan and measures nothing, however much time there is.
     monkeypatch.setattr(train, "start_probe", budget.start_probe)
-    monkeypatch.setattr(budget, "Probe", lambda settings: pytest.fail("it measures again"))
+    monkeypatch.setattr(budget, "Probe", lambda *_: pytest.fail("it measures again"))
     assert train.main(["--resume", str(cut.path)]) == 0
     # A training of three epochs has the same steps, and ends equal to the bit.
     assert read_summary(cut.path) == read_summary(runs["oasis"])
@@ -97,9 +98,13 @@ def test_a_plan_is_printed_and_nothing_is_trained(data, tmp_path, monkeypatch, c
 @pytest.mark.usefixtures("_timed")
 def test_memory_that_will_not_do_is_a_warning_before_the_training(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan_table, "find_limit", lambda costs: 1 << 29)
+    # The training took half a GiB besides the libraries.
+    for name, value in (("read_memory", 2 << 30), ("read_peak", 0)):
+        monkeypatch.setattr(costs, name, lambda value=value: value)
+    monkeypatch.setattr(costs, "estimate_end", lambda *_: 1 << 29)
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
     assert train.main([*data, *TIMED, "--minutes", "5", *places, "--plan-only"]) == 0
-    assert "warning: the training needs about 1.0 GiB of memory, and there are 0.5. Choose a smaller --shape" in capsys.readouterr().out
+    assert "warning: the training needs about 3.0 GiB of memory, and there are 0.5. Choose a smaller --shape" in capsys.readouterr().out
 
 
 def test_times_and_plans_that_contradict_are_one_line(data, runs, tmp_path, capsys):
@@ -148,8 +153,11 @@ def test_volumes_are_prepared_for_the_window_that_was_measured(phantoms, tmp_pat
         assert {case.shape for cases in prepared.values() for case in cases} == {(16, 16, 16)}
         return make_plan(dataclasses.replace(settings, shape=(8, 16, 8), epochs=1), spec, fingerprint)
 
-    monkeypatch.setattr(train, "start_probe", lambda *_: nullcontext(_Probe()))
+    asked = []
+    monkeypatch.setattr(train, "start_probe", lambda *given: asked.append(given) or nullcontext(_Probe()))
     monkeypatch.setattr(train, "fit_to_time", fit_to_time)
-    prepared = train.prepare(settings)
+    prepared = train.prepare(settings, 1)
+    # The probe trains on as many devices as the run.
+    assert asked == [(settings, None, None, 1)]
     assert prepared.plan.preprocessing.shape == (8, 16, 8)
     assert {case.shape for cases in prepared.prepared.values() for case in cases} == {(8, 16, 8)}

@@ -108,6 +108,32 @@ def test_a_patch_that_never_fits_is_refused():
         choose_patch((40, 20, 3), (1, 1, 5), lambda patch: False)
 
 
+@pytest.mark.parametrize(
+    ("levels", "patch", "strides"),
+    [
+        # One level asks for multiples of 2 alone, and three for multiples of 8.
+        (1, (36, 52, 36), (CUBE,)),
+        (3, (40, 56, 40), (CUBE,) * 3),
+        (None, (40, 56, 40), (CUBE,) * 3),
+        # Each axis is halved once more than the rule would.
+        (4, (48, 64, 48), (CUBE,) * 4),
+        (5, (64, 64, 64), (CUBE,) * 5),
+    ],
+)
+def test_a_patch_fits_the_levels_that_were_asked_for(levels, patch, strides):
+    found = choose_patch((35, 51, 36), (1, 1, 1), lambda patch: True, levels)
+    assert found == patch
+    assert choose_topology("plain_unet", found, (1, 1, 1), levels=levels).strides == strides
+
+
+def test_a_patch_of_few_levels_shrinks_by_small_steps():
+    tried = []
+    choose_patch((40, 30), (1, 1), lambda patch: tried.append(patch) or len(tried) == 3, 1)
+    assert tried == [(40, 30), (40, 28), (38, 28)]
+    with pytest.raises(ValueError, match=r"Received: not even \(64, 64, 64\). Use fewer `base_filters` or `levels`."):
+        choose_patch((35, 51, 36), (1, 1, 1), lambda patch: False, 6)
+
+
 def test_networks_without_strides_halve_all_axes():
     topology = choose_topology("unet3d", (16, 64, 64), (3, 1, 1), 8)
     assert topology == Topology("unet3d", (CUBE, CUBE), ((3, 3, 3),) * 3, 8)
@@ -176,6 +202,14 @@ def test_costs_by_hand():
     assert estimate_costs(topology, (4, 8), 1, 2, value_bytes=2).activation_bytes == 2 * (32 + 2 * 160 + 64) + 4 * (160 + 32)
     with pytest.raises(ValueError, match=r"Expected a window of multiples of \(2, 2\). Received: \(4, 7\)"):
         estimate_costs(topology, (4, 7), 1, 2)
+
+
+def test_regions_have_no_logit_for_the_background():
+    shape, window = SHAPES[0][:2]
+    costs = estimate_costs(shape, window, 2, 4, num_regions=3)
+    assert costs.weights == build(shape.network, (*window, 2), 4, num_regions=3, **shape.options).count_params()
+    # A single region has one logit, as two classes have.
+    assert estimate_costs(shape, window, 2, 2, num_regions=1) == estimate_costs(shape, window, 2, 2)
 
 
 def test_importing_needs_no_keras():
