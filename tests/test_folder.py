@@ -17,6 +17,7 @@ from dataset import DATASETS
 from modules.data.folder_set import Wishes
 from modules.data.spec import find_cases, load_spec
 from modules.predict.bundle import ModelBundle
+from modules.run.flags import parse_training
 
 QUICK = [*("--epochs", "1", "--base-filters", "2", "--levels", "1", "--batch-size", "4", "--postprocess", "none"), "--optimizer", "adam"]
 
@@ -109,6 +110,12 @@ def test_a_run_on_a_folder_is_verified_and_resumed_without_its_flags(pictures, t
     shutil.copy(tmp_path / "other.csv", tmp_path / "b" / "classes.csv")
     assert train.main(resume) == 0
     assert ModelBundle.load(stopped).class_names == ("background", "square")
+
+
+def test_a_model_begins_another_training_of_its_own_rank(pictures):
+    _, data, run = pictures
+    settings = parse_training(["--dataset", "folder", "--data", str(data), "--init", str(run)], DATASETS).settings
+    assert (settings.network, settings.mode, settings.plane) == ("unet2d", "", "")
 
 
 def _draw_volumes(root, number=6):
