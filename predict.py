@@ -45,7 +45,7 @@ def _main(argv: Sequence[str] | None) -> int:
         export(options)
         return 0
     runs = list_models(Path(run) for run in options.model or [find_newest_run()])
-    found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()])
+    found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series)
     if not found.images:
         raise found.failures[0]
     bundles = [_name_labels(ModelBundle.load(run, options.engine)) for run in runs]
@@ -147,11 +147,11 @@ def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, P
     from modules import reports
 
     image, source = item.image, item.case.image_paths[0]
-    write_label_like(files["prediction"], bundle.label_rule.to_file_values(item.prediction), source)
+    write_label_like(files["prediction"], bundle.label_rule.to_file_values(item.prediction), source, image.affine)
     maps = (image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
     reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
     if item.probabilities is not None:
-        write_probabilities_like(files["probabilities"], item.probabilities, source)
+        write_probabilities_like(files["probabilities"], item.probabilities, source, image.affine)
 
 
 if __name__ == "__main__":

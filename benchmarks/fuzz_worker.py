@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from modules.data import documents
 from modules.data.case import LabelRule, read_header, read_label, read_volume
 from modules.data.files import NIFTI_SUFFIXES, suffix_of
-from modules.data.formats import _import_cv2, _import_nibabel, read_grid
+from modules.data.formats import _import_cv2, read_grid
+from modules.data.nibabel_files import import_nibabel
 
 GIB = 1 << 30
 # The process gets this much more than it has at its beginning. A reader that wants more gets MemoryError, which counts as a fault.
@@ -92,7 +93,7 @@ def expect_image(path: Path) -> tuple[dict[str, Any] | None, str, list[str]]:
 
 
 def _expect_nifti(path: Path) -> tuple[dict[str, Any] | None, str, list[str]]:
-    source = _import_nibabel().load(path)
+    source = import_nibabel().load(path)
     shape, kind = source.shape, source.get_data_dtype().kind
     array = np.asanyarray(source.dataobj) if kind not in "iuf" else source.get_fdata(dtype=np.float32, caching="unchanged")
     reasons = [*_find_damage(path, source), *_find_wrong_fields(source)]
@@ -327,7 +328,7 @@ def main() -> None:
         import keras  # noqa: F401
     elif kind != "dataset":
         _import_cv2()
-        _import_nibabel()
+        import_nibabel()
     size = 1024 * int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # ty: ignore[not-subscriptable]
     resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, size + ROOM))
     tell({"begun": "worker"})

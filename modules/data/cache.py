@@ -387,8 +387,7 @@ def _map_threads(function: Callable[[Sequence], dict], chunks: Sequence[Sequence
 
 def _list_files(case: Case) -> list[Path]:
     """Lists the files of a case, images before label, and checks that they are there."""
-    paths = [*case.image_paths, *([case.label_path] if case.label_path else [])]
-    for path in paths:
-        if not path.is_file():
+    for path in (*case.image_paths, *([case.label_path] if case.label_path else [])):
+        if not path.exists():
             raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check case {case.case_id}.")
-    return paths
+    return case.list_files()

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from modules.data.alignment import align, describe_grid
-from modules.data.formats import read_file, read_grid, to_float32
+from modules.data.formats import list_files, read_file, read_grid, to_float32
 from modules.data.regions import IGNORE, MOST_CLASSES
 
 log = logging.getLogger("mri")
@@ -33,12 +33,13 @@ class Case:
     Attributes:
         case_id: Identifier, unique within the data set. Tables and pictures name the case by it.
         subject_id: Person who was scanned. Splits divide subjects, never cases.
-        image_paths: One file, or one file for each channel.
+        image_paths: One file, or one file for each channel. A folder stands for a DICOM series.
         label_path: The reference segmentation, or None where there is none.
         split: "train", "validate" or "test" where the data set has an official split, else None.
         volume_id: Scan that a slice was cut from, else None. Slices of one scan are also scored as one volume.
         slice_index: Place of a slice within its scan.
         ignore_geometry: Whether a label of the image's shape is used voxel by voxel, wherever its header says that it lies.
+        series: SeriesInstanceUID to read of each of `image_paths`; "", or nothing at all, for the only one that can be used.
     """
 
     case_id: str
@@ -49,6 +50,17 @@ class Case:
     volume_id: str | None = None
     slice_index: int = 0
     ignore_geometry: bool = False
+    series: tuple[str, ...] = ()
+
+    def list_files(self) -> list[Path]:
+        """Lists all files that the case is read from, the label last.
+
+        Raises:
+            FileNotFoundError, ValueError: If a folder or the header of several files cannot be read.
+        """
+        series = self.series or ("",) * len(self.image_paths)
+        files = [file for path, uid in zip(self.image_paths, series, strict=True) for file in list_files(path, uid)]
+        return files + (list_files(self.label_path) if self.label_path else [])
 
 
 @dataclass(frozen=True)
@@ -162,7 +174,7 @@ def read_case(case: Case, rules: CaseRules, on_bytes: Callable[[bytes], object] 
         FileNotFoundError: If a file is not there.
         ValueError: If a file cannot be read, is not of the expected kind, or does not fit the other; the file is named.
     """
-    image = read_volume(case.image_paths, on_bytes)
+    image = read_volume(case.image_paths, on_bytes, case.series)
     rules.check_image(image, str(case.image_paths[0]))
     if case.label_path is None:
         return image, None
@@ -185,7 +197,7 @@ def _align(array: np.ndarray, affine: np.ndarray | None, image: Volume, image_pa
         return aligned
     if (affine is None) != (image.affine is None):
         raise ValueError(
-            f"Expected image and {kind} both as NIfTI, or both as pictures, which have no place in the world. Received: {image_path} and "
+            f"Expected image and {kind} both as volumes, or both as pictures, which have no place in the world. Received: {image_path} and "
             f"{path}. Convert one of them."
         )
     if affine is None:
@@ -208,13 +220,14 @@ def require_label(case: Case, label: np.ndarray | None) -> np.ndarray:
     return label
 
 
-def read_volume(paths: Sequence[Path], on_bytes: Callable[[bytes], object] | None = None) -> Volume:
+def read_volume(paths: Sequence[Path], on_bytes: Callable[[bytes], object] | None = None, series: Sequence[str] = ()) -> Volume:
     """Reads an image from one file, or from one file for each channel.
 
     Args:
-        paths: NIfTI, PNG or TIFF files of one shape.
+        paths: Files or folders that `read_file` reads, of one shape.
         on_bytes: Called with the bytes of each file as they lie on disk, in the order of `paths`. A caller can hash them without a
-            second read.
+            second read. See `read_file` for what it gets of several files.
+        series: Which DICOM series to read of each path, see `Case`.
 
     Returns:
         A `Volume` whose array is `(*S, C)` float32 in the file's own intensities.
@@ -225,8 +238,8 @@ def read_volume(paths: Sequence[Path], on_bytes: Callable[[bytes], object] | Non
             channels differ in shape.
     """
     volumes = []
-    for path in paths:
-        volume = read_file(Path(path), on_bytes)
+    for path, uid in zip(paths, series or ("",) * len(paths), strict=True):
+        volume = read_file(Path(path), on_bytes, uid)
         _check_finite(volume.array, path)
         volumes.append(Volume(to_float32(volume.array), volume.affine, volume.spacing_mm))
     first = volumes[0]
@@ -237,7 +250,7 @@ def read_volume(paths: Sequence[Path], on_bytes: Callable[[bytes], object] | Non
 
 
 def read_header(paths: Sequence[Path]) -> Volume:
-    """Reads where the voxels of a volume lie, given as one NIfTI file or as one a channel, without the voxels: all are 0.
+    """Reads where the voxels of a volume lie, given as one file or as one a channel, without the voxels: all are 0.
 
     Raises:
         FileNotFoundError, ValueError: From reading the first file's header.
@@ -251,7 +264,7 @@ def read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] 
     """Reads a segmentation and turns the file's values into class indices.
 
     Args:
-        path: A NIfTI, PNG or TIFF file of one channel.
+        path: A file of one channel, of any format.
         rule: The way the file stores the classes.
         on_bytes: Called with the file's bytes as they lie on disk.
 

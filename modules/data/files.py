@@ -11,8 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+FREESURFER_SUFFIXES = (".mgz", ".mgh")
+ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
+# Of these a text header may name another file that holds the voxels.
+DETACHED_SUFFIXES = (".mhd", ".nhdr")
+VOLUME_SUFFIXES = NIFTI_SUFFIXES + FREESURFER_SUFFIXES + ITK_SUFFIXES
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
-SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
+# A DICOM series is a folder of files that need no suffix at all.
+SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 # A voxel of microscopy may be 0.1 micrometres long. One of more than 5 m is a mistake of the unit or of a byte.
 LEAST_MM, MOST_MM = 1e-4, 5e3
 # Every name that we write under before a file or folder is whole begins like this, so that a sweep knows ours from a user's.
@@ -27,6 +33,12 @@ def suffix_of(path: Path) -> str:
     """Returns the suffix of `path` in lower case; `.nii.gz` is one suffix. It is "" for a kind of file that is not read here."""
     name = path.name.lower()
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
+
+
+def name_result_suffix(path: Path) -> str:
+    """Returns the suffix of the label map of a scan: its own where we write that format, else that of NIfTI."""
+    suffix = suffix_of(path)
+    return suffix if suffix in NIFTI_SUFFIXES + PICTURE_SUFFIXES else ".nii.gz"
 
 
 def stem_of(path: Path) -> str:

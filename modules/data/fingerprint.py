@@ -196,7 +196,7 @@ def measure(cases: Sequence[Case], spec: DatasetSpec, folder: Path) -> Fingerpri
     """
     path = folder / f"{spec.name}-fingerprint.json"
     rules = json.dumps([FORMAT, len(spec.channels), sorted(spec.label_rule.values.items()), spec.regions])
-    keys = [f"{rules} {case.case_id} {fingerprint_files(_list_files(case))} {case.ignore_geometry}" for case in cases]
+    keys = [f"{rules} {case.case_id} {fingerprint_files(case.list_files())} {case.ignore_geometry}" for case in cases]
     known = _read_known(path)
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     if missing:
@@ -245,10 +245,6 @@ def _count_classes(label: np.ndarray, spec: DatasetSpec) -> tuple[int, ...]:
     parts = np.bincount(label.ravel(), minlength=spec.num_parts)
     members = [(0,), *list_parts(spec.class_names, spec.regions)]
     return tuple(int(parts[list(indices)].sum()) for indices in members)
-
-
-def _list_files(case: Case) -> list[Path]:
-    return [*case.image_paths, *([case.label_path] if case.label_path else [])]
 
 
 def _name_orientation(image: Volume) -> str:

@@ -1,16 +1,16 @@
 """The file formats: files as arrays with their geometry, and label maps back in a scan's own format.
 
-`modules.data.nifti` decodes ordinary NIfTI-1 files; nibabel reads all other NIfTI files. The code imports nibabel and OpenCV only
-where it needs them: a command that only prints its help reads no file.
+`modules.data.nifti` decodes ordinary NIfTI-1 files, and nibabel reads all others. `modules.data.volume_formats` reads the formats of ITK
+and of FreeSurfer, and `modules.data.dicom` reads DICOM series. Libraries are imported only where they are needed: a command that only
+prints its help reads no file.
 """
 
 import errno
 import functools
-import logging
+import hashlib
 import math
 import os
 import stat
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,19 +18,31 @@ from typing import NamedTuple
 
 import numpy as np
 
+from modules.data.dicom import list_series_files, read_series
 from modules.data.documents import to_line
-from modules.data.files import LEAST_MM, MOST_MM, NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, replace_file, suffix_of
-from modules.data.nifti import UNITS_MM, check_size, decode_nifti
+from modules.data.files import (
+    DETACHED_SUFFIXES,
+    FREESURFER_SUFFIXES,
+    ITK_SUFFIXES,
+    LEAST_MM,
+    MOST_MM,
+    NIFTI_SUFFIXES,
+    PICTURE_SUFFIXES,
+    SUFFIXES,
+    hash_file,
+    replace_file,
+    suffix_of,
+)
+from modules.data.nibabel_files import Grid, HeaderError, import_nibabel, load_nifti, open_nifti, read_header
+from modules.data.nifti import decode_nifti
 from modules.data.pictures import check_png, check_tiff
+from modules.data.series import is_dicom
+from modules.data.volume_formats import list_data_files, read_itk, read_mgh
 
 # No memory holds more numbers. A header that promises them lies.
 _MOST_NUMBERS = 1 << 40
 # No scanner is a kilometre long.
 _FARTHEST_MM = 1e6
-
-
-class _HeaderError(ValueError):
-    """An error of a header whose text is complete."""
 
 
 class StoredImage(NamedTuple):
@@ -48,46 +60,75 @@ class StoredImage(NamedTuple):
     spacing_mm: tuple[float, ...]
 
 
-def write_label_like(path: Path, label: np.ndarray, reference: Path) -> None:
-    """Writes a label map as a file of the reference's own format, shape, affine and spacing.
+def write_label_like(path: Path, label: np.ndarray, reference: Path, affine: np.ndarray | None = None) -> None:
+    """Writes a label map as a file of the reference's own format, shape, affine and spacing; as NIfTI where that is not written.
 
     A NIfTI gets the smallest of uint8, int16 and int32 that holds the values, whatever type the image has: viewers take real numbers
     for intensities. Pictures get one channel of 8 or 16 bits.
 
     Args:
-        path: File to write; its suffix must be that of `reference`.
+        path: File to write; its suffix must be `name_result_suffix(reference)`.
         label: `(*S)` non-negative integers, in the file's values (not class indices).
         reference: The image that was predicted.
+        affine: Of that image as it was read; only needed where it is neither NIfTI nor a picture.
     """
     largest = int(label.max(initial=0))
     with replace_file(path) as temporary:
         if suffix_of(reference) in PICTURE_SUFFIXES:
             _write_picture(temporary, label.astype(np.uint8 if largest <= 255 else np.uint16))
             return
-        source = _open_nifti(reference)
         dtype = next(kind for kind in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
+        if suffix_of(reference) not in NIFTI_SUFFIXES:
+            _write_grid(temporary, label.astype(dtype), label.ndim, affine)
+            return
+        source = open_nifti(reference)
         shape = source.shape if np.prod(source.shape) == label.size else source.shape[:3]
         _write_nifti(temporary, label.astype(dtype).reshape(shape), source)
 
 
-def write_probabilities_like(path: Path, probabilities: np.ndarray, reference: Path) -> None:
-    """Writes `(*S, K)` float32 probabilities: a NIfTI with a last axis of K on the reference's grid, or `.npz` for pictures."""
+def write_probabilities_like(path: Path, probabilities: np.ndarray, reference: Path, affine: np.ndarray | None = None) -> None:
+    """Writes `(*S, K)` float32 probabilities: a NIfTI with a last axis of K on the reference's grid, or `.npz` for pictures.
+
+    The affine is needed as by `write_label_like`.
+    """
     with replace_file(path) as temporary:
         if suffix_of(reference) in PICTURE_SUFFIXES:
             np.savez_compressed(temporary, probabilities=probabilities)
             return
-        source = _open_nifti(reference)
+        if suffix_of(reference) not in NIFTI_SUFFIXES:
+            _write_grid(temporary, probabilities.astype(np.float32), probabilities.ndim - 1, affine)
+            return
+        source = open_nifti(reference)
         # NIfTI keeps its first three axes for space, so a slice gets a third axis of one before the classes.
         spatial = (*source.shape, 1)[:3]
         _write_nifti(temporary, probabilities.astype(np.float32).reshape(*spatial, probabilities.shape[-1]), source)
 
 
-def read_file(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> StoredImage:
-    """Reads one file without checking its values.
+def list_files(path: Path, series: str = "") -> list[Path]:
+    """Lists the files that `read_file` reads: the file itself, a header and its voxels, or those of a DICOM series.
+
+    Raises:
+        FileNotFoundError, ValueError: If a header or a folder cannot be read.
+    """
+    suffix = suffix_of(path)
+    if suffix in DETACHED_SUFFIXES:
+        return list_data_files(path)
+    return list_series_files(path, series) if not suffix and path.is_dir() else [path]
+
+
+def hash_source(path: Path, series: str = "") -> str:
+    """Returns the SHA-256 of the bytes that `read_file` hands to `on_bytes`."""
+    files = list_files(path, series)
+    return hash_file(path) if files == [path] else hashlib.sha256(b"".join(bytes.fromhex(hash_file(file)) for file in files)).hexdigest()
+
+
+def read_file(path: Path, on_bytes: Callable[[bytes], object] | None = None, series: str = "") -> StoredImage:
+    """Reads one file, or a DICOM series, without checking its values.
 
     Args:
-        path: A file of one of `SUFFIXES`.
-        on_bytes: Called with the file's bytes as they lie on disk.
+        path: A file of one of `SUFFIXES`, a DICOM file, or a folder with a DICOM series.
+        on_bytes: Called once: with the file's bytes as they lie on disk, or with the SHA-256 of each of `list_files` if they are several.
+        series: SeriesInstanceUID, number or description of the series; "" for the only one that can be used.
 
     Raises:
         FileNotFoundError: If the file is not there.
@@ -97,6 +138,8 @@ def read_file(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> 
     try:
         data = _read_bytes(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        if isinstance(error, IsADirectoryError) and not suffix:
+            return _place(path, *read_series(path, series, on_bytes))
         raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check the path.") from error
     except OSError as error:
         raise ValueError(f"Expected a file that can be read in {path}. Received: {error.strerror}. Check its permissions.") from error
@@ -106,11 +149,29 @@ def read_file(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> 
         stored = _read_nifti(path, data)
     elif suffix in PICTURE_SUFFIXES:
         stored = _read_picture(path, data)
+    elif suffix in FREESURFER_SUFFIXES:
+        stored = _place(path, *read_mgh(path, data))
+    elif suffix in ITK_SUFFIXES:
+        stored = _place(path, *read_itk(path, data))
+    elif is_dicom(path):
+        stored = _place(path, *read_series(path))
     else:
-        raise ValueError(f"Expected a file ending in {', '.join(SUFFIXES)}. Received: {path}.")
+        raise ValueError(f"Expected a file ending in {', '.join(SUFFIXES)}, or DICOM. Received: {path}.")
     if on_bytes is not None:
-        on_bytes(data)
+        others = list_files(path)[1:] if suffix in DETACHED_SUFFIXES else []
+        on_bytes(b"".join(hashlib.sha256(part).digest() for part in (data, *map(_read_bytes, others))) if others else data)
     return stored
+
+
+def _place(path: Path, grid: Grid, array: np.ndarray | None) -> StoredImage:
+    """Makes the record of a file that another module has read. Without an array it is one zero, seen from everywhere."""
+    shape, zooms, affine = grid
+    layout, spacing = _find_layout(shape, zooms, affine, path)
+    if array is None:
+        array = np.broadcast_to(np.float32(0), layout)
+    elif array.dtype.kind == "f":
+        array = to_float32(array)
+    return StoredImage(array.reshape(layout), _put_kept_first(affine, shape), spacing)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -120,6 +181,8 @@ def _read_bytes(path: Path) -> bytes:
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         status = os.fstat(file)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "a folder", str(path))
         if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(errno.ENOENT, "no plain file", str(path))
         size = status.st_size
@@ -142,8 +205,8 @@ def to_float32(array: np.ndarray) -> np.ndarray:
 
 def _read_nifti(path: Path, data: bytes) -> StoredImage:
     try:
-        shape, zooms, affine, array = decode_nifti(data, path.name.lower().endswith(".gz")) or _load_nifti(path, data)
-    except _HeaderError:
+        shape, zooms, affine, array = decode_nifti(data, path.name.lower().endswith(".gz")) or load_nifti(path, data)
+    except HeaderError:
         raise
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
         raise _explain_nifti(path, error) from error
@@ -151,25 +214,30 @@ def _read_nifti(path: Path, data: bytes) -> StoredImage:
     return StoredImage(array.reshape(layout), _put_kept_first(affine, shape), spacing)
 
 
-def read_grid(path: Path) -> StoredImage:
-    """Reads where the voxels of a NIfTI file lie, without the voxels: the array has their shape and is one zero, seen from everywhere.
+def read_grid(path: Path, series: str = "") -> StoredImage:
+    """Reads where the voxels of a volume lie, without the voxels: the array has their shape and is one zero, seen from everywhere.
 
     Raises:
         FileNotFoundError: If the file is not there.
         ValueError: If its header cannot be read, or holds no true geometry.
     """
+    suffix = suffix_of(path)
+    if not suffix and path.exists():
+        return _place(path, *read_series(path, series, voxels=False))
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file at {path}. Received: nothing there. Check the path.")
+    if suffix in ITK_SUFFIXES:
+        return _place(path, *read_itk(path, voxels=False))
+    if suffix in FREESURFER_SUFFIXES:
+        with path.open("rb") as file:
+            return _place(path, *read_mgh(path, file.read(1 << 16), voxels=False))
     try:
-        source = _open_nifti(path)
-        _check_fields(source, path)
-        shape, zooms, affine = _read_header(source)
-    except _HeaderError:
+        grid = read_header(path)
+    except HeaderError:
         raise
     except Exception as error:  # a damaged header can make nibabel and zlib fail in any way
         raise _explain_nifti(path, error) from error
-    layout, spacing = _find_layout(shape, zooms, affine, path)
-    return StoredImage(np.broadcast_to(np.float32(0), layout), _put_kept_first(affine, shape), spacing)
+    return _place(path, grid, None)
 
 
 def _explain_nifti(path: Path, error: Exception) -> ValueError:
@@ -218,68 +286,6 @@ def _put_kept_first(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return affine if order == [0, 1, 2] else affine[:, [*order, 3]]
 
 
-def _open_nifti(path: Path):
-    """Opens a file with nibabel, which knows its suffix in lower and in upper case only."""
-    nib = _import_nibabel()
-    suffix = path.name[-len(suffix_of(path)) :]
-    if suffix in (suffix.lower(), suffix.upper()):
-        return nib.load(path)
-    try:
-        return nib.Nifti1Image.from_file_map({"image": nib.FileHolder(str(path))})
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
-        return nib.Nifti2Image.from_file_map({"image": nib.FileHolder(str(path))})
-
-
-def _check_fields(source, path: Path) -> None:
-    """Refuses fields of a header that nibabel passes over or puts right with invented numbers.
-
-    Raises:
-        _HeaderError: For the place of the numbers before their first possible one, a voxel of no size, or a qform that is not finite.
-    """
-    kind = type(source.header)
-    if "vox_offset" not in source.header:
-        return
-    with source.file_map["image"].get_prepare_fileobj("rb") as file:
-        raw = kind(file.read(kind.sizeof_hdr), check=False)
-    least = kind.single_vox_offset
-    faults = []
-    # Both suffixes are those of single files, whatever the magic number says.
-    if raw["vox_offset"] < least:
-        faults.append(f"vox_offset {float(raw['vox_offset']):g}, below {least}, in a single file")
-    for axis, size in enumerate(source.shape[:3]):
-        if size > 1 and raw["pixdim"][axis + 1] == 0:
-            faults.append(f"a voxel size of 0 along axis {axis}")
-    qform = [float(raw[name]) for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")]
-    if raw["qform_code"] > 0 and not all(map(math.isfinite, qform)):
-        faults.append("NaN or infinity in its qform")
-    if faults:
-        raise _HeaderError(f"Expected a header that can be true in {path}. Received: {faults[0]}. Mend its header.")
-
-
-def _read_header(source) -> tuple[tuple[int, ...], list[float], np.ndarray]:
-    """Returns shape, zooms and affine of an opened file, both in mm."""
-    unit = int(source.header["xyzt_units"]) & 7 if "xyzt_units" in source.header else 2
-    scale = UNITS_MM.get(unit, 1.0)
-    affine = np.array(source.affine, np.float64)
-    affine[:3] *= scale
-    return source.shape, [float(zoom) * scale for zoom in source.header.get_zooms()], affine
-
-
-def _load_nifti(path: Path, data: bytes) -> tuple[tuple[int, ...], list[float], np.ndarray, np.ndarray]:
-    """Loads shape, zooms, affine and float32 array of any file that nibabel can read."""
-    source = _open_nifti(path)
-    _check_fields(source, path)
-    if source.get_data_dtype().kind not in "iuf":
-        kind = source.get_data_dtype()
-        names = "colours" if kind.names else f"numbers of type {kind}"
-        raise _HeaderError(f"Expected one real number a voxel in {path}. Received: {names}, which are no intensities. Convert the file.")
-    if 0 in source.shape:
-        raise ValueError(f"an array of shape {source.shape}")
-    check_size(data, int(source.dataobj.offset) + math.prod(source.shape) * source.get_data_dtype().itemsize)
-    array = source.get_fdata(dtype=np.float32, caching="unchanged")
-    return *_read_header(source), array
-
-
 def _read_picture(path: Path, data: bytes) -> StoredImage:
     # OpenCV gets the bytes, not the file's name, because it mangles some names and only warns when it fails.
     cv2 = _import_cv2()
@@ -310,7 +316,21 @@ def _write_nifti(path: Path, array: np.ndarray, source) -> None:
     header = source.header.copy()
     header.set_data_dtype(array.dtype)
     header["cal_min"] = header["cal_max"] = 0
-    _import_nibabel().save(type(source)(array, source.affine, header), path)
+    import_nibabel().save(type(source)(array, source.affine, header), path)
+
+
+def _write_grid(path: Path, array: np.ndarray, spatial: int, affine: np.ndarray | None) -> None:
+    """Writes an array `(*S, ...)` of `spatial` axes in space as NIfTI on the grid that its image was read with."""
+    if affine is None:
+        raise ValueError(f"Expected the affine of the image for {path}. Received: none, and its own format is not written.")
+    nib = import_nibabel()
+    # NIfTI keeps its first three axes for space.
+    shape = (*array.shape[:spatial], *(1,) * (3 - spatial), *array.shape[spatial:])
+    image = nib.Nifti1Image(array.reshape(shape), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, "scanner")
+    image.set_qform(affine, "scanner")
+    nib.save(image, path)
 
 
 def _write_picture(path: Path, array: np.ndarray) -> None:
@@ -320,17 +340,7 @@ def _write_picture(path: Path, array: np.ndarray) -> None:
     data.tofile(path)
 
 
-# Our own error says once what is wrong with a file. These two libraries would write their own lines beside it.
-@functools.cache
-def _import_nibabel() -> ModuleType:
-    import nibabel
-
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-    for module in ("nibabel", r"numpy\._core\.memmap"):
-        warnings.filterwarnings("ignore", module=module)
-    return nibabel
-
-
+# Our own error says once what is wrong with a file. OpenCV would write its own lines beside it.
 @functools.cache
 def _import_cv2() -> ModuleType:
     import cv2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from modules.data.alignment import align, describe_grid
 from modules.data.case import Case
-from modules.data.files import NIFTI_SUFFIXES, suffix_of, walk_files
+from modules.data.files import PICTURE_SUFFIXES, suffix_of, walk_files
 from modules.data.formats import read_grid
 
 _MOST_FOLDERS, _MOST_NAMES = 10, 12
@@ -24,9 +24,10 @@ def describe_files(root: Path, splits: Mapping[str, Sequence[Case]]) -> list[str
         First a line of counts. Then a line for each folder with unused files, and one for each folder that cannot be read. Last come
         warnings of labels that several cases share.
     """
-    used = {os.path.abspath(path) for cases in splits.values() for case in cases for path in (*case.image_paths, case.label_path) if path}
+    used = {os.path.abspath(path) for cases in splits.values() for case in cases for path in case.list_files()}
     closed: list[OSError] = []
-    found = [path for path in walk_files(root, closed.append) if suffix_of(path)]
+    # Files of a DICOM series, and voxels apart from their header, have no suffix of ours.
+    found = [path for path in walk_files(root, closed.append) if suffix_of(path) or os.path.abspath(path) in used]
     folders: dict[str, list[str]] = {}
     for path in found:
         if os.path.abspath(path) not in used:
@@ -52,10 +53,10 @@ def describe_ignored(cases: Iterable[Case]) -> list[str]:
     lines, count = [], 0
     for case in cases:
         files = [case.image_paths[0], case.label_path] if case.ignore_geometry and case.label_path else []
-        if not files or any(suffix_of(path) not in NIFTI_SUFFIXES for path in files):
+        if not files or any(suffix_of(path) in PICTURE_SUFFIXES for path in files):
             continue
         try:
-            image, label = map(read_grid, files)
+            image, label = read_grid(files[0], *case.series[:1]), read_grid(files[1])
         except (OSError, ValueError):
             continue
         shape, own = image.array.shape[:-1], label.array.shape[:-1]

@@ -12,6 +12,7 @@ import numpy as np
 
 from modules.data.case import read_label_values
 from modules.data.files import fingerprint_files, replace_file
+from modules.data.formats import list_files
 
 log = logging.getLogger("mri")
 
@@ -42,7 +43,7 @@ def survey_labels(paths: Sequence[Path], cache: Path | None = None) -> list[Labe
     """
     path = None if cache is None else cache / "folder-labels.json"
     known = {} if path is None else _read_known(path)
-    keys = [f"{FORMAT} {fingerprint_files([label]) if label.is_file() else ''}" for label in paths]
+    keys = [f"{FORMAT} {fingerprint_files(list_files(label)) if label.exists() else ''}" for label in paths]
     missing = {key: label for key, label in zip(keys, paths, strict=True) if key not in known}
     if missing:
         log.info("reading the values of %d label(s)", len(missing))

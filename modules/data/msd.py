@@ -9,7 +9,7 @@ from typing import Any
 
 from modules.data.case import Case
 from modules.data.documents import read_json, refuse_field, shorten, text, to_line
-from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, index_images, stem_of
+from modules.data.files import FREESURFER_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES, SUFFIXES, index_images, stem_of
 from modules.data.regions import IGNORE, MOST_CLASSES, Region, find_hidden, find_mistaken
 
 log = logging.getLogger("mri")
@@ -295,7 +295,7 @@ def _choose_suffixes(suffix: str | None, root: Path) -> Sequence[str]:
     """Returns the endings of the kind that `file_ending` of nnU-Net is of. Copies and other programs change one into another."""
     if suffix is None:
         return NIFTI_SUFFIXES
-    for suffixes in (NIFTI_SUFFIXES, PICTURE_SUFFIXES):
+    for suffixes in (NIFTI_SUFFIXES, PICTURE_SUFFIXES, FREESURFER_SUFFIXES, ITK_SUFFIXES):
         if suffix.lower() in suffixes:
             return suffixes
     raise ValueError(

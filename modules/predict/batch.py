@@ -4,12 +4,13 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modules.data.case import Case
 from modules.data.documents import to_line
-from modules.data.files import NIFTI_SUFFIXES, fingerprint_files, suffix_of
+from modules.data.files import PICTURE_SUFFIXES, fingerprint_files, name_result_suffix
 from modules.hardware import is_lack_of_memory
 
 log = logging.getLogger("mri")
@@ -78,10 +79,10 @@ class Batch:
 
     def list_outputs(self, case: Case) -> dict[str, Path]:
         """Returns the files of a case by kind: prediction, overlay and, where they are wanted, probabilities."""
-        suffix = suffix_of(case.image_paths[0])
+        suffix = name_result_suffix(case.image_paths[0])
         files = {"prediction": f"_prediction{suffix}", "overlay": "_overlay.png"}
         if self._probabilities:
-            files["probabilities"] = f"_probabilities{suffix if suffix in NIFTI_SUFFIXES else '.npz'}"
+            files["probabilities"] = f"_probabilities{'.npz' if suffix in PICTURE_SUFFIXES else suffix}"
         return {kind: self.output / f"{case.case_id}{ending}" for kind, ending in files.items()}
 
     def begin(self, case: Case) -> None:
@@ -90,8 +91,7 @@ class Batch:
 
     def finish(self, case: Case) -> None:
         """Notes that all files of a case are written."""
-        label = [case.label_path] if case.label_path else []
-        self._note(case, {"sources": _fingerprint(case.image_paths), "label": _fingerprint(label), "made_by": self._made_by})
+        self._note(case, {"sources": _fingerprint_images(case), "label": _fingerprint_label(case), "made_by": self._made_by})
         self.done.append(case)
 
     def fail(self, case: Case, error: Exception) -> None:
@@ -131,11 +131,11 @@ class Batch:
     def _is_whole(self, case: Case, scored: set[str] | None) -> bool:
         """Tells whether nothing is missing of a case."""
         entry = self._record.get(case.case_id, {})
-        if entry.get("made_by") != self._made_by or entry.get("sources") != _fingerprint(case.image_paths):
+        if entry.get("made_by") != self._made_by or entry.get("sources") != _fingerprint_images(case):
             return False
         # A label that was corrected since is scored anew.
         wanted = scored is not None and case.label_path is not None
-        if wanted and (case.case_id not in scored or entry.get("label") != _fingerprint([case.label_path])):
+        if wanted and (case.case_id not in scored or entry.get("label") != _fingerprint_label(case)):
             return False
         return all(path.is_file() for path in self.list_outputs(case).values())
 
@@ -161,15 +161,28 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _list_places(case: Case) -> list[str]:
-    """Lists the places of a case's images. A linked folder is resolved; a linked file, as in a git-annex, is not."""
-    return [os.path.join(os.path.realpath(path.parent), path.name) for path in case.image_paths]
+    """Lists the places of a case's images, and which series of a folder each is.
+
+    A linked folder is resolved; a linked file, as in a git-annex, is not.
+    """
+    places = [os.path.join(os.path.realpath(path.parent), path.name) for path in case.image_paths]
+    series = case.series or ("",) * len(places)
+    return [f"{place} (series {uid})" if uid else place for place, uid in zip(places, series, strict=True)]
 
 
-def _fingerprint(paths: Sequence[Path]) -> str:
-    """Returns a hash that changes with the files; "" where one is not there."""
+def _fingerprint_images(case: Case) -> str:
+    return _fingerprint(replace(case, label_path=None))
+
+
+def _fingerprint_label(case: Case) -> str:
+    return _fingerprint(replace(case, image_paths=(), series=()))
+
+
+def _fingerprint(case: Case) -> str:
+    """Returns a hash that changes with the files of a case; "" where one is not there or cannot be read."""
     try:
-        return fingerprint_files(paths)
-    except OSError:
+        return fingerprint_files(case.list_files())
+    except (OSError, ValueError):
         return ""
 
 

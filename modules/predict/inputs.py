@@ -9,10 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from modules.data.case import Case, LabelRule, place_in_volume
-from modules.data.files import SUFFIXES, stem_of, suffix_of, walk_files
+from modules.data.files import DETACHED_SUFFIXES, SUFFIXES, stem_of, suffix_of, walk_files
+from modules.data.formats import list_files
 from modules.data.layout_names import LABEL_BEGINNING, LABEL_ENDING, LABEL_FOLDER, OUTPUTS
+from modules.data.series import is_dicom
 from modules.predict.bundle import ModelBundle
 from modules.predict.channels import group_channels
+from modules.predict.dicom_inputs import DicomScan, find_scan_of, find_scans
 
 _MOST_NAMES = 8
 
@@ -21,17 +24,21 @@ class FoundImage(NamedTuple):
     """An image to predict.
 
     Attributes:
-        path: The file.
+        path: The file, or the folder of a DICOM series.
         folder: The sub-folder of the output that its results go to, with `/`; "" for the output itself.
+        name: Name of a DICOM series; "" for a file, which is named by its own name.
+        series: SeriesInstanceUID to read of a folder.
     """
 
     path: Path
     folder: str = ""
+    name: str = ""
+    series: str = ""
 
     @property
     def stem(self) -> str:
         """The name of its results, without their endings."""
-        return stem_of(self.path)
+        return self.name or stem_of(self.path)
 
 
 @dataclass
@@ -42,33 +49,41 @@ class Search:
         images: The images, in the order of the paths.
         failures: An error for each path or file that cannot be used.
         remarks: Files that are left out, in sentences.
+        dicom: The DICOM files that were found.
     """
 
     images: list[FoundImage] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    dicom: set[Path] = field(default_factory=set)
 
 
-def find_images(paths: Sequence[str], rules: Sequence[LabelRule]) -> Search:
+def find_images(paths: Sequence[str], rules: Sequence[LabelRule], series: str = "") -> Search:
     """Resolves files, folders (with all that is below them) and globs to images; leaves out reference labels and earlier output.
 
     Sub-folders of a folder are mirrored in the output. Linked folders are entered. Files of one name that were given one by one get
-    the folders that tell them apart.
+    the folders that tell them apart. Of DICOM files one series of each study is taken, see `modules.predict.dicom_inputs`.
 
     Args:
         paths: Files, folders and globs.
         rules: Label rules of all data sets. They recognise a label by its name, in any folder.
+        series: UID, number or description of the DICOM series that is wanted; "" for the only one that can be used.
+
+    Raises:
+        ValueError: If a series is wanted, and there are no DICOM files.
     """
     search = Search()
     found: list[tuple[FoundImage, bool]] = []
-    known: set[tuple[str, str]] = set()
+    known: set[tuple[str, str, str]] = set()
     for path in paths:
-        for image, searched in _resolve(path, search):
+        for image, searched in _resolve(path, search, series):
             # Two ways may lead to one file, by a link or by a path that is given twice.
-            place = os.path.realpath(image.path.parent), image.path.name
+            place = os.path.realpath(image.path.parent), image.path.name, image.series
             if place not in known:
                 known.add(place)
                 found.append((image, searched))
+    if series and not search.dicom:
+        raise ValueError(f"Expected DICOM files for --series {series}. Received: none among {' '.join(paths[:3])}. Leave the flag out.")
     labels = _find_labels(found, rules)
     if labels:
         names = ", ".join(path.name for path in sorted(labels)[:_MOST_NAMES]) + (", ..." if len(labels) > _MOST_NAMES else "")
@@ -80,13 +95,12 @@ def find_images(paths: Sequence[str], rules: Sequence[LabelRule]) -> Search:
     return search
 
 
-def _resolve(path: str, search: Search) -> list[tuple[FoundImage, bool]]:
+def _resolve(path: str, search: Search, series: str) -> list[tuple[FoundImage, bool]]:
     """Returns the images at a path, each with whether it was found by searching a folder."""
     place = Path(path)
     if place.is_file() or (place.is_symlink() and not place.is_dir()):
         if not suffix_of(place):
-            search.failures.append(ValueError(f"Expected an image ({', '.join(SUFFIXES)}). Received: {place}."))
-            return []
+            return _resolve_dicom(place, search, series)
         return [(FoundImage(place), False)]
     if place.is_dir():
         root, files = place, list(walk_files(place, search.failures.append))
@@ -96,16 +110,60 @@ def _resolve(path: str, search: Search) -> list[tuple[FoundImage, bool]]:
     images = [file for file in files if suffix_of(file)]
     earlier = sum(stem_of(file).endswith(OUTPUTS) for file in images)
     images = [file for file in images if not stem_of(file).endswith(OUTPUTS)]
-    if not images:
-        received = f"only {earlier} file(s) of earlier output" if earlier else "none there"
+    dicom = [file for file in files if not suffix_of(file) and not file.name.upper().startswith("DICOMDIR") and is_dicom(file)]
+    search.dicom |= set(dicom)
+    scans, failures, remarks = find_scans(dicom, series) if dicom else ([], [], [])
+    search.failures += failures
+    search.remarks += remarks
+    if not images and not scans and not failures:
+        received = f"only {earlier} file(s) of earlier output" if earlier else "; ".join(remarks) or "none there"
         search.failures.append(
-            FileNotFoundError(f"Expected images ({', '.join(SUFFIXES)}) at {path}. Received: {received}. Check the path.")
+            FileNotFoundError(f"Expected images ({', '.join(SUFFIXES)} or DICOM) at {path}. Received: {received}. Check the path.")
         )
     elif earlier:
         search.remarks.append(f"{earlier} file(s) at {path} with names of earlier output ({', '.join(OUTPUTS)}) are left out")
-    if images and place.is_dir() and len(images) + earlier < len(files):
-        search.remarks.append(f"{len(files) - len(images) - earlier} file(s) of other kinds below {path} are left out")
-    return [(FoundImage(file, _to_folder(file.parent.relative_to(root))), True) for file in images]
+    others = len(files) - len(images) - earlier - len(dicom) - _count_parts(images)
+    if (images or scans) and place.is_dir() and others > 0:
+        search.remarks.append(f"{others} file(s) of other kinds below {path} are left out")
+    found = [FoundImage(file, _to_folder(file.parent.relative_to(root))) for file in images]
+    return [(image, True) for image in found + [_file_scan(scan, root) for scan in scans]]
+
+
+def _resolve_dicom(file: Path, search: Search, series: str) -> list[tuple[FoundImage, bool]]:
+    """Returns the series that a file belongs to; adds an error where it is no image."""
+    if file in search.dicom:
+        return []
+    if not is_dicom(file):
+        search.failures.append(ValueError(f"Expected an image ({', '.join(SUFFIXES)} or DICOM). Received: {file}."))
+        return []
+    search.dicom.add(file)
+    try:
+        scan, files = find_scan_of(file, series)
+    except ValueError as error:
+        search.failures.append(error)
+        return []
+    search.dicom |= set(files)
+    return [(FoundImage(scan.path, "", scan.name, scan.series), False)]
+
+
+def _file_scan(scan: DicomScan, root: Path) -> FoundImage:
+    """Puts a series at its place below the folder that was searched."""
+    above = scan.path.parent
+    folder = _to_folder(above.relative_to(root)) if above.is_relative_to(root) else ""
+    return FoundImage(scan.path, folder, scan.name, scan.series)
+
+
+def _count_parts(images: Sequence[Path]) -> int:
+    """Counts the files that hold the voxels of other files' headers."""
+    parts: set[Path] = set()
+    for image in images:
+        if suffix_of(image) in DETACHED_SUFFIXES:
+            try:
+                parts |= set(list_files(image)[1:])
+            except (OSError, ValueError):
+                # The error is said once, when the image is read.
+                continue
+    return len(parts)
 
 
 def _find_plain_part(pattern: str) -> Path:
@@ -126,17 +184,17 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
     A label follows a data set's rule, has a name such as `a_dseg` or `mask`, or lies in a folder such as `labels`. A file that the user
     named is a label only where its image is given too.
     """
-    stems = {stem_of(image.path) for image, _ in found}
-    scans = [image.path for image, _ in found if not _lies_among_labels(image)]
-    plain = {stem_of(path) for path in scans}
+    stems = {image.stem for image, _ in found}
+    scans = [image for image, _ in found if not _lies_among_labels(image)]
+    plain = {image.stem for image in scans}
     # Of channels the label has the name without the last word, or that of their folder.
-    wholes = {stem[: place.start()] for stem in plain for place in re.finditer("[_. -]", stem)} | {path.parent.name for path in scans}
-    scanned = {image.path.parent for image, _ in found if not LABEL_ENDING.search(stem_of(image.path))}
+    wholes = {stem[: place.start()] for stem in plain for place in re.finditer("[_. -]", stem)} | {scan.path.parent.name for scan in scans}
+    scanned = {image.path.parent for image, _ in found if not LABEL_ENDING.search(image.stem)}
     # The ends of the other names, after each separator: `0` for `volume-0`.
     tails = {stem[place.end() :] for stem in stems if not LABEL_BEGINNING.match(stem) for place in re.finditer("^|[_-]", stem)}
     named, numbered = set(), set()
     for image, _ in found:
-        stem = stem_of(image.path)
+        stem = image.stem
         for rule in rules:
             label = stem_of(Path(rule.name_label(image.path.name)))
             if label != stem:
@@ -144,7 +202,7 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
                 (numbered if stem.startswith(label) else named).add(label)
     labels = set()
     for image, searched in found:
-        stem = stem_of(image.path)
+        stem = image.stem
         ending = LABEL_ENDING.search(stem)
         base = stem[: ending.start()] if ending else ""
         if ending and not searched and base:
@@ -169,15 +227,15 @@ def _part_names(images: Sequence[FoundImage], failures: list[Exception]) -> list
     """Gives images of one name in one folder of the output the folders that tell them apart; others become failures."""
     groups: dict[tuple[str, str], list[FoundImage]] = {}
     for image in images:
-        groups.setdefault((image.folder, stem_of(image.path)), []).append(image)
+        groups.setdefault((image.folder, image.stem), []).append(image)
     parted: dict[tuple[str, str], FoundImage] = {}
     for image in images:
-        members = groups[image.folder, stem_of(image.path)]
+        members = groups[image.folder, image.stem]
         parents = {os.path.abspath(member.path.parent) for member in members}
         if len(parents) > 1:
             own = os.path.abspath(image.path.parent)
             image = image._replace(folder=_to_folder(Path(os.path.relpath(own, os.path.commonpath(sorted(parents))))))
-        other = parted.setdefault((image.folder, stem_of(image.path)), image)
+        other = parted.setdefault((image.folder, image.stem), image)
         if other is not image:
             failures.append(
                 ValueError(f"Expected images of different names. Received: {other.path} and {image.path}. Predict them into two folders.")
@@ -216,7 +274,8 @@ def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelB
             except (FileNotFoundError, ValueError) as error:
                 lacking.append(error)
         volume_id = volume_id and prefix + volume_id
-        cases.append(Case(prefix + name, volume_id or prefix + name, paths, label, None, volume_id, index))
+        series = tuple(image.series for image in group.images) if any(image.series for image in group.images) else ()
+        cases.append(Case(prefix + name, volume_id or prefix + name, paths, label, None, volume_id, index, series=series))
     if labels is not None:
         cases = _take_shared_labels(cases, [group.folder for group in groups], labels, lacking)
     if labels is not None and cases and len(lacking) == len(cases):

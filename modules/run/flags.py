@@ -264,7 +264,9 @@ def _add_flag(parser: Any, name: str, text: str, choices: Sequence[str] | None) 
 def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the flags of predict.py; raises ValueError for an unknown flag or value, and for flags that contradict each other."""
     parser = OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)}; for --export the run")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)} or DICOM; for --export the run"
+    )
     parser.add_argument(
         "--model",
         nargs="+",
@@ -287,6 +289,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
+    parser.add_argument("--series", default="", metavar="ID", help="DICOM series to predict: its UID, number, or description or part of it")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
     parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
@@ -297,7 +300,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     for name in (
-        ("model", "engine", "overlap", "mirror", "no_postprocess", "labels", "ignore_geometry", "overwrite", "probabilities")
+        ("model", "engine", "overlap", "mirror", "no_postprocess", "labels", "series", "ignore_geometry", "overwrite", "probabilities")
         if options.export
         else ()
     ):

@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from modules.data.case import Case
 from modules.data.files import hash_file
+from modules.data.formats import hash_source
 
 # {file, relative to the data set's folder: [its split, SHA-256 of its bytes]}
 Manifest = dict[str, list[str]]
@@ -22,9 +24,15 @@ def make_manifest(
         hashes: SHA-256 of each file of each case, the label's last, if they are known; otherwise every file is read.
         tables: Files that say what belongs together and what it means. One outside of the folder is known by its name.
     """
-    files = [(path, split) for split, cases in splits.items() for case in cases for path in (*case.image_paths, case.label_path) if path]
-    hashes = (hash_file(path) for path, _ in files) if hashes is None else hashes
-    manifest = {_name_file(path, root): [split, digest] for (path, split), digest in zip(files, hashes, strict=True)}
+    files = [
+        (path, uid, split)
+        for split, cases in splits.items()
+        for case in cases
+        for path, uid in zip_longest((*case.image_paths, case.label_path), case.series, fillvalue="")
+        if path
+    ]
+    hashes = (hash_source(path, uid) for path, uid, _ in files) if hashes is None else hashes
+    manifest = {_name_file(path, root): [split, digest] for (path, _, split), digest in zip(files, hashes, strict=True)}
     names = {path: _name_file(path, root) if path.is_relative_to(root) else path.name for path in tables}
     return manifest | {name: ["table", hash_file(path)] for path, name in names.items()}
 

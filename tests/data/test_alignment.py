@@ -152,9 +152,9 @@ def test_a_grid_in_words():
 
 def test_a_picture_and_a_nifti_are_no_pair(write_nifti, write_picture):
     image, label = write_picture("a.png", np.ones((4, 4), np.uint8)), write_nifti("a.nii", np.ones((4, 4), np.uint8))
-    with pytest.raises(ValueError, match="Expected image and label both as NIfTI, or both as pictures.*a.png and .*a.nii. Convert"):
+    with pytest.raises(ValueError, match="Expected image and label both as volumes, or both as pictures.*a.png and .*a.nii. Convert"):
         read_case(Case("a", "a", (image,), label), make_spec(Preprocessing(2), {1: 1}))
-    with pytest.raises(ValueError, match="Expected image and channel both as NIfTI"):
+    with pytest.raises(ValueError, match="Expected image and channel both as volumes"):
         read_volume([image, label])
 
 

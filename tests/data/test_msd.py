@@ -107,9 +107,13 @@ def test_another_file_ending_and_names_with_points(tmp_path):
     for name in ("imagesTr/x.1_y_0000.nii", "labelsTr/x.1_y.nii"):
         nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), root / name)
     assert [case.case_id for case in find_msd(root)] == ["a", "b", "x.1_y"]
-    _edit(root, file_ending=".mha")
-    with pytest.raises(ValueError, match=r"Expected a `file_ending` of .nii, .*dataset.json. Received: '.mha'"):
+    _edit(root, file_ending=".mat")
+    with pytest.raises(ValueError, match=r"Expected a `file_ending` of .nii, .*dataset.json. Received: '.mat'"):
         find_msd(root)
+    for name in ("imagesTr/y_0000.mha", "labelsTr/y.nrrd"):
+        (root / name).touch()
+    _edit(root, file_ending=".mha")
+    assert [case.case_id for case in find_msd(root)] == ["y"]
 
 
 def test_each_channel_has_a_file_of_its_own(tmp_path):

@@ -1,0 +1,119 @@
+"""Turns the DICOM files that a user gives into scans: one series of each study, named after its folder.
+
+Series belong together if they are of one study or lie in one folder. Of these exactly one is predicted: the one that is asked for, or the
+only one beside localisers. A series that is one file of many frames is a scan of its own, as a NIfTI file is.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from modules.data.series import DICOM_SUFFIXES, Found, Series, choose_series, find_series, is_dicom, list_series
+
+
+class DicomScan(NamedTuple):
+    """A series to predict.
+
+    Attributes:
+        path: Its folder, or the one file of its frames.
+        name: Name of its results.
+        series: SeriesInstanceUID, or "" for a file.
+    """
+
+    path: Path
+    name: str
+    series: str
+
+
+def find_scans(files: Sequence[Path], wanted: str) -> tuple[list[DicomScan], list[Exception], list[str]]:
+    """Finds the series to predict among DICOM files.
+
+    Args:
+        files: The files.
+        wanted: UID, number or description of the series that is wanted of each study, or "".
+
+    Returns:
+        The scans, an error for each study without exactly one series, and remarks on what is left out.
+    """
+    scans: list[DicomScan] = []
+    failures: list[Exception] = []
+    remarks: list[str] = []
+    for study in _part_studies(find_series(files)):
+        pictures = [one for one in study.series if one.head.kind != "no image"]
+        if not pictures and not study.damaged:
+            remarks.append(f"DICOM files without pictures are left out: {list_series(study.series)}")
+            continue
+        folder = _find_folder([*(file for one in pictures for file in one.files), *study.damaged])
+        try:
+            chosen = choose_series(study, wanted, folder)
+        except ValueError as error:
+            failures.append(error)
+            continue
+        usable = [one for one in pictures if not one.head.kind]
+        scans.append(_make_scan(chosen, folder, alone=len(usable) < 2))
+        others = [one for one in study.series if one is not chosen]
+        if others:
+            remarks.append(f"DICOM: {chosen.describe_briefly()} of {folder} is predicted; left out are {list_series(others)}")
+    return scans, failures, remarks
+
+
+def find_scan_of(file: Path, wanted: str) -> tuple[DicomScan, tuple[Path, ...]]:
+    """Finds the series in a file's folder that the file belongs to, and its files.
+
+    Raises:
+        ValueError: If the file is damaged, or is not of the series that is wanted.
+    """
+    beside = [other for other in sorted(file.parent.iterdir()) if other != file and other.is_file() and is_dicom(other)]
+    own = find_series([file])
+    for error in own.damaged.values():
+        raise error
+    uid = own.series[0].head.uid
+    found = find_series([file, *beside])
+    series = next(one for one in found.series if one.head.uid == uid)
+    if wanted:
+        choose_series(Found((series,), {}), wanted, file)
+    usable = [one for one in found.series if not one.head.kind]
+    return _make_scan(series, file.parent, alone=len(usable) < 2), series.files
+
+
+def _part_studies(found: Found) -> list[Found]:
+    """Parts series into groups of one study or one folder. A damaged file goes with its folder."""
+    groups: list[tuple[set[tuple[str, str]], list[Series], dict[Path, ValueError]]] = []
+
+    def add(keys: set[tuple[str, str]], series: list[Series], damaged: dict[Path, ValueError]) -> None:
+        for group in [group for group in groups if group[0] & keys]:
+            keys, series, damaged = keys | group[0], [*group[1], *series], group[2] | damaged
+            groups.remove(group)
+        groups.append((keys, series, damaged))
+
+    for one in found.series:
+        # A file of many frames is told from its neighbours by its study alone.
+        folders = set() if _is_one_file(one) and one.head.study else {("folder", str(file.parent)) for file in one.files}
+        add(folders | ({("study", one.head.study)} if one.head.study else set()), [one], {})
+    for path, error in found.damaged.items():
+        add({("folder", str(path.parent))}, [], {path: error})
+    return [Found(tuple(series), damaged) for _, series, damaged in groups]
+
+
+def _is_one_file(series: Series) -> bool:
+    return len(series.files) == 1 and series.slices > 1
+
+
+def _find_folder(files: Sequence[Path]) -> Path:
+    """Returns the folder that holds all files; one that has a name."""
+    folder = Path(os.path.commonpath([file.parent for file in files])) if len(files) > 1 else files[0].parent
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
+def _make_scan(series: Series, folder: Path, *, alone: bool) -> DicomScan:
+    """Names a series after its folder, and after its number and description too where the folder has others to predict."""
+    if _is_one_file(series):
+        (file,) = series.files
+        return DicomScan(file, file.stem if file.suffix.lower() in DICOM_SUFFIXES else file.name, "")
+    name = (folder.resolve() if folder.name in ("", "..") else folder).name
+    if not alone:
+        words = [series.head.number, *series.head.description.split()]
+        tag = "_".join("".join(letter if letter.isalnum() else "-" for letter in word) for word in words if word)
+        name = f"{name}_{tag[:60] or series.head.uid}"
+    return DicomScan(folder, name, series.head.uid)
