@@ -14,6 +14,7 @@ import dataset
 import predict
 import train
 from dataset import DATASETS
+from modules.data.files import SUFFIXES
 from modules.data.folder_set import Wishes
 from modules.data.spec import find_cases, load_spec
 from modules.predict.bundle import ModelBundle
@@ -202,7 +203,7 @@ def test_a_hint_is_given_only_where_it_helps(tmp_path, capsys):
     message = "Received: no pair: 1 image(s) without a label of their name, such as a.png; also 1 .jpg, which are not read. Convert .jpg"
     expect_one_line(capsys, train.main(["--dataset", "folder", *flags]), message)
     (tmp_path / "a.png").unlink()
-    message = "Received: no image (.nii, .nii.gz, .png, .tif, .tiff), but 1 .jpg. Convert .jpg to one of these."
+    message = f"Received: no image ({', '.join(SUFFIXES)}), but 1 .jpg. Convert .jpg to one of these."
     expect_one_line(capsys, train.main(["--dataset", "folder", *flags]), message)
 
 
