@@ -18,12 +18,13 @@ from modules.data import msd
 from modules.data.case import Case, LabelRule, place_in_volume, read_case, rename, require_label
 from modules.data.draws import AUGMENTATIONS
 from modules.data.files import NIFTI_SUFFIXES, index_images, stem_of, suffix_of, walk_files
+from modules.data.folder_set import MODALITIES, Wishes, describe_folder
 from modules.data.inventory import describe_ignored
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import name_shown, to_shown
 from modules.data.spec import DatasetSpec, find_cases, load_spec
 from modules.data.splits import SPLITS
-from modules.run.flags import OneLineParser
+from modules.run.flags import OneLineParser, check_takes
 from modules.run.samples import choose_case, choose_scans, make_sample
 from modules.run.settings import Settings
 
@@ -165,7 +166,7 @@ def _pair(images: Iterable[Path], folder: Path, labels: Mapping[str, Path], rena
 _PELVIS = ("background", "body", "bone", "bladder", "rectum", "prostate")
 
 
-def _describe_msd(root: Path) -> dict[str, Any]:
+def _describe_msd(root: Path, _: Wishes) -> dict[str, Any]:
     description = msd.read_description(root)
     rule = LabelRule(description["label_values"], renames=msd.LABEL_RENAMES)
     return {name: description[name] for name in ("title", "licence", "channels", "class_names", "regions")} | {"label_rule": rule}
@@ -256,6 +257,21 @@ DATASETS: dict[str, DatasetSpec] = {
             write_phantom=_make_writer("msd"),
             describe=_describe_msd,
         ),
+        DatasetSpec(
+            name="folder",
+            title="Any folder of images and labels: images/ and labels/, a label beside its image, BIDS, or a table of --cases",
+            url="your own scans, see docs/data_sets.md",
+            licence="that of the data",
+            terms="Those of the data.",
+            channels=(),
+            class_names=(),
+            label_rule=LabelRule({}),
+            preprocessing=Preprocessing(3, intensity="zscore"),
+            find=lambda root: [],
+            write_phantom=_make_writer("folder"),
+            describe=describe_folder,
+            takes=("cases", "classes", "modality"),
+        ),
     )
 }
 
@@ -276,6 +292,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     show = commands.add_parser("show", help="draw some cases with their labels, or what an augmentation does to one")
     show.add_argument("--dataset", required=True, choices=tuple(DATASETS), help="data set to show")
     show.add_argument("--data", default="", metavar="FOLDER", help="its folder; without it $MRI_DATA/<dataset> or data/<dataset>")
+    show.add_argument("--cases", default="", metavar="FILE", help="table of the cases of the data set folder, as in train.py")
+    show.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="its classes, as in train.py")
+    show.add_argument("--modality", default="", choices=MODALITIES, help="its kind of scans")
     show.add_argument("--demo", action="store_true", help="draw a phantom in the data set's layout and show that")
     show.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
     names = tuple(AUGMENTATIONS)
@@ -292,10 +311,13 @@ def _show(options: argparse.Namespace) -> None:
     output = Path(options.output or f"show_{options.dataset}{'' if options.augment == 'none' else '_' + options.augment}.png")
     if output.suffix.lower() != ".png":
         raise ValueError(f"Expected `--output` ending in .png. Received: {output}.")
-    root = Settings(options.dataset, data=options.data, demo=options.demo, seed=options.seed).data_folder()
+    check_takes(DATASETS[options.dataset], vars(options), DATASETS)
+    root = Settings(options.dataset, data=options.data, cases=options.cases, demo=options.demo, seed=options.seed).data_folder()
     if options.demo:
         DATASETS[options.dataset].write_phantom(root, seed=options.seed)
-    spec = load_spec(DATASETS[options.dataset], root)
+    spec = load_spec(DATASETS[options.dataset], root, Wishes(options.cases, tuple(options.classes), options.modality))
+    for line in spec.found:
+        utils.log.info("%s", line)
     found = find_cases(spec, root, ignore_geometry=options.ignore_geometry)
     scans = choose_scans(found, _SHOWN if options.augment == "none" else 1, options.seed)
     cases = [choose_case(scan, spec) for scan in scans]

@@ -33,7 +33,7 @@ from modules.run.plan import Plan, draft_plan
 from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun, build_network
 from modules.run.settings import Settings
-from modules.run.verify import check_backend, check_resumable, describe_run, verify
+from modules.run.verify import check_backend, check_resumable, describe_run, hash_data, verify
 from utils import log
 
 ROOT = Path(__file__).parent
@@ -79,7 +79,7 @@ def train(settings: Settings, run: RunFolder | None = None, max_devices: int | N
     run = run or RunFolder.name(settings, prepared.plan.network)
     environment = describe_run(prepared, ROOT)
     measured = prepared.fingerprint.to_json(prepared.spec.class_names)
-    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, measured, **environment, splits=prepared.list_cases()))
+    devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, measured, **environment, **prepared.record_data()))
     with run:
         carry_out(prepared, run, environment)
 
@@ -92,7 +92,7 @@ def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -
         tracking.check_tracker(settings.track if devices.is_main() else "none", run)
         prepared = prepare(settings, max_devices, run.read_plan(), run)
         environment = describe_run(prepared, ROOT, run)
-        check_resumable(run, environment, prepared.manifest)
+        check_resumable(run, environment, prepared.manifest, prepared.spec)
         devices.on_main(run.sweep)
         carry_out(prepared, run, environment)
 
@@ -102,7 +102,7 @@ def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     root = settings.data_folder()
     if settings.demo:
         devices.on_main(lambda: log.info("phantom: %s", DATASETS[settings.dataset].write_phantom(root, seed=settings.seed)))
-    spec = load_spec(DATASETS[settings.dataset], root)
+    spec = load_spec(DATASETS[settings.dataset], root, settings.tell_wishes())
     return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
 
 
@@ -119,6 +119,7 @@ def prepare(
         share: The part of the time that this training gets, where the command makes several.
     """
     spec, cases = load(settings)
+    log_lines(spec.found)
     splits, remarks = divide(cases, settings)
     spec = choose_target(spec, settings.target) if plan else keep_intensities(choose_target(spec, settings.target), settings, run)
     draft_plan(settings, spec)
@@ -136,7 +137,7 @@ def prepare(
     begun = begin(network, settings, spec, plan, run)
     plan = replace(plan, costs=estimate_costs(plan, network, precision, prepared, fingerprint))
     hashes = [digest for members in prepared.values() for case in members for digest in case.sources_sha256]
-    manifest = proof.make_manifest(splits, settings.data_folder(), hashes)
+    manifest = proof.make_manifest(splits, settings.data_folder(), hashes, spec.tables)
     return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, fingerprint, begun)
 
 
@@ -162,18 +163,13 @@ def verify_runs(request: TrainingRequest) -> None:
     """Verifies a run, or every fold of a cross-validation; raises ValueError if something is not the same."""
     for run in map(RunFolder, list_runs([request.verify] if request.verify else [])):
         settings, plan = replace(run.read_settings(), **request.places), run.read_plan()
-        verify(run, partial(hash_data, settings), partial(prepare, settings, request.devices, plan, run), ROOT)
+        verify(run, partial(hash_data, load, settings), partial(prepare, settings, request.devices, plan, run), ROOT)
 
 
 def log_lines(lines: Sequence[str]) -> None:
     """Logs lines one by one."""
     for line in lines:
         log.info("%s", line)
-
-
-def hash_data(settings: Settings) -> proof.Manifest:
-    """Hashes every file of the data set as it lies on disk now."""
-    return proof.make_manifest(divide(load(settings)[1], settings)[0], settings.data_folder())
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def phantoms(tmp_path_factory):
     phantom.write_hipmri3d(root / "hipmri3d", subjects=5, shape=(32, 32, 16))
     phantom.write_ibsr18(root / "ibsr18", subjects=(3, 1, 1), shape=(32, 24, 32))
     phantom.write_msd(root / "msd", subjects=4, shape=(24, 32, 24))
+    phantom.write_folder(root / "folder", subjects=4, shape=(24, 32, 24))
     # A data set that is added to the catalogue is tested with the rest.
     for name, spec in DATASETS.items():
         if not (root / name).is_dir():

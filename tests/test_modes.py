@@ -96,7 +96,10 @@ def test_runs_that_do_not_merge_are_refused_in_a_line(whole, places, phantoms, t
     for argv, message in (
         ([slices, str(whole / "patch" / "fold_0"), *flags], "Expected folds 0 to 1 of mode 'patch' to merge. Received: no fold 1."),
         ([slices, slices, *flags], "Expected each fold once. Received: fold 0 in"),
-        ([slices, "--epochs", "3"], "Expected nothing beside --merge but --name, --data, --cache, --runs, --subjects. Received: --epochs."),
+        (
+            [slices, "--epochs", "3"],
+            "Expected nothing beside --merge but --name, --data, --cases, --classes, --cache, --runs, --subjects. Received: --epochs.",
+        ),
         ([slices, "--data", str(phantoms / "msd"), "--runs", str(tmp_path)], "Expected "),
         ([slices, *flags, "--name", "cv"], f"Expected a new name for the run. Received: {runs / 'cv'}, which exists."),
     ):

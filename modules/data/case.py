@@ -280,10 +280,7 @@ def read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] 
 
 def _read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object] | None) -> tuple[np.ndarray, np.ndarray | None]:
     """Reads a segmentation as `read_label` does; returns it with its affine."""
-    stored, affine, _ = read_file(Path(path), on_bytes)
-    if stored.shape[-1] != 1:
-        raise ValueError(f"Expected a label of one channel. Received: {stored.shape[-1]} channels in {path}.")
-    array = stored[..., 0]
+    array, affine = read_label_values(path, on_bytes)
     label = _look_up_bytes(array, rule.values)
     if label is not None:
         return label, affine
@@ -297,6 +294,26 @@ def _read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object]
             f"({strange.size} pixels). Correct the file, or add the value to the label rule of '{rule.source}' in dataset.py."
         )
     return label, affine
+
+
+def read_label_values(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads a segmentation in the file's own values `(*S)`, without checking them; returns it with its affine.
+
+    A grey picture that was saved with three equal channels, and perhaps an opaque fourth, counts as one of one channel.
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If the file cannot be read, or has several channels.
+    """
+    stored, affine, _ = read_file(Path(path), on_bytes)
+    if affine is None and stored.shape[-1] in (3, 4):
+        grey = stored[..., :1]
+        if (stored[..., :3] == grey).all() and (stored[..., 3:] == stored.flat[-1]).all():
+            stored = grey
+    if stored.shape[-1] != 1:
+        remedy = "Colours are no classes: save one grey value a class." if affine is None else "Save one value a voxel."
+        raise ValueError(f"Expected a label of one channel. Received: {stored.shape[-1]} channels in {path}. {remedy}")
+    return stored[..., 0], affine
 
 
 def _check_finite(array: np.ndarray, path: Path) -> None:

@@ -39,7 +39,7 @@ def describe_files(root: Path, splits: Mapping[str, Sequence[Case]]) -> list[str
     if len(folders) > _MOST_FOLDERS:
         lines.append(f"left out in {len(folders) - _MOST_FOLDERS} more folders: {', '.join(list(folders)[_MOST_FOLDERS:][:_MOST_NAMES])}")
     lines += [f"not counted: {error.filename}, {error.strerror}" for error in closed[:_MOST_FOLDERS]]
-    return lines + _describe_shared_labels(case for cases in splits.values() for case in cases)
+    return lines + describe_shared_labels(case for cases in splits.values() for case in cases)
 
 
 def describe_ignored(cases: Iterable[Case]) -> list[str]:
@@ -74,7 +74,7 @@ def describe_ignored(cases: Iterable[Case]) -> list[str]:
     return lines
 
 
-def _describe_shared_labels(cases: Iterable[Case]) -> list[str]:
+def describe_shared_labels(cases: Iterable[Case]) -> list[str]:
     """Writes a warning for each label file that several cases have. A slip in a list of pairs looks like this."""
     users: dict[Path, list[str]] = {}
     for case in cases:

@@ -1,11 +1,13 @@
 """The description of a data set, before and after its folder was looked at."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from modules.data.case import Case, LabelRule, Volume
+from modules.data.folder_set import Wishes, find_hint
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import IGNORE, Region, count_parts, find_fault
 
@@ -30,7 +32,11 @@ class DatasetSpec:
         regions: What each class but the background consists of, where classes overlap; else nothing. The indices of `label_rule` are then
             those of parts.
         defaults: Settings that suit this data set better than the general ones.
-        describe: For folders that describe themselves: function from the folder to the fields that are not known before.
+        describe: For folders that describe themselves: function from the folder, and what the user says about it, to the fields that are
+            not known before.
+        takes: Settings that say more about a folder, which only this data set reads.
+        tables: Files beside images and labels that a description came from.
+        found: What was found in the folder, a line a row; empty for a data set whose layout is known.
     """
 
     name: str
@@ -47,7 +53,10 @@ class DatasetSpec:
     mirrored_labels: tuple[tuple[str, str], ...] = ()
     regions: tuple[Region, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    describe: Callable[[Path], Mapping[str, Any]] | None = None
+    describe: Callable[[Path, Wishes], Mapping[str, Any]] | None = None
+    takes: tuple[str, ...] = ()
+    tables: tuple[Path, ...] = ()
+    found: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label_rule", replace(self.label_rule, source=self.name))
@@ -75,17 +84,33 @@ class DatasetSpec:
         """Raises ValueError, naming the file `name`, for an image that is not of this data set's kind."""
         self.preprocessing.check(image, self.channels, name)
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns what a run must find again when it goes on, as plain values."""
+        rule = self.label_rule
+        return {
+            "spatial_dims": self.spatial_dims,
+            "channels": list(self.channels),
+            "class_names": list(self.class_names),
+            "label_values": {str(value): index for value, index in sorted(rule.values.items())},
+            "regions": [[list(region.parts), region.painted] for region in self.regions],
+        }
+
     def mirrored_indices(self) -> tuple[tuple[int, int], ...]:
         """Returns `mirrored_labels` as class indices, without the pairs that a chosen target has merged or dropped."""
         names = self.class_names
         return tuple((names.index(one), names.index(other)) for one, other in self.mirrored_labels if one in names and other in names)
 
 
-def load_spec(spec: DatasetSpec, root: Path) -> DatasetSpec:
+def load_spec(spec: DatasetSpec, root: Path, wishes: Wishes | None = None) -> DatasetSpec:
     """Completes a data set with what only its folder knows.
 
+    Args:
+        spec: The data set.
+        root: Its folder.
+        wishes: What the user says about the folder.
+
     Raises:
-        FileNotFoundError: If the folder is not there.
+        FileNotFoundError: If the folder is not there, or nothing in it.
         ValueError: If its description is wrong.
     """
     if not root.is_dir():
@@ -93,7 +118,18 @@ def load_spec(spec: DatasetSpec, root: Path) -> DatasetSpec:
             f"Expected the data set '{spec.name}' in the folder {root}. Received: no such folder. Give it with `--data`, "
             f"or try `--demo`. Source: {spec.url}"
         )
-    return replace(spec, **spec.describe(root)) if spec.describe else spec
+    if spec.describe is None:
+        return spec
+    try:
+        return replace(spec, **spec.describe(root, wishes or Wishes()))
+    except FileNotFoundError as error:
+        raise _point_to_folder(error, spec, root) from error
+
+
+def _point_to_folder(error: FileNotFoundError, spec: DatasetSpec, root: Path) -> FileNotFoundError:
+    """Returns an error that names `--dataset folder` in the place of its own remedy, if that data set finds pairs in the folder."""
+    hint = "" if spec.takes else find_hint(root)
+    return FileNotFoundError(re.sub(r" Give [^.]*`--data`\.$", "", str(error)) + f" {hint}") if hint else error
 
 
 def find_cases(spec: DatasetSpec, root: Path, *, ignore_geometry: bool = False) -> list[Case]:
@@ -108,7 +144,11 @@ def find_cases(spec: DatasetSpec, root: Path, *, ignore_geometry: bool = False) 
         FileNotFoundError: If the folder holds no case.
         ValueError: If a pair is incomplete, or two cases of one split have one name.
     """
-    cases = sorted(spec.find(root), key=lambda case: (case.volume_id or case.case_id, case.slice_index, case.case_id))
+    try:
+        cases = spec.find(root)
+    except FileNotFoundError as error:
+        raise _point_to_folder(error, spec, root) from error
+    cases = sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index, case.case_id))
     known: dict[tuple[str, str | None], Case] = {}
     for case in cases:
         other = known.setdefault((case.case_id, case.split), case)

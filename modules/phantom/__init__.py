@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from modules.phantom._files import SPLITS, check_count, check_counts, list_subjects, write_nifti, write_once, write_picture
-from modules.phantom._volumes import write_hipmri3d, write_ibsr18, write_msd
+from modules.phantom._volumes import write_folder, write_hipmri3d, write_ibsr18, write_msd
 from modules.phantom.brain import BRAIN_CLASSES, draw_brain, draw_lgg
 from modules.phantom.hippocampus import HIPPOCAMPUS_CLASSES, draw_hippocampus
 from modules.phantom.pelvis import PELVIS_CLASSES, draw_pelvis, draw_pelvis_anatomy, render_pelvis
@@ -20,6 +20,7 @@ __all__ = [
     "draw_brain",
     "draw_hippocampus",
     "draw_pelvis",
+    "write_folder",
     "write_hipmri",
     "write_hipmri3d",
     "write_ibsr18",

@@ -175,6 +175,27 @@ def _draw_msd_case(seed: int, number: int, shape: tuple[int, int, int]) -> tuple
     return image * np.float32(rng.uniform(800, 2500)), label.astype(np.float32) if number == 3 else label, affine
 
 
+def write_folder(root: Path, *, seed: int = 42, subjects: int = 12, shape: tuple[int, int, int] = (40, 56, 40)) -> Path:
+    """Writes hippocampi as a user's own folder: `images/p01.nii.gz`, T1 alone, with `labels/p01.nii.gz`, and `labels/labels.csv`.
+
+    Arguments, result and errors are those of `write_msd`.
+    """
+    check_count("subjects", subjects, 0)
+    check_shape(shape)
+
+    def fill(folder: Path) -> None:
+        for name in ("images", "labels"):
+            (folder / name).mkdir()
+        names = [f"{value},{name}\n" for value, name in enumerate(HIPPOCAMPUS_CLASSES)]
+        (folder / "labels" / "labels.csv").write_text("".join(["value,name\n", *names]))
+        for number in range(1, subjects + 1):
+            image, label, affine = _draw_msd_case(seed, number, shape)
+            write_nifti(folder / "images" / f"p{number:02d}.nii.gz", image[..., 0], affine)
+            write_nifti(folder / "labels" / f"p{number:02d}.nii.gz", label, affine)
+
+    return write_once(root, fill)
+
+
 def write_msd(root: Path, *, seed: int = 42, subjects: int = 16, shape: tuple[int, int, int] = (40, 56, 40), nnunet: bool = False) -> Path:
     """Writes hippocampi as the Medical Segmentation Decathlon: `imagesTr`, `labelsTr`, `imagesTs` and `dataset.json`.
 

@@ -11,20 +11,12 @@ from typing import NamedTuple
 from modules.data.case import Case, LabelRule, place_in_volume
 from modules.data.files import DETACHED_SUFFIXES, SUFFIXES, stem_of, suffix_of, walk_files
 from modules.data.formats import list_files
+from modules.data.layout_names import LABEL_BEGINNING, LABEL_ENDING, LABEL_FOLDER, OUTPUTS
 from modules.data.series import is_dicom
 from modules.predict.bundle import ModelBundle
+from modules.predict.channels import group_channels
 from modules.predict.dicom_inputs import DicomScan, find_scan_of, find_scans
 
-# The endings that predict.py gives to the names of the files that it writes.
-OUTPUTS = ("_prediction", "_overlay", "_probabilities")
-# Endings of names that reference labels have, or whole names: `a_seg`, `sub-01_dseg`, `mask`.
-_LABEL_ENDING = re.compile(
-    r"(?i)(^|[_.-])(segs?|masks?|labels?|[dw]seg|aseg|probseg|labelmap|segmentations?|gt|(ground[_-]?)?truth|annotations?|manual|rois?)$"
-)
-# Beginnings of their names, where an image has the rest: `segmentation-0` beside `volume-0`.
-_LABEL_BEGINNING = re.compile(r"(?i)^(segmentation|seg|mask|labels?|gt)(?=[_-].)")
-# Names of their folders.
-_LABEL_FOLDER = re.compile(r"(?i)(^|[_-])(labels?|segs?|segmentations?|masks?|annotations?|gt|groundtruth)(tr|ts|val)?($|[_-])")
 _MOST_NAMES = 8
 
 
@@ -193,10 +185,13 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
     named is a label only where its image is given too.
     """
     stems = {image.stem for image, _ in found}
-    plain = {image.stem for image, _ in found if not _lies_among_labels(image)}
-    scanned = {image.path.parent for image, _ in found if not _LABEL_ENDING.search(image.stem)}
+    scans = [image for image, _ in found if not _lies_among_labels(image)]
+    plain = {image.stem for image in scans}
+    # Of channels the label has the name without the last word, or that of their folder.
+    wholes = {stem[: place.start()] for stem in plain for place in re.finditer("[_. -]", stem)} | {scan.path.parent.name for scan in scans}
+    scanned = {image.path.parent for image, _ in found if not LABEL_ENDING.search(image.stem)}
     # The ends of the other names, after each separator: `0` for `volume-0`.
-    tails = {stem[place.end() :] for stem in stems if not _LABEL_BEGINNING.match(stem) for place in re.finditer("^|[_-]", stem)}
+    tails = {stem[place.end() :] for stem in stems if not LABEL_BEGINNING.match(stem) for place in re.finditer("^|[_-]", stem)}
     named, numbered = set(), set()
     for image, _ in found:
         stem = image.stem
@@ -208,15 +203,15 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
     labels = set()
     for image, searched in found:
         stem = image.stem
-        ending = _LABEL_ENDING.search(stem)
+        ending = LABEL_ENDING.search(stem)
         base = stem[: ending.start()] if ending else ""
         if ending and not searched and base:
             paired = any(other == base or other.startswith(f"{base}_") for other in stems - {stem})
         else:
             # A whole name such as `mask` belongs to the scans of its folder.
             paired = bool(ending) and (searched or image.path.parent in scanned)
-        twin = _lies_among_labels(image) and (stem in plain or stem in numbered)
-        beginning = _LABEL_BEGINNING.match(stem)
+        twin = _lies_among_labels(image) and (stem in plain or stem in numbered or stem in wholes)
+        beginning = LABEL_BEGINNING.match(stem)
         begun = bool(beginning) and stem[beginning.end() + 1 :] in tails
         if stem in named or paired or twin or begun:
             labels.add(image.path)
@@ -225,7 +220,7 @@ def _find_labels(found: Sequence[tuple[FoundImage, bool]], rules: Sequence[Label
 
 def _lies_among_labels(image: FoundImage) -> bool:
     parts = PurePosixPath(image.folder).parts or (image.path.parent.name,)
-    return any(_LABEL_FOLDER.search(part) for part in parts)
+    return any(LABEL_FOLDER.search(part) for part in parts)
 
 
 def _part_names(images: Sequence[FoundImage], failures: list[Exception]) -> list[FoundImage]:
@@ -251,7 +246,7 @@ def _part_names(images: Sequence[FoundImage], failures: list[Exception]) -> list
 def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelBundle) -> tuple[list[Case], list[Exception]]:
     """Makes a case of each image, with the label that the model's rule names for it in the folder `labels` or below it.
 
-    Files `<name>_0000`, `<name>_0001`, ... (nnU-Net's way) are the channels of one case.
+    Files `<name>_0000`, `<name>_0001`, ... (nnU-Net's way), and files named after channels, are the channels of one case.
 
     Returns:
         The cases, slices of one scan together, and an error for each image that lacks a channel or whose label is not found. An image
@@ -262,29 +257,27 @@ def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelB
     """
     if labels is not None and not labels.is_dir():
         raise FileNotFoundError(f"Expected a folder of reference labels at {labels}. Received: no such folder. Check the path.")
-    groups, failures = group_channels(images, len(bundle.channels))
+    groups, failures = group_channels(images, bundle.channels)
     candidates: dict[str, list[Path]] = {}
     for path in walk_files(labels, failures.append) if labels is not None else ():
         if suffix_of(path):
             candidates.setdefault(stem_of(path), []).append(path)
     cases, lacking = [], []
     for group in groups:
-        paths, folder = tuple(image.path for image in group), group[0].folder
-        name, prefix = group[0].stem, f"{folder}/" if folder else ""
-        volume_id, index = place_in_volume(name) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
-        if len(paths) > 1:
-            name = name.removesuffix("_0000")
+        paths, name, folder = tuple(image.path for image in group.images), group.name, group.folder
+        prefix = f"{folder}/" if folder else ""
+        volume_id, index = place_in_volume(group.images[0].stem) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
         label = None
         if labels is not None:
             try:
-                label = _find_label(group[0], name, candidates, bundle.label_rule, labels)
+                label = _find_label(group.images[0], name, candidates, bundle.label_rule, labels)
             except (FileNotFoundError, ValueError) as error:
                 lacking.append(error)
         volume_id = volume_id and prefix + volume_id
-        series = tuple(image.series for image in group) if any(image.series for image in group) else ()
+        series = tuple(image.series for image in group.images) if any(image.series for image in group.images) else ()
         cases.append(Case(prefix + name, volume_id or prefix + name, paths, label, None, volume_id, index, series=series))
     if labels is not None:
-        cases = _take_shared_labels(cases, [group[0].folder for group in groups], labels, lacking)
+        cases = _take_shared_labels(cases, [group.folder for group in groups], labels, lacking)
     if labels is not None and cases and len(lacking) == len(cases):
         raise lacking[0]
     return sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index)), [*failures, *lacking]
@@ -329,7 +322,7 @@ def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]],
         # Only a channel's number may be taken away: p01 is not the label of p01_2019.
         names = {file.name: None}
     expected = dict.fromkeys([*(stem_of(Path(other)) for other in names), name])
-    marked = [stem for stem in candidates if (match := _LABEL_ENDING.search(stem)) and stem[: match.start()] in expected]
+    marked = [stem for stem in candidates if (match := LABEL_ENDING.search(stem)) and stem[: match.start()] in expected]
     # Labels of several endings may differ, so they are one way.
     groups = (*([stem] for stem in expected), marked)
     ways = [[path for stem in stems for path in candidates.get(stem, ()) if path != file] for stems in groups]
@@ -343,35 +336,3 @@ def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]],
     if len(found) > 1:
         raise ValueError(f"Expected one label for {file}. Received: {found[0]} and {found[1]}. Name a folder with one of them.")
     return found[0]
-
-
-def group_channels(images: Sequence[FoundImage], channels: int) -> tuple[list[tuple[FoundImage, ...]], list[Exception]]:
-    """Groups files `<name>_0000`, `<name>_0001`, ... of one case, for a model of several channels; others stay alone.
-
-    Returns:
-        The groups, and an error for each group that lacks a file.
-    """
-    if channels == 1:
-        return [(image,) for image in images], []
-    given = {(image.path.parent, image.stem): image for image in images}
-    groups: list[tuple[FoundImage, ...]] = []
-    failures: list[Exception] = []
-    grouped: set[Path] = set()
-    for first in images:
-        stem = first.stem
-        if not stem.endswith("_0000"):
-            continue
-        names = [f"{stem.removesuffix('_0000')}_{channel:04d}" for channel in range(channels)]
-        members = [given.get((first.path.parent, name)) for name in names]
-        present = tuple(member for member in members if member is not None)
-        grouped |= {member.path for member in present}
-        if len(present) == channels:
-            groups.append(present)
-        else:
-            missing = names[members.index(None)]
-            failures.append(
-                FileNotFoundError(
-                    f"Expected {channels} channels of {first.path}. Received: no {missing}{suffix_of(first.path)}. Give all its files."
-                )
-            )
-    return groups + [(image,) for image in images if image.path not in grouped], failures

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from modules.data.case import Case
-from modules.data.inventory import describe_files, describe_ignored
+from modules.data.inventory import describe_files, describe_ignored, describe_shared_labels
 from modules.data.splits import split_cases, split_folds
 from modules.data.subjects import find_related
 from modules.run.settings import Settings
@@ -26,4 +26,9 @@ def divide(cases: Sequence[Case], settings: Settings) -> tuple[dict[str, list[Ca
     # Subjects that the user gave are known, and need no guess.
     related = [] if settings.subjects else find_related(splits)
     ignored = describe_ignored(case for members in splits.values() for case in members)
-    return splits, [*describe_files(settings.data_folder(), splits), *ignored, *remarks, *related]
+    if settings.cases:
+        # The table says what is used, and its folder may hold anything.
+        files = describe_shared_labels(case for members in splits.values() for case in members)
+    else:
+        files = describe_files(settings.data_folder(), splits)
+    return splits, [*files, *ignored, *remarks, *related]

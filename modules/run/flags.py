@@ -11,8 +11,7 @@ import modules
 from modules import networks
 from modules.data.documents import shorten
 from modules.data.files import SUFFIXES
-from modules.data.spec import DatasetSpec
-from modules.data.subjects import is_table
+from modules.data.spec import DatasetSpec, load_spec
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import FORMATS
@@ -20,7 +19,17 @@ from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.init import adopt_settings
 from modules.run.merge import collect_folds
-from modules.run.settings import LOSSES, NETWORK_OPTIONS, PLACES, PRESETS, Settings, default_data_folder, find_kind, read_preset
+from modules.run.settings import (
+    LOSSES,
+    NETWORK_OPTIONS,
+    PLACES,
+    PRESETS,
+    Settings,
+    default_data_folder,
+    find_kind,
+    may_differ,
+    read_preset,
+)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -97,9 +106,7 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         settings = RunFolder(run).read_settings()
         _check_dataset(settings, RunFolder(run).record, datasets)
         _check_same(chosen, settings, run)
-        places = {name: chosen[name] for name in PLACES if name in chosen}
-        # The drawn data of a demo may have moved too.
-        places |= {"demo": False} if chosen.get("data") else {}
+        places = _take_places(chosen)
         # The tracker may differ as well, because it does not affect the results of a run.
         settings = replace(settings, track=chosen.get("track", settings.track), **places)
         return TrainingRequest(settings, resume, verify, places=places, **machines)
@@ -107,8 +114,9 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         where = f" in {config}" if config and "dataset" not in given else ""
         raise ValueError(f"Expected --dataset in {tuple(datasets)}. Received: {chosen.get('dataset') or 'none'}{where}.")
     spec = datasets[chosen["dataset"]]
+    check_takes(spec, chosen, datasets)
     if chosen.get("init"):
-        chosen |= adopt_settings(Path(chosen["init"]), spec, chosen)
+        chosen |= adopt_settings(Path(chosen["init"]), _look_up(spec, chosen), chosen)
     # A run has all its settings, those that the demo gave it too.
     if chosen.get("demo") and not preset and not is_run:
         # A network of the user's own need not have the options that the demo sets for ours.
@@ -134,10 +142,35 @@ def _merge(runs: Sequence[str], given: Mapping[str, Any], datasets: Mapping[str,
         raise ValueError(f"Expected nothing beside --merge but --name, {allowed}. Received: --{flag}. Leave it out.")
     settings, parts = collect_folds([Path(run) for run in runs])
     _check_dataset(settings, RunFolder(next(iter(parts.values()))).record, datasets)
-    places = {name: given[name] for name in ("name", *PLACES) if name in given}
-    places |= {"demo": False} if given.get("data") else {}
+    places = _take_places(given, "name")
     # The runs of the folds may come from other machines, so their places say nothing about where the whole shall lie.
     return TrainingRequest(replace(settings, **{"runs": Settings.runs, **places}), parts=parts)
+
+
+def _take_places(chosen: Mapping[str, Any], *others: str) -> dict[str, Any]:
+    """Takes the settings that say where something lies now, and the other named ones. The drawn data of a demo may have moved too."""
+    places = {name: chosen[name] for name in (*others, *PLACES) if name in chosen}
+    # argparse gives lists.
+    places = {name: tuple(value) if isinstance(value, list) else value for name, value in places.items()}
+    return places | ({"demo": False} if chosen.get("data") or chosen.get("cases") else {})
+
+
+def check_takes(spec: DatasetSpec, chosen: Mapping[str, Any], datasets: Mapping[str, DatasetSpec]) -> None:
+    """Raises ValueError for a setting that only another data set reads."""
+    for other in datasets.values():
+        for name in other.takes:
+            if chosen.get(name) and name not in spec.takes:
+                raise ValueError(
+                    f"Expected --dataset {other.name} beside --{name}. Received: --dataset {spec.name}, whose files say it. Leave one out."
+                )
+
+
+def _look_up(spec: DatasetSpec, chosen: Mapping[str, Any]) -> DatasetSpec:
+    """Returns a data set with what only its folder knows, such as whether it has slices or volumes."""
+    if not spec.takes or chosen.get("demo"):
+        return spec
+    settings = Settings.from_json(chosen, "the flags")
+    return load_spec(spec, settings.data_folder(), settings.tell_wishes())
 
 
 def _check_dataset(settings: Settings, record: Path, datasets: Mapping[str, DatasetSpec]) -> None:
@@ -203,9 +236,7 @@ def _check_same(chosen: dict[str, Any], settings: Settings, run: Path) -> None:
     """Raises ValueError for settings that are not those of a run, naming the first that differs."""
     begun = settings.to_json()
     for name, value in Settings.from_json({"dataset": settings.dataset, **chosen}, "the flags").to_json().items():
-        if name == "subjects" and is_table(settings.subjects) and is_table(value):
-            continue
-        if name in chosen and (name not in ("track", *PLACES) or name == "subjects") and value != begun.get(name):
+        if name in chosen and name != "track" and not may_differ(name, begun.get(name), value):
             raise ValueError(
                 f"Expected `{name}` {begun.get(name)!r}, as {run} has it. Received: {value!r}. "
                 "A run keeps its settings: leave it out, or start a new run."

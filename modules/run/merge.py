@@ -8,13 +8,12 @@ from typing import Any
 
 from modules.data.case import Case
 from modules.data.documents import Rule, check_fields, many, mapping, text
-from modules.data.subjects import is_table
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.listing import list_runs
-from modules.run.settings import PLACES, Settings
+from modules.run.settings import Settings, may_differ
 
-# Settings that may differ between the folds: what tells the runs apart, where they lie, and what affects no result.
-_OWN = ("fold", "mode", "modes", "name", "track", "demo", "checkpoint_minutes", *PLACES)
+# Settings that may differ between the folds, besides where they lie: what tells the runs apart, and what affects no result.
+_OWN = ("fold", "mode", "modes", "name", "track", "demo", "checkpoint_minutes")
 
 _SPLITS = mapping(text(), many(Rule("a case", lambda value: isinstance(value, str)), 0, 1 << 24))
 
@@ -66,9 +65,7 @@ def collect_folds(runs: Sequence[Path]) -> tuple[Settings, dict[str, Path]]:
 def _check_settings(whole: Settings, settings: Settings, first: Path, path: Path) -> None:
     one, other = whole.to_json(), settings.to_json()
     for name in one | other:
-        if name == "subjects" and (one[name] == other[name] or (is_table(one[name]) and is_table(other[name]))):
-            continue
-        if (name not in _OWN or name == "subjects") and one.get(name) != other.get(name):
+        if name not in _OWN and not may_differ(name, one.get(name), other.get(name)):
             raise ValueError(
                 f"Expected `{name}` {one.get(name)!r} in every run to merge, as {first} has it. Received: {other.get(name)!r} in {path}. "
                 "Leave the run out, or train it anew."
@@ -101,9 +98,17 @@ def check_parts(parts: Mapping[str, Path], tests: Sequence[Sequence[Case]], data
         check_fields(record, {"splits": _SPLITS}, run.record, REMEDY, others=True)
         if record["splits"].get("test") != [case.case_id for case in tests[fold]]:
             raise ValueError(f"Expected the test cases of {path} in {data}. Received: others. Give the folder of its data by --data.")
+        if _read_data_set(record) != _read_data_set(origin):
+            raise ValueError(f"Expected channels and classes of {first} in every run to merge. Received: others in {path}. Train it anew.")
         for name in ("backend", "precision", "devices", "versions", "code_sha256"):
             if record[name] != origin[name]:
                 log.warning("%s differs between %s and %s: the models may not be those of one command", name, first, path)
+
+
+def _read_data_set(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads channels and classes from the record of a run, without the words for people; nothing of an earlier version's run."""
+    content = record.get("data_set")
+    return {name: value for name, value in content.items() if name != "found"} if isinstance(content, dict) else {}
 
 
 def _strip(manifest: Mapping[str, Sequence[Any]]) -> dict[str, str]:

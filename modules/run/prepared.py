@@ -97,9 +97,10 @@ class PreparedRun:
             lines += [*self.begun.describe(self.plan), *describe_seen(self.find_seen(), self.splits, self.begun.source)]
         return lines
 
-    def list_cases(self) -> dict[str, list[str]]:
-        """Lists the identifiers of the cases by split."""
-        return {name: [case.case_id for case in members] for name, members in self.splits.items()}
+    def record_data(self) -> dict[str, Any]:
+        """Makes the entries `splits` and `data_set` of `run.json`: case identifiers by split, and what is found again on a resume."""
+        splits = {name: [case.case_id for case in members] for name, members in self.splits.items()}
+        return {"splits": splits, "data_set": self.spec.to_json() | {"found": list(self.spec.found)}}
 
     def record_init(self) -> dict[str, Any]:
         """Makes the entry `init` of `run.json`, with the number of subjects seen by split; empty for random weights."""

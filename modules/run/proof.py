@@ -13,13 +13,16 @@ from modules.data.formats import hash_source
 Manifest = dict[str, list[str]]
 
 
-def make_manifest(splits: Mapping[str, Sequence[Case]], root: Path, hashes: Iterable[str] | None = None) -> Manifest:
+def make_manifest(
+    splits: Mapping[str, Sequence[Case]], root: Path, hashes: Iterable[str] | None = None, tables: Iterable[Path] = ()
+) -> Manifest:
     """Describes the data of a run.
 
     Args:
         splits: The run's labelled cases by split.
         root: The data set's folder.
         hashes: SHA-256 of each file of each case, the label's last, if they are known; otherwise every file is read.
+        tables: Files that say what belongs together and what it means. One outside of the folder is known by its name.
     """
     files = [
         (path, uid, split)
@@ -29,7 +32,9 @@ def make_manifest(splits: Mapping[str, Sequence[Case]], root: Path, hashes: Iter
         if path
     ]
     hashes = (hash_source(path, uid) for path, uid, _ in files) if hashes is None else hashes
-    return {_name_file(path, root): [split, digest] for (path, _, split), digest in zip(files, hashes, strict=True)}
+    manifest = {_name_file(path, root): [split, digest] for (path, _, split), digest in zip(files, hashes, strict=True)}
+    names = {path: _name_file(path, root) if path.is_relative_to(root) else path.name for path in tables}
+    return manifest | {name: ["table", hash_file(path)] for path, name in names.items()}
 
 
 def hash_manifest(manifest: Manifest) -> str:

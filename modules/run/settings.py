@@ -11,12 +11,14 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from modules.data.class_tables import is_class_table
 from modules.data.documents import shorten, to_line
 from modules.data.draws import AUGMENTATIONS
 from modules.data.files import LEAST_MM, MOST_MM
+from modules.data.folder_set import MODALITIES, Wishes
 from modules.data.patches import PLANES, SAMPLINGS
 from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
-from modules.data.subjects import check_subjects
+from modules.data.subjects import check_subjects, is_table
 from modules.devices import PRECISIONS
 from modules.model.loss_spec import parse_loss
 from modules.networks import NETWORKS, Option, list_options
@@ -41,8 +43,10 @@ POSTPROCESSINGS = ("learn", "none")
 PREDICT_PRECISIONS = ("auto", "float32")
 TRACKERS = ("none", "mlflow", "tensorboard")
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
-# A table of subjects may have moved too: the splits that follow from it must be those of the run.
-PLACES = ("data", "cache", "runs", "subjects")
+# A table of subjects, cases or classes may have moved too: what follows from it must be what the run began with.
+PLACES = ("data", "cases", "classes", "cache", "runs", "subjects")
+# Settings of these that may be a table or say the thing themselves.
+EITHER_TABLE = ("classes", "subjects")
 
 # Keras and NumPy take no larger seed.
 _MOST_SEED = 2**32 - 1
@@ -64,6 +68,11 @@ class Settings:
 
     dataset: str = _setting(help="data set to train on")
     data: str = _setting("", help="folder of the data set (default $MRI_DATA/<dataset>, or data/<dataset>)")
+    cases: str = _setting("", help="table of the cases of --dataset folder: image (or image_0, ...), label, subject, split; .csv or .tsv")
+    classes: tuple[str, ...] = _setting(
+        (), help="classes of --dataset folder: names in the order of their label values, VALUE=NAME for each, or a table of them"
+    )
+    modality: str = _setting("", help="kind of scans of --dataset folder; CT: Hounsfield units are kept comparable", choices=MODALITIES)
     demo: bool = _setting(False, help="draw a phantom in the layout of the data set and train on it")
     target: tuple[str, ...] = _setting((), help="classes to find, all others being background (default every class)")
     validate_fraction: float = _setting(0.1, help="fraction of subjects for validation, where the data set has no such split")
@@ -171,8 +180,9 @@ class Settings:
             raise ValueError(f"Expected `average_last` from 0 to 1. Received: {self.average_last}.")
         if self.class_probabilities and (min(self.class_probabilities) < 0 or not sum(self.class_probabilities) > 0):
             raise ValueError(f"Expected `class_probabilities` of 0 or more, not all 0. Received: {self.class_probabilities}.")
-        if self.demo and self.data:
-            raise ValueError(f"Expected either `demo` or `data`. Received: both, data {self.data!r}. Leave one out.")
+        for name in ("data", "cases"):
+            if self.demo and getattr(self, name):
+                raise ValueError(f"Expected either `demo` or `{name}`. Received: both, {name} {getattr(self, name)!r}. Leave one out.")
 
     def _check_modes(self) -> None:
         listed = f"--modes {' '.join(self.modes)}"
@@ -243,11 +253,28 @@ class Settings:
         return replace(self, **own, **minutes, network_options=options | given)
 
     def data_folder(self) -> Path:
-        """Returns the data set's folder: the phantom's, `--data`, `$MRI_DATA/<dataset>` or `data/<dataset>`."""
+        """Returns the data set's folder: the phantom's, `--data`, the folder of `--cases`, `$MRI_DATA/<dataset>` or `data/<dataset>`."""
         if self.demo:
             other = "" if self.seed == Settings.seed else f"-seed{self.seed}"
             return Path("data") / f"{self.dataset}-phantom{other}"
+        if self.cases and not self.data:
+            return Path(self.cases).parent
         return Path(self.data) if self.data else default_data_folder(self.dataset)
+
+    def tell_wishes(self) -> Wishes:
+        """Returns what the user says about a folder that nobody described."""
+        return Wishes(self.cases, self.classes, self.modality, self.subjects, Path(self.cache))
+
+
+def may_differ(name: str, one: Any, other: Any) -> bool:
+    """Returns whether a run may go on, or folds be merged, with two values of a setting: equal ones, places, and tables of one kind."""
+    if name in EITHER_TABLE:
+        return one == other or (_names_table(one) and _names_table(other))
+    return name in PLACES or one == other
+
+
+def _names_table(value: Any) -> bool:
+    return is_table(value) if isinstance(value, str) else is_class_table(value)
 
 
 def default_data_folder(dataset: str) -> Path:

@@ -7,11 +7,15 @@ from typing import Any
 
 from modules import devices
 from modules.data import documents
+from modules.data.case import Case
+from modules.data.spec import DatasetSpec
 from modules.predict.bundle import ModelBundle
 from modules.run import proof
+from modules.run.division import divide
 from modules.run.fit import make_trainer, make_training_data, name_failures
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.prepared import PreparedRun
+from modules.run.settings import Settings
 
 log = logging.getLogger("mri")
 
@@ -75,8 +79,14 @@ def read_scored_weights(run: RunFolder) -> str:
     return content["bundle_weights_sha256"]
 
 
-def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: proof.Manifest) -> None:
-    """Checks that data, splits, backend and precision are those that a run began with; the log warns of other differences.
+def hash_data(load: Callable[[Settings], tuple[DatasetSpec, list[Case]]], settings: Settings) -> proof.Manifest:
+    """Hashes every file of the data set as it lies on disk now; `load` finds the data set and its cases."""
+    spec, cases = load(settings)
+    return proof.make_manifest(divide(cases, settings)[0], settings.data_folder(), tables=spec.tables)
+
+
+def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: proof.Manifest, spec: DatasetSpec | None = None) -> None:
+    """Checks that data, splits, classes, backend and precision are those that a run began with; the log warns of other differences.
 
     Raises:
         ValueError: If one of them differs, naming it.
@@ -84,6 +94,8 @@ def check_resumable(run: RunFolder, environment: Mapping[str, Any], manifest: pr
     begun = read_origin(run)
     _check_init(run, environment)
     proof.check_data(read_data(run), manifest, run.path)
+    if spec is not None:
+        _check_spec(run, spec)
     for name in ("backend", "precision"):
         proof.check_equal(name, begun[name], environment[name], run.path)
     for name in ("devices", "versions", "code_sha256"):
@@ -101,6 +113,18 @@ def _check_init(run: RunFolder, now: Mapping[str, Any]) -> None:
     """Checks that a run's copy of the model that it began from is still that model; raises ValueError otherwise."""
     identities = (init.get("bundle_sha256") for init in (read_init(run), now.get("init", {})))
     proof.check_equal("initial model", *identities, run.path)
+
+
+def _check_spec(run: RunFolder, spec: DatasetSpec) -> None:
+    """Checks that channels and classes are still those of the run; raises ValueError naming the first that differs."""
+    begun: Any = run.read_record().get("data_set")
+    # A run of an earlier version did not write them down.
+    for name, value in spec.to_json().items() if isinstance(begun, dict) else ():
+        if begun.get(name) != value:
+            raise ValueError(
+                f"Expected the {name} of {run.path}, {documents.shorten(begun.get(name))}. Received: {documents.shorten(value)}. "
+                "Restore the data set and its tables, or start a new run."
+            )
 
 
 def check_backend(run: RunFolder) -> None:
@@ -129,6 +153,7 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
     proof.check_data(manifest, prepared.manifest, run.path)
     now = describe_run(prepared, root)
     _check_init(run, now)
+    _check_spec(run, prepared.spec)
     for name in ("backend", "devices", "python", "versions", "code_sha256"):
         if now[name] != record[name]:
             log.warning("%s differs: %s had %s, here it is %s", name, run.path, record[name], now[name])

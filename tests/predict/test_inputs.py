@@ -190,3 +190,42 @@ def test_a_case_that_lacks_a_channel_does_not_end_the_others(folder):
     cases, failures = make_cases(find_images(["s"], RULES).images, None, _bundle(channels=2))
     assert [(case.case_id, len(case.image_paths)) for case in cases] == [("a", 2), ("c", 1)]
     assert [str(failure) for failure in failures] == ["Expected 2 channels of s/b_0000.nii. Received: no b_0001.nii. Give all its files."]
+
+
+@pytest.mark.parametrize(
+    ("names", "case"),
+    [
+        (("a/a_pre_t1.nii", "a/a_t1.nii"), "a/a"),
+        (("p1/pre_t1.nii", "p1/t1.nii"), "p1/p1"),
+        (("pre_t1/a.nii", "t1/a.nii"), "a"),
+        (("x/pre_t1/a.nii.gz", "x/t1/a.NII"), "x/a"),
+        (("a-pre_t1.nii", "a-t1.nii"), "a"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_files_with_the_names_of_the_channels_are_one_case(folder, names, case):
+    folder(*names, "lone_t1.nii", "labels/a_seg.nii")
+    bundle = _bundle()
+    bundle.channels = ("t1", "pre_t1")
+    cases, failures = make_cases(find_images(["."], RULES).images, None, bundle)
+    assert not failures
+    # A file without the other channel stays alone, and the model will say what it lacks.
+    assert {one.case_id: tuple(map(str, one.image_paths)) for one in cases} == {case: names[::-1], "lone_t1": ("lone_t1.nii",)}
+
+
+def test_labels_of_channels_lie_in_a_folder_of_labels(folder):
+    folder("images/p1/t1.nii", "images/a_t1.nii", "labels/p1.nii", "labels/a.nii")
+    assert list(_find(".")) == ["images/a_t1.nii", "images/p1/t1.nii"]
+
+
+def test_channels_of_one_name_are_told_by_number_alone(folder):
+    folder("a_T1.nii", "a_0000.nii", "a_0001.nii")
+    cases, _ = make_cases(find_images(["."], RULES).images, None, _bundle(2))
+    assert {one.case_id: len(one.image_paths) for one in cases} == {"a": 2, "a_T1": 1}
+
+
+def test_labels_of_bids_are_found_by_the_rule_of_the_training(folder):
+    folder("sub-1/anat/sub-1_T1w.nii", "sub-1/anat/sub-1_FLAIR.nii", "derivatives/m/sub-1_dseg.nii")
+    bundle = _bundle(renames=((r"_T1w((?i:\.nii))$", r"_dseg\1"),))
+    cases, lacking = make_cases(find_images(["sub-1/anat/sub-1_T1w.nii"], RULES).images, Path("derivatives"), bundle)
+    assert (cases[0].label_path, lacking) == (Path("derivatives/m/sub-1_dseg.nii"), [])

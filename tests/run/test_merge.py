@@ -81,3 +81,24 @@ def test_folds_of_other_data_are_refused(make, tmp_path, caplog):
         ValueError, match=f"Expected the test cases of {first} in {tmp_path}. Received: others. Give the folder of its data"
     ):
         check_parts({"fold_0": first}, tests[::-1], tmp_path)
+
+
+def test_folds_of_other_classes_are_refused(make, tmp_path):
+    tests = [[Case(f"case_{fold}", "p", (), None)] for fold in range(2)]
+    one, other = ({"class_names": ["background", name], "found": [name]} for name in "ab")
+    first = make("x", origin={"data_set": one})
+    # The lines for people name places, which differ.
+    check_parts({"fold_0": first, "fold_1": make("y", 1, origin={"data_set": one | {"found": []}})}, tests, tmp_path)
+    with pytest.raises(
+        ValueError, match="Expected channels and classes of .*x in every run to merge. Received: others in .*z. Train it anew"
+    ):
+        check_parts({"fold_0": first, "fold_1": make("z", 1, origin={"data_set": other})}, tests, tmp_path)
+
+
+def test_tables_may_lie_in_several_places(make):
+    own = {"dataset": "folder", "cases": "here/a.csv", "classes": ("here/b.csv",)}
+    first = make("x", **own)
+    settings, _ = collect_folds([first, make("y", 1, **own | {"cases": "there/a.csv", "classes": ("there/b.csv",)})])
+    assert settings.classes == ("here/b.csv",)
+    with pytest.raises(ValueError, match=r"Expected `classes` \('here/b.csv',\) in every run to merge"):
+        collect_folds([first, make("z", 1, **own | {"classes": ("liver",)})])

@@ -29,6 +29,16 @@ def test_a_manifest_by_hand(splits, tmp_path):
     assert make_manifest(splits, tmp_path / "data", known) == manifest
 
 
+def test_tables_are_hashed_and_known_by_name_where_they_lie_elsewhere(splits, tmp_path):
+    tables = [tmp_path / "data" / "deep" / "labels.csv", tmp_path / "cases.csv"]
+    for table in tables:
+        table.parent.mkdir(exist_ok=True)
+        table.write_bytes(b"x")
+    manifest = make_manifest(splits, tmp_path / "data", tables=tables)
+    own = {"deep/labels.csv": ["table", hashlib.sha256(b"x").hexdigest()], "cases.csv": ["table", hashlib.sha256(b"x").hexdigest()]}
+    assert manifest == make_manifest(splits, tmp_path / "data") | own
+
+
 def test_its_hash_knows_bytes_and_splits_but_not_the_place(splits, tmp_path):
     manifest = make_manifest(splits, tmp_path / "data")
     first = hash_manifest(manifest)

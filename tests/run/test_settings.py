@@ -108,3 +108,10 @@ def test_numbers_that_mean_nothing_are_refused_by_name(values, message):
 
 def test_a_checkpoint_may_be_so_rare_that_it_never_comes():
     assert Settings("oasis", checkpoint_minutes=math.inf, seed=2**32 - 1).checkpoint_minutes == math.inf
+
+
+def test_the_folder_of_a_table_of_cases_is_the_data_folder():
+    assert str(Settings("folder", cases="lists/a.csv").data_folder()) == "lists"
+    assert str(Settings("folder", cases="lists/a.csv", data="scans").data_folder()) == "scans"
+    with pytest.raises(ValueError, match="Expected either `demo` or `cases`. Received: both, cases 'a.csv'"):
+        Settings("folder", demo=True, cases="a.csv")

@@ -3,7 +3,9 @@
 import logging
 
 import pytest
+from helpers import make_spec
 
+from modules.data.preprocess import Preprocessing
 from modules.run.folder import RunFolder, write_json
 from modules.run.verify import check_resumable
 
@@ -53,3 +55,15 @@ def test_another_backend_or_precision_is_refused(run, name):
 def test_another_machine_or_program_is_a_warning(run, name, caplog):
     check_resumable(run, BEGUN | {name: "other"}, DATA)
     assert [message.partition(" differs")[0] for message in caplog.messages] == [name]
+
+
+def test_other_channels_or_classes_are_refused(run):
+    spec = make_spec(Preprocessing(3), {0: 0, 1: 1})
+    # A run of an earlier version says nothing of them.
+    check_resumable(run, BEGUN, DATA, spec)
+    write_json(run.record, {"config": {}, **BEGUN, "data_set": spec.to_json() | {"found": ["a line"]}})
+    check_resumable(run, BEGUN, DATA, spec)
+    with pytest.raises(ValueError, match=rf"Expected the channels of {run.path}, \['T1'\]. Received: \['T2'\]. Restore the data set"):
+        check_resumable(run, BEGUN, DATA, make_spec(Preprocessing(3), {0: 0, 1: 1}, channels=("T2",)))
+    with pytest.raises(ValueError, match=r"Expected the label_values of .*Received: \{'0': 0, '2': 1\}"):
+        check_resumable(run, BEGUN, DATA, make_spec(Preprocessing(3), {0: 0, 2: 1}))
