@@ -27,7 +27,7 @@ LEAST_RISE = 1e-4
 _ROUNDING = 1e-9
 # Least sizes of an object that are tried, as parts of the median size of its class in the labels that hold it.
 FRACTIONS = (0.003, 0.01, 0.03, 0.1)
-# So few cases are told to be few.
+# So few subjects are told to be few, however many slices they have.
 _FEW = 5
 
 
@@ -92,6 +92,7 @@ class Lesson:
         texts: Each step in words.
         changed: Number of cases whose Dice each step changed.
         cases: Number of validation cases.
+        subjects: Number of their subjects.
         before: Mean Dice without any step, `{level: {class: Dice}}`, of the classes that the validation labels hold.
         after: Mean Dice after all steps, likewise.
     """
@@ -100,20 +101,22 @@ class Lesson:
     texts: tuple[str, ...]
     changed: tuple[int, ...]
     cases: int
+    subjects: int
     before: Mapping[str, Mapping[str, float]]
     after: Mapping[str, Mapping[str, float]]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the lesson as plain values for `summary.json`."""
         steps = [{"step": text, "changed_cases": number} for text, number in zip(self.texts, self.changed, strict=True)]
-        return {"steps": steps, "validation_cases": self.cases, "dice_before": self.before, "dice_after": self.after}
+        numbers = {"validation_cases": self.cases, "validation_subjects": self.subjects}
+        return {"steps": steps, **numbers, "dice_before": self.before, "dice_after": self.after}
 
     def describe(self) -> list[str]:
         """Describes the steps, what decided about them, and the Dice of each class before and after."""
         if not self.texts:
             return [f"postprocessing: none, because no step raises the Dice of the {self.cases} validation case(s)"]
-        few = "; so few may mislead" if self.cases < _FEW else ""
-        lines = [f"postprocessing, decided by {self.cases} validation case(s){few}:"]
+        few = "; so few may mislead" if self.subjects < _FEW else ""
+        lines = [f"postprocessing, decided by {self.cases} validation case(s) of {self.subjects} subject(s){few}:"]
         lines += [f"  {text} (changes {number} of them)" for text, number in zip(self.texts, self.changed, strict=True)]
         for level, classes in self.before.items():
             dice = (f"{name} {value:.4f} -> {self.after[level][name]:.4f}" for name, value in classes.items())
@@ -171,7 +174,8 @@ def learn(cases: Sequence[TalliedCase], class_names: Sequence[str]) -> Lesson:
     ]
     postprocessing = Postprocessing(tuple(search.steps))
     texts = postprocessing.describe(class_names, len(cases[0].label.shape) if cases else 0)
-    return Lesson(postprocessing, tuple(texts), tuple(search.changed), len(cases), *named)
+    subjects = len({case.case.subject_id for case in cases})
+    return Lesson(postprocessing, tuple(texts), tuple(search.changed), len(cases), subjects, *named)
 
 
 class _Search:

@@ -47,7 +47,7 @@ def test_the_steps_are_learnt_stored_listed_and_scored(runs, score, monkeypatch,
 
     def learn(cases, class_names):
         asked.append([item.case.case_id for item in cases])
-        return Lesson(everything, ("remove all",), (2,), len(cases), {"slice": {"CSF": 0.5}}, {"slice": {"CSF": 0.25}})
+        return Lesson(everything, ("remove all",), (2,), len(cases), 2, {"slice": {"CSF": 0.5}}, {"slice": {"CSF": 0.25}})
 
     with monkeypatch.context() as patch, caplog.at_level("INFO", "mri"):
         patch.setattr(validated, "learn", learn)
@@ -58,6 +58,7 @@ def test_the_steps_are_learnt_stored_listed_and_scored(runs, score, monkeypatch,
     assert summary["postprocessing"] == {
         "steps": [{"step": "remove all", "changed_cases": 2}],
         "validation_cases": len(validation),
+        "validation_subjects": 2,
         "dice_before": {"slice": {"CSF": 0.5}},
         "dice_after": {"slice": {"CSF": 0.25}},
     }

@@ -40,16 +40,23 @@ def test_the_largest_object_is_kept_where_that_raises_the_dice():
     assert lesson.before == {"slice": {"a": pytest.approx((16 / 17 + 1) / 2), "b": 1.0}}
     assert lesson.after == {"slice": {"a": 1.0, "b": 1.0}}
     assert lesson.describe() == [
-        "postprocessing, decided by 2 validation case(s); so few may mislead:",
+        "postprocessing, decided by 2 validation case(s) of 2 subject(s); so few may mislead:",
         "  keep the largest object of a (changes 1 of them)",
         "  validation Dice by slice: a 0.9706 -> 1.0000, b 1.0000 -> 1.0000",
     ]
     assert lesson.to_json() == {
         "steps": [{"step": "keep the largest object of a", "changed_cases": 1}],
         "validation_cases": 2,
+        "validation_subjects": 2,
         "dice_before": lesson.before,
         "dice_after": lesson.after,
     }
+
+
+def test_many_slices_of_few_subjects_are_told_to_be_few():
+    few, many = (_learn([_make(LABEL, SPECK, number % subjects) for number in range(6)]) for subjects in (2, 5))
+    assert few.describe()[0] == "postprocessing, decided by 6 validation case(s) of 2 subject(s); so few may mislead:"
+    assert many.describe()[0] == "postprocessing, decided by 6 validation case(s) of 5 subject(s):"
 
 
 def test_no_step_is_kept_that_makes_any_class_worse():
