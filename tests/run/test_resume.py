@@ -98,10 +98,13 @@ def _start(folder, *flags):
 def test_a_signal_writes_a_checkpoint_and_ends_cleanly(tmp_path, number):
     kill_and_resume.draw_phantom(tmp_path)
     places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "a"]
+    # `nohup make test` ignores SIGHUP, and a process inherits that.
+    before = signal.signal(number, signal.SIG_DFL)
     # The epochs are so many that the run does not end by itself. Only epochs and the signal write checkpoints.
     process = _start(
         tmp_path, *kill_and_resume.SETTINGS, *places, "--levels", "2", "--epochs", "999", "--patience", "0", "--checkpoint-minutes", "60"
     )
+    signal.signal(number, before)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "runs" / "a" / "history.csv").is_file() and time.monotonic() < deadline:
