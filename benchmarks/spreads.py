@@ -1,4 +1,4 @@
-"""How far apart subjects lie after each normalisation of slices: a measure of intensities that needs no training.
+"""Measures how far apart subjects lie after each normalisation of slices, without any training.
 
     python benchmarks/spreads.py --data lgg=PATH oasis=PATH
 

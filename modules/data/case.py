@@ -121,7 +121,7 @@ class LabelRule:
 
     @property
     def ignores(self) -> bool:
-        """Whether a label file may hold voxels that nobody judged."""
+        """Tells if a label file may hold voxels that nobody judged."""
         return IGNORE in self.values.values()
 
     def name_label(self, name: str) -> str:
@@ -291,7 +291,8 @@ def _read_label(path: Path, rule: LabelRule, on_bytes: Callable[[bytes], object]
         received = np.format_float_positional(strange.flat[0], trim="-") if array.dtype.kind == "f" else strange.flat[0]
         raise ValueError(
             f"Expected `label` values in {tuple(sorted(rule.values))}. Received: {received} in {path} "
-            f"({strange.size} pixels). Correct the file, or add the value to the label rule of '{rule.source}' in dataset.py."
+            f"({strange.size} pixels). Correct the file, or name the value where '{rule.source}' has its classes: --classes, dataset.json "
+            "or dataset.py."
         )
     return label, affine
 

@@ -50,7 +50,7 @@ class Pair(NamedTuple):
 
 @dataclass
 class Found:
-    """What a search gave.
+    """The result of a search.
 
     Attributes:
         pairs: The images with their labels.

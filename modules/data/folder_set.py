@@ -41,7 +41,7 @@ _OTHER_IMAGES = {
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user says about a folder.
+    """The wishes of the user about a folder.
 
     Attributes:
         cases: A table of the cases, or "".

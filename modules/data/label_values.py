@@ -24,7 +24,7 @@ _PIECE = 1 << 20
 
 
 class LabelValues(NamedTuple):
-    """What one label file holds.
+    """The content of one label file.
 
     Attributes:
         values: Its whole numbers, ascending.

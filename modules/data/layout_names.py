@@ -30,7 +30,7 @@ _IMAGE_ENDING = re.compile(rf"(?i)(?<=.)[_. -]({_IMAGES})$")
 
 
 class Part(NamedTuple):
-    """What the name of a folder says.
+    """The meaning of a folder's name.
 
     Attributes:
         role: "label", "image", or "" where it says neither.

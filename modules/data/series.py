@@ -33,7 +33,7 @@ _TAGS = (
 
 
 class Head(NamedTuple):
-    """What a DICOM file says of its series.
+    """The description of a series in one DICOM file.
 
     Attributes:
         uid: SeriesInstanceUID.

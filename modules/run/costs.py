@@ -1,4 +1,4 @@
-"""What a training takes before it is paid: weights, memory, time and disk; and the warning if the memory will not do."""
+"""The costs of a training before they are paid: weights, memory, time and disk; and the warning if the memory will not do."""
 
 import math
 import time

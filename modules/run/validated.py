@@ -60,7 +60,7 @@ class PrecisionChoice:
 
 
 class _Validation(NamedTuple):
-    """What predictions of the validation cases tell.
+    """The lessons from predictions of the validation cases.
 
     `dice` is their mean Dice by level and class, `judged` holds the classes that any label holds, and `tallied` is what postprocessing
     is learnt from.

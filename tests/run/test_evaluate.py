@@ -1,4 +1,4 @@
-"""What is scored is what is shipped: the bundle gets its precision and its postprocessing before the test."""
+"""The shipped model is the scored one: the bundle gets its precision and its postprocessing before the test."""
 
 import csv
 import json
