@@ -114,14 +114,32 @@ def write_openvino(model, folder: Path, images: np.ndarray | None = None, *, reg
     if images is None:
         # Two samples reveal a model whose batch size was frozen at 1.
         images = np.random.default_rng(0).standard_normal((2, *model.input_shape[1:]), np.float32)
-    found = _compare(model, OpenVinoModel(folder), images, regions=regions)
+    return check_engine("OpenVINO", model, OpenVinoModel(folder).predict_on_batch, images, regions=regions)
+
+
+def check_engine(
+    name: str, model, compute: Callable[[np.ndarray], np.ndarray], images: np.ndarray, *, regions: bool = False
+) -> EngineCheck:
+    """Checks that an engine computes what Keras does, within what the model's own rounding excuses.
+
+    Args:
+        name: Name of the engine, for the message.
+        model: The `keras.Model`.
+        compute: A function from images to the engine's probabilities `(B, *P, K)`.
+        images: `(B, *P, C)` float32 that both compute. Two samples or more reveal a model whose batch size was frozen.
+        regions: Whether each probability is one of a region. Regions may overlap.
+
+    Raises:
+        ValueError: If the probabilities come out different.
+    """
+    found = _compare(model, compute(images), images, regions=regions)
     if not found.difference <= found.tolerance:
-        raise ValueError(f"Expected probabilities of OpenVINO within {found.tolerance:.3g} of Keras's. Received: {found}.")
+        raise ValueError(f"Expected probabilities of {name} within {found.tolerance:.3g} of Keras's. Received: {found}.")
     return found
 
 
-def _compare(model, converted: OpenVinoModel, images: np.ndarray, *, regions: bool) -> EngineCheck:
-    expected, found = _compute(model, images), converted.predict_on_batch(images)
+def _compare(model, found: np.ndarray, images: np.ndarray, *, regions: bool) -> EngineCheck:
+    expected = _compute(model, images)
     rounding = _measure_rounding(model, images, expected)
     tolerance = MOST_TOLERANCE if sees_gpu() else min(max(LEAST_TOLERANCE, ROUNDINGS * rounding), MOST_TOLERANCE)
     if regions or expected.shape[-1] == 1:
