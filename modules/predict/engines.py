@@ -95,8 +95,7 @@ def choose_precision(precision: str, decided: str, engine: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- OpenVINO
 
 
-# What OpenVINO calls the precisions.
-HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class EngineError(ValueError):
@@ -121,7 +120,7 @@ class OpenVinoModel:
         try:
             openvino = import_openvino()
             # Without the first hint some CPUs would compute in bfloat16 unasked.
-            settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
             self._compiled = openvino.Core().compile_model(path, "CPU", settings)
             self.input_shape, self.output_shape = (
                 tuple(None if size.is_dynamic else size.get_length() for size in end.get_partial_shape())

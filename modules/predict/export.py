@@ -16,7 +16,7 @@ from modules.data.files import TEMPORARY, hash_file, replace_file
 from modules.data.preprocess import LEAST_SPREAD, Preprocessing
 from modules.predict.bundle import INTENDED_USE, ModelBundle
 from modules.predict.convert import simplify_for_export, write_openvino
-from modules.predict.engines import HINTS, OPENVINO_FILES, OpenVinoModel, import_openvino
+from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino
 from modules.predict.export_check import RUNTIMES, Samples, check_export
 
 FORMATS = ("onnx", "openvino", "savedmodel")
@@ -341,7 +341,7 @@ def _describe_files(path: Path, kind: str, precision: str) -> dict[str, Any]:
         model = openvino.Core().read_model(path / OPENVINO_FILES[0])
         ends = {"input": model.input(0).get_any_name(), "output": model.output(0).get_any_name()}
         versions |= {"openvino": openvino.__version__}
-        file, call = f"{path.name}/{OPENVINO_FILES[0]}", call % HINTS.get(precision, HINTS["float32"])
+        file, call = f"{path.name}/{OPENVINO_FILES[0]}", call % ("bf16" if precision == "bfloat16" else "f32")
     elif kind == "onnx":
         import onnx
         import tf2onnx
