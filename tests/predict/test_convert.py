@@ -176,6 +176,16 @@ def test_group_normalisation_without_scale_or_of_another_axis():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_model_of_another_process_has_no_name_twice():
+    # Counted anew, the names of layers begin without a number, and so do those of what is made later.
+    keras.utils.clear_session()
+    model = _build("resunet3d", 3, {"base_filters": 2, "levels": 1})
+    assert "add" in [layer.name for layer in model.layers]
+    keras.utils.clear_session()
+    plain = convert.simplify_for_export(model)
+    assert not [layer for layer in plain.layers if isinstance(layer, keras.layers.GroupNormalization)]
+
+
 def test_another_backend_converts_in_a_process_of_tensorflow(tmp_path):
     pytest.importorskip("openvino")
     model = _build("unet2d", 2, {"base_filters": 2, "levels": 1, "norm": "group"})
