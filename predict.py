@@ -25,7 +25,6 @@ from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
 from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
-from modules.run.export_run import export_run
 from modules.run.flags import parse_prediction
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
@@ -121,6 +120,9 @@ def export(options: Namespace) -> None:
     Raises:
         ValueError: If there is not exactly one run, or `modules.run.export_run.export_run` refuses.
     """
+    # A prediction need not wait for the rooms that judge a model.
+    from modules.run.export_run import export_run
+
     runs = list_models(Path(path) for path in options.paths)
     if len(runs) != 1:
         names = ", ".join(map(str, runs[:8])) + (", ..." if len(runs) > 8 else "")
