@@ -8,7 +8,7 @@ from modules.data.case import Case, read_case
 from modules.data.documents import to_line
 from modules.data.spec import DatasetSpec
 from modules.predict import engines
-from modules.predict.bundle import ModelBundle
+from modules.predict.bundle import ModelBundle, find_bundle
 from modules.predict.cases import cut_sample, cut_samples
 from modules.predict.export import Variant, check_exportable, export_model
 from modules.predict.export_check import Samples, draw_samples
@@ -39,6 +39,7 @@ def export_run(run: Path, kind: str, precision: str, folder: Path, datasets: Map
         FileNotFoundError: If there is no bundle.
         ValueError: If the model cannot be exported, computes something else, or loses too much.
     """
+    find_bundle(run)
     check_exportable(kind)
     is_variant = precision in ("bfloat16", "int8")
     if precision == "int8":
