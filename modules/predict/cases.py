@@ -199,13 +199,15 @@ def cut_samples(bundle: ModelBundle, cases: Sequence[Case]) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: If a case cannot be read, naming its file.
     """
-    samples = []
-    for case, part in ((cases[0], 2), (cases[len(cases) // 2], 3)):
-        image, _ = read_case(case, bundle)
-        array, _, tiling = _tile(bundle, image, PredictionOptions(), CANONICAL)
-        sample = cut(array, tiling.starts[len(tiling.starts) // part], tiling.window, fill=array.min(axis=(0, 1, 2)))
-        samples.append(sample if bundle.window.across is None else sample.squeeze(bundle.window.across))
-    return np.stack(samples).astype(np.float32)
+    chosen = (cases[0], 2), (cases[len(cases) // 2], 3)
+    return np.stack([cut_sample(bundle, read_case(case, bundle)[0], part) for case, part in chosen])
+
+
+def cut_sample(bundle: ModelBundle, image: Volume, part: int = 2) -> np.ndarray:
+    """Cuts the window `(*P, C)` float32 of an image that lies behind 1 in `part` of all its windows; 2 is the middle one."""
+    array, _, tiling = _tile(bundle, image, PredictionOptions(), CANONICAL)
+    sample = cut(array, tiling.starts[len(tiling.starts) // part], tiling.window, fill=array.min(axis=(0, 1, 2)))
+    return (sample if bundle.window.across is None else sample.squeeze(bundle.window.across)).astype(np.float32)
 
 
 def _read_chunk(
