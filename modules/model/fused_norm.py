@@ -1,8 +1,8 @@
 """Normalisation in bfloat16 as one operation of TensorFlow, where Keras puts it together from a dozen in float32.
 
 Keras casts a feature map to float32, and mean, variance, scaling and their gradients each read and write all of it. TensorFlow's own
-operation reads and writes bfloat16 and keeps the statistics in float32, as Keras does. Training in float32 stays as Keras has it, to the
-bit, and so does prediction.
+operation reads and writes bfloat16 and keeps the statistics in float32, as Keras does. What computes in float32 stays as Keras has it, to
+the bit: trainings in float32, and every prediction by Keras.
 """
 
 import math
@@ -16,11 +16,11 @@ import keras
 def fuse_normalisations(network: keras.Model) -> None:
     """Makes the network's batch and instance normalisations train by one operation each.
 
-    Does nothing on other backends, which fuse by themselves, and on a GPU, where it is not measured. The layers stay Keras's own, and so
-    do the files they are saved in: only what they compute in a training step changes, by less than bfloat16 rounds.
+    Does nothing on other backends and on a GPU, where it is not measured. The layers stay Keras's own, and so do the files that hold them.
+    Results change by the rounding of bfloat16.
 
     Args:
-        network: A network whose layers hold feature maps `(B, *P, C)`.
+        network: A network, built already. Layers that do not compute in bfloat16 stay as they are.
     """
     if keras.backend.backend() != "tensorflow":
         return
