@@ -167,8 +167,8 @@ def _fit(probe, share=None, **settings):
 def test_measured_steps_are_written_down():
     probe = _Probe()
     plan = _fit(probe, minutes=10.0, batch_size=4)
-    # 600 - 30 - 10 - 18 s, 60 / 4 * 0.25 s to predict 20 test and 40 validation slices and 1.8 s to read them leave 536.45 s: 13 validations
-    # of 3.1 s, and 1550 steps of 0.32 s.
+    # 600 - 30 - 10 - 18 s, 60 / 4 * 0.25 s to predict 20 test and 40 validation slices, and 1.8 s to read them: 536.45 s are left for
+    # 13 validations of 3.1 s, and 1550 steps of 0.32 s.
     assert (plan.recipe["base_filters"], plan.epochs, plan.steps_per_epoch) == (32, 13, 119)
     assert [settings.network_options["base_filters"] for settings in probe.asked] == [16, 24, 32]
     assert plan.recipe["precision"] == "float32"
