@@ -18,6 +18,7 @@ import numpy as np
 
 from modules.data.case import Case, Volume, read_case, require_label
 from modules.data.files import fingerprint_files, replace_file
+from modules.data.outliers import LEAST_FACTOR, measure_deviations, measure_factors
 from modules.data.preprocess import Geometry, Preprocessing, find_orientation, measure_grid
 from modules.data.regions import IGNORE, list_parts
 from modules.data.spec import DatasetSpec
@@ -30,8 +31,8 @@ FORMAT = 1
 QUANTILES = (0.005, 0.05, 0.25, 0.5, 0.75, 0.95, 0.995)
 # So many voxels of a case's foreground are looked at, on a regular grid.
 _SAMPLE = 1 << 15
-# A case is unusual where a measure lies this many robust standard deviations from the median, and this factor too.
-_MOST_DEVIATIONS, _LEAST_FACTOR = 6.0, 1.5
+# A case is unusual where a measure lies this many robust standard deviations from the median, and `LEAST_FACTOR` too.
+_MOST_DEVIATIONS = 6.0
 _MOST_NAMED = 5
 
 
@@ -213,7 +214,11 @@ def measure(cases: Sequence[Case], spec: DatasetSpec, folder: Path) -> Fingerpri
 def measure_case(case: Case, spec: DatasetSpec) -> CaseMeasures:
     """Reads and measures a labelled case; raises as `measure`."""
     image, label = read_case(case, spec)
-    label = require_label(case, label)
+    return measure_scan(case, image, require_label(case, label), spec)
+
+
+def measure_scan(case: Case, image: Volume, label: np.ndarray, spec: DatasetSpec) -> CaseMeasures:
+    """Measures a case that `read_case` has read; without a label, take one of background."""
     axes, flipped = find_orientation(image)
     geometry = Geometry(axes, flipped, (), (), ())
     array, turned = geometry.turn(image.array), geometry.turn(label)
@@ -269,14 +274,8 @@ def _read_known(path: Path) -> dict[str, CaseMeasures]:
 
 def _find_unusual(values: np.ndarray) -> list[int]:
     """Finds the rows of `(n, m)` that lie far from the median in any column, farthest first."""
-    middle = np.median(values, axis=0)
-    distance = np.abs(values - middle)
-    # The factor 1.4826 makes the median distance the standard deviation of normal values.
-    spread = 1.4826 * np.median(distance, axis=0)
-    deviations = distance / np.maximum(spread, 1e-6 * np.maximum(np.abs(middle), 1e-12))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor = np.maximum(np.abs(values / middle), np.abs(middle / values))
-    unusual = (deviations > _MOST_DEVIATIONS) & ~(factor < _LEAST_FACTOR)
+    deviations = np.abs(measure_deviations(values))
+    unusual = (deviations > _MOST_DEVIATIONS) & ~(measure_factors(values) < LEAST_FACTOR)
     rows = np.flatnonzero(unusual.any(axis=1))
     return sorted(rows.tolist(), key=lambda row: -float(deviations[row].max()))
 
