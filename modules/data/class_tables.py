@@ -165,7 +165,7 @@ def _name_found(named: Mapping[int, str], found: Mapping[int, Sequence[Path]], o
 
 
 def _take_description(path: Path, found: Mapping[int, Sequence[Path]], remarks: Sequence[str], tolerant: bool) -> Classes:
-    """Takes the classes that a `dataset.json` describes; raises ValueError for a value of the labels that it does not, unless `tolerant`."""
+    """Takes the classes that a `dataset.json` describes; raises ValueError for a value that it does not, unless `tolerant`."""
     described = msd.read_description(path.parent)
     values = described["label_values"]
     for value in () if tolerant else sorted(set(found) - set(values)):

@@ -18,7 +18,7 @@ import numpy as np
 
 from modules.data.case import Case, Volume, read_case, require_label
 from modules.data.files import fingerprint_files, replace_file
-from modules.data.outliers import LEAST_FACTOR, measure_deviations, measure_factors
+from modules.data.outliers import LEAST_FACTOR, find_outliers, measure_deviations, measure_factors
 from modules.data.preprocess import Geometry, Preprocessing, find_orientation, measure_grid
 from modules.data.regions import IGNORE, list_parts
 from modules.data.spec import DatasetSpec
@@ -144,8 +144,12 @@ class Fingerprint:
             pooled.append((float(low), float(high), float(mean), math.sqrt(float((deviations**2).mean() + ((means - mean) ** 2).mean()))))
         return tuple(pooled)
 
-    def find_outliers(self) -> list[str]:
-        """Describes unusual cases in a sentence for each measure: another voxel size, shape or brightness than the others."""
+    def find_outliers(self, class_names: Sequence[str] = ()) -> list[str]:
+        """Describes unusual cases in a sentence for each measure: another voxel size, shape, brightness or volume of a class.
+
+        Args:
+            class_names: Names of the classes whose volumes are compared, the background first. Slices have none to compare.
+        """
         found = []
         for name, unit, rows in (
             ("voxels", " mm", [case.spacing_mm for case in self.cases]),
@@ -158,7 +162,21 @@ class Fingerprint:
                 named = [f"{self.cases[index].case_id} {_join(values[index])}" for index in unusual[:_MOST_NAMED]]
                 more = f", and {len(unusual) - _MOST_NAMED} more" if len(unusual) > _MOST_NAMED else ""
                 found.append(f"unusual {name}: {', '.join(named)}{more}; the median case has {_join(np.median(values, axis=0))}{unit}")
-        return found
+        return found + [line for index in range(1, len(class_names)) for line in self._find_odd_volumes(index, class_names[index])]
+
+    def _find_odd_volumes(self, index: int, name: str) -> list[str]:
+        """Describes the volumes that hold unusually much or little of a class, in one sentence or none."""
+        sizes = [
+            (case.case_id, case.voxels[index] * math.prod(case.spacing_mm) / 1000)
+            for case in self.cases
+            if len(case.shape) == 3 and case.voxels[index]
+        ]
+        outliers = find_outliers([size for _, size in sizes], relative=True)
+        if not outliers:
+            return []
+        named = [f"{sizes[outlier.place][0]} {outlier.value:.4g}" for outlier in outliers[:_MOST_NAMED]]
+        more = f", and {len(outliers) - _MOST_NAMED} more" if len(outliers) > _MOST_NAMED else ""
+        return [f"unusual volumes of {name}: {', '.join(named)}{more}; the median case has {outliers[0].median:.4g} ml"]
 
     def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Returns the fingerprint as plain values for `fingerprint.json`, the pool first."""
@@ -179,7 +197,7 @@ class Fingerprint:
                 name: {"voxels": voxels, "cases": cases}
                 for name, voxels, cases in zip(class_names, self.voxels, self.cases_by_class, strict=True)
             },
-            "outliers": self.find_outliers(),
+            "outliers": self.find_outliers(class_names),
         }
         return {"pooled": pool, "cases": [asdict(case) for case in self.cases]}
 

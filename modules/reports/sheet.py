@@ -21,8 +21,8 @@ from modules.reports.volumes import narrowest_slot, prepare_scan, widest_slot
 
 _CASE_COLUMNS, _EFFECT_COLUMNS, _CHECK_COLUMNS = 4, 6, 6
 _TALLEST_CASE, _TALLEST_EFFECT = 420, 400  # pixels
-# Characters of a line on a picture of a check, and lines of remarks.
-_MOST_CHARACTERS, _MOST_LINES = 34, 4
+# Pixels of a character of a remark on a picture of a check, characters of a name, and lines of remarks.
+_CHARACTER, _MOST_NAME, _MOST_LINES = 10, 34, 4
 _NARROWEST = 215  # pixels; the captions must fit
 _UNITS = {"rotation": "\u00b0", "elastic": " vx", "blur": " vx", "noise": " SD", "brightness": " SD"}
 
@@ -140,10 +140,10 @@ def draw_checked(
         label = np.zeros(scan.image.array.shape[:-1], np.uint8) if scan.label is None else scan.label
         cut = _cut_best(scan.image, label, class_names, plane, ignored=ignored)
         _, grey = window_image(cut.image, cut.windows, cut.fit(_CHECK_COLUMNS, _TALLEST_EFFECT))
-        remarks = [line for remark in scan.remarks for line in textwrap.wrap(remark, _MOST_CHARACTERS)]
+        remarks = [line for remark in scan.remarks for line in textwrap.wrap(remark, grey.shape[1] // _CHARACTER)]
         remarks = remarks[:_MOST_LINES] + (["..."] if len(remarks) > _MOST_LINES else [])
         name = ("! " if remarks else "") + scan.name
-        name = name if len(name) <= _MOST_CHARACTERS else f"{name[: _MOST_CHARACTERS - 16]}\u2026{name[-15:]}"
+        name = name if len(name) <= _MOST_NAME else f"{name[: _MOST_NAME - 16]}\u2026{name[-15:]}"
         notes = [cut.place] if cut.place else []
         notes += ["no label"] if scan.label is None else []
         # The letter at the upper edge would lie on the remarks.
@@ -155,7 +155,8 @@ def draw_checked(
         footers.append(cut.footer)
     grid = [panels[first : first + _CHECK_COLUMNS] for first in range(0, len(panels), _CHECK_COLUMNS)]
     narrowest = max(_NARROWEST, narrowest_slot(len(grid[0])))
-    legend = [*zip(colours, class_names[1:], strict=True), (None, "!: a finding of the check names it")]
+    marks = [(None, "!: a finding of the check names it")] if any(panel.caption.startswith("! ") for panel in panels) else []
+    legend = [*zip(colours, class_names[1:], strict=True), *marks]
     return write_panels(path, grid, title, [(0, len(grid[0]), legend)], footer=" ".join(dict.fromkeys(footers)), narrowest=narrowest)
 
 

@@ -25,7 +25,7 @@ from modules.data.subjects import assign_subjects
 from modules.run.check_table import describe_scans, flatten, make_record
 from modules.run.division import describe_account, describe_related
 from modules.run.examine import Examined, examine, keep_quiet
-from modules.run.findings import ERROR, WARNING, Finding, Scan, join_scans, judge
+from modules.run.findings import ERROR, WARNING, Finding, Scan, format_number, join_scans, judge
 from modules.run.flags import check_takes
 from modules.run.settings import Settings
 
@@ -123,10 +123,10 @@ def _tell(lines: Iterable[str]) -> None:
 
 def _tell_findings(findings: Sequence[Finding]) -> None:
     """Logs the first findings of each kind, and how many more there are."""
-    kinds: dict[tuple[str, str], list[Finding]] = {}
+    kinds: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
-        kinds.setdefault((finding.level, finding.kind), []).append(finding)
-    for (level, _), members in kinds.items():
+        kinds.setdefault((finding.level, finding.kind, finding.numbers.get("measure", "")), []).append(finding)
+    for (level, *_), members in kinds.items():
         for finding in members[:_MOST_SHOWN]:
             log.log(logging.ERROR if level == ERROR else logging.WARNING, "%s: %s", level, finding.text)
         if len(members) > _MOST_SHOWN:
@@ -230,7 +230,8 @@ def _name_remark(finding: Finding) -> str:
     """Says in few words what a finding is about, for a picture."""
     numbers = finding.numbers
     if finding.kind == "outlier":
-        return f"{numbers['measure']}: {numbers['value']:.4g} {numbers['unit']}, median {numbers['median']:.4g}"
+        value, median = (format_number(numbers[name]) for name in ("value", "median"))
+        return f"{numbers['measure']}: {value} {numbers['unit']}".rstrip() + f", median {median}"
     words = {
         "leak": "in two splits",
         "copy": "there twice",

@@ -10,7 +10,7 @@ import numpy as np
 
 from modules.data.spec import DatasetSpec
 from modules.run.examine import Examined
-from modules.run.findings import Scan
+from modules.run.findings import Scan, format_number
 
 _MOST_KINDS = 4
 
@@ -20,7 +20,7 @@ def describe_scans(examined: Sequence[Examined], scans: Sequence[Scan], spec: Da
     read = [(one, one.measures) for one in examined if one.measures]
     if not read:
         return []
-    splits = Counter(scan.split or "none" for scan in scans)
+    splits = Counter(scan.split or "in no split" for scan in scans)
     sliced = f"{len(read)} slices of {len(scans)} scans" if len(scans) < len(read) else f"{len(scans)} scans"
     grids = Counter(one.grids for one, _ in read if one.grids)
     rows = [
@@ -36,13 +36,14 @@ def describe_scans(examined: Sequence[Examined], scans: Sequence[Scan], spec: Da
         rows.append(("labels", _list_kinds(grids), "grid, compared with their images'"))
     for channel, name in enumerate(spec.channels):
         least, medians, most = zip(*(one.intensities[channel] for one, _ in read), strict=True)
-        rows.append((f"{name}", f"{min(least):.4g} to {max(most):.4g}", f"median {min(medians):.4g} to {max(medians):.4g}"))
+        whole = f"{format_number(min(least))} to {format_number(max(most))}"
+        rows.append((name, whole, f"medians {format_number(min(medians))} to {format_number(max(medians))}"))
     labelled = [scan for scan in scans if scan.labelled]
     for index, name in list(enumerate(spec.class_names))[1:]:
         sizes = [scan.measure_class(index) for scan in labelled if scan.voxels[index]]
         objects = [one.objects[index - 1] for scan in labelled for one in scan.slices if one.objects and one.objects[index - 1]]
         unit = "ml" if all(scan.in_ml for scan in labelled) else "pixels" if spec.spatial_dims == 2 else "voxels"
-        sizes_text = " / ".join(f"{size:.4g}" for size in np.quantile(sizes, (0, 0.5, 1))) + f" {unit}" if sizes else ""
+        sizes_text = " / ".join(format_number(size) for size in np.quantile(sizes, (0, 0.5, 1))) + f" {unit}" if sizes else ""
         parts = f", {min(objects)} to {max(objects)} objects" if objects else ""
         rows.append((name, f"in {len(sizes)} of {len(labelled)} scans", f"{sizes_text}{parts}"))
     names, values = (max(len(row[column]) for row in rows) for column in (0, 1))

@@ -190,7 +190,8 @@ def _find_unusual(scans: Sequence[Scan], spec: DatasetSpec) -> list[Finding]:
         found += _list_outliers(f"voxel size {name}", " mm", sizes, relative=True)
     for channel, name in enumerate(spec.channels):
         medians = [(scan.name, fmean(one.intensities[channel][1] for one in scan.slices)) for scan in scans]
-        found += _list_outliers(f"median intensity of {name}", "", medians, relative=False)
+        # Scanners measure magnitudes; Hounsfield units may lie below 0.
+        found += _list_outliers(f"median intensity of {name}", "", medians, relative=all(value > 0 for _, value in medians))
     return found
 
 
@@ -200,10 +201,16 @@ def _list_outliers(measure: str, unit: str, values: Sequence[tuple[str, float]],
     for outlier in find_outliers([value for _, value in values], relative=relative):
         name, z = values[outlier.place][0], outlier.z if math.isfinite(outlier.z) else None
         far = "most are equal" if z is None else f"z {z:+.1f}"
-        text = f"unusual {measure} in {name}: {outlier.value:.4g}{unit}, where the median is {outlier.median:.4g}{unit} ({far})"
+        value, median = (f"{format_number(number)}{unit}" for number in (outlier.value, outlier.median))
+        text = f"unusual {measure} in {name}: {value}, where the median is {median} ({far})"
         numbers = {"measure": measure, "unit": unit.strip(), "value": outlier.value, "median": outlier.median, "z": z}
         found.append(Finding(WARNING, "outlier", text, (name,), numbers))
     return found
+
+
+def format_number(value: float) -> str:
+    """Formats a number with four digits, and large ones without an exponent."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _name_file(scan: Scan, one: Examined) -> str:
