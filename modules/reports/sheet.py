@@ -134,11 +134,12 @@ def draw_checked(
     Raises:
         ValueError: As in `draw_cases`.
     """
-    colours = list_colours(len(class_names))
+    colours, counts = list_colours(len(class_names)), np.zeros(len(class_names), np.intp)
     panels, footers = [], []
     for scan in scans:
         label = np.zeros(scan.image.array.shape[:-1], np.uint8) if scan.label is None else scan.label
         cut = _cut_best(scan.image, label, class_names, plane, ignored=ignored)
+        counts += np.bincount(cut.label.ravel().astype(np.uint16), minlength=len(class_names))
         _, grey = window_image(cut.image, cut.windows, cut.fit(_CHECK_COLUMNS, _TALLEST_EFFECT))
         remarks = [line for remark in scan.remarks for line in textwrap.wrap(remark, grey.shape[1] // _CHARACTER)]
         remarks = remarks[:_MOST_LINES] + (["..."] if len(remarks) > _MOST_LINES else [])
@@ -156,7 +157,8 @@ def draw_checked(
     grid = [panels[first : first + _CHECK_COLUMNS] for first in range(0, len(panels), _CHECK_COLUMNS)]
     narrowest = max(_NARROWEST, narrowest_slot(len(grid[0])))
     marks = [(None, "!: a finding of the check names it")] if any(panel.caption.startswith("! ") for panel in panels) else []
-    legend = [*zip(colours, class_names[1:], strict=True), *marks]
+    names = [name if count else f"{name}: in none of these" for name, count in zip(class_names, counts, strict=True)]
+    legend = [*zip(colours, names[1:], strict=True), *marks]
     return write_panels(path, grid, title, [(0, len(grid[0]), legend)], footer=" ".join(dict.fromkeys(footers)), narrowest=narrowest)
 
 

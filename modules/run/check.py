@@ -214,10 +214,11 @@ def _read_scans(scans: Iterable[Scan], remarks: Mapping[str, Sequence[str]], spe
     from modules.reports import Checked
 
     for scan in scans:
+        case = _choose_case(scan.slices)
         with keep_quiet():
-            image, label = read_case(_choose_case(scan.slices), spec)
+            image, label = read_case(case, spec)
         label = None if label is None else to_shown(label, spec.regions, spec.num_classes)
-        yield Checked(scan.name, image, label, remarks.get(scan.name, ()))
+        yield Checked(case.case_id, image, label, remarks.get(scan.name, ()))
 
 
 def _choose_case(slices: Sequence[Examined]) -> Case:

@@ -37,15 +37,17 @@ def describe_scans(examined: Sequence[Examined], scans: Sequence[Scan], spec: Da
     for channel, name in enumerate(spec.channels):
         least, medians, most = zip(*(one.intensities[channel] for one, _ in read), strict=True)
         whole = f"{format_number(min(least))} to {format_number(max(most))}"
-        rows.append((name, whole, f"medians {format_number(min(medians))} to {format_number(max(medians))}"))
+        rows.append((name, whole, f"intensities; medians {format_number(min(medians))} to {format_number(max(medians))}"))
     labelled = [scan for scan in scans if scan.labelled]
     for index, name in list(enumerate(spec.class_names))[1:]:
         sizes = [scan.measure_class(index) for scan in labelled if scan.voxels[index]]
         objects = [one.objects[index - 1] for scan in labelled for one in scan.slices if one.objects and one.objects[index - 1]]
         unit = "ml" if all(scan.in_ml for scan in labelled) else "pixels" if spec.spatial_dims == 2 else "voxels"
-        sizes_text = " / ".join(format_number(size) for size in np.quantile(sizes, (0, 0.5, 1))) + f" {unit}" if sizes else ""
-        parts = f", {min(objects)} to {max(objects)} objects" if objects else ""
-        rows.append((name, f"in {len(sizes)} of {len(labelled)} scans", f"{sizes_text}{parts}"))
+        detail = ""
+        if sizes:
+            least, median, most = (format_number(size) for size in np.quantile(sizes, (0, 0.5, 1)))
+            detail = f"{least} to {most} {unit}, median {median}; {_list_range([objects])} object(s)"
+        rows.append((name, f"in {len(sizes)} of {len(labelled)} scans", detail))
     names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
     return [f"check  {name:<{names}}  {value:<{values}}  {detail}".rstrip() for name, value, detail in rows]
 
