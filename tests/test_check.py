@@ -217,6 +217,7 @@ def test_the_odd_scans_are_drawn_first_with_a_mark(scans, monkeypatch):
 
 
 def test_no_picture_where_none_is_wanted(scans):
+    assert check(scans)[0] == 0
     assert check(scans, "--pictures", "0")[0] == 0
     assert sorted(path.name for path in (scans.parent / "checked").iterdir()) == ["check.csv", "check.json"]
 
@@ -251,6 +252,8 @@ def test_a_folder_within_the_data_is_refused_before_anything_is_read(scans, caps
     before = read_bytes(scans)
     assert check(scans, "--fix", str(scans / "copy")) == (2, None)
     assert "Expected --fix with a folder apart from the data" in capsys.readouterr().err
+    assert check(scans, "--fix", str(scans.parent / "checked")) == (2, None)
+    assert "Expected --output apart from the folder of --fix" in capsys.readouterr().err
     assert read_bytes(scans) == before
 
 

@@ -56,7 +56,7 @@ def check(options: argparse.Namespace, datasets: Mapping[str, DatasetSpec]) -> i
     settings = _make_settings(options, datasets)
     root, output = settings.data_folder(), Path(options.output or Path("check") / options.dataset)
     if options.fix:
-        check_target(root, Path(options.fix))
+        _check_folders(root, Path(options.fix), output)
     if options.demo:
         datasets[options.dataset].write_phantom(root, seed=options.seed)
     # Labels are read once more below, so that nothing need be remembered.
@@ -73,10 +73,13 @@ def check(options: argparse.Namespace, datasets: Mapping[str, DatasetSpec]) -> i
     _tell_findings(findings)
     records = [make_record(one, splits.get((one.case.case_id, one.case.split), ""), spec, root) for one in examined]
     _write_table(output / "check.csv", [flatten(record) for record in records])
-    picture = _draw(output / "check.png", scans, findings, spec, options.pictures)
-    mended = _mend(root, Path(options.fix), cases, spec) if options.fix else None
-    errors = sum(finding.level == ERROR for finding in findings)
-    _write_json(output / "check.json", options.dataset, root, told, findings, records, spec, mended)
+    unread = sum(one.measures is None for one in examined)
+    picture = _draw(output / "check.png", scans, findings, spec, options.pictures, unread)
+    content = _make_content(root, spec, told, findings, records)
+    _write_json(output / "check.json", content)
+    if options.fix:
+        _write_json(output / "check.json", content | {"mended": _mend(root, Path(options.fix), cases, spec)._asdict()})
+    errors = content["errors"]
     written = ", ".join(str(output / name) for name in ("check.json", "check.csv", *(["check.png"] if picture else [])))
     log.info("checked: %d case(s), %d error(s), %d warning(s): %s", len(cases), errors, len(findings) - errors, written)
     return 1 if errors else 0
@@ -88,6 +91,13 @@ def _make_settings(options: argparse.Namespace, datasets: Mapping[str, DatasetSp
     check_takes(datasets[options.dataset], vars(options), datasets)
     names = ("data", "cases", "modality", "subjects", "demo", "ignore_geometry", "seed")
     return Settings(options.dataset, classes=tuple(options.classes), **{name: getattr(options, name) for name in names})
+
+
+def _check_folders(root: Path, target: Path, output: Path) -> None:
+    """Raises ValueError, before anything is read, if a mended copy cannot be written to `target`."""
+    check_target(root, target)
+    if output.resolve().is_relative_to(target.resolve()):
+        raise ValueError(f"Expected --output apart from the folder of --fix, {target}. Received: {output}. Choose another.")
 
 
 def _divide(cases: Sequence[Case], settings: Settings) -> tuple[dict[tuple[str, str | None], str], list[str]]:
@@ -144,19 +154,13 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _write_json(
-    path: Path,
-    dataset: str,
-    root: Path,
-    lines: Sequence[str],
-    findings: Sequence[Finding],
-    records: Sequence[Mapping[str, Any]],
-    spec: DatasetSpec,
-    mended: Mended | None,
-) -> None:
-    content = {
+def _make_content(
+    root: Path, spec: DatasetSpec, lines: Sequence[str], findings: Sequence[Finding], records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Makes the content of `check.json`."""
+    return {
         "version": modules.__version__,
-        "dataset": dataset,
+        "dataset": spec.name,
         "data": str(root),
         "channels": list(spec.channels),
         "classes": list(spec.class_names),
@@ -165,8 +169,11 @@ def _write_json(
         "findings": [finding._asdict() for finding in findings],
         "files": list(lines),
         "cases": list(records),
-        "mended": mended._asdict() if mended else None,
+        "mended": None,
     }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -184,8 +191,11 @@ def _mend(root: Path, target: Path, cases: Sequence[Case], spec: DatasetSpec) ->
 # ---------------------------------------------------------------------------------------------------------------- picture
 
 
-def _draw(path: Path, scans: Sequence[Scan], findings: Sequence[Finding], spec: DatasetSpec, number: int) -> bool:
-    """Draws at most `number` scans, those that findings name first; returns whether there was any to draw."""
+def _draw(path: Path, scans: Sequence[Scan], findings: Sequence[Finding], spec: DatasetSpec, number: int, unread: int) -> bool:
+    """Draws at most `number` scans, those that findings name first; returns whether there was any to draw.
+
+    The title says how many cases are not there because they cannot be read.
+    """
     remarks: dict[str, list[str]] = {}
     for finding in findings:
         for name in finding.scans:
@@ -197,12 +207,15 @@ def _draw(path: Path, scans: Sequence[Scan], findings: Sequence[Finding], spec: 
     # Those that nothing is known of are taken at equal distances, so that every part of the data set is seen.
     chosen = [*odd[:number], *(others[place * len(others) // left] for place in range(left))]
     if not chosen:
+        # That of an earlier check would not fit the table.
+        path.unlink(missing_ok=True)
         return False
     # This import brings matplotlib, for which `--help` need not wait.
     from modules import reports
 
     names = name_shown(spec.class_names, spec.regions) + (["ignore"] if spec.label_rule.ignores else [])
     title = f"{spec.name}: {spec.title}. {len(chosen)} of {len(scans)} scans" + (", the odd ones first" if odd else "")
+    title += f"; {unread} case(s) cannot be read" if unread else ""
     plane = spec.defaults.get("plane", "axial")
     drawn = _read_scans(chosen, remarks, spec)
     reports.draw_checked(path, drawn, names, title=title, plane=plane, ignored=spec.label_rule.ignores)
