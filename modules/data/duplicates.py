@@ -12,8 +12,9 @@ import numpy as np
 
 # Voxels along each axis of the small copy, and frequencies along each axis that are kept, by rank.
 _SIZES, _FREQUENCIES = {2: 32, 3: 16}, {2: 16, 3: 8}
-# Bits that the hashes of two scans of one person may differ in, by rank. Noise, smoothing, other brightness or another size of a voxel
-# change fewer. Slices of two people that look most alike differ in 22 of 255, volumes in 102 of 511 (docs/data_sets.md).
+# Bits of a hash by rank, and how many of them may differ between copies of a scan. Noise, smoothing, other brightness and another size of
+# a voxel change fewer as a rule; two people differ in more.
+BITS = {rank: number**rank - 1 for rank, number in _FREQUENCIES.items()}
 MOST_BITS = {2: 16, 3: 40}
 # An image of which less is brighter than its darkest voxel shows too little: all empty slices look alike.
 _LEAST_CONTENT = 0.05

@@ -139,7 +139,7 @@ def draw_checked(
     for scan in scans:
         label = np.zeros(scan.image.array.shape[:-1], np.uint8) if scan.label is None else scan.label
         cut = _cut_best(scan.image, label, class_names, plane, ignored=ignored)
-        counts += np.bincount(cut.label.ravel().astype(np.uint16), minlength=len(class_names))
+        counts += np.bincount(np.ravel(label).astype(np.uint16), minlength=len(class_names))
         _, grey = window_image(cut.image, cut.windows, cut.fit(_CHECK_COLUMNS, _TALLEST_EFFECT))
         remarks = [line for remark in scan.remarks for line in textwrap.wrap(remark, grey.shape[1] // _CHARACTER)]
         remarks = remarks[:_MOST_LINES] + (["..."] if len(remarks) > _MOST_LINES else [])

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from modules.data.duplicates import MOST_BITS, Alike, find_alike, find_equal
+from modules.data.duplicates import BITS, MOST_BITS, Alike, find_alike, find_equal
 from modules.data.outliers import find_outliers
 from modules.data.spec import DatasetSpec
 from modules.run.examine import Examined
@@ -128,8 +128,8 @@ def _find_lookalikes(scans: Sequence[Scan], rank: int) -> list[Finding]:
         files = " and ".join(_name_file(scan, slices[place][1]) for scan, place in zip(both, pairs[0][:2], strict=True))
         more = f", and {len(pairs) - 1} more pairs of their slices look alike" if len(pairs) > 1 else ""
         text = (
-            f"of two subjects, but they look alike: {files} differ in {pairs[0].distance} bits of their perceptual hashes, where other "
-            f"people differ in more than {MOST_BITS[rank]}{more}. Give them one subject by --subjects, or remove one"
+            f"of two subjects, but they look alike: {files} differ in {pairs[0].distance} of {BITS[rank]} bits of their perceptual hashes "
+            f"(up to {MOST_BITS[rank]} count as alike){more}. Give them one subject by --subjects, or remove one"
         )
         found.append(Finding(WARNING, "alike", text, tuple(scan.name for scan in both), {"distance": pairs[0].distance}))
     return found

@@ -66,7 +66,7 @@ def test_volumes_of_two_subjects_that_look_alike_are_named_with_their_distance()
     one, other = make("a", look=bytes(64), split="train"), make("b", look=bytes([7] + [0] * 63), split="test")
     [finding] = find([*GOOD, one, other])
     assert (finding.level, finding.kind, finding.scans, finding.numbers) == (WARNING, "alike", ("a", "b"), {"distance": 3})
-    assert "a.nii (train) and b.nii (test) differ in 3 bits" in finding.text
+    assert "a.nii (train) and b.nii (test) differ in 3 of 511 bits" in finding.text
     assert find([*GOOD, one, make("b", "a", look=other.look, split="train")]) == []
 
 
