@@ -184,7 +184,7 @@ def test_the_phantoms_have_no_error(phantoms, tmp_path, name):
     assert len(content["cases"]) == len(list(csv.DictReader((tmp_path / "out/check.csv").open())))
     if name in ("oasis", "lgg"):
         # Pictures have no place in the world and no millilitres.
-        assert {case["label_grid"] for case in content["cases"]} == {None}
+        assert {(case["label_grid"], case["spacing_mm"]) for case in content["cases"]} == {(None, None)}
         assert {values["ml"] for case in content["cases"] for values in case["classes"].values()} == {None}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from modules.data.files import PICTURE_SUFFIXES, suffix_of
 from modules.data.spec import DatasetSpec
 from modules.run.examine import Examined
 from modules.run.findings import Scan, format_number
@@ -27,7 +28,7 @@ def describe_scans(examined: Sequence[Examined], scans: Sequence[Scan], spec: Da
         ("cases", f"{sliced}, {len({one.case.subject_id for one, _ in read})} subjects", _list_kinds(splits)),
         ("shape", _list_range(zip(*(measures.shape for _, measures in read), strict=True)), ""),
         ("voxels", _list_range(zip(*(measures.spacing_mm for _, measures in read), strict=True)) + " mm", "")
-        if read[0][0].grids or spec.spatial_dims == 3
+        if read[0][0].not _is_picture(read[0][0])
         else ("voxels", "of unknown size", "pictures"),
     ]
     if spec.spatial_dims == 3:
@@ -67,7 +68,7 @@ def make_record(one: Examined, split: str, spec: DatasetSpec, root: Path) -> dic
         return record
     record |= {
         "shape": list(measures.shape),
-        "spacing_mm": list(measures.spacing_mm),
+        "spacing_mm": None if _is_picture(one) else list(measures.spacing_mm),
         "orientation": measures.orientation or None,
         "label_grid": one.grids or None,
         "intensities": {
@@ -92,13 +93,18 @@ def flatten(record: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: record[name] for name in ("case", "subject", "split", "label", "refused")}
     row["images"] = " ".join(record["images"])
     for name in ("shape", "spacing_mm"):
-        row[name] = "x".join(f"{size:.6g}" for size in record.get(name, ()))
+        row[name] = "x".join(f"{size:.6g}" for size in record.get(name) or ())
     row |= {name: record.get(name) for name in ("orientation", "label_grid")}
     for channel, values in record.get("intensities", {}).items():
         row |= {f"{measure} of {channel}": f"{value:.6g}" for measure, value in values.items()}
     for name, values in record.get("classes", {}).items():
         row |= {f"{measure} of {name}": value if measure != "ml" or value is None else f"{value:.6g}" for measure, value in values.items()}
     return row
+
+
+def _is_picture(one: Examined) -> bool:
+    """Tells whether nothing says how large a pixel is."""
+    return suffix_of(one.case.image_paths[0]) in PICTURE_SUFFIXES
 
 
 def _shorten(path: Path, root: Path) -> str:
