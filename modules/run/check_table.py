@@ -28,7 +28,7 @@ def describe_scans(examined: Sequence[Examined], scans: Sequence[Scan], spec: Da
         ("cases", f"{sliced}, {len({one.case.subject_id for one, _ in read})} subjects", _list_kinds(splits)),
         ("shape", _list_range(zip(*(measures.shape for _, measures in read), strict=True)), ""),
         ("voxels", _list_range(zip(*(measures.spacing_mm for _, measures in read), strict=True)) + " mm", "")
-        if read[0][0].not _is_picture(read[0][0])
+        if not _is_picture(read[0][0])
         else ("voxels", "of unknown size", "pictures"),
     ]
     if spec.spatial_dims == 3:
