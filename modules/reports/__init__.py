@@ -16,7 +16,7 @@ from modules.reports.curves import find_kept_epoch, plot_history
 from modules.reports.folds import draw_folds
 from modules.reports.montage import draw_montage
 from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, PALETTE, difference_map
-from modules.reports.sheet import draw_augmentation, draw_cases
+from modules.reports.sheet import Checked, draw_augmentation, draw_cases, draw_checked
 from modules.reports.slices import draw_slice_comparison, draw_slice_overlay
 from modules.reports.volumes import draw_volume_comparison, draw_volume_overlay
 
@@ -24,10 +24,12 @@ __all__ = [
     "DIFFERENCE_COLOURS",
     "DIFFERENCE_NAMES",
     "PALETTE",
+    "Checked",
     "difference_map",
     "draw_augmentation",
     "draw_candidates",
     "draw_cases",
+    "draw_checked",
     "draw_comparison",
     "draw_folds",
     "draw_montage",
