@@ -62,7 +62,7 @@ def measure_surfaces(
     hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
     both = np.concatenate([there, back])
     # A step of one voxel is rounded. It must not exceed a tolerance of just that length.
-    nsd = np.count_nonzero(both <= tolerance_mm * (1 + 1e-6)) / both.size
+    nsd = float(np.count_nonzero(both <= tolerance_mm * (1 + 1e-6)) / both.size)
     return Surfaces(float(hd95), float(both.max()), float((there.sum() + back.sum()) / both.size), nsd)
 
 

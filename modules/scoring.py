@@ -46,9 +46,9 @@ class Score:
         reference_voxels: Number of voxels in the label.
         nsd: Normalised surface Dice in [0, 1], see `score_case`.
         tolerance_mm: The distance that `nsd` tolerates.
-        volume_error_ml: `|volume_ml - reference_ml|`; NaN where these are.
+        volume_error_ml: `|volume_ml - reference_ml|`; NaN where these are, or the class is in neither.
         volume_error_percent: The same in percent of `reference_ml`; NaN also where that is 0.
-        volume_bias_ml: `volume_ml - reference_ml`.
+        volume_bias_ml: `volume_ml - reference_ml`; NaN likewise.
         lesions: Number of lesions in the label, see `score_case`; NaN for slices, as all below.
         found_lesions: Number of these that the prediction finds.
         false_lesions: Number of predicted lesions that are none of the label's.
@@ -289,7 +289,7 @@ def _make_scores(
         both = int(pairs[np.ix_(members, members)].sum())
         voxels, reference = int(pairs[:, members].sum()), int(pairs[members, :].sum())
         total = voxels + reference
-        bias_ml = (voxels - reference) * voxel_ml
+        bias_ml = (voxels - reference) * voxel_ml if total else math.nan
         fields: dict[str, Any] = {
             "dice": 2 * both / total if total else math.nan,
             "iou": both / (total - both) if total else math.nan,

@@ -295,6 +295,14 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
+    parser.add_argument(
+        "--tolerance-mm",
+        type=float,
+        nargs="+",
+        default=(),
+        metavar="MM",
+        help="with --labels: distance that the normalised surface Dice tolerates: one, or one a class (default the size of a voxel)",
+    )
     parser.add_argument("--series", default="", metavar="ID", help="DICOM series to predict: its UID, number, or description or part of it")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
     parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
@@ -314,6 +322,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "mirror",
             "no_postprocess",
             "labels",
+            "tolerance_mm",
             "series",
             "ignore_geometry",
             "overwrite",
@@ -327,6 +336,10 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             raise ValueError(f"Expected --export alone with a run. Received: --{flag} too, which only a prediction reads. Leave one out.")
     if options.ignore_geometry and not options.labels:
         raise ValueError("Expected --labels beside --ignore-geometry. Received: none, and only labels are compared. Name their folder.")
+    if options.tolerance_mm and not options.labels:
+        raise ValueError("Expected --labels beside --tolerance-mm. Received: none, and nothing is scored. Name their folder.")
+    if options.tolerance_mm and not min(options.tolerance_mm) > 0:
+        raise ValueError(f"Expected --tolerance-mm above 0. Received: {min(options.tolerance_mm):g}. Give mm.")
     if not 0 <= options.overlap < 1:
         raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
     return options
