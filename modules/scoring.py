@@ -148,7 +148,7 @@ def score_case(
     check_tolerance(tolerance_mm, class_names)
     pairs = _count_pairs(label, prediction, count_parts(class_names, regions), case)
     parts = list_parts(class_names, regions)
-    known = {"level": level, "case": case, "subject": subject}
+    known: dict[str, Any] = {"level": level, "case": case, "subject": subject}
     if overlaps_only:
         return _make_scores(pairs, class_names, parts, known)
     if spacing_mm is not None and len(spacing_mm) != label.ndim:
@@ -209,8 +209,8 @@ def score_predictions(
             case, image = item.case, item.image
             # A picture's spacing of ones is not a size in mm.
             spacing_mm = image.spacing_mm if image.affine is not None else None
-            known = {"level": LEVELS[label.ndim - 2], "case": case.case_id, "subject": case.subject_id, "spacing_mm": spacing_mm}
-            yield from score_case(label, item.prediction, class_names, **known, **options)
+            known = {"level": LEVELS[label.ndim - 2], "case": case.case_id, "subject": case.subject_id}
+            yield from score_case(label, item.prediction, class_names, spacing_mm=spacing_mm, **known, **options)
             if volume_id is not None:
                 slices.append((case, label, item.prediction))
         if volume_id is not None:
@@ -227,7 +227,7 @@ def _score_stack(
     """Scores the slices of one scan as a volume, each given as its case, label and prediction."""
     cases, labels, predictions = zip(*slices, strict=True)
     number, parts = count_parts(class_names, regions), list_parts(class_names, regions)
-    known = {"level": "volume", "case": volume_id, "subject": cases[0].subject_id}
+    known: dict[str, Any] = {"level": "volume", "case": volume_id, "subject": cases[0].subject_id}
     # Overlap does not depend on the voxels' places, so the slices of a scan need no common shape.
     pairs = np.sum([_count_pairs(label, prediction, number, case.case_id) for case, label, prediction in slices], axis=0)
     if overlaps_only:
@@ -244,7 +244,7 @@ def _score_stack(
 
 def _hash_label(label: np.ndarray) -> str:
     digest = hashlib.sha256(repr(label.shape).encode())
-    digest.update(np.ascontiguousarray(label, np.uint8))
+    digest.update(label.astype(np.uint8, copy=False).tobytes())
     return digest.hexdigest()[:HASH_DIGITS]
 
 
@@ -270,7 +270,7 @@ def _make_scores(
     pairs: np.ndarray,
     class_names: Sequence[str],
     parts: Sequence[tuple[int, ...]],
-    known: dict[str, str],
+    known: dict[str, Any],
     measures: Sequence[dict[str, float]] = (),
     voxel_ml: float = math.nan,
 ) -> list[Score]:
