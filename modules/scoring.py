@@ -209,7 +209,7 @@ def score_predictions(
             case, image = item.case, item.image
             # A picture's spacing of ones is not a size in mm.
             spacing_mm = image.spacing_mm if image.affine is not None else None
-            known = {"level": LEVELS[label.ndim - 2], "case": case.case_id, "subject": case.subject_id}
+            known: dict[str, Any] = {"level": LEVELS[label.ndim - 2], "case": case.case_id, "subject": case.subject_id}
             yield from score_case(label, item.prediction, class_names, spacing_mm=spacing_mm, **known, **options)
             if volume_id is not None:
                 slices.append((case, label, item.prediction))

@@ -63,7 +63,7 @@ def draw_pairs(
         heading = "mean over classes" if name == "mean" and len(tables) > 1 else name
         axes.set_title(f"{textwrap.fill(heading, 34)}\n{caption}", fontsize=TEXT_POINTS, color=INK, parse_math=False)
         axes.set_xticks(range(len(names)), labels, fontsize=TEXT_POINTS, parse_math=False)
-        axes.set_xlim(-0.35, len(names) - 0.65)
+        axes.set_xlim(-0.7, len(names) - 0.3)
         axes.set_ylim(bottom, 1.005)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -81,18 +81,19 @@ def _draw_lines(axes: Axes, table: np.ndarray) -> None:
             axes.plot([place, place + 1], row, linewidth=1, alpha=opacity, zorder=2, **_STYLES[kind])
     for place, column in enumerate(table.T):
         axes.scatter(np.full(len(column), place), column, s=10, color=INK, alpha=opacity, linewidths=0, zorder=3)
-        axes.plot([place - 0.18, place + 0.18], [column.mean()] * 2, color="black", linewidth=2.5, zorder=4)
-        axes.annotate(
-            f"{column.mean():.3f}", (place, column.mean()), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=TEXT_POINTS,
-            color=INK, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}, zorder=5,
-        )  # fmt: skip
+        axes.plot([place - 0.14, place + 0.14], [column.mean()] * 2, color="black", linewidth=2.5, zorder=4)
+        # Beside the first and the last model there is room, and no line.
+        side = -1 if place == 0 else 1 if place == table.shape[1] - 1 else 0
+        offset, align = ((26 * side, -3), "right" if side < 0 else "left") if side else ((0, 5), "center")
+        style = {"ha": align, "fontsize": TEXT_POINTS, "color": INK, "zorder": 5}
+        axes.annotate(f"{column.mean():.3f}", (place, column.mean()), xytext=offset, textcoords="offset points", **style)
 
 
 def _start_panels(number: int, models: int, title: str) -> tuple[Figure, list[Axes]]:
     """Starts a figure with panels in rows below a title and a legend. Sizes are in inches."""
     columns = min(_COLUMNS, number)
     rows = math.ceil(number / columns)
-    width, height, left, gap = max(2.7, 1.25 * models), 3.0, 0.75, 0.95
+    width, height, left, gap = max(2.9, 1.1 * (models + 0.5)), 3.0, 0.75, 1.2
     total = left + columns * (width + 0.45)
     lines = textwrap.wrap(title, int(10.5 * total))
     top = 0.35 + _LINE * (len(lines) + 1)
@@ -108,6 +109,6 @@ def _start_panels(number: int, models: int, title: str) -> tuple[Figure, list[Ax
     axes = []
     for place in range(number):
         row, column = divmod(place, columns)
-        x, y = left + column * (width + 0.45), whole - top - row * (height + gap) - 0.45 - height
+        x, y = left + column * (width + 0.45), whole - top - row * (height + gap) - 0.7 - height
         axes.append(figure.add_axes((x / total, y / whole, width / total, height / whole)))
     return figure, axes

@@ -11,7 +11,7 @@ from modules.data.files import replace_file
 from modules.run.contestants import Contestant, check_alike, find_different, read_contestants
 from modules.run.folder import write_json
 from modules.run.leaderboard import show_leaderboard
-from modules.run.pairing import PERFECT, Difference, find_differences, pair_scores
+from modules.run.pairing import PERFECT, Difference, find_differences, name_subjects, pair_scores
 
 # Titles and digits of the scores that the console shows.
 _SHOWN = {"dice": ("Dice", 4), "nsd": ("NSD", 4), "hd95_mm": ("HD95 mm", 2)}
@@ -68,6 +68,8 @@ def compare(wanted: Comparison) -> None:
         *_format_settings(names, different),
     ]:
         log.info("%s", line)
+    if any(case == subject for case, subject in name_subjects([one.scores for one in contestants]).items()):
+        log.info("a case that no table names a subject of counts as a subject of its own")
     _write(wanted.output, contestants, differences, different)
     from modules import reports
 
@@ -79,7 +81,7 @@ def compare(wanted: Comparison) -> None:
 
 
 def _describe(row: Difference) -> str:
-    return f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], p {_format_p(row.p_holm)}"
+    return f"difference {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]\np {_format_p(row.p_holm)}"
 
 
 def _format_p(p: float) -> str:
@@ -94,12 +96,14 @@ def _format_differences(names: Sequence[str], differences: Sequence[Difference],
         rows = [row for row in differences if row.run == name and row.score in _SHOWN]
         rows = [row for row in rows if row.score == "dice" or row.class_name == "mean" or classes == 1]
         first = max(len(name), *(len(row.class_name) + 10 for row in rows), 20) + 2 if rows else 22
-        lines.append(f"{name:<{first}}{'here':>9}{'there':>9}{'difference [95 %]':>28}{'p':>8}{'better':>8}{'worse':>7}{'subjects':>10}")
+        lines.append(
+            f"{name:<{first}}{'mean':>9}{'baseline':>10}{'difference [95 %]':>28}{'p':>8}{'better':>8}{'worse':>7}{'subjects':>10}"
+        )
         for row in rows:
             title, digits = _SHOWN[row.score]
             gap = f"{row.difference:+.{digits}f} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
             lines.append(
-                f"  {f'{title} {row.class_name}':<{first - 2}}{row.mean:>9.{digits}f}{row.baseline_mean:>9.{digits}f}{gap:>28}"
+                f"  {f'{title} {row.class_name}':<{first - 2}}{row.mean:>9.{digits}f}{row.baseline_mean:>10.{digits}f}{gap:>28}"
                 f"{_format_p(row.p_holm):>8}{row.better:>8}{row.worse:>7}{row.subjects:>10}"
             )
     scored = {row.score for row in differences}
@@ -127,13 +131,11 @@ def _format_costs(contestants: Sequence[Contestant]) -> list[str]:
 
 def _format_settings(names: Sequence[str], different: Mapping[str, Sequence[Any]]) -> list[str]:
     """Formats the first settings that differ, a line each."""
-    # Label maps of others have no settings, so that everything would differ.
-    known = {name: row for name, row in different.items() if sum(value is not None for value in row) > 1}
-    lines = [f"settings that differ ({' | '.join(names)}):"] if known else []
-    for name, row in list(known.items())[:_MOST_SETTINGS]:
+    lines = [f"settings that differ ({' | '.join(names)}):"] if different else []
+    for name, row in list(different.items())[:_MOST_SETTINGS]:
         lines.append(f"  {name:<30} {' | '.join('-' if value is None else str(value) for value in row)}")
-    if len(known) > _MOST_SETTINGS:
-        lines.append(f"  and {len(known) - _MOST_SETTINGS} more in compare.json")
+    if len(different) > _MOST_SETTINGS:
+        lines.append(f"  and {len(different) - _MOST_SETTINGS} more in compare.json")
     return lines
 
 

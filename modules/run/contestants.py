@@ -127,10 +127,11 @@ def check_alike(contestants: Sequence[Contestant]) -> list[Contestant]:
 
 
 def find_different(contestants: Sequence[Contestant]) -> dict[str, list[Any]]:
-    """Finds the settings that differ, `{name: [value of each]}`; None where one is not known."""
+    """Finds the settings in which runs differ, `{name: [value of each]}`; None where one is not known, as of label maps."""
     names = dict.fromkeys(name for one in contestants for name in one.settings)
-    values = {name: [one.settings.get(name) for one in contestants] for name in names}
-    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+    runs = [one.settings for one in contestants if one.settings]
+    different = [name for name in names if any(settings.get(name) != runs[0].get(name) for settings in runs)]
+    return {name: [one.settings.get(name) for one in contestants] for name in different}
 
 
 def _check_pair(first: Contestant, other: Contestant) -> None:
@@ -163,9 +164,9 @@ def _list_names(names: Sequence[str]) -> str:
 
 
 def _name_all(paths: Sequence[Path]) -> list[str]:
-    """Names folders by their last part, or by the whole path where two have the same; a folder that comes again has a number."""
-    names = [path.resolve().name for path in paths]
-    names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    """Names folders by their last part, or by the whole path where two share it; a folder that comes again has a number."""
+    places = [path.resolve() for path in paths]
+    names = [place.name if len({other for other in places if other.name == place.name}) == 1 else str(place) for place in places]
     return [f"{name} ({names[:number].count(name) + 1})" if name in names[:number] else name for number, name in enumerate(names)]
 
 
@@ -267,7 +268,8 @@ def _read_maps(files: Sequence[tuple[str, Path, Path]], guide: _Guide) -> Iterat
     cases = []
     for name, path, reference in files:
         volume_id, place = place_in_volume(name) if guide.spatial_dims == 2 else (None, 0)
-        cases.append(Case(name, volume_id or name, (reference,), path, None, volume_id, place))
+        # Nobody says who was scanned.
+        cases.append(Case(name, "", (reference,), path, None, volume_id, place))
     # Slices of one scan must follow one another.
     for case in sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index)):
         # The reference takes the image's part, so that `read_case` brings the label map onto its grid.
