@@ -62,8 +62,9 @@ def draw_pairs(
         caption = (captions or {}).get(name, "")
         heading = "mean over classes" if name == "mean" and len(tables) > 1 else name
         axes.set_title(f"{textwrap.fill(heading, 34)}\n{caption}", fontsize=TEXT_POINTS, color=INK, parse_math=False)
-        axes.set_xticks(range(len(names)), labels, fontsize=TEXT_POINTS, parse_math=False)
-        axes.set_xlim(-0.7, len(names) - 0.3)
+        means = [f"{label}\nmean {value:.3f}" for label, value in zip(labels, table.mean(axis=0), strict=True)]
+        axes.set_xticks(range(len(names)), means, fontsize=TEXT_POINTS, parse_math=False)
+        axes.set_xlim(-0.4, len(names) - 0.6)
         axes.set_ylim(bottom, 1.005)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -81,19 +82,14 @@ def _draw_lines(axes: Axes, table: np.ndarray) -> None:
             axes.plot([place, place + 1], row, linewidth=1, alpha=opacity, zorder=2, **_STYLES[kind])
     for place, column in enumerate(table.T):
         axes.scatter(np.full(len(column), place), column, s=10, color=INK, alpha=opacity, linewidths=0, zorder=3)
-        axes.plot([place - 0.14, place + 0.14], [column.mean()] * 2, color="black", linewidth=2.5, zorder=4)
-        # Beside the first and the last model there is room, and no line.
-        side = -1 if place == 0 else 1 if place == table.shape[1] - 1 else 0
-        offset, align = ((26 * side, -3), "right" if side < 0 else "left") if side else ((0, 5), "center")
-        style = {"ha": align, "fontsize": TEXT_POINTS, "color": INK, "zorder": 5}
-        axes.annotate(f"{column.mean():.3f}", (place, column.mean()), xytext=offset, textcoords="offset points", **style)
+        axes.plot([place - 0.2, place + 0.2], [column.mean()] * 2, color="black", linewidth=2.5, zorder=4)
 
 
 def _start_panels(number: int, models: int, title: str) -> tuple[Figure, list[Axes]]:
     """Starts a figure with panels in rows below a title and a legend. Sizes are in inches."""
     columns = min(_COLUMNS, number)
     rows = math.ceil(number / columns)
-    width, height, left, gap = max(2.9, 1.1 * (models + 0.5)), 3.0, 0.75, 1.2
+    width, height, left, gap = max(2.9, 1.1 * (models + 0.5)), 3.0, 0.75, 1.45
     total = left + columns * (width + 0.45)
     lines = textwrap.wrap(title, int(10.5 * total))
     top = 0.35 + _LINE * (len(lines) + 1)
