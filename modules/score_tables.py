@@ -23,7 +23,7 @@ _LESION_COLUMNS = (
     *(("pooled_sensitivity", "sensitivity", 22, 3), ("lesion_dice", "Dice of found", 22, 3)),
     ("false_lesions", "false a scan", 24, 2),
 )
-# The columns of version 0.1, whose tables are read too.
+# Tables of earlier versions have the first columns alone: version 0.1 this many.
 _EARLIER = 12
 # Files are UTF-8 whatever the console's language is. A name that is not UTF-8 keeps its bytes.
 _TEXT: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
@@ -72,7 +72,7 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Reads what `write_scores` wrote, to the last digit. What a table of version 0.1 lacks is NaN or "".
+    """Reads what `write_scores` wrote, to the last digit. What a table of an earlier version lacks is NaN or "".
 
     Raises:
         FileNotFoundError: If the file is not there.
@@ -84,8 +84,8 @@ def read_scores(path: Path) -> list[Score]:
     with path.open(**_TEXT) as file:
         reader = csv.reader(file)
         columns, header = _name_columns(), next(reader, [])
-        if header == columns[:_EARLIER]:
-            columns = header
+        if len(header) >= _EARLIER:
+            columns = columns[: len(header)]
         if header != columns:
             raise ValueError(f"Expected the columns {','.join(columns)} in {path}. Received: {','.join(header) or 'none'}. Score again.")
         scores, kinds = [], list(get_type_hints(Score).values())[: len(columns)]
@@ -382,5 +382,5 @@ def _mean(values: Iterable[float]) -> float:
 
 def _sum(values: Iterable[float]) -> float:
     """Adds the values that are known; NaN where none is."""
-    values = [value for value in values if not math.isnan(value)]
-    return sum(values) if values else math.nan
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) if known else math.nan
