@@ -11,7 +11,7 @@ from modules.data.files import replace_file
 from modules.run.contestants import Contestant, check_alike, find_different, read_contestants
 from modules.run.folder import write_json
 from modules.run.leaderboard import show_leaderboard
-from modules.run.pairing import PERFECT, Difference, find_differences, name_subjects, pair_scores
+from modules.run.pairing import PERFECT, Difference, count_nameless, find_differences, pair_scores
 
 # Titles and digits of the scores that the console shows.
 _SHOWN = {"dice": ("Dice", 4), "nsd": ("NSD", 4), "hd95_mm": ("HD95 mm", 2)}
@@ -68,8 +68,8 @@ def compare(wanted: Comparison) -> None:
         *_format_settings(names, different),
     ]:
         log.info("%s", line)
-    if any(case == subject for case, subject in name_subjects([one.scores for one in contestants]).items()):
-        log.info("a case that no table names a subject of counts as a subject of its own")
+    if nameless := count_nameless([one.scores for one in contestants]):
+        log.info("no table says who was scanned in %d case(s): each of them counts as a subject of its own", nameless)
     _write(wanted.output, contestants, differences, different)
     from modules import reports
 

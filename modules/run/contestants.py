@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from modules.predict.bundle import find_bundle, read_description
 from modules.predict.progress import PredictionProgress
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.listing import list_runs
+from modules.run.settings import Settings
 from modules.scoring import LEVELS, Score
 
 # Settings that say where things lie or how a run is watched.
@@ -127,11 +128,16 @@ def check_alike(contestants: Sequence[Contestant]) -> list[Contestant]:
 
 
 def find_different(contestants: Sequence[Contestant]) -> dict[str, list[Any]]:
-    """Finds the settings in which runs differ, `{name: [value of each]}`; None where one is not known, as of label maps."""
+    """Finds the settings in which runs differ, `{name: [value of each]}`; None where one is not known, as of label maps.
+
+    A run of an earlier version has the default of a setting that it did not know.
+    """
+    # JSON has lists in the place of tuples.
+    defaults = {item.name: [] if item.default == () else item.default for item in fields(Settings) if item.default is not MISSING}
     names = dict.fromkeys(name for one in contestants for name in one.settings)
-    runs = [one.settings for one in contestants if one.settings]
-    different = [name for name in names if any(settings.get(name) != runs[0].get(name) for settings in runs)]
-    return {name: [one.settings.get(name) for one in contestants] for name in different}
+    table = {name: [one.settings.get(name, defaults.get(name)) if one.settings else None for one in contestants] for name in names}
+    known = [place for place, one in enumerate(contestants) if one.settings]
+    return {name: row for name, row in table.items() if any(row[place] != row[known[0]] for place in known)}
 
 
 def _check_pair(first: Contestant, other: Contestant) -> None:
@@ -190,7 +196,9 @@ def _read_run(run: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
         "device": ", ".join(devices) or None,
     }
     config = run.read_record()["config"]
-    decided = {name: value for name, value in plan.items() if name not in ("costs", "reasons")}
+    decided = {name: value for name, value in plan.items() if name not in ("costs", "reasons", "recipe")}
+    # What the plan chose in the place of settings also holds some of its own fields.
+    decided |= {name: value for name, value in (plan.get("recipe") or {}).items() if name not in decided}
     settings = {name: value for name, value in config.items() if name not in _INCIDENTAL} if isinstance(config, dict) else {}
     return costs, settings | _flatten(decided, "plan.")
 

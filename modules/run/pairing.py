@@ -94,6 +94,12 @@ def name_subjects(models: Sequence[Sequence[Score]]) -> dict[str, str]:
     return subjects | {score.case: score.subject for scores in models for score in scores if score.subject}
 
 
+def count_nameless(models: Sequence[Sequence[Score]]) -> int:
+    """Counts the cases of which no table names the subject."""
+    everyone = {score.case for scores in models for score in scores}
+    return len(everyone - {score.case for scores in models for score in scores if score.subject})
+
+
 def find_differences(names: Sequence[str], pairs: Mapping[str, Pairs]) -> list[Difference]:
     """Compares each model with the first, class by class.
 

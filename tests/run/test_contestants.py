@@ -41,7 +41,7 @@ def test_a_run_has_its_scores_costs_and_settings(tmp_path):
     assert (one.name, list(map(repr, one.scores))) == ("one", list(map(repr, _make_scores())))
     assert one.costs == {"minutes": 1.5, "parameters": 100, "peak_bytes": 2_000_000_000, "epochs": 3, "device": "cpu:0"}
     assert one.settings == {
-        "dataset": "d", "loss": "dice", "plan.network": "plain_unet", "plan.recipe.augment": "mild", "plan.epochs": 3,
+        "dataset": "d", "loss": "dice", "plan.network": "plain_unet", "plan.augment": "mild", "plan.epochs": 3,
     }  # fmt: skip
 
 
@@ -76,6 +76,11 @@ def test_settings_in_which_runs_differ(tmp_path):
     contestants = [*read_contestants(runs), Contestant("maps", tmp_path, [])]
     # Names and places say nothing, and label maps have no settings at all.
     assert find_different(contestants) == {"loss": ["dice", "ce", None], "width": [3, None, None]}
+    # An earlier version knew no `postprocess`, whose default is "learn".
+    runs = [_make_run(tmp_path / f"run{number}", postprocess=value) for number, value in enumerate(("learn", "none"))]
+    old, same, other = (read_contestants([path])[0] for path in (tmp_path / "one", *runs))
+    assert find_different([old, same]) == {"width": [3, None]}
+    assert find_different([same, other]) == {"postprocess": ["learn", "none"]}
 
 
 # ---------------------------------------------------------------------------------------------------------------- the same
