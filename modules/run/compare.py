@@ -53,9 +53,7 @@ def compare(wanted: Comparison) -> None:
         show_leaderboard(wanted.runs)
         return
     if len(wanted.paths) < 2:
-        raise ValueError(
-            f"Expected two runs or more beside --compare, or none for a leaderboard. Received: {wanted.paths[0]}. Add another."
-        )
+        raise ValueError(f"Expected two runs or more for --compare, or none for a leaderboard. Received: {wanted.paths[0]}. Add another.")
     contestants = check_alike(read_contestants(wanted.paths, wanted.labels, wanted.classes, wanted.tolerance_mm))
     names = [one.name for one in contestants]
     pairs = {key: pair_scores([one.scores for one in contestants], key) for key in PERFECT}

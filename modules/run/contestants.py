@@ -1,7 +1,7 @@
 """Reads what `train.py --compare` compares: runs, folders with a `scores.csv`, and folders of anyone's label maps."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from modules import score_tables, scoring
 from modules.data.case import Case, LabelRule, Predicted, Volume, place_in_volume, read_case, read_label, require_label
 from modules.data.class_tables import choose_classes
 from modules.data.documents import read_json
-from modules.data.files import index_images
+from modules.data.files import index_images, stem_of, suffix_of
 from modules.data.label_values import survey_labels
 from modules.data.layout_names import LABEL_ENDING, OUTPUTS
 from modules.data.regions import Region
@@ -100,7 +100,7 @@ def read_contestants(
     if labels is not None and not labels.is_dir():
         raise FileNotFoundError(f"Expected a folder of reference labels at {labels}. Received: no such folder. Check the path.")
     if labels is not None and maps:
-        guide = _find_guide(list(found.values()), index_images(labels), labels, classes)
+        guide = _find_guide(list(found.values()), labels, classes)
         guide = guide._replace(tolerance_mm=tuple(tolerance_mm)) if tolerance_mm else guide
         for number, path in enumerate(paths):
             if number not in found:
@@ -222,7 +222,7 @@ def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- label maps
 
 
-def _find_guide(runs: Sequence[Contestant], references: Mapping[str, Path], labels: Path, classes: Sequence[str]) -> _Guide:
+def _find_guide(runs: Sequence[Contestant], labels: Path, classes: Sequence[str]) -> _Guide:
     """Finds what label maps mean: from the model of the first run that has one, else from the references and what lies beside them."""
     cases = frozenset(score.case for score in runs[0].scores) if runs else None
     for run in runs:
@@ -231,12 +231,12 @@ def _find_guide(runs: Sequence[Contestant], references: Mapping[str, Path], labe
             description = read_description(find_bundle(members[0]))
             rule = description["label_rule"]
             values = {int(value): index for value, index in rule["values"].items()}
-            rule = LabelRule(values, tuple(rule["output_values"]), source=str(run.path))
+            rule = LabelRule(values, tuple(rule["output_values"]), tuple(map(tuple, rule["renames"])), str(run.path))
             regions = tuple(Region(tuple(region["parts"]), region["painted"]) for region in description["regions"])
             tolerance = run.settings.get("tolerance_mm") or ()
             spatial_dims = description["preprocessing"]["spatial_dims"]
             return _Guide(tuple(description["class_names"]), rule, regions, spatial_dims, cases, tuple(tolerance))
-    files = list(references.values())
+    files = list(_index_cases(labels).values())
     if not files:
         raise FileNotFoundError(f"Expected reference labels in {labels}. Received: none. Check the path.")
     surveys = survey_labels(files)
@@ -246,29 +246,51 @@ def _find_guide(runs: Sequence[Contestant], references: Mapping[str, Path], labe
 
 def _score_maps(folder: Path, labels: Path, guide: _Guide) -> list[Score]:
     """Scores the label maps in a folder against the references of their names."""
-    maps, references = ({_name_case(stem): path for stem, path in index_images(place).items()} for place in (folder, labels))
-    wanted = [name for name in maps if name in references]
-    if guide.cases is not None:
-        # A run's table also names scans that its slices make up.
-        wanted = sorted(guide.cases & references.keys())
-        if lacking := sorted(guide.cases & references.keys() - maps.keys()):
-            raise FileNotFoundError(
-                f"Expected a label map of each test case in {folder}. Received: none of {_list_names(lacking)}. Predict them too."
-            )
+    maps, references = _index_cases(folder), _index_cases(labels)
+    paired = _pair_references(maps if guide.cases is None else guide.cases, references, guide.label_rule)
+    # A run's table also names scans that its slices make up: these have no reference.
+    wanted = sorted(paired.keys() & maps.keys())
+    if guide.cases is not None and (lacking := sorted(paired.keys() - maps.keys())):
+        raise FileNotFoundError(
+            f"Expected a label map of each test case in {folder}. Received: none of {_list_names(lacking)}. Predict them too."
+        )
     if not wanted:
         raise FileNotFoundError(
             f"Expected label maps in {folder} with the names of references in {labels}. Received: {_list_names(sorted(maps)) or 'none'} "
             f"and {_list_names(sorted(references)) or 'none'}. Rename them alike."
         )
     with PredictionProgress(len(wanted), f"scoring {folder.name}") as progress:
-        predicted = progress.count(_read_maps([(name, maps[name], references[name]) for name in wanted], guide))
+        predicted = progress.count(_read_maps([(name, maps[name], paired[name]) for name in wanted], guide))
         return list(scoring.score_predictions(predicted, guide.class_names, guide.regions, tolerance_mm=guide.tolerance_mm))
 
 
-def _name_case(stem: str) -> str:
-    """Names the case of a label map's file: `a` for `a_prediction` and `a_seg`."""
-    stem = next((stem.removesuffix(ending) for ending in OUTPUTS if stem.endswith(ending)), stem)
-    return LABEL_ENDING.sub("", stem) or stem
+def _index_cases(folder: Path) -> dict[str, Path]:
+    """Maps each case to its label map in a folder: `a` to `a.nii.gz`, to `a_prediction.nii.gz` or to `a_seg.nii.gz`.
+
+    Raises:
+        ValueError: If two files belong to one case.
+    """
+    prediction, *others = OUTPUTS
+    found: dict[str, Path] = {}
+    for stem, path in index_images(folder).items():
+        if stem.endswith(tuple(others)):
+            continue
+        name = LABEL_ENDING.sub("", stem.removesuffix(prediction)) or stem
+        other = found.setdefault(name, path)
+        if other is not path:
+            raise ValueError(f"Expected one label map of {name} in {folder}. Received: {other.name} and {path.name}. Move one elsewhere.")
+    return found
+
+
+def _pair_references(names: Iterable[str], references: Mapping[str, Path], rule: LabelRule) -> dict[str, Path]:
+    """Finds the references of cases, each by its name or by the name that the data set gives its label; others are left out."""
+    suffixes = sorted({suffix_of(path) for path in references.values()})
+    found = {}
+    for name in names:
+        renamed = [LABEL_ENDING.sub("", stem_of(Path(rule.name_label(name + suffix)))) for suffix in suffixes]
+        if other := next((other for other in (name, *renamed) if other in references), None):
+            found[name] = references[other]
+    return found
 
 
 def _read_maps(files: Sequence[tuple[str, Path, Path]], guide: _Guide) -> Iterator[Predicted]:
