@@ -163,11 +163,6 @@ def _train_nnunet(content: dict, work: Path, output: Path, seconds: float) -> No
     class TimedTrainer(nnUNetTrainer):
         """nnU-Net's trainer with short epochs, whose number follows from the time that the first one took."""
 
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = NNUNET_ITERATIONS, 2
-            self.save_every = 10_000
-
         def on_epoch_start(self):
             super().on_epoch_start()
             self._epoch_start = time.monotonic()
@@ -183,8 +178,10 @@ def _train_nnunet(content: dict, work: Path, output: Path, seconds: float) -> No
             """Leaves the validation out, which costs time and decides nothing here."""
 
     # The trainer's folder is named by its class.
-    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    plans = {**json.loads((preprocessed / "nnUNetPlans.json").read_text()), "continue_training": False}
     trainer = TimedTrainer(plans, configuration, 0, json.loads((preprocessed / "dataset.json").read_text()), device=torch.device("cpu"))
+    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = NNUNET_ITERATIONS, 2
+    trainer.save_every = 10_000
     trainer.run_training()
     patch = trainer.configuration_manager.patch_size
     print(f"nnunet: {trainer.current_epoch * NNUNET_ITERATIONS} iterations of {trainer.batch_size} x {patch}", flush=True)
