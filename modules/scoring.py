@@ -112,8 +112,8 @@ def score_case(
       JMIR 23:e26151, 2021). Each surface voxel counts as one, as in MONAI; the authors' own program weighs them by their area.
 
     Lesions are the objects of a class in a volume: voxels that touch at a face, an edge or a corner. A predicted lesion can be one of the
-    label's from an IoU of 0.1 on. Pairs are made by falling IoU, and no lesion is in two pairs (Maier-Hein et al., Nature Methods
-    21:195, 2024). The others are missed or false.
+    label's from an IoU of 0.1 on. Pairs are made by falling IoU, and no lesion is in two pairs (as panoptica does;
+    Kofler et al., arXiv 2312.02608, 2023). The others are missed or false.
 
     A class absent from both label and prediction has NaN and is left out of means. A class absent from one of the two has overlap 0, and
     its distances are the diagonal of the image. A model that misses an organ must not score better for it. A prediction without lesions
