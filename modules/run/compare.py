@@ -57,9 +57,11 @@ def compare(wanted: Comparison) -> None:
     contestants = check_alike(read_contestants(wanted.paths, wanted.labels, wanted.classes, wanted.tolerance_mm))
     names = [one.name for one in contestants]
     pairs = {key: pair_scores([one.scores for one in contestants], key) for key in PERFECT}
+    cases = len({score.case for score in contestants[0].scores})
+    if not pairs["dice"]:
+        raise ValueError(f"Expected a class in any label or label map. Received: background alone in {cases} test case(s). Compare others.")
     differences = find_differences(names, pairs)
     different = find_different(contestants)
-    cases = len({score.case for score in contestants[0].scores})
     for line in [
         *_format_differences(names, differences, cases),
         *_format_costs(contestants),

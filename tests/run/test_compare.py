@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 
 import pytest
@@ -104,6 +105,8 @@ def test_what_is_refused_in_a_line(pair, tmp_path, capsys):
         (["--runs", tmp_path / "nothing"], f"Expected finished runs in {tmp_path / 'nothing'}. Received: none. Train one, or name"),
     ):
         expect_one_line(capsys, _compare(*argv), message)
+    nothing = [make_run(tmp_path / name, make_scores(dice=math.nan, voxels=0, reference_voxels=0)) for name in ("d", "e")]
+    expect_one_line(capsys, _compare(*nothing), "Expected a class in any label or label map. Received: background alone in 2 test ")
     for flag in ("--labels", "--output"):
         expect_one_line(capsys, train.main([flag, "x"]), f"Expected --compare beside {flag}. Received: {flag} alone. Name the runs")
     assert not (tmp_path / "comparison").exists()
