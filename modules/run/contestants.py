@@ -231,7 +231,8 @@ def _find_guide(runs: Sequence[Contestant], labels: Path, classes: Sequence[str]
             description = read_description(find_bundle(members[0]))
             rule = description["label_rule"]
             values = {int(value): index for value, index in rule["values"].items()}
-            rule = LabelRule(values, tuple(rule["output_values"]), tuple(map(tuple, rule["renames"])), str(run.path))
+            renames = tuple((pattern, replacement) for pattern, replacement in rule["renames"])
+            rule = LabelRule(values, tuple(rule["output_values"]), renames, str(run.path))
             regions = tuple(Region(tuple(region["parts"]), region["painted"]) for region in description["regions"])
             tolerance = run.settings.get("tolerance_mm") or ()
             spatial_dims = description["preprocessing"]["spatial_dims"]
