@@ -70,6 +70,9 @@ def _main(argv: Sequence[str] | None) -> int:
     }
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     made_by |= {} if wanted else {"postprocess": False}
+    scoring.check_tolerance(options.tolerance_mm, bundles[0].class_names)
+    # Scores of another tolerance do not mix with these.
+    made_by |= {"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {}
     batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
     for error in [*found.failures, *unusable]:
         batch.refuse(error)
@@ -102,7 +105,8 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
             settings = progress.options(**chosen, **reports)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
             written = write_predictions(predicted, bundles[0], batch)
-            for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions):
+            tolerance_mm = options.tolerance_mm
+            for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions, tolerance_mm=tolerance_mm):
                 scores.append(score)
     finally:
         departures.summarise()
@@ -114,7 +118,8 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
         if options.labels and scores:
             score_tables.write_scores(table, scores)
     if options.labels:
-        for line in score_tables.format_summary(score_tables.summarise(scores)):
+        intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
+        for line in score_tables.format_scores(score_tables.summarise(scores), intervals):
             log.info("%s", line)
 
 

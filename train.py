@@ -19,6 +19,7 @@ from modules.data.spec import DatasetSpec, choose_target
 from modules.hardware import look_up_hardware
 from modules.run import proof, tracking
 from modules.run.budget import Share, draft_share, fit_to_time, start_clock, start_probe
+from modules.run.compare import compare
 from modules.run.costs import estimate_costs
 from modules.run.crossvalidation import Program, cross_validate, plan_folds
 from modules.run.division import divide, find_labelled
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     utils.start_log()
     request = parse_training(argv, DATASETS)
+    if request.comparison:
+        compare(request.comparison)
+        return
     if request.settings is None:
         for line in describe_choices(DATASETS):
             log.info("%s", line)

@@ -16,6 +16,7 @@ from modules.reports.curves import find_kept_epoch, plot_history
 from modules.reports.folds import draw_folds
 from modules.reports.montage import draw_montage
 from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, PALETTE, difference_map
+from modules.reports.pairs import draw_pairs
 from modules.reports.sheet import Checked, draw_augmentation, draw_cases, draw_checked
 from modules.reports.slices import draw_slice_comparison, draw_slice_overlay
 from modules.reports.volumes import draw_volume_comparison, draw_volume_overlay
@@ -34,6 +35,7 @@ __all__ = [
     "draw_folds",
     "draw_montage",
     "draw_overlay",
+    "draw_pairs",
     "find_kept_epoch",
     "plot_history",
 ]

@@ -43,7 +43,7 @@ def draw_folds(path: Path, folds: Mapping[str, Sequence[Score]], subjects: Mappi
     scores = [score for of_fold in folds.values() for score in of_fold]
     if not scores:
         raise ValueError(f"Expected `folds` with scores. Received: none in {len(folds)} fold(s). Give those of finished runs.")
-    levels = estimate_intervals(scores, subjects)
+    levels = estimate_intervals(scores, subjects, keys=("dice",))
     level = "volume" if "volume" in levels else "slice"
     intervals = {name: value["dice"] for name, value in levels[level].items()}
     if len(intervals) == 2:  # the mean of one class would only repeat it

@@ -15,6 +15,7 @@ from modules.data.spec import DatasetSpec, load_spec
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import EXPORT_PRECISIONS, FORMATS
+from modules.run.compare import Comparison
 from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.init import adopt_settings
@@ -57,6 +58,7 @@ class TrainingRequest:
         parts: Finished runs of folds to merge, by their place in the merged folder.
         places: Settings in `PLACES` that a run to resume or to verify has now, where the user names them.
         devices: Number of devices of each host that share a batch; None for as many as can.
+        comparison: What to compare in the place of a training; None for a training.
         joined: Coordinator, number of hosts, and index of this host, see `modules.devices.start_hosts`.
     """
 
@@ -67,6 +69,7 @@ class TrainingRequest:
     parts: Mapping[str, Path] = field(default_factory=dict)
     places: Mapping[str, Any] = field(default_factory=dict)
     devices: int | None = None
+    comparison: Comparison | None = None
     joined: tuple[str | None, int | None, int | None] = (None, None, None)
 
 
@@ -83,6 +86,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         ValueError: For an unknown flag, value, preset or data set, and for settings that are not those of the run to resume.
     """
     given = vars(_make_parser(datasets).parse_args(argv))
+    if comparison := _take_comparison(given):
+        return TrainingRequest(None, comparison=comparison)
     machines: dict[str, Any] = {
         "devices": given.pop("devices"),
         "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
@@ -133,6 +138,28 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         # The time stands for the epochs of a preset.
         chosen.pop("epochs", None)
     return TrainingRequest(Settings.from_json(own | chosen, "the flags"), plan_only=plan_only, **machines)
+
+
+def _take_comparison(given: dict[str, Any]) -> Comparison | None:
+    """Takes the flags of a comparison out of those that were given; None where nothing is to be compared."""
+    paths, labels, output = (given.pop(name) for name in ("compare", "labels", "output"))
+    if paths is None:
+        if name := next((name for name, value in (("labels", labels), ("output", output)) if value), ""):
+            raise ValueError(f"Expected --compare beside --{name}. Received: --{name} alone. Name the runs to compare.")
+        return None
+    taken = ("runs", "classes", "tolerance_mm")
+    if others := sorted(name for name, value in given.items() if value and name not in taken):
+        allowed, flag = ", ".join(f"--{name.replace('_', '-')}" for name in taken), others[0].replace("_", "-")
+        raise ValueError(f"Expected nothing beside --compare but --labels, --output, {allowed}. Received: --{flag}. Leave it out.")
+    values = Settings.from_json({"dataset": "", **{name: given[name] for name in taken if given.get(name)}}, "the flags")
+    return Comparison(
+        tuple(map(Path, paths)),
+        Path(labels) if labels else None,
+        Path(output) if output else Comparison.output,
+        Path(values.runs),
+        values.classes,
+        values.tolerance_mm,
+    )
 
 
 def _merge(runs: Sequence[str], given: Mapping[str, Any], datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
@@ -211,6 +238,11 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     parser.add_argument(
         "--merge", nargs="+", metavar="RUN", help="finished runs of single folds, to score and combine as one cross-validation"
     )
+    parser.add_argument(
+        "--compare", nargs="*", metavar="RUN", help="compare runs, or folders of label maps, on the same test cases; none: list all runs"
+    )
+    parser.add_argument("--labels", metavar="DIR", help="with --compare: folder of the references of label maps")
+    parser.add_argument("--output", metavar="DIR", help=f"with --compare: where to write (default {Comparison.output})")
     parser.add_argument("--devices", type=int, metavar="INT", help="GPUs of each host that share a batch (default: as many as can)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0, to train on several hosts (JAX; Slurm needs none of these)")
     parser.add_argument("--hosts", type=int, metavar="INT", help="how many hosts train together")
@@ -300,6 +332,14 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
+    parser.add_argument(
+        "--tolerance-mm",
+        type=float,
+        nargs="+",
+        default=(),
+        metavar="MM",
+        help="with --labels: distance that the normalised surface Dice tolerates: one, or one a class (default the size of a voxel)",
+    )
     parser.add_argument("--series", default="", metavar="ID", help="DICOM series to predict: its UID, number, or description or part of it")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
     parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
@@ -318,6 +358,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "mirror",
             "no_postprocess",
             "labels",
+            "tolerance_mm",
             "series",
             "ignore_geometry",
             "overwrite",
@@ -335,6 +376,10 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError(f"Expected --export openvino beside --precision {options.precision}. Received: a prediction. Export it first.")
     if options.ignore_geometry and not options.labels:
         raise ValueError("Expected --labels beside --ignore-geometry. Received: none, and only labels are compared. Name their folder.")
+    if options.tolerance_mm and not options.labels:
+        raise ValueError("Expected --labels beside --tolerance-mm. Received: none, and nothing is scored. Name their folder.")
+    if options.tolerance_mm and not min(options.tolerance_mm) > 0:
+        raise ValueError(f"Expected --tolerance-mm above 0. Received: {min(options.tolerance_mm):g}. Give mm.")
     if not 0 <= options.overlap < 1:
         raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
     return options

@@ -241,12 +241,12 @@ def _validate(bundle: ModelBundle, cases: Sequence[Case], *, tally: bool, postpr
         for item in predicted:
             if tally:
                 tallied.extend(tally_cases([item], len(bundle.class_names)))
-            # Without an affine no distances are measured. These take most of the time of scoring, and decide nothing here.
-            yield item._replace(image=replace(item.image, affine=None))
+            yield item
 
     with PredictionProgress(len(cases), f"validating in {bundle.computed_in}") as progress:
         predicted = progress.count(predict_cases([bundle], cases, progress.options(postprocess=postprocess)))
-        scores = list(score_predictions(pass_on(predicted), bundle.class_names, bundle.regions))
+        # Distances and lesions take most of the time of scoring, and decide nothing here.
+        scores = list(score_predictions(pass_on(predicted), bundle.class_names, bundle.regions, overlaps_only=True))
     judged = {score.class_name for score in scores if score.reference_voxels}
     dice = {
         level: {name: means["dice"] for name, means in classes.items() if name in judged} for level, classes in summarise(scores).items()
