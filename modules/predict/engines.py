@@ -110,8 +110,8 @@ class OpenVinoModel:
         output_shape: `(None, *P, K)`, or 1 in place of K for a binary task.
     """
 
-    def __init__(self, folder: Path, precision: str = "float32") -> None:
-        """Reads and compiles `OPENVINO_FILES` in `folder`, to compute in "float32" or "bfloat16".
+    def __init__(self, folder: Path, precision: str = "float32", threads: int = 0) -> None:
+        """Reads and compiles `OPENVINO_FILES` in `folder`, to compute in "float32" or "bfloat16", with all cores or so many threads.
 
         Raises:
             ValueError: If OpenVINO is not installed, or cannot read or compile them.
@@ -120,7 +120,9 @@ class OpenVinoModel:
         try:
             openvino = import_openvino()
             # Without the first hint some CPUs would compute in bfloat16 unasked.
-            settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            if threads:
+                settings["INFERENCE_NUM_THREADS"] = threads
             self._compiled = openvino.Core().compile_model(path, "CPU", settings)
             self.input_shape, self.output_shape = (
                 tuple(None if size.is_dynamic else size.get_length() for size in end.get_partial_shape())
@@ -143,17 +145,24 @@ class OpenVinoModel:
             ) from error
 
 
-def load_model(engine: str, folder: Path, name: str, precision: str = "float32"):
+def load_model(engine: str, folder: Path, name: str, precision: str = "float32", threads: int = 0):
     """Loads the model of a bundle: a `keras.Model` from the file `name`, or an `OpenVinoModel`. It runs no code from a file.
 
-    A `keras.Model` computes in the precision of its weights. `precision` is that of an `OpenVinoModel`.
+    A `keras.Model` computes in the precision of its weights. `precision` is that of an `OpenVinoModel`. `threads` bounds those of the
+    engine on a CPU, and those of OpenCV, which reads and turns images; 0 leaves them as they are.
 
     Raises:
         ValueError: If the file holds no model, or one that carries code; it is named.
     """
+    if threads:
+        import cv2
+
+        cv2.setNumThreads(threads)
     if engine == "openvino":
-        return OpenVinoModel(folder, precision)
+        return OpenVinoModel(folder, precision, threads)
     devices.import_keras()
+    if threads:
+        devices.limit_threads(threads)
     import keras
 
     try:
