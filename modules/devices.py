@@ -76,22 +76,6 @@ def import_keras() -> None:
             log.warning("TensorFlow was in use before: this run may not be repeatable bit for bit")
 
 
-def limit_threads(number: int) -> None:
-    """Limits the threads that an operation of the backend uses on a CPU. Keras must be imported, and nothing computed yet."""
-    backend = name_backend()
-    if backend == "torch":
-        import_torch().set_num_threads(number)
-        return
-    import tensorflow as tf
-
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(number)
-    except RuntimeError:
-        log.warning("TensorFlow was in use before: it keeps its number of threads")
-    if backend == "jax":
-        log.warning("JAX has no such setting: it uses all cores; start the command with `taskset` to bound them")
-
-
 def _restore_home(home: str) -> None:
     """Gives Keras the folder that it downloads weights to, after an import without one; "" for the folder of its own choice."""
     del os.environ["KERAS_HOME"]

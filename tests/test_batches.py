@@ -63,7 +63,7 @@ def test_three_damaged_scans_of_fifty_and_shards_that_equal_the_whole(command, t
     assert [sum(line["status"] == status for line in log) for status in ("done", "failed", "skipped")] == [47, 3, 0]
     first = log[0]
     assert first.keys() == {"case", "status", "seconds", "peak_bytes", "error", "files"}
-    files = {kind: str(tmp_path / "out" / f"case_000_{name}") for kind, name in (("prediction", "prediction.nii"), ("overlay", "overlay.png"))}
+    files = {kind: str(tmp_path / "out" / f"case_000_{kind}{suffix}") for kind, suffix in (("prediction", ".nii"), ("overlay", ".png"))}
     assert (first["case"], first["error"], first["files"]) == ("case_000", None, files)
     assert first["seconds"] >= 0
     assert first["peak_bytes"] > 2**20
@@ -203,7 +203,7 @@ def test_an_interrupted_batch_is_completed_by_the_same_command(command, tmp_path
         (("--batch-size", "-1"), "Expected `batch_size` above 0. Received: -1."),
         (("--max-memory", "nan"), "Expected `max_memory` above 0. Received: nan."),
         (("--log-json", "."), "Expected a file that can be written for `--log-json`. Received: . (Is a directory). Name another."),
-        (("--max-memory", "0.001"), "Expected `--max-memory` of 0."),
+        (("--max-memory", "0.001"), "GiB or more, which the program takes with one window of 4x4x4. Received: 0.001 GiB. Give more"),
     ],
 )
 def test_what_cannot_be_is_one_line(command, tmp_path, capsys, flags, message):

@@ -33,9 +33,7 @@ class Batch:
         errors: The errors so far, of cases and of paths.
     """
 
-    def __init__(
-        self, output: Path, made_by: Mapping[str, Any], *, probabilities: bool = False, case_log: CaseLog | None = None
-    ) -> None:
+    def __init__(self, output: Path, made_by: Mapping[str, Any], *, probabilities: bool = False, case_log: CaseLog | None = None) -> None:
         """Reads the record of earlier calls.
 
         Args:

@@ -44,21 +44,20 @@ class CaseLog:
 
     def tell_done(self, name: str, files: Mapping[str, Path]) -> None:
         """Tells that a case was predicted, and its files by kind."""
-        seconds, peak_bytes = self._measure()
+        seconds, peak_bytes = measured = self._measure()
         self._number += 1
         log.info("%d/%d %s: %.1f s, %.1f GiB", self._number, self._total, name, seconds, peak_bytes / 2**30)
-        self._write(name, "done", seconds, peak_bytes, files=files)
+        self._write(name, "done", measured, None, files)
 
     def tell_failed(self, name: str | None, error: str) -> None:
         """Tells of the error of a case, or, where `name` is None, of a path that gives no case."""
-        seconds, peak_bytes = self._measure()
         self._number += 1
         log.error("failed: %s", error)
-        self._write(name, "failed", seconds, peak_bytes, error)
+        self._write(name, "failed", self._measure(), error, {})
 
     def tell_skipped(self, name: str, files: Mapping[str, Path]) -> None:
         """Tells that a case's files are there already."""
-        self._write(name, "skipped", 0.0, 0, files=files)
+        self._write(name, "skipped", (0.0, 0), None, files)
 
     def _measure(self) -> tuple[float, int]:
         """Returns the seconds and the peak of memory since the last call."""
@@ -67,15 +66,13 @@ class CaseLog:
         reset_peak()
         return self._began - before, peak_bytes
 
-    def _write(
-        self, name: str | None, status: str, seconds: float, peak_bytes: int, error: str | None = None, files: Mapping[str, Path] | None = None
-    ) -> None:
+    def _write(self, name: str | None, status: str, measured: tuple[float, int], error: str | None, files: Mapping[str, Path]) -> None:
         if self._path is None:
             return
-        record = {"case": name, "status": status, "seconds": round(seconds, 3), "peak_bytes": peak_bytes, "error": error}
+        record = {"case": name, "status": status, "seconds": round(measured[0], 3), "peak_bytes": measured[1], "error": error}
         try:
-            append_line(self._path, json.dumps(record | {"files": {kind: str(path) for kind, path in (files or {}).items()}}))
+            append_line(self._path, json.dumps(record | {"files": {kind: str(path) for kind, path in files.items()}}))
         except OSError as failure:
             # The label maps are worth more than their log.
-            log.warning("%s It gets no more lines.", failure)
+            log.warning("%s The log gets no more lines.", failure)
             self._path = None

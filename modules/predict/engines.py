@@ -154,15 +154,12 @@ def load_model(engine: str, folder: Path, name: str, precision: str = "float32",
     Raises:
         ValueError: If the file holds no model, or one that carries code; it is named.
     """
-    if threads:
-        import cv2
-
-        cv2.setNumThreads(threads)
     if engine == "openvino":
+        _limit_opencv(threads)
         return OpenVinoModel(folder, precision, threads)
     devices.import_keras()
-    if threads:
-        devices.limit_threads(threads)
+    _limit_opencv(threads)
+    _limit_backend(threads)
     import keras
 
     try:
@@ -176,6 +173,31 @@ def load_model(engine: str, folder: Path, name: str, precision: str = "float32",
         if hardware.is_lack_of_memory(error):
             raise
         raise ValueError(f"Expected a Keras model in {folder / name}. Received: {to_line(error, 400)}. Train or copy it again.") from error
+
+
+def _limit_opencv(threads: int) -> None:
+    if threads:
+        import cv2
+
+        cv2.setNumThreads(threads)
+
+
+def _limit_backend(threads: int) -> None:
+    """Limits the threads of an operation of Keras's backend, before the first of them."""
+    backend = devices.name_backend()
+    if not threads:
+        return
+    if backend == "torch":
+        devices.import_torch().set_num_threads(threads)
+    elif backend == "jax":
+        log.warning("--threads bounds OpenCV alone: JAX has no such setting. Start the command with `taskset` to bound its cores")
+    else:
+        import tensorflow as tf
+
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        except RuntimeError:
+            log.warning("--threads comes too late: TensorFlow was in use before")
 
 
 def _compute_in_weight_precision(model) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,15 @@ from modules.predict.bundle import ModelBundle
 from modules.predict.windows import Tiling
 
 GIB = 1 << 30
+# Libraries that are loaded after the choices, to write files, draw pictures and score, and what these steps take for a usual scan.
+RESERVE = 160 << 20
+
+
+class WindowCost(NamedTuple):
+    """The bytes that a model takes while it predicts: for a batch of one window, and for each further window."""
+
+    first: int
+    more: int
 
 
 class MemoryLimit:
@@ -35,10 +45,11 @@ class MemoryLimit:
         Raises:
             ValueError: If a model does not fit with a single window.
         """
-        self._limit = int(limit_gib * GIB)
+        self._limit = int(limit_gib * GIB) - RESERVE
+        self._given = f"{limit_gib:g} GiB"
         self._bundles = bundles
         self._disk = disk
-        self._window_bytes = [self._measure_window(bundle, most) for bundle, most in zip(bundles, batch_sizes, strict=True)]
+        self._costs = [self._measure_windows(bundle, most) for bundle, most in zip(bundles, batch_sizes, strict=True)]
 
     def admits(self, case: Case, *, alone: bool) -> bool:
         """Tells whether a case can be read beside what memory holds now.
@@ -51,8 +62,8 @@ class MemoryLimit:
         if needed <= self._limit or not alone:
             return needed <= self._limit
         raise ValueError(
-            f"Expected a scan that can be read within `--max-memory` {self._limit / GIB:g} GiB. Received: {'x'.join(map(str, shape))} "
-            f"voxels in {case.image_paths[0]}, for about {needed / GIB:.1f} GiB with the program. Give more, or resample the scan."
+            f"Expected a scan that can be read within `--max-memory` {self._given}. Received: {'x'.join(map(str, shape))} voxels in "
+            f"{case.image_paths[0]}, for about {_format_gib(needed)} with the program. Give more, or resample the scan."
         )
 
     def fit(self, tilings: Sequence[Sequence[Tiling]], kept_bytes: int) -> list[tuple[int, Path | None]]:
@@ -72,34 +83,40 @@ class MemoryLimit:
         planes = sum(8 * max(4 * math.prod(tiling.shape[1:]) * tiling.num_classes for tiling in own) for own in tilings)
         room = self._limit - read_memory() - kept_bytes - planes
         slabs = [max(tiling.slab_bytes for tiling in own) for own in tilings]
-        shared = share_room(room, slabs, self._window_bytes, [own[0].batch_size for own in tilings])
+        shared = share_room(room, slabs, self._costs, [own[0].batch_size for own in tilings])
         if shared is None:
-            raise MemoryError(f"{max(room, 0) / GIB:.1f} of `--max-memory` {self._limit / GIB:g} GiB left beside the scan")
+            raise MemoryError(f"too little left of `--max-memory` {self._given} beside the scan for one window")
         return [(batch_size, self._disk if on_disk else None) for batch_size, on_disk in shared]
 
-    def _measure_window(self, bundle: ModelBundle, most: int) -> int:
-        """Returns the bytes that each window of a batch takes, from two batches of different size."""
-        windows = np.zeros((1, *bundle.window.shape, len(bundle.channels)), np.float32)
+    def _measure_windows(self, bundle: ModelBundle, most: int) -> WindowCost:
+        """Measures what batches of up to `most` windows take, besides what the model keeps from one batch to the next."""
+        window = np.zeros((1, *bundle.window.shape, len(bundle.channels)), np.float32)
         # Flips and weights make two copies of the output.
         copies = 8 * math.prod(bundle.window.shape) * bundle.num_maps
-        least = windows.nbytes + copies
+        least = window.nbytes + copies
         before = read_memory()
         self._check(before + least, bundle)
-        one = _find_peak(bundle, windows)
-        self._check(one, bundle)
-        # The larger the second batch, the less it matters what the first call takes once and for all. It must fit itself.
-        number = min(most, int((self._limit - before) // max(one - before, least)))
-        measured = one - before
+        # The first call also makes what is kept.
+        peak = _find_peak(bundle, window)
+        self._check(peak, bundle)
+        kept, more = read_memory(), peak - before
+        first = _find_peak(bundle, window) - kept
+        number = min(most, int((self._limit - kept) // max(more, least)))
         if number > 1:
-            measured = (_find_peak(bundle, np.repeat(windows, number, axis=0)) - one) // (number - 1)
-        return max(least, measured + copies)
+            more = (_find_peak(bundle, np.repeat(window, number, axis=0)) - kept - first) // (number - 1)
+        return WindowCost(max(first + copies, least), max(more + copies, least))
 
     def _check(self, needed: int, bundle: ModelBundle) -> None:
         if needed > self._limit:
             raise ValueError(
-                f"Expected `--max-memory` of {math.ceil(10 * needed / GIB) / 10:.1f} GiB or more, which the program takes with one window of "
-                f"{bundle.window}. Received: {self._limit / GIB:g} GiB. Give more, or a model with smaller windows."
+                f"Expected `--max-memory` of {_format_gib(needed)} or more, which the program takes with one window of {bundle.window}. "
+                f"Received: {self._given}. Give more, or a model with smaller windows."
             )
+
+
+def _format_gib(needed: int) -> str:
+    """Returns the limit that would hold so many bytes, rounded up."""
+    return f"{math.ceil(10 * (needed + RESERVE) / GIB) / 10:.1f} GiB"
 
 
 def _find_peak(bundle: ModelBundle, windows: np.ndarray) -> int:
@@ -132,13 +149,13 @@ def estimate_reading(case: Case, bundles: Sequence[ModelBundle]) -> tuple[tuple[
     return volume.array.shape[:-1], total + 4 * channels * voxels * (len(bundles) - 1)
 
 
-def share_room(room: int, slabs: Sequence[int], windows: Sequence[int], batch_sizes: Sequence[int]) -> list[tuple[int, bool]] | None:
+def share_room(room: int, slabs: Sequence[int], costs: Sequence[WindowCost], batch_sizes: Sequence[int]) -> list[tuple[int, bool]] | None:
     """Shares memory among models: smaller batches come first, and then slabs on disk, which take longer.
 
     Args:
         room: Bytes that are left.
         slabs: Bytes of each model's slab.
-        windows: Bytes that each model takes for a window of a batch.
+        costs: Bytes that each model takes for the windows of a batch.
         batch_sizes: The largest batch of each model.
 
     Returns:
@@ -146,9 +163,13 @@ def share_room(room: int, slabs: Sequence[int], windows: Sequence[int], batch_si
     """
     chosen, on_disk = list(batch_sizes), [False] * len(slabs)
     models = range(len(slabs))
-    while sum(chosen[i] * windows[i] + (0 if on_disk[i] else slabs[i]) for i in models) > room:
+
+    def take(i: int) -> int:
+        return costs[i].first + costs[i].more * (chosen[i] - 1)
+
+    while sum(take(i) + (0 if on_disk[i] else slabs[i]) for i in models) > room:
         if max(chosen) > 1:
-            largest = max((i for i in models if chosen[i] > 1), key=lambda i: chosen[i] * windows[i])
+            largest = max((i for i in models if chosen[i] > 1), key=take)
             chosen[largest] = (chosen[largest] + 1) // 2
         elif not all(on_disk):
             on_disk[max((i for i in models if not on_disk[i]), key=lambda i: slabs[i])] = True
