@@ -19,7 +19,7 @@ from modules.predict.bundle import ModelBundle
 from modules.predict.windows import Tiling
 
 GIB = 1 << 30
-# Libraries that are loaded after the choices, to write files, draw pictures and score, and what these steps take for a usual scan.
+# Libraries that are loaded with the first scan, to write files, draw pictures and score, and what these steps take for a usual scan.
 RESERVE = 160 << 20
 
 
@@ -45,11 +45,12 @@ class MemoryLimit:
         Raises:
             ValueError: If a model does not fit with a single window.
         """
-        self._limit = int(limit_gib * GIB) - RESERVE
+        self._bytes, self._reserve = int(limit_gib * GIB), RESERVE
         self._given = f"{limit_gib:g} GiB"
         self._bundles = bundles
         self._disk = disk
         self._costs = [self._measure_windows(bundle, most) for bundle, most in zip(bundles, batch_sizes, strict=True)]
+        self._kept = read_memory()
 
     def admits(self, case: Case, *, alone: bool) -> bool:
         """Tells whether a case can be read beside what memory holds now.
@@ -58,12 +59,16 @@ class MemoryLimit:
             ValueError: If it cannot, and no other case is in memory, naming its file.
         """
         shape, needed = estimate_reading(case, self._bundles)
-        needed += read_memory()
+        taken = read_memory()
+        if alone:
+            # What has been taken since the start, and is no scan, are libraries that the reserve was for.
+            self._reserve = max(0, RESERVE - max(0, taken - self._kept))
+        needed += taken
         if needed <= self._limit or not alone:
             return needed <= self._limit
         raise ValueError(
             f"Expected a scan that can be read within `--max-memory` {self._given}. Received: {'x'.join(map(str, shape))} voxels in "
-            f"{case.image_paths[0]}, for about {_format_gib(needed)} with the program. Give more, or resample the scan."
+            f"{case.image_paths[0]}, for about {self._format(needed)} with the program. Give more, or resample the scan."
         )
 
     def fit(self, tilings: Sequence[Sequence[Tiling]], kept_bytes: int) -> list[tuple[int, Path | None]]:
@@ -88,6 +93,14 @@ class MemoryLimit:
             raise MemoryError(f"too little left of `--max-memory` {self._given} beside the scan for one window")
         return [(batch_size, self._disk if on_disk else None) for batch_size, on_disk in shared]
 
+    @property
+    def _limit(self) -> int:
+        return self._bytes - self._reserve
+
+    def _format(self, needed: int) -> str:
+        """Formats the limit that would hold so many bytes, rounded up."""
+        return f"{math.ceil(10 * (needed + self._reserve) / GIB) / 10:.1f} GiB"
+
     def _measure_windows(self, bundle: ModelBundle, most: int) -> WindowCost:
         """Measures what batches of up to `most` windows take, besides what the model keeps from one batch to the next."""
         window = np.zeros((1, *bundle.window.shape, len(bundle.channels)), np.float32)
@@ -109,14 +122,9 @@ class MemoryLimit:
     def _check(self, needed: int, bundle: ModelBundle) -> None:
         if needed > self._limit:
             raise ValueError(
-                f"Expected `--max-memory` of {_format_gib(needed)} or more, which the program takes with one window of {bundle.window}. "
+                f"Expected `--max-memory` of {self._format(needed)} or more, which the program takes with one window of {bundle.window}. "
                 f"Received: {self._given}. Give more, or a model with smaller windows."
             )
-
-
-def _format_gib(needed: int) -> str:
-    """Returns the limit that would hold so many bytes, rounded up."""
-    return f"{math.ceil(10 * (needed + RESERVE) / GIB) / 10:.1f} GiB"
 
 
 def _find_peak(bundle: ModelBundle, windows: np.ndarray) -> int:

@@ -94,6 +94,22 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_predicted(machi
         MemoryLimit(0.5, [_make_bundle()], [8], tmp_path)
 
 
+def test_libraries_that_are_loaded_later_are_counted_once(machine, monkeypatch, tmp_path):
+    case = _write_case(tmp_path, "a", (8, 8, 8))
+    monkeypatch.setattr(memory, "RESERVE", 100 * MIB)
+    # 1.2 GiB are taken, and 100 MiB set aside.
+    limit = MemoryLimit(1.5, [_make_bundle()], [1], tmp_path)
+    assert limit.admits(case, alone=True)
+    for loaded, fits in ((80, True), (300, True), (320, False)):
+        monkeypatch.setattr(memory, "read_memory", lambda loaded=loaded: GIB + (200 + loaded) * MIB)
+        assert limit.admits(case, alone=False) == (loaded <= 200)
+        if fits:
+            assert limit.admits(case, alone=True)
+        else:
+            with pytest.raises(ValueError, match=r"within `--max-memory` 1.5 GiB. Received: 8x8x8 voxels in .*, for about 1.6 GiB with"):
+                limit.admits(case, alone=True)
+
+
 def _write_case(folder, name, shape, bright=1):
     array = np.zeros(shape, np.int16)
     array[1:-1] = bright
