@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.data.files import TEMPORARY
 from modules.data.patches import make_gaussian
 
 # The voxels that are predicted together. A GPU is busy only with many. A CPU is as fast with few, and memory holds the maps of all of them.
@@ -172,7 +173,7 @@ def _make_slab(shape: tuple[int, ...], folder: Path | None) -> tuple[np.ndarray,
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The file has no name, so nothing is left of it however the process ends. The map keeps it alive.
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=folder, prefix=TEMPORARY) as file:
             file.truncate(size)
             if hasattr(os, "posix_fallocate"):
                 # On a full disk the system would otherwise kill the process in the middle of its work.
