@@ -1,7 +1,8 @@
 """Predicts label maps for scans, each on its own grid: `python predict.py image.nii.gz`.
 
 The model knows its preprocessing and classes. Without `--model` the run that finished last gives the model. A file that cannot be
-predicted does not end the others; the exit status is then 3. `--export` writes a run's model for other programs instead.
+predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls.
+`--export` writes a run's model for other programs instead.
 """
 
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 import utils
 from dataset import DATASETS
 from modules import score_tables, scoring
@@ -17,17 +20,20 @@ from modules.data.case import Case, Predicted
 from modules.data.formats import write_label_like, write_probabilities_like
 from modules.data.inventory import describe_ignored
 from modules.data.regions import name_shown, to_shown
-from modules.predict.batch import Batch, find_incomplete
+from modules.predict.batch import Batch
 from modules.predict.bundle import ModelBundle, identify
-from modules.predict.cases import PredictionOptions, predict_cases
+from modules.predict.case_log import CaseLog
+from modules.predict.cases import PredictionOptions, choose_batch_size, predict_cases
 from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.memory import MemoryLimit
 from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
 from modules.run.flags import parse_prediction
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
+from modules.run.shared_scores import add_scores, list_scored
 from utils import log
 
 SOME_FAILED = 3
@@ -48,12 +54,13 @@ def _main(argv: Sequence[str] | None) -> int:
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series)
     if not found.images:
         raise found.failures[0]
-    bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision)) for run in runs]
+    bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision, options.threads)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     if options.ignore_geometry:
         cases = [replace(case, ignore_geometry=True) for case in cases]
     names = [f"{run} ({bundle.engine}, {bundle.computed_in})" for run, bundle in zip(runs, bundles, strict=True)]
-    log.info("%d case(s), model %s: %s", len(cases), ", ".join(names), ", ".join(bundles[0].class_names))
+    part = f", of which shard {options.shard} has {len(options.shard.choose(cases))}" if options.shard.number > 1 else ""
+    log.info("%d case(s)%s, model %s: %s", len(cases), part, ", ".join(names), ", ".join(bundles[0].class_names))
     for remark in [*found.remarks, *describe_ignored(cases)]:
         log.info("%s", remark)
     if options.overlap != PredictionOptions.overlap and all(bundle.preprocessing.resize for bundle in bundles):
@@ -73,8 +80,9 @@ def _main(argv: Sequence[str] | None) -> int:
     scoring.check_tolerance(options.tolerance_mm, bundles[0].class_names)
     # Scores of another tolerance do not mix with these.
     made_by |= {"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {}
-    batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
-    for error in [*found.failures, *unusable]:
+    case_log = CaseLog(Path(options.log_json) if options.log_json else None)
+    batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities, case_log=case_log)
+    for error in [*found.failures, *unusable] if options.shard.leads else []:
         batch.refuse(error)
     predict(bundles, cases, batch, options)
     log.info("%s", batch.describe())
@@ -93,16 +101,18 @@ def _name_labels(bundle: ModelBundle) -> ModelBundle:
 
 
 def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch, options: Namespace) -> None:
-    """Predicts the cases that are not there yet, and writes the scores of all that are, if `options.labels` asks for them."""
-    table = batch.output / "scores.csv"
-    earlier = score_tables.read_scores(table) if options.labels and table.is_file() and not options.overwrite else []
-    batch.add(cases, [score.case for score in earlier] if options.labels else None, overwrite=options.overwrite)
-    scores, departures = [], Departures(bundles)
+    """Predicts those cases of this shard that are not there yet, and adds their scores if `options.labels` asks for them."""
+    scored = list_scored(batch.output, overwrite=options.overwrite) if options.labels else None
+    batch.add(options.shard.choose(cases), scored, overwrite=options.overwrite)
+    scores, departures, memory = [], Departures(bundles), None
+    if options.max_memory and batch.todo:
+        sizes = [options.batch_size or choose_batch_size(bundle.window.deep, bundle.engine) for bundle in bundles]
+        memory = MemoryLimit(options.max_memory, bundles, sizes, batch.output)
     try:
         with PredictionProgress(len(batch.todo), "predicting") as progress:
             reports = {"on_failure": batch.fail, "on_image": departures.check}
             chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
-            settings = progress.options(**chosen, **reports)
+            settings = progress.options(**chosen, **reports, batch_size=options.batch_size, memory=memory)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
             written = write_predictions(predicted, bundles[0], batch)
             tolerance_mm = options.tolerance_mm
@@ -110,13 +120,7 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
                 scores.append(score)
     finally:
         departures.summarise()
-        # An interrupted call keeps the scores of the label maps that it leaves.
-        kept = {name for case in batch.skipped for name in (case.case_id, case.volume_id)}
-        scores = [score for score in earlier if score.case in kept] + scores
-        incomplete = find_incomplete([*batch.failed, *(case for case in cases if case.label_path is None)])
-        scores = score_tables.sort_by_case([score for score in scores if score.case not in incomplete], cases)
-        if options.labels and scores:
-            score_tables.write_scores(table, scores)
+        scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
     if options.labels:
         intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
         for line in score_tables.format_scores(score_tables.summarise(scores), intervals):
@@ -142,7 +146,7 @@ def export(options: Namespace) -> None:
 
 
 def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, batch: Batch) -> Iterator[Predicted]:
-    """Writes label map, overlay and kept probabilities of each case, and passes on the case unless that fails."""
+    """Writes the files of each case, and passes on, unless that fails, what its scores need."""
     for item in predicted:
         try:
             batch.begin(item.case)
@@ -151,7 +155,12 @@ def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, batch
         except (ValueError, OSError, MemoryError) as error:
             batch.fail(item.case, error)
         else:
+            # Of the image they need the place of its voxels, so the voxels themselves can go.
+            voxels = np.broadcast_to(np.float32(0), item.image.array.shape)
+            item = item._replace(image=replace(item.image, array=voxels), probabilities=None)
             yield item
+            batch.tell_done(item.case)
+        del item
 
 
 def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, Path]) -> None:

@@ -1,5 +1,6 @@
-"""Names of image files, hashes that tell files apart, and writing that never leaves half a file."""
+"""Names of image files, hashes that tell files apart, locks, and writing that never leaves half a file."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -9,6 +10,11 @@ import unicodedata
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl, so nothing keeps two processes apart there.
+    fcntl = None
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 FREESURFER_SUFFIXES = (".mgz", ".mgh")
@@ -174,6 +180,46 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold(path: Path, *, wait: bool = True) -> Generator[bool, None, None]:
+    """Locks a file or folder for the duration of the block; yields whether that went well. The lock ends with the process."""
+    with contextlib.ExitStack() as stack:
+        held = fcntl is not None
+        try:
+            if fcntl is not None:
+                lock = os.open(path, os.O_RDONLY)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            # Another process has it, the file system knows no locks, or nobody may read the folder.
+            held = False
+        yield held
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line of text to a file that other processes may append to as well, so that each line stays whole.
+
+    A line that a killed process left half written is ended first; it would spoil this one.
+
+    Raises:
+        OSError: If the line cannot be written to its end, naming `path`.
+    """
+    with name_failure(path):
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # some network file systems know no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            data = f"{line}\n".encode("utf-8", "backslashreplace")
+            with contextlib.suppress(OSError):  # an empty file or a pipe has no last byte
+                os.lseek(file, -1, os.SEEK_END)
+                data = data if os.read(file, 1) == b"\n" else b"\n" + data
+            while data:
+                data = data[os.write(file, data) :]
+        finally:
+            os.close(file)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The flags of train.py, generated from the settings, the presets and the networks' options; and those of predict.py."""
 
 import argparse
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -15,6 +16,7 @@ from modules.data.spec import DatasetSpec, load_spec
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import EXPORT_PRECISIONS, FORMATS
+from modules.predict.shards import parse_shard
 from modules.run.compare import Comparison
 from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
@@ -295,7 +297,12 @@ def _add_flag(parser: Any, name: str, text: str, choices: Sequence[str] | None) 
 
 def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the flags of predict.py; raises ValueError for an unknown flag or value, and for flags that contradict each other."""
-    parser = OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
+    parser = OneLineParser(
+        prog="predict.py",
+        description="Predicts label maps for scans, each on its own grid.",
+        epilog="Exit status: 0 all is there; 2 wrong usage, or nothing was done; 3 some scans failed and the others are there; 130 "
+        "interrupted. The same command again does what is missing.",
+    )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)} or DICOM; for --export the run"
     )
@@ -342,6 +349,13 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--series", default="", metavar="ID", help="DICOM series to predict: its UID, number, or description or part of it")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="predict part I of N, from 0/N, beside calls for the other parts")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine on a CPU (default: as many as cores)")
+    parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="windows computed together (default: by their size)")
+    parser.add_argument(
+        "--max-memory", type=float, default=0.0, metavar="GIB", help="memory of the host to keep within; scans too large for it are refused"
+    )
+    parser.add_argument("--log-json", metavar="FILE", help="append a JSON object for each scan: status, seconds, memory, error, files")
     parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
     parser.add_argument(
@@ -361,6 +375,11 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "tolerance_mm",
             "series",
             "ignore_geometry",
+            "shard",
+            "threads",
+            "batch_size",
+            "max_memory",
+            "log_json",
             "overwrite",
             "probabilities",
         )
@@ -382,4 +401,9 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError(f"Expected --tolerance-mm above 0. Received: {min(options.tolerance_mm):g}. Give mm.")
     if not 0 <= options.overlap < 1:
         raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
+    for name in ("threads", "batch_size", "max_memory"):
+        value = getattr(options, name)
+        if value != parser.get_default(name) and not 0 < value < math.inf:
+            raise ValueError(f"Expected `{name}` above 0. Received: {value}. Leave it out for the default.")
+    options.shard = parse_shard(options.shard)
     return options
