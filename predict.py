@@ -5,6 +5,7 @@ predicted does not end the others; the exit status is then 3. `--export` writes 
 """
 
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,6 @@ import utils
 from dataset import DATASETS
 from modules import score_tables, scoring
 from modules.data.case import Case, Predicted
-from modules.data.formats import write_label_like, write_probabilities_like
 from modules.data.inventory import describe_ignored
 from modules.data.regions import name_shown, to_shown
 from modules.predict.batch import Batch, find_incomplete
@@ -23,8 +23,10 @@ from modules.predict.cases import PredictionOptions, predict_cases
 from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION, export_model
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.outputs import check_packages, part_unfit, write_maps
 from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
+from modules.predict.results import make_result, write_results
 from modules.run.flags import parse_prediction
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
@@ -44,12 +46,14 @@ def _main(argv: Sequence[str] | None) -> int:
     if options.export:
         export(options)
         return 0
+    check_packages(options.format, options.save)
     runs = list_models(Path(run) for run in options.model or [find_newest_run()])
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series)
     if not found.images:
         raise found.failures[0]
     bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
+    cases, unfit = part_unfit(cases, options.format, options.save)
     if options.ignore_geometry:
         cases = [replace(case, ignore_geometry=True) for case in cases]
     names = [f"{run} ({bundle.engine}, {bundle.computed_in})" for run, bundle in zip(runs, bundles, strict=True)]
@@ -66,8 +70,9 @@ def _main(argv: Sequence[str] | None) -> int:
     made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     made_by |= {} if wanted else {"postprocess": False}
-    batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
-    for error in [*found.failures, *unusable]:
+    kinds = {"probabilities": options.probabilities, "label_format": options.format, "save": options.save}
+    batch = Batch(Path(options.output or "predictions"), made_by, **kinds)
+    for error in [*found.failures, *unusable, *unfit]:
         batch.refuse(error)
     predict(bundles, cases, batch, options)
     log.info("%s", batch.describe())
@@ -97,7 +102,7 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
             chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
             settings = progress.options(**chosen, **reports)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
-            written = write_predictions(predicted, bundles[0], batch)
+            written = write_predictions(predicted, bundles, batch)
             for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions):
                 scores.append(score)
     finally:
@@ -109,6 +114,7 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
         scores = score_tables.sort_by_case([score for score in scores if score.case not in incomplete], cases)
         if options.labels and scores:
             score_tables.write_scores(table, scores)
+        write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0])
     if options.labels:
         for line in score_tables.format_summary(score_tables.summarise(scores)):
             log.info("%s", line)
@@ -129,29 +135,30 @@ def export(options: Namespace) -> None:
     log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))
 
 
-def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, batch: Batch) -> Iterator[Predicted]:
-    """Writes label map, overlay and kept probabilities of each case, and passes on the case unless that fails."""
+def write_predictions(predicted: Iterable[Predicted], bundles: Sequence[ModelBundle], batch: Batch) -> Iterator[Predicted]:
+    """Writes the files of each case with what was found in it, and passes on the case unless that fails."""
+    begun = time.perf_counter()
     for item in predicted:
         try:
             batch.begin(item.case)
-            write_prediction(item, bundle, batch.list_outputs(item.case))
-            batch.finish(item.case)
+            write_prediction(item, bundles[0], batch.list_outputs(item.case))
+            batch.finish(item.case, make_result(item, bundles, time.perf_counter() - begun))
         except (ValueError, OSError, MemoryError) as error:
             batch.fail(item.case, error)
         else:
             yield item
+        begun = time.perf_counter()
 
 
 def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, Path]) -> None:
-    """Writes label map, overlay and kept probabilities of one case into `files`, given by kind."""
+    """Writes label map, overlay and other wanted files of one case into `files`, given by kind."""
     from modules import reports
 
-    image, source = item.image, item.case.image_paths[0]
-    write_label_like(files["prediction"], bundle.label_rule.to_file_values(item.prediction), source, image.affine)
-    maps = (image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
-    reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
-    if item.probabilities is not None:
-        write_probabilities_like(files["probabilities"], item.probabilities, source, image.affine)
+    spec = DATASETS.get(bundle.label_rule.source)
+    write_maps(item, bundle, files, spec.codes if spec else {})
+    maps = (item.image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
+    place = {"spacing_mm": item.image.spacing_mm, "affine": item.image.affine}
+    reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, **place)
 
 
 if __name__ == "__main__":
