@@ -77,7 +77,7 @@ def to_note(rows: Sequence[ClassRow]) -> str:
 def write_class_files(folder: Path, rows: Sequence[ClassRow]) -> None:
     """Writes a label description of ITK-SNAP and a colour table of 3D Slicer. A warning says where other classes stood there before."""
     snap, slicer = [_ITK_SNAP_HEAD], ["# Color table file of 3D Slicer: value, name, red, green, blue, opacity\n", "0 background 0 0 0 0\n"]
-    snap.append('    0     0    0    0        0  0  0    "Clear Label"\n')
+    snap.append('    0     0    0    0        0  0  0    "background"\n')
     for row in rows:
         red, green, blue = row.rgb
         name = " ".join(row.name.replace('"', "'").split())

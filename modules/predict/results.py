@@ -48,8 +48,8 @@ def measure_classes(
     for name, parts in zip(class_names[1:], list_parts(class_names, regions), strict=True):
         found = find_objects(np.isin(prediction, parts)).voxels
         voxels = int(found.sum())
-        # Nine digits are more than any header's, and leave out the noise of float32.
-        ml = float(f"{voxels * voxel_ml:.9g}") if known else None
+        # Seven digits are all that a header in float32 is worth.
+        ml = float(f"{voxels * voxel_ml:.7g}") if known else None
         measures.append({"name": name, "voxels": voxels, "ml": ml, "components": len(found)})
     return measures
 
