@@ -14,6 +14,7 @@ import modules
 from modules.data.dicom import list_slices
 from modules.data.documents import to_line
 from modules.data.files import replace_file
+from modules.data.regions import find_mask
 from modules.data.series import import_pydicom, take_number
 from modules.data.stack import Frame
 from modules.predict.class_files import ClassRow
@@ -53,7 +54,7 @@ def write_dicom_seg(
     # Axes of one voxel were dropped from the label map.
     pixels = prediction.reshape(columns, rows, len(frames)).transpose(2, 1, 0)
     if any(segment.parts != (number,) for number, segment in enumerate(segments, start=1)):
-        pixels = np.stack([np.isin(pixels, segment.parts) for segment in segments], axis=-1)
+        pixels = np.stack([find_mask(pixels, segment.parts) for segment in segments], axis=-1)
     if len({frame.path for frame in frames}) < len(frames):
         # highdicom expects the frames of one file in the file's own order.
         pixels = pixels[np.argsort([frame.index for frame in frames])]

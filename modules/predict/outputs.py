@@ -8,6 +8,7 @@ import numpy as np
 from modules.data.case import Case, Predicted
 from modules.data.files import ITK_SUFFIXES, LABEL_FORMATS, PICTURE_SUFFIXES, replace_file, suffix_of
 from modules.data.formats import to_volume, write_label_like, write_probabilities_like
+from modules.data.regions import find_mask
 from modules.data.volume_formats import import_sitk, write_itk
 from modules.predict.bundle import ModelBundle
 from modules.predict.class_files import ClassRow, list_segments, list_values, to_note
@@ -64,8 +65,8 @@ def write_maps(item: Predicted, bundle: ModelBundle, files: Mapping[str, Path], 
     if item.probabilities is not None:
         write_probabilities_like(files["probabilities"], item.probabilities, source, affine)
     if "seg.nrrd" in files and affine is not None:
-        masks = [np.isin(item.prediction, segment.parts) for segment in segments] if bundle.regions else []
-        array = to_volume(np.stack(masks, axis=-1).astype(np.uint8), values=1) if masks else to_volume(values)
+        masks = [find_mask(item.prediction, segment.parts) for segment in segments] if bundle.regions else []
+        array = to_volume(np.stack(masks, axis=-1).view(np.uint8), values=1) if masks else to_volume(values)
         _write_seg_nrrd(files["seg.nrrd"], array, affine, segments)
     if "dicom-seg" in files:
         series = case.series[0] if case.series else ""

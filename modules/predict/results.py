@@ -16,7 +16,7 @@ import numpy as np
 import modules
 from modules.data.case import Case, Predicted
 from modules.data.files import replace_file
-from modules.data.regions import Region, list_parts
+from modules.data.regions import Region, find_mask, list_parts
 from modules.predict.bundle import INTENDED_USE, ModelBundle
 from modules.predict.class_files import list_segments, list_values, write_class_files
 from modules.predict.objects import find_objects
@@ -46,7 +46,7 @@ def measure_classes(
     voxel_ml = math.prod(spacing_mm) / 1000 if spacing_mm is not None and known else math.nan
     measures = []
     for name, parts in zip(class_names[1:], list_parts(class_names, regions), strict=True):
-        found = find_objects(np.isin(prediction, parts)).voxels
+        found = find_objects(find_mask(prediction, parts)).voxels
         voxels = int(found.sum())
         # Seven digits are all that a header in float32 is worth.
         ml = float(f"{voxels * voxel_ml:.7g}") if known else None
