@@ -112,7 +112,7 @@ class Batch:
     def list_finished(self) -> list[dict[str, Any]]:
         """Lists the entries of the finished cases of all calls whose label maps are still there."""
         entries = _read_record(self.output / RECORD).values()
-        return [entry for entry in entries if "result" in entry and (self.output / entry["files"][0]).is_file()]
+        return [entry for entry in entries if entry.get("result") and (self.output / entry["files"][0]).is_file()]
 
     def fail(self, case: Case, error: Exception) -> None:
         """Notes a case that cannot be predicted, and says why in the log."""
@@ -154,7 +154,7 @@ class Batch:
         if entry.get("made_by") != self._made_by or entry.get("sources") != _fingerprint_images(case):
             return False
         # A file that is there may have been made by an earlier model.
-        if "result" not in entry or not set(self._name_files(case)) <= set(entry["files"]):
+        if not entry.get("result") or not set(self._name_files(case)) <= set(entry["files"]):
             return False
         # A label that was corrected since is scored anew.
         wanted = scored is not None and case.label_path is not None

@@ -15,7 +15,7 @@ from modules.data.dicom import list_slices
 from modules.data.documents import to_line
 from modules.data.files import replace_file
 from modules.data.regions import find_mask
-from modules.data.series import import_pydicom, take_number
+from modules.data.series import import_pydicom, take_list, take_number
 from modules.data.stack import Frame
 from modules.predict.class_files import ClassRow
 
@@ -62,7 +62,7 @@ def write_dicom_seg(
         data = _make_segmentation(highdicom, pixels, _read_headers(frames), segments, codes, model)
         with replace_file(path) as temporary:
             data.save_as(temporary)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # an odd header can make highdicom fail in any way
         raise ValueError(
@@ -72,15 +72,28 @@ def write_dicom_seg(
 
 
 def _read_headers(frames: Sequence[Frame]) -> list[Any]:
-    """Reads the headers of the files that slices lie in, in the order of the slices; raises ValueError for one without its frame."""
-    headers = []
+    """Reads the headers of the files that slices lie in, in the order of the slices; raises ValueError for one without its frame.
+
+    highdicom takes the geometry from the headers, so they get that by which the slices were sorted: a thickness is often wrong.
+    """
+    pydicom, headers, first = import_pydicom(), [], frames[0]
+    distance = float(np.linalg.norm(np.subtract(frames[1].position, first.position))) if len(frames) > 1 else first.thickness
     for file in dict.fromkeys(frame.path for frame in frames):
-        header = import_pydicom().dcmread(file, stop_before_pixels=True)
+        header = pydicom.dcmread(file, stop_before_pixels=True)
         if not header.get("FrameOfReferenceUID"):
             raise ValueError(f"no FrameOfReferenceUID in {file.name}, so that nothing says which space it lies in")
         for name in _MAY_BE_EMPTY:
             if name not in header:
                 setattr(header, name, "")
+        measures, plane = header, header
+        if take_list(header, "PerFrameFunctionalGroupsSequence"):
+            # Some scanners write these for each frame alone.
+            shared = (*take_list(header, "SharedFunctionalGroupsSequence"), pydicom.Dataset())[0]
+            measures, plane = pydicom.Dataset(), pydicom.Dataset()
+            shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+            header.SharedFunctionalGroupsSequence = [shared]
+        measures.PixelSpacing, plane.ImageOrientationPatient = list(first.spacing), list(first.orientation)
+        measures.SliceThickness = measures.SpacingBetweenSlices = round(distance, 6)
         headers.append(header)
     return headers
 

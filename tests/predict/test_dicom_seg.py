@@ -77,6 +77,8 @@ def test_every_frame_lies_on_its_slice_and_the_voxels_are_those_of_the_label_map
     assert seen == {(segment, place) for segment, mask in masks.items() for place in range(len(volume)) if mask[place].any()}
     measures = data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     np.testing.assert_allclose(np.array(measures.PixelSpacing, float), (1.5, 0.75), atol=1e-4)
+    # The headers of the series say 99 mm.
+    assert measures.SliceThickness == measures.SpacingBetweenSlices == 2.5
     assert data.SegmentsOverlap == ("YES" if model == "regions" else "NO")
     # The label map beside it lies there too.
     label = nib.load(tmp_path / "out" / "dicom_prediction.nii.gz")
@@ -102,13 +104,20 @@ def test_segments_have_names_colours_and_codes(run, tmp_path):
         np.testing.assert_allclose(shown, list(bytes.fromhex(colour[1:])), atol=2)
 
 
-def test_frames_of_one_file_keep_their_order(run, tmp_path):
+@pytest.mark.parametrize("shared", [True, False])
+def test_frames_of_one_file_keep_their_order(run, tmp_path, shared):
     volume = draw_volume()
     (tmp_path / "in").mkdir()
-    make_enhanced(volume, FrameOfReferenceUID=FRAME).save_as(tmp_path / "in" / "frames.dcm", enforce_file_format=True)
+    source = make_enhanced(volume, FrameOfReferenceUID=FRAME)
+    if not shared:
+        for group in source.PerFrameFunctionalGroupsSequence:
+            group.update(source.SharedFunctionalGroupsSequence[0])
+        del source.SharedFunctionalGroupsSequence
+    source.save_as(tmp_path / "in" / "frames.dcm", enforce_file_format=True)
     assert run(tmp_path / "in") == 0
     data = pydicom.dcmread(tmp_path / "out" / "frames_prediction.dcm")
     found = find_bands(volume)
+    assert data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 2.5
     for mask, (segment, position, _, reference) in zip(data.pixel_array, _list_frames(data), strict=True):
         place = round((position[2] - 5) / 2.5)
         np.testing.assert_array_equal(mask, found[place] == segment)
@@ -120,6 +129,14 @@ def test_an_empty_label_map_is_a_segmentation_too(run, tmp_path):
     write_series(tmp_path / "in" / "dicom", np.zeros((3, 6, 7), np.int16), FrameOfReferenceUID=FRAME)
     assert run(tmp_path / "in") == 0
     assert pydicom.dcmread(tmp_path / "out" / "dicom_prediction.dcm").pixel_array.sum() == 0
+
+
+def test_a_series_without_names_and_thickness_is_referred_to(run, tmp_path):
+    fields = {"FrameOfReferenceUID": FRAME, "SliceThickness": None, "SeriesNumber": None, "SeriesDescription": "x" * 64}
+    write_series(tmp_path / "in" / "dicom", draw_volume(), **fields)
+    assert run(tmp_path / "in") == 0
+    data = pydicom.dcmread(tmp_path / "out" / "dicom_prediction.dcm")
+    assert (data.PatientName, data.SeriesNumber, len(data.SeriesDescription)) == ("", 1, 64)
 
 
 def test_a_series_without_a_frame_of_reference_is_one_line(run, tmp_path, capsys):

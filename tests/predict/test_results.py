@@ -87,6 +87,11 @@ def test_regions_are_measured_whole_and_nothing_is_no_component():
     assert nothing == {"name": "a", "voxels": 0, "ml": None, "components": 0}
 
 
+def test_a_slice_of_a_known_spacing_has_no_thickness_and_so_no_ml():
+    (one,) = measure_classes(np.ones((3, 3), np.uint8), ("background", "a"), spacing_mm=(1.0, 1.0))
+    assert one == {"name": "a", "voxels": 9, "ml": None, "components": 1}
+
+
 def _write_slices(write_picture, names=("p1_slice_0", "p1_slice_1", "p1_slice_10", "other")):
     for number, name in enumerate(names):
         picture = np.zeros((16, 16), np.uint8)
