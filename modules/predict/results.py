@@ -42,14 +42,13 @@ def measure_classes(
         Of each class `name`, `voxels`, `ml` and `components`. `ml` is None for a slice, which has no thickness, and where the voxel's size
         is not known. Voxels that touch at a face, an edge or a corner are one component.
     """
-    known = spacing_mm is not None and prediction.ndim == 3
-    voxel_ml = math.prod(spacing_mm) / 1000 if spacing_mm is not None and known else math.nan
+    voxel_ml = math.prod(spacing_mm) / 1000 if spacing_mm is not None and prediction.ndim == 3 else None
     measures = []
     for name, parts in zip(class_names[1:], list_parts(class_names, regions), strict=True):
         found = find_objects(find_mask(prediction, parts)).voxels
         voxels = int(found.sum())
         # Seven digits are all that a header in float32 is worth.
-        ml = float(f"{voxels * voxel_ml:.7g}") if known else None
+        ml = None if voxel_ml is None else float(f"{voxels * voxel_ml:.7g}")
         measures.append({"name": name, "voxels": voxels, "ml": ml, "components": len(found)})
     return measures
 
