@@ -162,6 +162,21 @@ def _pair(images: Iterable[Path], folder: Path, labels: Mapping[str, Path], rena
 # -------------------------------------------------------------------------------------------------------------- catalogue
 
 _PELVIS = ("background", "body", "bone", "bladder", "rectum", "prostate")
+# Categories of SNOMED, of DICOM's context group 7150, and codes of classes.
+_STRUCTURE, _TISSUE, _SUBSTANCE = ("91723000", "Anatomical Structure"), ("85756007", "Tissue"), ("91720002", "Body Substance")
+_PELVIS_CODES = {
+    "body": (_STRUCTURE, ("38266002", "Entire body")),
+    "bone": (_TISSUE, ("272673000", "Bone")),
+    "bladder": (_STRUCTURE, ("89837001", "Bladder")),
+    "rectum": (_STRUCTURE, ("34402009", "Rectum")),
+    "prostate": (_STRUCTURE, ("41216001", "Prostate")),
+}
+_BRAIN_CODES = {
+    "CSF": (_SUBSTANCE, ("65216001", "Cerebrospinal Fluid")),
+    "grey matter": (_TISSUE, ("389081007", "Gray Matter")),
+    "white matter": (_TISSUE, ("389080008", "White Matter")),
+}
+_TUMOUR_CODES = {"tumour": (("49755003", "Morphologically Abnormal Structure"), ("108369006", "Neoplasm"))}
 
 
 def _describe_msd(root: Path, _: Wishes) -> dict[str, Any]:
@@ -184,6 +199,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({value: value for value in range(len(_PELVIS))}, renames=_SLICE_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 128), intensity="min_max"),
             find=find_hipmri,
+            codes=_PELVIS_CODES,
             write_phantom=_make_writer("hipmri"),
         ),
         DatasetSpec(
@@ -197,6 +213,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({0: 0, 85: 1, 170: 2, 255: 3}, renames=_SLICE_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0, mean=0.1317, std=0.1864),
             find=find_oasis,
+            codes=_BRAIN_CODES,
             write_phantom=_make_writer("oasis"),
         ),
         DatasetSpec(
@@ -210,6 +227,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({0: 0, 255: 1}, renames=_LGG_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0),
             find=find_lgg,
+            codes=_TUMOUR_CODES,
             write_phantom=_make_writer("lgg"),
         ),
         DatasetSpec(
@@ -223,6 +241,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({value: value for value in range(len(_PELVIS))}, renames=_HIPMRI3D_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore"),
             find=find_hipmri3d,
+            codes=_PELVIS_CODES,
             write_phantom=_make_writer("hipmri3d"),
             defaults={"mode": "volume", "plane": "axial"},
         ),
@@ -237,6 +256,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({value: value for value in range(4)}, renames=_IBSR18_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore", foreground_crop=True),
             find=find_ibsr18,
+            codes=_BRAIN_CODES,
             write_phantom=_make_writer("ibsr18"),
             # Slices are 1.5 mm thick along the second axis and finer within, so they are coronal.
             defaults={"plane": "coronal"},

@@ -6,6 +6,7 @@ predicted does not end the others; the exit status is then 3. `--shard` predicts
 """
 
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,10 +18,10 @@ import utils
 from dataset import DATASETS
 from modules import score_tables, scoring
 from modules.data.case import Case, Predicted
-from modules.data.formats import write_label_like, write_probabilities_like
+from modules.data.files import hold
 from modules.data.inventory import describe_ignored
 from modules.data.regions import name_shown, to_shown
-from modules.predict.batch import Batch
+from modules.predict.batch import Batch, find_incomplete
 from modules.predict.bundle import ModelBundle, identify
 from modules.predict.case_log import CaseLog
 from modules.predict.cases import PredictionOptions, choose_batch_size, predict_cases
@@ -28,8 +29,10 @@ from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
 from modules.predict.memory import MemoryLimit
+from modules.predict.outputs import check_packages, part_unfit, write_maps
 from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
+from modules.predict.results import make_result, write_results
 from modules.run.flags import parse_prediction
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
@@ -50,12 +53,14 @@ def _main(argv: Sequence[str] | None) -> int:
     if options.export:
         export(options)
         return 0
+    check_packages(options.format, options.save)
     runs = list_models(Path(run) for run in options.model or [find_newest_run()])
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series)
     if not found.images:
         raise found.failures[0]
     bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision, options.threads)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
+    cases, unfit = part_unfit(cases, options.format, options.save)
     if options.ignore_geometry:
         cases = [replace(case, ignore_geometry=True) for case in cases]
     names = [f"{run} ({bundle.engine}, {bundle.computed_in})" for run, bundle in zip(runs, bundles, strict=True)]
@@ -81,8 +86,9 @@ def _main(argv: Sequence[str] | None) -> int:
     # Scores of another tolerance do not mix with these.
     made_by |= {"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {}
     case_log = CaseLog(Path(options.log_json) if options.log_json else None)
-    batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities, case_log=case_log)
-    for error in [*found.failures, *unusable] if options.shard.leads else []:
+    kinds = {"probabilities": options.probabilities, "label_format": options.format, "save": options.save}
+    batch = Batch(Path(options.output or "predictions"), made_by, **kinds, case_log=case_log)
+    for error in [*found.failures, *unusable, *unfit] if options.shard.leads else []:
         batch.refuse(error)
     predict(bundles, cases, batch, options)
     log.info("%s", batch.describe())
@@ -114,13 +120,15 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
             chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
             settings = progress.options(**chosen, **reports, batch_size=options.batch_size, memory=memory)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
-            written = write_predictions(predicted, bundles[0], batch)
+            written = write_predictions(predicted, bundles, batch)
             tolerance_mm = options.tolerance_mm
             for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions, tolerance_mm=tolerance_mm):
                 scores.append(score)
     finally:
         departures.summarise()
         scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
+        with hold(batch.record_path):
+            write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0])
     if options.labels:
         intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
         for line in score_tables.format_scores(score_tables.summarise(scores), intervals):
@@ -145,13 +153,14 @@ def export(options: Namespace) -> None:
     log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))
 
 
-def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, batch: Batch) -> Iterator[Predicted]:
-    """Writes the files of each case, and passes on, unless that fails, what its scores need."""
+def write_predictions(predicted: Iterable[Predicted], bundles: Sequence[ModelBundle], batch: Batch) -> Iterator[Predicted]:
+    """Writes the files of each case with what was found in it, and passes on, unless that fails, what its scores need."""
+    begun = time.perf_counter()
     for item in predicted:
         try:
             batch.begin(item.case)
-            write_prediction(item, bundle, batch.list_outputs(item.case))
-            batch.finish(item.case)
+            write_prediction(item, bundles[0], batch.list_outputs(item.case))
+            batch.finish(item.case, make_result(item, bundles, time.perf_counter() - begun))
         except (ValueError, OSError, MemoryError) as error:
             batch.fail(item.case, error)
         else:
@@ -161,18 +170,18 @@ def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, batch
             yield item
             batch.tell_done(item.case)
         del item
+        begun = time.perf_counter()
 
 
 def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, Path]) -> None:
-    """Writes label map, overlay and kept probabilities of one case into `files`, given by kind."""
+    """Writes label map, overlay and other wanted files of one case into `files`, given by kind."""
     from modules import reports
 
-    image, source = item.image, item.case.image_paths[0]
-    write_label_like(files["prediction"], bundle.label_rule.to_file_values(item.prediction), source, image.affine)
-    maps = (image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
-    reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
-    if item.probabilities is not None:
-        write_probabilities_like(files["probabilities"], item.probabilities, source, image.affine)
+    spec = DATASETS.get(bundle.label_rule.source)
+    write_maps(item, bundle, files, spec.codes if spec else {})
+    maps = (item.image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
+    place = {"spacing_mm": item.image.spacing_mm, "affine": item.image.affine}
+    reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, **place)
 
 
 if __name__ == "__main__":

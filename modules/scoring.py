@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from modules.data.case import Case, Predicted
-from modules.data.regions import IGNORE, Region, count_parts, list_parts
+from modules.data.regions import IGNORE, Region, count_parts, find_mask, list_parts
 from modules.masks import crop_masks, match_lesions, measure_surfaces
 
 LEVELS = ("slice", "volume")
@@ -158,7 +158,7 @@ def score_case(
         prediction = np.where(label == IGNORE, 0, prediction)
     measures = []
     for index, members in enumerate(parts):
-        masks = crop_masks(_find_mask(label, members), _find_mask(prediction, members))
+        masks = crop_masks(find_mask(label, members), find_mask(prediction, members))
         measured = match_lesions(*masks)._asdict() if label.ndim == 3 else {}
         if spacing_mm is not None:
             tolerance = tolerance_mm[index % len(tolerance_mm)] if tolerance_mm else math.prod(spacing_mm) ** (1 / label.ndim)
@@ -238,7 +238,7 @@ def _score_stack(
         return _make_scores(pairs, class_names, parts, known)
     label, prediction = np.stack(labels), np.stack(predictions)
     prediction[label == IGNORE] = 0
-    measures = [match_lesions(*crop_masks(_find_mask(label, members), _find_mask(prediction, members)))._asdict() for members in parts]
+    measures = [match_lesions(*crop_masks(find_mask(label, members), find_mask(prediction, members)))._asdict() for members in parts]
     return _make_scores(pairs, class_names, parts, known, measures)
 
 
@@ -303,11 +303,3 @@ def _make_scores(
         }
         scores.append(Score(**known, **fields, class_name=class_names[index + 1], voxels=voxels, reference_voxels=reference))
     return scores
-
-
-def _find_mask(array: np.ndarray, parts: tuple[int, ...]) -> np.ndarray:
-    """Finds the voxels of `(*S)` that are one of the parts."""
-    mask = array == parts[0]
-    for part in parts[1:]:
-        mask |= array == part
-    return mask

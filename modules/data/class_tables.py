@@ -192,8 +192,8 @@ def _find_table(folders: Sequence[Path]) -> tuple[Path | None, list[str]]:
                 continue
             try:
                 content = _read_json_classes(path) if path.suffix.lower() == ".json" else _read_named(path)
-                # Many tables leave the background out.
-                known[path] = {value: name for value, name in content.items() if value}
+                # Many tables leave the background out, and tables of colours have `_` for a blank.
+                known[path] = {value: name.replace("_", " ") for value, name in content.items() if value}
             except ValueError as error:
                 remarks.append(f"{path} names no classes: {to_line(error, 300)}")
     if not known:

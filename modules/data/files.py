@@ -23,6 +23,9 @@ ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 DETACHED_SUFFIXES = (".mhd", ".nhdr")
 VOLUME_SUFFIXES = NIFTI_SUFFIXES + FREESURFER_SUFFIXES + ITK_SUFFIXES
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
+# The suffix of label maps by the value of `--format`. A format that is read in two files is written as one.
+LABEL_FORMATS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "mgz": ".mgz"}
+_WRITTEN_AS = {".mhd": ".mha", ".nhdr": ".nrrd"}
 # A DICOM series is a folder of files that need no suffix at all.
 SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 # A voxel of microscopy may be 0.1 micrometres long. One of more than 5 m is a mistake of the unit or of a byte.
@@ -41,10 +44,10 @@ def suffix_of(path: Path) -> str:
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
 
 
-def name_result_suffix(path: Path) -> str:
-    """Returns the suffix of the label map of a scan: its own where we write that format, else that of NIfTI."""
+def name_result_suffix(path: Path, wanted: str = "") -> str:
+    """Returns the suffix of the label map of a scan: that of the wanted one of `LABEL_FORMATS`, else its own; NIfTI's for DICOM."""
     suffix = suffix_of(path)
-    return suffix if suffix in NIFTI_SUFFIXES + PICTURE_SUFFIXES else ".nii.gz"
+    return LABEL_FORMATS[wanted] if wanted else _WRITTEN_AS.get(suffix, suffix) or LABEL_FORMATS["nifti"]
 
 
 def stem_of(path: Path) -> str:

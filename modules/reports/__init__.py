@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.data.colours import PALETTE
 from modules.reports import shipped_style  # noqa: F401  (before all that draw)
 from modules.reports.candidates import draw_candidates
 from modules.reports.curves import find_kept_epoch, plot_history
 from modules.reports.folds import draw_folds
 from modules.reports.montage import draw_montage
-from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, PALETTE, difference_map
+from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, difference_map
 from modules.reports.pairs import draw_pairs
 from modules.reports.sheet import Checked, draw_augmentation, draw_cases, draw_checked
 from modules.reports.slices import draw_slice_comparison, draw_slice_overlay

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from modules.reports.painting import list_colours
+from modules.data.colours import list_colours
 from modules.reports.panels import DPI, INK, TEXT_POINTS, TITLE_POINTS, save_figure
 from modules.score_tables import estimate_intervals, score_subjects
 from modules.scoring import Score

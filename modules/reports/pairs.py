@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from modules.reports.painting import PALETTE
+from modules.data.colours import PALETTE
 from modules.reports.panels import DPI, INK, TEXT_POINTS, TITLE_POINTS, save_figure
 
 # Blue and solid, vermilion and dashed: whoever sees no colours sees the dashes.

@@ -12,9 +12,10 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from modules.data.case import Volume
+from modules.data.colours import list_colours
 from modules.data.draws import Augmentation, Effect, draw_parameters, list_effects
 from modules.reports.checks import check_classes, check_image, check_spacing
-from modules.reports.painting import Window, find_windows, list_colours, window_image
+from modules.reports.painting import Window, find_windows, window_image
 from modules.reports.panels import Panel, write_panels
 from modules.reports.views import choose_slice
 from modules.reports.volumes import narrowest_slot, prepare_scan, widest_slot

@@ -11,11 +11,12 @@ from typing import Any
 import modules
 from modules import networks
 from modules.data.documents import shorten
-from modules.data.files import SUFFIXES
+from modules.data.files import LABEL_FORMATS, SUFFIXES
 from modules.data.spec import DatasetSpec, load_spec
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import EXPORT_PRECISIONS, FORMATS
+from modules.predict.outputs import SAVED
 from modules.predict.shards import parse_shard
 from modules.run.compare import Comparison
 from modules.run.config import read_config
@@ -359,6 +360,16 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
     parser.add_argument(
+        "--format", choices=LABEL_FORMATS, default="", help="format of the label maps (default: the scan's own; NIfTI for DICOM)"
+    )
+    parser.add_argument(
+        "--save",
+        action="append",
+        choices=SAVED,
+        default=[],
+        help="write a segmentation with names and colours too: one of 3D Slicer, or one of DICOM for DICOM; may be given twice",
+    )
+    parser.add_argument(
         "--export",
         choices=FORMATS,
         help="predict nothing; write the model of the run PATH for other programs, and how to use it",
@@ -382,6 +393,8 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "log_json",
             "overwrite",
             "probabilities",
+            "format",
+            "save",
         )
         if options.export
         else ()

@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from scipy import stats
 
 from modules.data.case import Case
+from modules.data.colours import PALETTE
 from modules.data.splits import split_folds
 from modules.reports.folds import draw_folds
-from modules.reports.painting import PALETTE
 from modules.score_tables import estimate_intervals, format_scores, map_subjects, score_subjects, summarise
 from modules.scoring import AVERAGED, Score
 

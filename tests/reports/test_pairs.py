@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from modules.reports.painting import PALETTE
+from modules.data.colours import PALETTE
 from modules.reports.pairs import draw_pairs
 
 
