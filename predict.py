@@ -17,6 +17,7 @@ from modules.data.case import Case, Predicted
 from modules.data.formats import write_label_like, write_probabilities_like
 from modules.data.inventory import describe_ignored
 from modules.data.regions import name_shown, to_shown
+from modules.packages import can_draw
 from modules.predict.batch import Batch, find_incomplete
 from modules.predict.bundle import ModelBundle, identify
 from modules.predict.cases import PredictionOptions, predict_cases
@@ -66,14 +67,16 @@ def _main(argv: Sequence[str] | None) -> int:
     made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     made_by |= {} if wanted else {"postprocess": False}
-    batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
+    if not can_draw():
+        log.info("no overlays: they need matplotlib and opencv-python-headless")
+    batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities, pictures=can_draw())
     for error in [*found.failures, *unusable]:
         batch.refuse(error)
     predict(bundles, cases, batch, options)
     log.info("%s", batch.describe())
     if batch.errors and not batch.done and not batch.skipped:
         raise batch.errors[0]
-    log.info("label maps and pictures: %s", batch.output)
+    log.info("label maps%s: %s", " and pictures" if can_draw() else "", batch.output)
     return SOME_FAILED if batch.errors else 0
 
 
@@ -144,12 +147,13 @@ def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, batch
 
 def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, Path]) -> None:
     """Writes label map, overlay and kept probabilities of one case into `files`, given by kind."""
-    from modules import reports
-
     image, source = item.image, item.case.image_paths[0]
     write_label_like(files["prediction"], bundle.label_rule.to_file_values(item.prediction), source, image.affine)
-    maps = (image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
-    reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
+    if "overlay" in files:
+        from modules import reports
+
+        maps = (image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
+        reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
     if item.probabilities is not None:
         write_probabilities_like(files["probabilities"], item.probabilities, source, image.affine)
 

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from modules.data.documents import to_line
 from modules.hardware import is_lack_of_memory
+from modules.packages import describe_missing
 from modules.run.signals import obey_signals
 
 log = logging.getLogger("mri")
@@ -56,6 +57,11 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         _tell(f"{name}: interrupted")
         return 130
+    except ModuleNotFoundError as error:
+        if not (line := describe_missing(error)):
+            raise
+        _tell(f"{name}: error: {line}")
+        return 2
     except Exception as error:
         if not isinstance(error, ValueError | OSError) and not is_lack_of_memory(error):
             raise

@@ -32,13 +32,14 @@ class Batch:
         errors: The errors so far, of cases and of paths.
     """
 
-    def __init__(self, output: Path, made_by: Mapping[str, Any], *, probabilities: bool = False) -> None:
+    def __init__(self, output: Path, made_by: Mapping[str, Any], *, probabilities: bool = False, pictures: bool = True) -> None:
         """Reads the record of earlier calls.
 
         Args:
             output: Folder of the results.
             made_by: All that decides about a label map besides its image: models and options, as plain values.
             probabilities: Whether the probabilities are wanted too.
+            pictures: Whether overlays are drawn.
 
         Raises:
             OSError: If the output cannot be a folder.
@@ -53,7 +54,7 @@ class Batch:
         self.failed: list[Case] = []
         self.errors: list[Exception] = []
         self._made_by = dict(made_by)
-        self._probabilities = probabilities
+        self._probabilities, self._pictures = probabilities, pictures
         self._record = _read_record(output / RECORD)
 
     def add(self, cases: Iterable[Case], scored: Iterable[str] | None, *, overwrite: bool = False) -> None:
@@ -78,9 +79,9 @@ class Batch:
             (self.skipped if whole else self.todo).extend(members)
 
     def list_outputs(self, case: Case) -> dict[str, Path]:
-        """Returns the files of a case by kind: prediction, overlay and, where they are wanted, probabilities."""
+        """Returns the files of a case by kind: prediction and, where they are wanted, overlay and probabilities."""
         suffix = name_result_suffix(case.image_paths[0])
-        files = {"prediction": f"_prediction{suffix}", "overlay": "_overlay.png"}
+        files = {"prediction": f"_prediction{suffix}"} | ({"overlay": "_overlay.png"} if self._pictures else {})
         if self._probabilities:
             files["probabilities"] = f"_probabilities{'.npz' if suffix in PICTURE_SUFFIXES else suffix}"
         return {kind: self.output / f"{case.case_id}{ending}" for kind, ending in files.items()}

@@ -94,6 +94,34 @@ def predict_cases(
             `options.on_failure` such a case is passed over.
         ValueError: If the models do not fit one another.
     """
+    order = choose_order(bundles)
+    cases, failure = iter(cases), None
+    while failure is None:
+        chunk, failure = _read_chunk(bundles, cases, options, order)
+        if not chunk:
+            break
+        yield from _predict_chunk(bundles, chunk, options, order, keep_probabilities)
+    if failure is not None:
+        raise failure
+
+
+def predict_read(
+    bundles: Sequence[ModelBundle],
+    case: Case,
+    image: Volume,
+    options: PredictionOptions = PredictionOptions(),
+    *,
+    keep_probabilities: bool = False,
+) -> Predicted:
+    """Predicts a case whose image `(*S, C)` was read and checked before; raises as `predict_cases`, of which the options are."""
+    order = choose_order(bundles)
+    item = _ReadCase(case, image, None, [_tile(bundle, image, options, order) for bundle in bundles])
+    (predicted,) = _predict_chunk(bundles, [item], options, order, keep_probabilities)
+    return predicted
+
+
+def choose_order(bundles: Sequence[ModelBundle]) -> Order:
+    """Chooses the order of a volume's axes in which models predict together; raises ValueError if they do not fit one another."""
     first = bundles[0]
     for bundle in bundles[1:]:
         for name, one, other in (
@@ -105,15 +133,7 @@ def predict_cases(
             if one != other:
                 raise ValueError(f"Expected models of the same {name} for an ensemble, {one}. Received: {other}.")
     # Memory holds as many planes as a window is deep, so planes lie across the axis along which the windows are thinnest.
-    order = _put_first(int(np.argmin(np.sum([bundle.window.deep for bundle in bundles], axis=0))))
-    cases, failure = iter(cases), None
-    while failure is None:
-        chunk, failure = _read_chunk(bundles, cases, options, order)
-        if not chunk:
-            break
-        yield from _predict_chunk(bundles, chunk, options, order, keep_probabilities)
-    if failure is not None:
-        raise failure
+    return _put_first(int(np.argmin(np.sum([bundle.window.deep for bundle in bundles], axis=0))))
 
 
 def _predict_chunk(
@@ -155,14 +175,14 @@ def _predict_chunk(
         yield from _predict_chunk(bundles, [item], options, order, keep)
 
 
-def _name_case(case: Case, error: Exception) -> ValueError:
+def _name_case(case: Case, error: Exception) -> EngineError:
     """Returns the error of a case that could not be computed; it names the case's first file."""
     path = case.image_paths[0]
     if is_lack_of_memory(error):
-        return ValueError(
+        return EngineError(
             f"Expected enough memory to predict {path}. Received: {to_line(error, 400)}. Resample it, or use a larger machine."
         )
-    return ValueError(f"Expected an engine that computes {path}. Received: {to_line(error)}")
+    return EngineError(f"Expected an engine that computes {path}. Received: {to_line(error)}")
 
 
 def predict_images(

@@ -7,6 +7,7 @@ needed, because half of OpenVINO's gain is that a prediction does not wait for T
 import importlib.util
 import logging
 import os
+import queue
 import sys
 import warnings
 from pathlib import Path
@@ -103,15 +104,15 @@ class EngineError(ValueError):
 
 
 class OpenVinoModel:
-    """A converted model, computed on all cores of the CPU. It has those parts of a `keras.Model` that a bundle needs.
+    """A converted model, computed on the CPU. It has those parts of a `keras.Model` that a bundle needs, and threads may share it.
 
     Attributes:
         input_shape: `(None, *P, C)`.
         output_shape: `(None, *P, K)`, or 1 in place of K for a binary task.
     """
 
-    def __init__(self, folder: Path, precision: str = "float32") -> None:
-        """Reads and compiles `OPENVINO_FILES` in `folder`, to compute in "float32" or "bfloat16".
+    def __init__(self, folder: Path, precision: str = "float32", threads: int | None = None) -> None:
+        """Reads and compiles `OPENVINO_FILES` in `folder`, to compute in "float32" or "bfloat16", with at most `threads` threads.
 
         Raises:
             ValueError: If OpenVINO is not installed, or cannot read or compile them.
@@ -121,11 +122,17 @@ class OpenVinoModel:
             openvino = import_openvino()
             # Without the first hint some CPUs would compute in bfloat16 unasked.
             settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            if threads is not None:
+                settings["INFERENCE_NUM_THREADS"] = threads
             self._compiled = openvino.Core().compile_model(path, "CPU", settings)
             self.input_shape, self.output_shape = (
                 tuple(None if size.is_dynamic else size.get_length() for size in end.get_partial_shape())
                 for end in (self._compiled.input(0), self._compiled.output(0))
             )
+            # A request computes for one thread at a time. One more than compute together is filled meanwhile.
+            self._requests: queue.LifoQueue = queue.LifoQueue()
+            for _ in range(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1):
+                self._requests.put(self._compiled.create_infer_request())
         except (ImportError, RuntimeError) as error:
             raise ValueError(f"Expected OpenVINO to compile {path}. Received: {to_line(error, 400)}. Give --engine keras.") from error
 
@@ -135,24 +142,31 @@ class OpenVinoModel:
         Raises:
             EngineError: If OpenVINO fails.
         """
+        request = self._requests.get()
         try:
-            return self._compiled(np.ascontiguousarray(inputs, np.float32))[0]
+            return request.infer(np.ascontiguousarray(inputs, np.float32), share_inputs=True)[0]
         except RuntimeError as error:
             raise EngineError(
                 f"Expected OpenVINO to compute {self._path}. Received: {to_line(error, 400)}. Give --engine keras."
             ) from error
+        finally:
+            self._requests.put(request)
 
 
-def load_model(engine: str, folder: Path, name: str, precision: str = "float32"):
+def load_model(engine: str, folder: Path, name: str, precision: str = "float32", threads: int | None = None):
     """Loads the model of a bundle: a `keras.Model` from the file `name`, or an `OpenVinoModel`. It runs no code from a file.
 
-    A `keras.Model` computes in the precision of its weights. `precision` is that of an `OpenVinoModel`.
+    A `keras.Model` computes in the precision of its weights. `precision` and `threads` are those of an `OpenVinoModel`.
 
     Raises:
-        ValueError: If the file holds no model, or one that carries code; it is named.
+        ValueError: If the file holds no model, or one that carries code; it is named. Also for `threads` beside Keras.
     """
     if engine == "openvino":
-        return OpenVinoModel(folder, precision)
+        return OpenVinoModel(folder, precision, threads)
+    if threads is not None:
+        raise ValueError(
+            f"Expected `threads` beside OpenVINO. Received: {threads} for Keras, whose threads belong to the whole process. Leave it out."
+        )
     devices.import_keras()
     import keras
 

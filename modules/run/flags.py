@@ -73,29 +73,43 @@ class TrainingRequest:
 def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
     """Reads the flags of train.py.
 
-    Precedence: defaults < the data set's own < the model of `--init` < `--preset` or `--config` < flags.
-
     Args:
         argv: The command line; None for the process's own.
         datasets: The catalogue.
 
     Raises:
-        ValueError: For an unknown flag, value, preset or data set, and for settings that are not those of the run to resume.
+        ValueError: For an unknown flag, and as `make_request`.
     """
-    given = vars(_make_parser(datasets).parse_args(argv))
+    return make_request(vars(_make_parser(datasets).parse_args(argv)), datasets)
+
+
+def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec], source: str = "the flags") -> TrainingRequest:
+    """Makes the task of a training from the flags of train.py, given by name.
+
+    Precedence: defaults < the data set's own < the model of `--init` < `--preset` or `--config` < flags.
+
+    Args:
+        values: The flags that the user gave. None stands for one that was left out, but for a setting.
+        datasets: The catalogue.
+        source: Where they come from, for errors.
+
+    Raises:
+        ValueError: For an unknown name, value, preset or data set, and for settings that are not those of the run to resume.
+    """
+    given = dict(values)
     machines: dict[str, Any] = {
-        "devices": given.pop("devices"),
-        "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
+        "devices": given.pop("devices", None),
+        "joined": tuple(given.pop(name, None) for name in ("coordinator", "hosts", "host")),
     }
-    preset, config, listed, plan_only = (given.pop(name) for name in ("preset", "config", "list", "plan_only"))
-    resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
+    preset, config, listed, plan_only = (given.pop(name, None) for name in ("preset", "config", "list", "plan_only"))
+    resume, verify = (Path(run) if run else None for run in (given.pop("resume", None), given.pop("verify", None)))
     if plan_only and (resume or verify):
         raise ValueError("Expected --plan-only for a new run. Received: a run that has its plan, in plan.json. Leave one out.")
     if resume and verify:
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
     if preset and config:
         raise ValueError("Expected either --preset or --config. Received: both. Copy the preset's lines into the file, or leave one out.")
-    if merge := given.pop("merge"):
+    if merge := given.pop("merge", None):
         beside = {"preset": preset, "config": config, "resume": resume, "verify": verify}
         return replace(_merge(merge, given | {name: value for name, value in beside.items() if value}, datasets), **machines)
     if listed or not (given or preset or config or resume or verify):
@@ -132,7 +146,7 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     if "minutes" in given and "epochs" not in given:
         # The time stands for the epochs of a preset.
         chosen.pop("epochs", None)
-    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), plan_only=plan_only, **machines)
+    return TrainingRequest(Settings.from_json(own | chosen, source), plan_only=bool(plan_only), **machines)
 
 
 def _merge(runs: Sequence[str], given: Mapping[str, Any], datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
