@@ -19,4 +19,4 @@ def describe_missing(error: ModuleNotFoundError) -> str:
     if not name or name == __name__.partition(".")[0]:
         return ""
     package = _INSTALLED_AS.get(name, name)
-    return f"Expected the package {package}. Received: none. Install it: pip install {package}."
+    return f"Expected the package {package}. Received: none. pip install {package}; the extra 'train' of this program has all that it uses."
