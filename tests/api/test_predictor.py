@@ -22,6 +22,7 @@ from modules.data.preprocess import Preprocessing
 from modules.data.regions import Region
 from modules.networks import with_head
 from modules.predict.bundle import ModelBundle
+from modules.predict.engines import EngineError, OpenVinoModel
 
 ROOT = Path(__file__).parents[2]
 both_engines = pytest.mark.parametrize("engine", ["openvino", "keras"])
@@ -213,12 +214,12 @@ def test_an_engine_that_fails_is_told_from_a_scan_that_does_not_fit(model, scan,
     def fail(self, inputs):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("modules.predict.engines.OpenVinoModel.predict_on_batch", fail)
+    monkeypatch.setattr(OpenVinoModel, "predict_on_batch", fail)
     with pytest.raises(PredictionError, match="Expected enough memory to predict .*scan.nii.gz. Received: no room."):
         predictor.predict_file(scan)
 
 
-def test_scores_are_those_of_the_command(model, scan, tmp_path):
+def test_scores_are_those_of_the_command(model, scan, tmp_path, monkeypatch):
     (tmp_path / "labels").mkdir()
     source = nib.load(scan)
     label = np.random.default_rng(8).choice([0, 10, 20], source.shape).astype(np.uint8)
@@ -234,3 +235,10 @@ def test_scores_are_those_of_the_command(model, scan, tmp_path):
     assert found.summary["volume"]["a"]["dice"] == found.scores[0].dice
     with pytest.raises(InputError, match="Expected a label for"):
         evaluate(model, scan, tmp_path / "out")
+
+    def fail(self, inputs):
+        raise EngineError("broken")
+
+    monkeypatch.setattr(OpenVinoModel, "predict_on_batch", fail)
+    with pytest.raises(PredictionError, match="Expected an engine that computes .*scan.nii.gz. Received: broken"):
+        evaluate(model, scan, tmp_path / "labels")
