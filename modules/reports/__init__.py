@@ -12,7 +12,7 @@ import numpy as np
 
 from modules.reports import shipped_style  # noqa: F401  (before all that draw)
 from modules.reports.candidates import draw_candidates
-from modules.reports.curves import find_best_epoch, plot_history
+from modules.reports.curves import find_kept_epoch, plot_history
 from modules.reports.folds import draw_folds
 from modules.reports.montage import draw_montage
 from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, PALETTE, difference_map
@@ -32,7 +32,7 @@ __all__ = [
     "draw_folds",
     "draw_montage",
     "draw_overlay",
-    "find_best_epoch",
+    "find_kept_epoch",
     "plot_history",
 ]
 

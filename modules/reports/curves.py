@@ -15,14 +15,15 @@ from modules.reports.painting import list_colours
 from modules.reports.panels import DPI, INK, TEXT_POINTS, TITLE_POINTS, save_figure
 
 
-def find_best_epoch(history: Sequence[dict[str, float]]) -> int | None:
-    """Finds the row of `history` with the highest mean Dice.
+def find_kept_epoch(history: Sequence[dict[str, float]], *, keeps_last: bool = False) -> int | None:
+    """Finds the row of `history` whose model is kept: the one with the highest mean Dice, or the last.
 
     Validation decides wherever it was measured at least once. Where it has no Dice, the least validation loss decides, and without that
     the training's Dice. The earliest of equals wins.
 
     Args:
         history: One row an epoch, see `plot_history`.
+        keeps_last: Whether the last epoch is kept instead.
 
     Returns:
         Index of the row (from 0), or None where no row has a finite value of these.
@@ -30,20 +31,21 @@ def find_best_epoch(history: Sequence[dict[str, float]]) -> int | None:
     for key, sign in (("val_mean_dice", 1), ("val_loss", -1), ("mean_dice", 1)):
         values = sign * _read_column(history, key)
         if np.isfinite(values).any():
-            return int(np.nanargmax(values))
+            return int(np.flatnonzero(np.isfinite(values))[-1] if keeps_last else np.nanargmax(values))
     return None
 
 
-def plot_history(history: list[dict[str, float]], folder: Path) -> list[Path]:
+def plot_history(history: list[dict[str, float]], folder: Path, *, keeps_last: bool = False) -> list[Path]:
     """Writes `loss.png`, `accuracy.png` and `dice.png`.
 
-    The best epoch (`find_best_epoch`) is marked in all three. Values that are missing, NaN or infinite leave gaps.
+    The epoch that is kept (`find_kept_epoch`) is marked in all three. Values that are missing, NaN or infinite leave gaps.
 
     Args:
         history: One row an epoch: `epoch` (from 1), `loss`, `accuracy`, `mean_dice`, `dice_<class>` for each class, and the same
             names after `val_` where the run was validated. Other keys are ignored. Classes take the colours of `PALETTE` in the order
             of their keys, as they do in the overlays; `dice_background`, if there, is grey.
         folder: Folder to write to; made if missing.
+        keeps_last: Whether the last epoch is kept and not the best.
 
     Returns:
         The three paths.
@@ -55,9 +57,9 @@ def plot_history(history: list[dict[str, float]], folder: Path) -> list[Path]:
         raise ValueError(f"Expected `history` of one or more rows, each with its `epoch`. Received: {len(history)} rows.")
     folder = Path(folder)
     return [
-        _plot_metric(history, "loss", "Loss", folder / "loss.png"),
-        _plot_metric(history, "accuracy", "Accuracy (share of pixels)", folder / "accuracy.png"),
-        _plot_dice(history, folder / "dice.png"),
+        _plot_metric(history, "loss", "Loss", folder / "loss.png", keeps_last),
+        _plot_metric(history, "accuracy", "Accuracy (share of pixels)", folder / "accuracy.png", keeps_last),
+        _plot_dice(history, folder / "dice.png", keeps_last),
     ]
 
 
@@ -96,12 +98,12 @@ def _draw_curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style) -> 
     axes.plot(epochs[marked], values[marked], "o", markersize=3.5, color=style["color"], alpha=style.get("alpha"))
 
 
-def _finish_curves(history: Sequence[dict[str, float]], figure: Figure, axes: Axes, path: Path) -> Path:
-    best = find_best_epoch(history)
-    if best is not None:
-        epoch, measured = history[best]["epoch"], np.isfinite(_read_column(history, "val_mean_dice")).any()
-        dice = history[best]["val_mean_dice" if measured else "mean_dice"]
-        name = f"best epoch {epoch:.0f} ({'validation' if measured else 'training'} Dice {dice:.3f})"
+def _finish_curves(history: Sequence[dict[str, float]], figure: Figure, axes: Axes, path: Path, keeps_last: bool) -> Path:
+    kept = find_kept_epoch(history, keeps_last=keeps_last)
+    if kept is not None:
+        epoch, measured = history[kept]["epoch"], np.isfinite(_read_column(history, "val_mean_dice")).any()
+        dice = history[kept]["val_mean_dice" if measured else "mean_dice"]
+        name = f"{'last' if keeps_last else 'best'} epoch {epoch:.0f} ({'validation' if measured else 'training'} Dice {dice:.3f})"
         axes.axvline(epoch, color="#777777", linewidth=1.2, linestyle=":", label=name, zorder=1)
     if axes.get_legend_handles_labels()[0]:
         # The legend lies above the axes, where no curve can run under it.
@@ -109,21 +111,21 @@ def _finish_curves(history: Sequence[dict[str, float]], figure: Figure, axes: Ax
     return save_figure(figure, path)
 
 
-def _plot_metric(history: Sequence[dict[str, float]], key: str, name: str, path: Path) -> Path:
+def _plot_metric(history: Sequence[dict[str, float]], key: str, name: str, path: Path, keeps_last: bool) -> Path:
     figure, axes, epochs = _start_curves(history, f"{name.split(' (')[0]} by epoch", name, height=4.2, right=0)
     training, validation = _read_column(history, key), _read_column(history, f"val_{key}")
-    best = find_best_epoch(history)
+    kept = find_kept_epoch(history, keeps_last=keeps_last)
     for values, label, colour, style in ((training, "training", "#0072B2", "--"), (validation, "validation", "#D55E00", "-")):
         if np.isfinite(values).any():
             _draw_curve(axes, epochs, values, color=colour, linestyle=style, linewidth=1.6, label=label)
-            if best is not None:
-                axes.plot(epochs[best], values[best], "D", markersize=7, color=colour, markeredgecolor="white", zorder=4)
+            if kept is not None:
+                axes.plot(epochs[kept], values[kept], "D", markersize=7, color=colour, markeredgecolor="white", zorder=4)
     if not np.isfinite([training, validation]).any():
         axes.text(0.5, 0.5, f"no finite `{key}`", transform=axes.transAxes, ha="center", color=INK)
-    return _finish_curves(history, figure, axes, path)
+    return _finish_curves(history, figure, axes, path, keeps_last)
 
 
-def _plot_dice(history: Sequence[dict[str, float]], path: Path) -> Path:
+def _plot_dice(history: Sequence[dict[str, float]], path: Path, keeps_last: bool) -> Path:
     keys = dict.fromkeys(key.removeprefix("val_") for row in history for key in row)
     names = [key.removeprefix("dice_") for key in keys if key.startswith("dice_")]
     colours = [_darken(colour, 0.62) for colour in list_colours(len(set(names) - {"background"}) + 1)]
@@ -150,7 +152,7 @@ def _plot_dice(history: Sequence[dict[str, float]], path: Path) -> Path:
     _label_ends(figure, axes, ends)
     axes.plot([], [], color=INK, linestyle="-", linewidth=1.5, label="validation")
     axes.plot([], [], color=INK, linestyle="--", linewidth=0.8, label="training")
-    return _finish_curves(history, figure, axes, path)
+    return _finish_curves(history, figure, axes, path, keeps_last)
 
 
 def _label_ends(figure: Figure, axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:

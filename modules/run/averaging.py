@@ -68,12 +68,12 @@ class LastAverage(keras.callbacks.Callback):
                 old.unlink()
 
     def judge(self, validate: Callable[[], dict[str, float]], name: str, best: float, save: Callable[[], None]) -> bool:
-        """Validates the average in place of the network's weights, and saves it if it is better than the best epoch.
+        """Validates the average in place of the network's weights, and saves it if it is better than the kept epoch.
 
         Args:
             validate: A function that validates the network as it is.
             name: The value to judge by, "mean_dice", or "loss", of which less is better.
-            best: The best epoch's value, negative for a loss.
+            best: The kept epoch's value, negative for a loss.
             save: A function that saves the network as it is.
 
         Returns:
@@ -93,8 +93,8 @@ class LastAverage(keras.callbacks.Callback):
         finally:
             _assign(network, own)
         log.info(
-            "the average of the weights of the last %d epochs: validation %s %.4f, best epoch %.4f; %s is kept",
-            self.count, name.replace("_", " "), abs(value), abs(best), "the average" if better else "the best epoch",
+            "the average of the weights of the last %d epochs: validation %s %.4f, that of the kept epoch %.4f; %s is kept",
+            self.count, name.replace("_", " "), abs(value), abs(best), "the average" if better else "the epoch",
         )  # fmt: skip
         return better
 

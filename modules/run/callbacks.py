@@ -36,6 +36,7 @@ class HistoryWriter(keras.callbacks.Callback):
         images_per_step: int,
         *,
         write: bool = True,
+        keeps_last: bool = False,
         on_row: Callable[[dict[str, float]], None] = lambda row: None,
     ) -> None:
         """Starts with no rows.
@@ -45,6 +46,7 @@ class HistoryWriter(keras.callbacks.Callback):
             class_names: Names of all classes, the background first.
             images_per_step: Images that one step trains on.
             write: Whether to write files; only one of several hosts does.
+            keeps_last: Whether the last epoch is kept and not the best.
             on_row: A function called with each new row.
         """
         super().__init__()
@@ -55,6 +57,7 @@ class HistoryWriter(keras.callbacks.Callback):
         self._columns = [*names, *(f"val_{name}" for name in names)]
         self._images_per_step = images_per_step
         self._write = write
+        self._keeps_last = keeps_last
         self._on_row = on_row
         self._steps = 0
         # Seconds that an interrupted epoch had taken, and the times at which this part of it and its validation began.
@@ -98,7 +101,7 @@ class HistoryWriter(keras.callbacks.Callback):
     def write(self) -> None:
         """Writes the table and the curves."""
         self.write_table()
-        reports.plot_history(self.rows, self._run.figures)
+        reports.plot_history(self.rows, self._run.figures, keeps_last=self._keeps_last)
 
     def write_table(self) -> None:
         """Writes the table, which has no rows before the first epoch has ended."""
@@ -121,10 +124,12 @@ class KeepBest(keras.callbacks.Callback):
     """A callback that saves the best model so far, and stops the training early.
 
     The best has the highest mean foreground Dice on the validation set. Where no validation label holds foreground, it has the least
-    validation loss.
+    validation loss. With `last` each epoch counts as better than the one before.
     """
 
-    def __init__(self, save: Callable[[], None], patience: int, stop_at_dice: float = 0.0, *, by_loss: bool = False) -> None:
+    def __init__(
+        self, save: Callable[[], None], patience: int, stop_at_dice: float = 0.0, *, by_loss: bool = False, last: bool = False
+    ) -> None:
         """Starts with no best model.
 
         Args:
@@ -132,9 +137,11 @@ class KeepBest(keras.callbacks.Callback):
             patience: Epochs without a better model before the training stops; 0 for never.
             stop_at_dice: The validation Dice at which the training stops once every class has it; 0 for never.
             by_loss: Whether the validation loss decides.
+            last: Whether the last epoch is kept, whatever the validation says.
         """
         super().__init__()
         self._save = save
+        self._last = last
         self._patience = patience
         self._stop_at_dice = stop_at_dice
         self._by_loss = by_loss
@@ -154,7 +161,7 @@ class KeepBest(keras.callbacks.Callback):
         value = -1.0 if math.isnan(value) else value
         self._last_epoch = epoch + 1
         finite = math.isfinite(float(logs.get("val_loss", 0.0)))
-        if finite and value > self.best:
+        if finite and (self._last or value > self.best):
             self.best, self.best_epoch = value, epoch + 1
             self._save()
         # A class that the validation set lacks is NaN and never good enough, because nobody measured it.

@@ -55,6 +55,7 @@ def describe_classes(
     *,
     regions: Sequence[Region] = (),
     stop_at_dice: float = 0.0,
+    keeps_last: bool = False,
 ) -> list[tuple[str, int]]:
     """Describes the classes that count.
 
@@ -64,6 +65,7 @@ def describe_classes(
         class_names: Names of all classes, the background first.
         regions: What each class consists of, where classes overlap.
         stop_at_dice: The validation Dice at which the training stops once every class has it; 0 for never.
+        keeps_last: Whether the last epoch is kept, whatever the validation says.
 
     Returns:
         Sentences with their level in the log. Warnings name each class in no training label, and those in no validation label.
@@ -80,11 +82,16 @@ def describe_classes(
     if missing and stop_at_dice:
         warnings.append(f"`--stop-at-dice` never stops this training: no validation label measures {', '.join(missing)}")
     if not counted:
-        warnings.append("no validation label holds any foreground: the least val_loss decides which epoch is kept, not the Dice")
+        decides = (
+            "nobody judges the network before the test" if keeps_last else "the least val_loss decides which epoch is kept, not the Dice"
+        )
+        warnings.append(f"no validation label holds any foreground: {decides}")
         return [(line, logging.WARNING) for line in warnings]
     if missing:
         warnings.append(f"no validation label holds {', '.join(missing)}: nobody judges the network there before the test")
     line = f"the mean validation Dice of {', '.join(counted)} decides which epoch is kept"
+    if keeps_last:
+        line = f"the last epoch is kept; validation measures {', '.join(counted)}"
     return [(line, logging.INFO), *((warning, logging.WARNING) for warning in warnings)]
 
 

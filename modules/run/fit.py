@@ -66,9 +66,10 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         if writes:
             write_json(run.proof, {"steps": proof_steps, "weights_sha256": hash_weights(model.network)})
 
-    history = HistoryWriter(run, bundle.class_names, plan.batch_size, write=writes, on_row=tracker.log_row)
+    keeps_last = settings.keep == "last"
+    history = HistoryWriter(run, bundle.class_names, plan.batch_size, write=writes, keeps_last=keeps_last, on_row=tracker.log_row)
     judged = find_classes(prepared.prepared["validate"], prepared.spec.regions) - {0}
-    keep_best = KeepBest(save_best, settings.patience or 0, settings.stop_at_dice, by_loss=not judged)
+    keep_best = KeepBest(save_best, settings.patience or 0, settings.stop_at_dice, by_loss=not judged, last=keeps_last)
     proof_steps = min(PROOF_STEPS, steps)
     with StopRequest() as stop:
         stops = devices.agree(lambda: stop.made)
@@ -78,7 +79,8 @@ def fit(prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, tracker: Tra
         for line in describe_ignored_cases(prepared.splits, prepared.prepared):
             log.warning("%s", line)
         judges = (prepared.prepared[split] for split in ("train", "validate"))
-        for line, level in describe_classes(*judges, bundle.class_names, regions=prepared.spec.regions, stop_at_dice=settings.stop_at_dice):
+        told = {"regions": prepared.spec.regions, "stop_at_dice": settings.stop_at_dice, "keeps_last": keeps_last}
+        for line, level in describe_classes(*judges, bundle.class_names, **told):
             log.log(level, "%s", line)
         log.info("%s: %s weights, %d steps an epoch, begins at %s", plan.network, f"{prepared.network.count_params():,}", steps, first)
         proof = FirstSteps(proof_steps, done, write_proof)
@@ -118,7 +120,7 @@ def _start_average(prepared: PreparedRun, trainer, run: RunFolder, epochs: int) 
 def _judge_average(
     average: "LastAverage", prepared: PreparedRun, bundle: ModelBundle, run: RunFolder, best: float, *, by_loss: bool
 ) -> bool:
-    """Validates the average of the last epochs' weights, and saves it in place of the best epoch if it is better."""
+    """Validates the average of the last epochs' weights, and saves it in place of the kept epoch if it is better."""
 
     def validate() -> dict[str, float]:
         with name_failures() as failures:

@@ -235,8 +235,7 @@ def make_plan(
     reasons["steps"] = schedule.reason
     seen = schedule.steps * batch_size * math.prod(window.sizes)
     passes = seen / sum(math.prod(window.sizes if fit == "resample" else grid) for grid in grids)
-    few = sparse and fingerprint.subjects < recipe.FEW_SUBJECTS
-    chosen = recipe.choose_recipe(settings, spec, rank, schedule, passes, few, reasons)
+    chosen = recipe.choose_recipe(settings, spec, rank, schedule, passes, fingerprint.subjects, sparse, reasons)
     _check_updates(settings, schedule.epochs * schedule.steps_per_epoch)
     plan = Plan(
         mode=draft.mode,

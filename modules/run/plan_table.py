@@ -30,6 +30,7 @@ def describe_plan(plan: Plan, settings: Settings) -> list[str]:
         if value
     ]
     regular += ["deep supervision"] if settings.deep_supervision else []
+    regular += ["last epoch kept"] if settings.keep == "last" else []
     lines = {
         "mode": plan.mode + (f", {plan.plane}" if plan.mode == "slice" and prepared.spatial_dims == 3 else ""),
         "network": plan.network + (f", {options}" if options else ""),

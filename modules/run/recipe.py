@@ -29,6 +29,8 @@ MEMORY_SHARE, WEIGHT_BYTES = 0.7, 16
 # structures of few subjects are learnt by heart sooner.
 AUGMENT_FROM = ((1000, "strong"), (15, "mild"), (0, "none"))
 AUGMENT_FEW_FROM, FEW_SUBJECTS = ((1000, "strong"), (6, "mild"), (0, "none")), 20
+# With fewer training subjects the validation, about a tenth of them, chooses an epoch by chance: the last one, whose rate is 0, is better.
+CHOOSING_SUBJECTS = 100
 # Steps from which deep supervision helps, and from which an average of the weights remembers nothing of their start.
 LONG, AVERAGED_FROM = 20_000, 500
 
@@ -67,7 +69,14 @@ def choose_options(settings: Settings, network: str, rank: int) -> dict[str, Any
 
 
 def choose_recipe(
-    settings: Settings, spec: DatasetSpec, rank: int, schedule: Schedule, passes: float, few: bool, reasons: dict[str, str]
+    settings: Settings,
+    spec: DatasetSpec,
+    rank: int,
+    schedule: Schedule,
+    passes: float,
+    subjects: int,
+    sparse: bool,
+    reasons: dict[str, str],
 ) -> dict[str, Any]:
     """Chooses the settings of the training that the user leaves open.
 
@@ -77,14 +86,18 @@ def choose_recipe(
         rank: Spatial rank of the network.
         schedule: The length of the training.
         passes: How often the training goes through the voxels of all cases.
-        few: Whether the structures are sparse and the subjects fewer than `FEW_SUBJECTS`.
+        subjects: Number of training subjects.
+        sparse: Whether foreground takes less than `SPARSE` of the voxels.
         reasons: Takes the reason for each decision.
     """
+    few = sparse and subjects < FEW_SUBJECTS
     augment = next(name for least, name in (AUGMENT_FEW_FROM if few else AUGMENT_FROM) if passes >= least)
     # 2-D files do not say which axis runs from left to right, so classes with sides allow no flips.
     if rank == 2 and spec.spatial_dims == 2 and spec.mirrored_indices() and AUGMENTATIONS[augment] is not None:
         augment = "mild"
     reasons["augment"] = f"{passes:.2g} passes over the training cases"
+    # The validation Dice ends a training by patience or at a goal, and then it chooses the epoch too.
+    judged = subjects >= CHOOSING_SUBJECTS or settings.schedule == "constant" or settings.patience or settings.stop_at_dice
     wanted: dict[str, Any] = {
         "loss": "dice_ce",
         "batch_dice": True,
@@ -99,5 +112,6 @@ def choose_recipe(
         "ema": 0.99 if schedule.steps >= AVERAGED_FROM else 0.0,
         # A schedule that falls to 0 is best at its end.
         "patience": 0,
+        "keep": "best" if judged else "last",
     }
     return {name: value for name, value in wanted.items() if settings.is_open(name)}

@@ -40,6 +40,7 @@ RESAMPLING = ("median", "none")
 # A sample of more cannot be held by any machine with the network's features.
 MOST_VOXELS = 1 << 31
 POSTPROCESSINGS = ("learn", "none")
+KEPT = ("best", "last")
 PREDICT_PRECISIONS = ("auto", "float32")
 TRACKERS = ("none", "mlflow", "tensorboard")
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
@@ -120,6 +121,7 @@ class Settings:
     precision: str = _setting("auto", help="precision of the network's layers; auto: bfloat16 where it is faster", choices=PRECISIONS)
     deterministic: bool = _setting(False, help="make a training repeatable bit for bit on a GPU too, where that is slower")
     patience: int | None = _setting(None, help="epochs without a better validation Dice before stopping; 0 never stops early")
+    keep: str = _setting("", help="epoch whose model is kept: the best by validation Dice, or the last", choices=KEPT)
     stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
     postprocess: str = _setting("learn", help="steps after a prediction; learn: what raises the validation Dice", choices=POSTPROCESSINGS)
     predict_precision: str = _setting(
@@ -165,6 +167,9 @@ class Settings:
             parse_loss(self.loss, LOSSES)
         if not 0 <= self.stop_at_dice <= 1:
             raise ValueError(f"Expected `stop_at_dice` from 0 to 1. Received: {self.stop_at_dice}.")
+        if self.keep == "last" and (self.patience or self.stop_at_dice):
+            other = f"patience {self.patience}" if self.patience else f"stop_at_dice {self.stop_at_dice:g}"
+            raise ValueError(f"Expected `keep` best beside {other}, which follows the validation Dice. Received: last. Leave one out.")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"Expected `ema` from 0 to below 1. Received: {self.ema}.")
         if self.warmup_epochs and self.epochs and self.warmup_epochs >= self.epochs:

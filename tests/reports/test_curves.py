@@ -32,7 +32,12 @@ def make_history(epochs: int, *, validated: bool = True) -> list[dict[str, float
     ],
 )
 def test_best_epoch(history, expected):
-    assert reports.find_best_epoch(history) == expected
+    assert reports.find_kept_epoch(history) == expected
+
+
+def test_the_last_epoch_that_was_measured_is_kept_where_the_last_is_asked_for():
+    history = [{"val_mean_dice": 0.9}, {"val_mean_dice": 0.2}, {"val_mean_dice": NAN}]
+    assert reports.find_kept_epoch(history, keeps_last=True) == 1
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 40])

@@ -39,6 +39,15 @@ def test_the_first_of_equals_is_kept_and_nan_is_worst():
     assert not callback.finished
 
 
+def test_the_last_finite_epoch_is_kept_where_the_last_is_asked_for():
+    saved = []
+    callback = KeepBest(lambda: saved.append(callback.best_epoch), 0, last=True)
+    callback.set_model(_Model())
+    for epoch, (value, loss) in enumerate([(0.5, 0.1), (0.9, 0.1), (0.3, 0.1), (float("nan"), float("nan"))]):
+        callback.on_epoch_end(epoch, {"val_mean_dice": value, "val_loss": loss})
+    assert (saved, callback.best, callback.best_epoch) == ([1, 2, 3], 0.3, 3)
+
+
 def test_patience_counts_from_the_best_epoch():
     callback, _, epochs = _run([0.1, 0.3, 0.2, 0.2, 0.9], patience=2)
     assert (callback.best_epoch, epochs) == (2, 4)

@@ -68,6 +68,13 @@ def test_where_every_class_occurs_one_line_says_what_decides():
     assert lines == [("the mean validation Dice of liver, spleen decides which epoch is kept", logging.INFO)]
 
 
+def test_where_the_last_epoch_is_kept_the_validation_only_measures():
+    lines = describe_classes(_cases((0, 1)), _cases((0, 1)), NAMES[:2], keeps_last=True)
+    assert lines == [("the last epoch is kept; validation measures liver", logging.INFO)]
+    lines = describe_classes(_cases((0, 1)), _cases((0,)), NAMES[:2], keeps_last=True)
+    assert lines[-1] == ("no validation label holds any foreground: nobody judges the network before the test", logging.WARNING)
+
+
 def test_a_class_in_no_training_label_and_one_in_no_validation_label_are_named():
     lines = describe_classes(_cases((0, 1)), _cases((0, 2)), NAMES)
     assert [level for _, level in lines] == [logging.INFO, logging.WARNING, logging.WARNING]

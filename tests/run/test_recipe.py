@@ -36,6 +36,7 @@ OWN = {
     "clip_norm": 3.0,
     "ema": 0.25,
     "patience": 7,
+    "keep": "best",
 }
 
 
@@ -61,6 +62,17 @@ def test_what_the_user_sets_stays(length):
         assert getattr(Settings("d", **{name: value}).fill({name: "other"}), name) == value
     plan = make_plan(Settings("d", batch_size=3, network="unet3d", network_options={"base_filters": 5}), SPECS["volumes"], SCANS, length)
     assert (plan.batch_size, plan.network, plan.recipe["base_filters"]) == (3, "unet3d", 5)
+
+
+def test_few_validation_subjects_choose_no_epoch():
+    def choose(subjects, **settings):
+        scans = dataclasses.replace(SCANS, subjects=subjects)
+        return make_plan(Settings("d", **settings), SPECS["volumes"], scans, LENGTHS[1]).recipe.get("keep")
+
+    assert (choose(99), choose(100)) == ("last", "best")
+    # What the validation ends, or a rate that never falls, it must choose too.
+    assert [choose(4, **own) for own in ({"patience": 3}, {"stop_at_dice": 0.7}, {"schedule": "constant"})] == ["best"] * 3
+    assert choose(4, keep="best") is None
 
 
 def _plan(name):

@@ -115,3 +115,9 @@ def test_the_folder_of_a_table_of_cases_is_the_data_folder():
     assert str(Settings("folder", cases="lists/a.csv", data="scans").data_folder()) == "scans"
     with pytest.raises(ValueError, match="Expected either `demo` or `cases`. Received: both, cases 'a.csv'"):
         Settings("folder", demo=True, cases="a.csv")
+
+
+@pytest.mark.parametrize(("other", "said"), [({"patience": 4}, "patience 4"), ({"stop_at_dice": 0.7}, "stop_at_dice 0.7")])
+def test_the_last_epoch_is_not_kept_where_the_validation_ends_the_training(other, said):
+    with pytest.raises(ValueError, match=f"Expected `keep` best beside {said}.* Received: last. Leave one out"):
+        Settings("oasis", keep="last", **other)
