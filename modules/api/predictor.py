@@ -98,7 +98,6 @@ class Predictor:
 
         Raises:
             ModelError: If there is no model, it is damaged, or the engine or the precision is not available.
-            MissingPackageError: If the engine is not installed.
         """
         with translate(ModelError):
             paths = tuple(Path(path).absolute() for path in _list_paths(model))

@@ -34,8 +34,8 @@ def train(*, quiet: bool = False, **settings: Any) -> Trained:
 
     Raises:
         InputError: For an unknown name, which lists the valid ones, or a wrong value.
-        TrainingError: If the data, the plan or the folder of the run does not allow it.
-        MissingPackageError: If a package is not installed, as TensorFlow after an installation without the extra `train`.
+        TrainingError: If the data, the plan or the folder of the run does not allow it, or the backend of Keras is not installed.
+        MissingPackageError: If another package is not installed.
     """
     # The commands lie above all other rooms, so they wait until somebody trains.
     import train as command

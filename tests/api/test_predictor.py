@@ -99,7 +99,7 @@ def test_a_predictor_goes_to_another_process_but_not_through_a_fork(model, scan)
 
 WITHOUT_PACKAGES = """
 import sys
-blocked = ("tensorflow", "keras", "jax", "torch", "scipy", "cv2", "matplotlib", "tqdm", "pandas")
+blocked = ("tensorflow", "keras", "jax", "torch", "scipy", "cv2", "matplotlib", "pandas")
 sys.modules.update(dict.fromkeys(blocked))
 import modules
 assert "numpy" not in sys.modules
@@ -114,6 +114,10 @@ for call, kind in ((lambda: Predictor.load(model, "keras"), ModelError), (lambda
         call()
     except kind as error:
         print(error)
+import predict
+flags = ["--model", model, "--output", target + ".out"]
+assert predict.main([scan, *flags]) == 0
+assert predict.main([picture, *flags]) == 2
 """
 
 
@@ -124,11 +128,16 @@ def test_openvino_predicts_without_tensorflow_and_scipy(model, scan, tmp_path):
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "label.npy"), Predictor.load(model).predict_file(scan).label)
-    assert result.stdout.splitlines() == [
+    lines = result.stdout.splitlines()
+    assert lines[:2] == [
         "Expected the package of KERAS_BACKEND=tensorflow. Received: none. Install tensorflow, or leave it out.",
         "Expected the package opencv-python-headless. Received: none. pip install opencv-python-headless; the extra 'train' of this "
         "program has all that it uses.",
     ]
+    # The command says the same, and draws nothing.
+    assert result.stderr.splitlines() == [f"predict.py: error: {lines[1]}"]
+    assert "no overlays: they need matplotlib and opencv-python-headless" in lines
+    assert sorted(path.name for path in tmp_path.glob("*.out/*")) == ["predictions.jsonl", "scan_prediction.nii.gz"]
 
 
 def test_a_dicom_folder_is_one_scan(model, tmp_path):
