@@ -22,7 +22,7 @@ from modules.predict.batch import Batch, find_incomplete
 from modules.predict.bundle import ModelBundle, identify
 from modules.predict.cases import PredictionOptions, predict_cases
 from modules.predict.departures import Departures
-from modules.predict.export import DESCRIPTION, export_model
+from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
 from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
@@ -64,7 +64,11 @@ def _main(argv: Sequence[str] | None) -> int:
         log.info("%s", line)
 
     models = [[identify(run), bundle.engine, bundle.computed_in] for run, bundle in zip(runs, bundles, strict=True)]
-    made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
+    made_by = {
+        "models": models,
+        "overlap": options.overlap,
+        "mirror": [bundle.mirror if options.mirror is None else options.mirror for bundle in bundles],
+    }
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     made_by |= {} if wanted else {"postprocess": False}
     if not can_draw():
@@ -121,14 +125,17 @@ def export(options: Namespace) -> None:
     """Writes the model of the one run in `options.paths` for other programs.
 
     Raises:
-        ValueError: If there is not exactly one run, or `modules.predict.export.export_model` refuses.
+        ValueError: If there is not exactly one run, or `modules.run.export_run.export_run` refuses.
     """
+    # A prediction need not wait for the rooms that judge a model.
+    from modules.run.export_run import export_run
+
     runs = list_models(Path(path) for path in options.paths)
     if len(runs) != 1:
         names = ", ".join(map(str, runs[:8])) + (", ..." if len(runs) > 8 else "")
         raise ValueError(f"Expected one run to export. Received: {names}. Name one of them, as in --export {options.export} {runs[0]}.")
-    bundle = ModelBundle.load(runs[0], "keras")
-    path = export_model(bundle, options.export, Path(options.output or RunFolder(runs[0]).export))
+    folder = Path(options.output or RunFolder(runs[0]).export)
+    path = export_run(runs[0], options.export, options.precision, folder, DATASETS)
     log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))
 
 

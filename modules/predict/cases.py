@@ -36,7 +36,7 @@ class PredictionOptions:
     Attributes:
         overlap: Fraction in [0, 1) of a window that its neighbour along an axis shares.
         batch_size: Windows predicted together; 0 chooses by their size.
-        mirror: Whether to average over flips as well.
+        mirror: Whether to average over flips as well; None as each model's bundle says.
         postprocess: Whether label maps go through the models' postprocessing. Probabilities never do.
         on_tiling: A function called with each image's windows before the first of them is predicted.
         on_batch: A function called after each batch with the number of its windows.
@@ -47,7 +47,7 @@ class PredictionOptions:
 
     overlap: float = 0.5
     batch_size: int = 0
-    mirror: bool = False
+    mirror: bool | None = None
     postprocess: bool = True
     on_tiling: Callable[[windows.Tiling], None] = _do_nothing
     on_batch: Callable[[int], None] = _do_nothing
@@ -219,13 +219,15 @@ def cut_samples(bundle: ModelBundle, cases: Sequence[Case]) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: If a case cannot be read, naming its file.
     """
-    samples = []
-    for case, part in ((cases[0], 2), (cases[len(cases) // 2], 3)):
-        image, _ = read_case(case, bundle)
-        array, _, tiling = _tile(bundle, image, PredictionOptions(), CANONICAL)
-        sample = cut(array, tiling.starts[len(tiling.starts) // part], tiling.window, fill=array.min(axis=(0, 1, 2)))
-        samples.append(sample if bundle.window.across is None else sample.squeeze(bundle.window.across))
-    return np.stack(samples).astype(np.float32)
+    chosen = (cases[0], 2), (cases[len(cases) // 2], 3)
+    return np.stack([cut_sample(bundle, read_case(case, bundle)[0], part) for case, part in chosen])
+
+
+def cut_sample(bundle: ModelBundle, image: Volume, part: int = 2) -> np.ndarray:
+    """Cuts the window `(*P, C)` float32 of an image that lies behind 1 in `part` of all its windows; 2 is the middle one."""
+    array, _, tiling = _tile(bundle, image, PredictionOptions(), CANONICAL)
+    sample = cut(array, tiling.starts[len(tiling.starts) // part], tiling.window, fill=array.min(axis=(0, 1, 2)))
+    return (sample if bundle.window.across is None else sample.squeeze(bundle.window.across)).astype(np.float32)
 
 
 def _read_chunk(
@@ -291,7 +293,7 @@ def _predict_tiled(
             for start in tiling.starts:
                 yield cut(array, start, tiling.window, fill=darkest)
 
-    predict = _make_predictor(bundle, options.mirror, order)
+    predict = _make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order)
     outputs = windows.predict_windows(predict, cut_windows(), images[0].tiling.batch_size, options.on_batch)
     for _, geometry, tiling in images:
         merged = windows.merge_windows(islice(outputs, len(tiling.starts)), tiling)

@@ -1,12 +1,24 @@
-"""Divides the cases of a run into training, validation and test, and gives an account of all files."""
+"""Finds the cases of a run, divides them into training, validation and test, and gives an account of all files."""
 
 from collections.abc import Sequence
 
 from modules.data.case import Case
 from modules.data.inventory import describe_files, describe_ignored, describe_shared_labels
+from modules.data.spec import DatasetSpec, find_cases, load_spec
 from modules.data.splits import split_cases, split_folds
-from modules.data.subjects import find_related
+from modules.data.subjects import assign_subjects, find_related
 from modules.run.settings import Settings
+
+
+def find_labelled(settings: Settings, spec: DatasetSpec) -> tuple[DatasetSpec, list[Case]]:
+    """Finds all cases of a data set with their subjects; also returns `spec` with what only its folder knows.
+
+    Raises:
+        FileNotFoundError, ValueError: As `modules.data.spec.load_spec` and `find_cases` do.
+    """
+    root = settings.data_folder()
+    spec = load_spec(spec, root, settings.tell_wishes())
+    return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
 
 
 def divide(cases: Sequence[Case], settings: Settings) -> tuple[dict[str, list[Case]], list[str]]:

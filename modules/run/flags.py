@@ -14,7 +14,7 @@ from modules.data.files import SUFFIXES
 from modules.data.spec import DatasetSpec, load_spec
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
-from modules.predict.export import FORMATS
+from modules.predict.export import EXPORT_PRECISIONS, FORMATS
 from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.init import adopt_settings
@@ -295,9 +295,10 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--precision",
-        choices=engines.PRECISIONS,
+        choices=tuple(dict.fromkeys((*engines.PRECISIONS, *EXPORT_PRECISIONS))),
         default="auto",
-        help="precision of OpenVINO on a CPU; auto: what the training decided on, where this CPU computes in it, else float32",
+        help="precision of OpenVINO on a CPU; auto: what the training decided on, where this CPU computes in it, else float32; beside "
+        "--export openvino that of the file, float32 with auto; int8 is for such a file alone",
     )
     parser.add_argument(
         "--overlap",
@@ -305,7 +306,11 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         default=PredictionOptions.overlap,
         help="fraction of a window that its neighbour shares (default %(default)s)",
     )
-    parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
+    parser.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="average over flips too: a little better, 4 to 8 times as slow (default: what the training decided on)",
+    )
     parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
@@ -323,7 +328,6 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         (
             "model",
             "engine",
-            "precision",
             "overlap",
             "mirror",
             "no_postprocess",
@@ -339,6 +343,10 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(options, name) != parser.get_default(name):
             flag = name.replace("_", "-")
             raise ValueError(f"Expected --export alone with a run. Received: --{flag} too, which only a prediction reads. Leave one out.")
+    if options.precision != "auto" and options.export not in (None, "openvino"):
+        raise ValueError(f"Expected --export openvino beside --precision. Received: --export {options.export}. Leave --precision out.")
+    if options.precision not in engines.PRECISIONS and not options.export:
+        raise ValueError(f"Expected --export openvino beside --precision {options.precision}. Received: a prediction. Export it first.")
     if options.ignore_geometry and not options.labels:
         raise ValueError("Expected --labels beside --ignore-geometry. Received: none, and only labels are compared. Name their folder.")
     if not 0 <= options.overlap < 1:
