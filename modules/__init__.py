@@ -9,8 +9,8 @@ from typing import Any
 __version__ = "0.2.0"
 
 _API = (
-    *("Predictor", "Prediction", "train", "Trained", "evaluate", "Evaluation"),
-    *("MRIError", "ModelError", "InputError", "PredictionError", "TrainingError", "MissingPackageError"),
+    *("Predictor", "Prediction", "Saved", "train", "Trained", "evaluate", "Evaluation"),
+    *("MRIError", "ModelError", "InputError", "TooLargeError", "PredictionError", "TrainingError", "MissingPackageError"),
 )
 
 

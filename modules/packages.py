@@ -3,7 +3,9 @@
 import importlib.util
 
 # Packages that are installed under another name than they are imported by.
-_INSTALLED_AS = {"cv2": "opencv-python-headless"}
+_INSTALLED_AS = {"cv2": "opencv-python-headless", "python_multipart": "python-multipart"}
+# The packages of the server, which are those of an extra of their own.
+_SERVING = ("fastapi", "python_multipart", "uvicorn")
 # The packages that overlays are drawn with.
 _DRAWING = ("matplotlib", "cv2")
 
@@ -19,4 +21,7 @@ def describe_missing(error: ModuleNotFoundError) -> str:
     if not name or name == __name__.partition(".")[0]:
         return ""
     package = _INSTALLED_AS.get(name, name)
-    return f"Expected the package {package}. Received: none. pip install {package}; the extra 'train' of this program has all that it uses."
+    extra = "serve" if name in _SERVING else "train"
+    return (
+        f"Expected the package {package}. Received: none. pip install {package}; the extra '{extra}' of this program has all that it uses."
+    )

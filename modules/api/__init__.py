@@ -4,8 +4,8 @@
 import them, and nothing imports this room.
 """
 
-from modules.api.errors import InputError, MissingPackageError, ModelError, MRIError, PredictionError, TrainingError
-from modules.api.predictor import Evaluation, Prediction, Predictor, evaluate
+from modules.api.errors import InputError, MissingPackageError, ModelError, MRIError, PredictionError, TooLargeError, TrainingError
+from modules.api.predictor import Evaluation, Prediction, Predictor, Saved, evaluate
 from modules.api.training import Trained, train
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Prediction",
     "PredictionError",
     "Predictor",
+    "Saved",
+    "TooLargeError",
     "Trained",
     "TrainingError",
     "evaluate",

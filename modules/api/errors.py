@@ -21,6 +21,10 @@ class InputError(MRIError):
     """A scan, a label or an argument is not as expected: it is missing, damaged, or does not fit the model."""
 
 
+class TooLargeError(InputError):
+    """A scan takes more memory than the caller allows."""
+
+
 class PredictionError(MRIError):
     """A model cannot compute a scan: memory does not suffice, the engine fails, or the process was forked after loading."""
 

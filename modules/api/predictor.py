@@ -3,7 +3,8 @@
 import math
 import os
 import threading
-from collections.abc import Generator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,19 @@ import numpy as np
 
 from modules import score_tables, scoring
 from modules.api.arrays import to_volume
-from modules.api.errors import InputError, ModelError, PredictionError, translate
+from modules.api.errors import InputError, ModelError, PredictionError, TooLargeError, translate
 from modules.data.case import Case, LabelRule, Predicted, Volume, read_case
+from modules.data.files import PICTURE_SUFFIXES, name_result_suffix, suffix_of
+from modules.data.formats import read_grid
 from modules.data.regions import Region, list_parts
 from modules.predict.bundle import ModelBundle
-from modules.predict.cases import choose_order, predict_cases, predict_read
+from modules.predict.cases import PredictionOptions, choose_order, predict_cases, predict_read
+from modules.predict.class_files import ClassRow, list_segments
 from modules.predict.departures import Departures
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.memory import estimate_reading
+from modules.predict.outputs import write_maps
+from modules.predict.results import make_result
 from modules.run.listing import list_models
 
 PathLike = str | os.PathLike[str]
@@ -40,6 +47,20 @@ class Prediction:
     label: np.ndarray
     probabilities: np.ndarray | None
     volumes_ml: Mapping[str, float]
+
+
+class Saved(NamedTuple):
+    """The prediction of one scan, written into a file.
+
+    Attributes:
+        label: The file of the label map.
+        result: What `results.json` of predict.py says of the scan: shape, spacing, seconds, and of each class voxels, ml and components.
+        departures: What about the scan leaves the scans of the training, in words.
+    """
+
+    label: Path
+    result: dict[str, Any]
+    departures: list[str]
 
 
 class Evaluation(NamedTuple):
@@ -67,6 +88,7 @@ class Predictor:
         spatial_dims: The rank of a scan: 2 for slices, 3 for volumes.
         label_values: The value that predict.py writes into a file for each index of `Prediction.label`:
             `np.asarray(label_values)[label]`.
+        segments: The classes without the background, each with its name, its value in a file and its colour.
         engines: The engine of each model, "openvino" or "keras".
     """
 
@@ -77,6 +99,7 @@ class Predictor:
         self.channels: tuple[str, ...] = first.channels
         self.spatial_dims: int = first.preprocessing.spatial_dims
         self.label_values: tuple[int, ...] = first.label_rule.output_values
+        self.segments: tuple[ClassRow, ...] = tuple(list_segments(first))
         self.engines: tuple[str, ...] = tuple(bundle.engine for bundle in bundles)
         self._bundles = tuple(bundles)
         self._origin = origin
@@ -154,12 +177,45 @@ class Predictor:
             MissingPackageError: If the format needs a package that is not installed.
         """
         with translate(InputError):
-            cases = self._find_cases(_list_paths(path), series)
-            if len(cases) != 1:
-                names = ", ".join(str(case.image_paths[0]) for case in cases[:3]) + (", ..." if len(cases) > 3 else "")
-                raise ValueError(f"Expected one scan. Received: {len(cases)}, {names}. Call this once for each.")
-            image, _ = read_case(cases[0], self._bundles[0])
-        return self._predict(cases[0], image, probabilities)
+            case = self._find_case(path, series)
+            image, _ = read_case(case, self._bundles[0])
+        return self._predict(case, image, probabilities)
+
+    def save_file(
+        self,
+        path: PathLike | Sequence[PathLike],
+        folder: PathLike,
+        *,
+        series: str = "",
+        max_bytes: int = 0,
+        on_batch: Callable[[int], None] = lambda number: None,
+    ) -> Saved:
+        """Predicts a file or a DICOM folder, and writes the label map that predict.py writes: in the scan's own format and values.
+
+        Args:
+            path: As in `predict_file`.
+            folder: Where to write `<scan>_prediction` with the scan's suffix.
+            series: As in `predict_file`.
+            max_bytes: The most memory that reading the scan and bringing it to the model's grid may take, by its header; 0 for no bound.
+            on_batch: A function called after each batch with the number of its windows. What it raises ends the prediction.
+
+        Raises:
+            TooLargeError: If the scan takes more than `max_bytes`.
+            InputError, PredictionError, MissingPackageError: As in `predict_file`.
+        """
+        begun, first = time.perf_counter(), self._bundles[0]
+        with translate(InputError):
+            case = self._find_case(path, series)
+            if max_bytes:
+                _check_memory(case, self._bundles, max_bytes)
+            image, _ = read_case(case, first)
+            self._check_image(case, image)
+        predicted = self._compute(case, image, PredictionOptions(on_batch=on_batch))
+        label = Path(folder) / f"{case.case_id}_prediction{name_result_suffix(case.image_paths[0])}"
+        with translate(PredictionError):
+            write_maps(predicted, first, {"prediction": label}, {})
+        result = make_result(predicted, self._bundles, time.perf_counter() - begun)
+        return Saved(label, result, Departures(self._bundles).find(image))
 
     def evaluate(self, images: PathLike | Sequence[PathLike], labels: PathLike, *, series: str = "") -> Evaluation:
         """Predicts scans and scores them against reference labels, as `predict.py --labels` does. It writes no file.
@@ -191,15 +247,28 @@ class Predictor:
             raise error
         return cases
 
+    def _find_case(self, path: PathLike | Sequence[PathLike], series: str) -> Case:
+        cases = self._find_cases(_list_paths(path), series)
+        if len(cases) != 1:
+            names = ", ".join(str(case.image_paths[0]) for case in cases[:3]) + (", ..." if len(cases) > 3 else "")
+            raise ValueError(f"Expected one scan. Received: {len(cases)}, {names}. Call this once for each.")
+        return cases[0]
+
     def _predict(self, case: Case, image: Volume, probabilities: bool) -> Prediction:
         with translate(InputError):
-            for bundle in self._bundles:
-                bundle.check_image(image, str(case.image_paths[0]))
+            self._check_image(case, image)
             Departures(self._bundles).check(case, image)
-        with translate(PredictionError), self._take_turn():
-            predicted = predict_read(self._bundles, case, image, keep_probabilities=probabilities)
+        predicted = self._compute(case, image, PredictionOptions(), keep_probabilities=probabilities)
         volumes_ml = measure_volumes(predicted, self.class_names, self._bundles[0].regions)
         return Prediction(predicted.prediction, predicted.probabilities, volumes_ml)
+
+    def _check_image(self, case: Case, image: Volume) -> None:
+        for bundle in self._bundles:
+            bundle.check_image(image, str(case.image_paths[0]))
+
+    def _compute(self, case: Case, image: Volume, options: PredictionOptions, *, keep_probabilities: bool = False) -> Predicted:
+        with translate(PredictionError), self._take_turn():
+            return predict_read(self._bundles, case, image, options, keep_probabilities=keep_probabilities)
 
     @contextmanager
     def _take_turn(self) -> Generator[None, None, None]:
@@ -229,6 +298,20 @@ def evaluate(
 
 def _list_paths(paths: PathLike | Sequence[PathLike]) -> list[str]:
     return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+
+
+def _check_memory(case: Case, bundles: Sequence[ModelBundle], most: int) -> None:
+    """Raises TooLargeError if by its header a scan takes more bytes than `most` to be read and brought to the models' grids."""
+    _, needed = estimate_reading(case, bundles)
+    files = list(zip(case.image_paths, case.series or ("",) * len(case.image_paths), strict=True))
+    shapes = [read_grid(path, series).array.shape for path, series in files if suffix_of(path) not in PICTURE_SUFFIXES]
+    # A number of a file has 8 bytes at most, and becomes one of 4.
+    needed = max(needed, sum(12 * math.prod(shape) for shape in shapes))
+    if needed > most:
+        raise TooLargeError(
+            f"Expected a scan that takes {most >> 20:,} MiB of memory or less. Received: {case.image_paths[0]}, whose header promises "
+            f"{'x'.join(map(str, shapes[0]))} numbers, for {needed >> 20:,} MiB on the model's grid. Crop or resample it."
+        )
 
 
 def measure_volumes(predicted: Predicted, class_names: Sequence[str], regions: Sequence[Region]) -> dict[str, float]:

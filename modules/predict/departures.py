@@ -26,21 +26,24 @@ class Departures:
     def check(self, case: Case, image: Volume) -> None:
         """Warns of a scan, if it leaves the ranges of any model."""
         name = case.volume_id or case.case_id
-        if name in self._scans:
+        if name in self._scans or not (found := self.find(image)):
             return
+        self._scans.add(name)
+        if len(self._scans) <= MOST_NAMED:
+            log.warning(
+                "%s leaves what the model was trained on: %s. Look at its label map, bring the scan to these ranges, or train on "
+                "scans like it",
+                case.image_paths[0],
+                "; ".join(found),
+            )
+
+    def find(self, image: Volume) -> list[str]:
+        """Describes how a scan leaves the ranges of the first model that it leaves, in parts of a sentence; none if it leaves none."""
         for bundle in self._bundles:
             ranges = bundle.trained
-            found = ranges.find_departures(image, bundle.preprocessing, bundle.channels, bundle.window.across) if ranges else []
-            if found:
-                self._scans.add(name)
-                if len(self._scans) <= MOST_NAMED:
-                    log.warning(
-                        "%s leaves what the model was trained on: %s. Look at its label map, bring the scan to these ranges, or train on "
-                        "scans like it",
-                        case.image_paths[0],
-                        "; ".join(found),
-                    )
-                return
+            if ranges and (found := ranges.find_departures(image, bundle.preprocessing, bundle.channels, bundle.window.across)):
+                return found
+        return []
 
     def summarise(self) -> None:
         """Says how many scans left the ranges, if not all were named."""
