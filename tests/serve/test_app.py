@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import nibabel as nib
 import numpy as np
 import pytest
-
 from serve_helpers import StubPredictor, httpx, serve, wait_for
 
 import predict

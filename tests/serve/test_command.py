@@ -71,6 +71,6 @@ def test_wrong_flags_are_one_line(flags, line, capsys):
 
 def test_a_package_that_is_missing_names_the_extra():
     assert describe_missing(ModuleNotFoundError(name="python_multipart")) == (
-        "Expected the package python-multipart. Received: none. pip install python-multipart; the extra 'serve' of this program has all that "
-        "it uses."
+        "Expected the package python-multipart. Received: none. pip install python-multipart; the extra 'serve' of this program has all "
+        "that it uses."
     )
