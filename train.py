@@ -32,6 +32,7 @@ from modules.run.listing import list_runs
 from modules.run.plan import Plan, draft_plan
 from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun, build_network
+from modules.run.report import write_reports
 from modules.run.settings import Settings
 from modules.run.verify import check_backend, check_resumable, describe_run, hash_data, verify
 from utils import log
@@ -48,9 +49,7 @@ def _main(argv: Sequence[str] | None) -> None:
     utils.start_log()
     request = parse_training(argv, DATASETS)
     if request.settings is None:
-        for line in describe_choices(DATASETS):
-            log.info("%s", line)
-        return
+        return write_reports(request.report, DATASETS) if request.report else log_lines(describe_choices(DATASETS))
     all_folds = bool(request.settings.folds) and request.settings.fold is None
     start_clock()
     devices.start_hosts(*request.joined)

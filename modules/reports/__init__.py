@@ -18,12 +18,14 @@ from modules.reports.montage import draw_montage
 from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, PALETTE, difference_map
 from modules.reports.sheet import draw_augmentation, draw_cases
 from modules.reports.slices import draw_slice_comparison, draw_slice_overlay
+from modules.reports.viewer import cut_viewer, write_viewer
 from modules.reports.volumes import draw_volume_comparison, draw_volume_overlay
 
 __all__ = [
     "DIFFERENCE_COLOURS",
     "DIFFERENCE_NAMES",
     "PALETTE",
+    "cut_viewer",
     "difference_map",
     "draw_augmentation",
     "draw_candidates",
@@ -34,6 +36,7 @@ __all__ = [
     "draw_overlay",
     "find_kept_epoch",
     "plot_history",
+    "write_viewer",
 ]
 
 

@@ -19,6 +19,7 @@ from modules.run.merge import check_parts
 from modules.run.plan import draft_plan
 from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun
+from modules.run.report import write_report
 from modules.run.settings import Settings
 
 # The part of the time that is kept for the scores of pairs, where there are several modes.
@@ -173,3 +174,4 @@ def pool_folds(run: RunFolder, settings: Settings, subjects: Mapping[str, str]) 
         log.info("%s", line)
     log.info("picture: %s", picture)
     write_json(run.summary, {"test": intervals})
+    write_report(run)

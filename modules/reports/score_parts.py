@@ -1,0 +1,118 @@
+"""The parts of a page that show scores: tables of means by class, and pictures of single cases."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modules.reports.page import Album, Html, Source, element, join, make_table
+from modules.scoring import Score
+
+# Titles and digits of the scores; one that is not here is shown by its own name.
+_TITLES = {
+    "dice": ("Dice", 3),
+    "iou": ("IoU", 3),
+    "nsd": ("NSD", 3),
+    "hd95_mm": ("HD95 mm", 2),
+    "hd_mm": ("HD mm", 2),
+    "assd_mm": ("ASSD mm", 2),
+}
+_COUNTS = {"cases": "scored", "absent": "absent"}
+_PICTURE = re.compile(r"(best|median|worst\d?)_(.*)", re.DOTALL)
+EXPLANATION = (
+    "Dice and IoU reach from 0 to 1, and 1 is perfect. Distances are in mm, and 0 is perfect. HD95 is the 95th percentile of the "
+    "distances between both surfaces, ASSD their mean. A case where neither the reference nor the prediction has a class is absent: means leave it out."
+)
+
+
+class Example(NamedTuple):
+    """A test case with a picture: `name` is best, median, worst, worst2 and so on."""
+
+    name: str
+    case: str
+    path: Path
+
+
+def show_means(summary: Source, level: str, *, at: str, caption: str, intervals: bool) -> Html:
+    """Shows the scores of one level, a row a class, in a table that sorts.
+
+    Args:
+        summary: The file with the scores.
+        level: "slice" or "volume".
+        at: The entry of the file: `at / level / class / score`.
+        caption: What the means are over.
+        intervals: Whether each score is an entry with `mean`, `low`, `high` and `subjects`.
+    """
+    classes: Mapping[str, Any] = summary.get(at, level)
+    names = [name for name in classes if name != "mean"]
+    keys = [key for key in classes["mean"] if any(_is_known(summary, at, level, name, key, intervals) for name in classes)]
+
+    def make_row(name: str, title: Any) -> list[Any]:
+        row = [title]
+        for key in keys:
+            digits = _TITLES.get(key, ("", 2))[1]
+            place = (at, level, name, key)
+            row.append(summary.show_interval(*place, digits=digits) if intervals else summary.show(*place, digits=digits))
+        if intervals:
+            row.append(summary.show(at, level, name, "dice", "subjects"))
+        counts = [] if summary.get("test", level, names[0], "cases") is None else list(_COUNTS)
+        return row + ["" if name == "mean" else summary.show("test", level, name, key) for key in counts]
+
+    counts = [] if summary.get("test", level, names[0], "cases") is None else list(_COUNTS.values())
+    head = ["class", *(_TITLES.get(key, (key.replace("_", " "), 2))[0] for key in keys), *(["subjects"] if intervals else []), *counts]
+    rows = [make_row(name, name) for name in names]
+    return make_table(head, rows, caption=caption, foot=make_row("mean", "mean over classes"), sortable=True)
+
+
+def _is_known(summary: Source, at: str, level: str, name: str, key: str, intervals: bool) -> bool:
+    value = summary.get(at, level, name, key, *(["mean"] if intervals else []))
+    return value is not None and not math.isnan(value)
+
+
+def to_source(scores: Iterable[Score], file: str) -> Source:
+    """Makes the rows of a table of scores numbers to show: `level / case / class / score`."""
+    content: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for score in scores:
+        content.setdefault(score.level, {}).setdefault(score.case, {})[score.class_name] = {"dice": score.dice, "hd95_mm": score.hd95_mm}
+    return Source(file, content)
+
+
+def find_examples(figures: Path) -> list[Example]:
+    """Finds the pictures of single test cases, the best case first and then from the worst up."""
+    found = []
+    for path in sorted(figures.glob("comparison_*.png")):
+        if match := _PICTURE.fullmatch(path.stem.removeprefix("comparison_")):
+            found.append(Example(match[1], match[2], path))
+    return sorted(found, key=lambda example: (example.name not in ("best", "median"), example.name))
+
+
+def show_examples(figures: Path, table: Source, album: Album) -> Html | None:
+    """Shows the Dice of the cases that have pictures, and the pictures."""
+    examples = find_examples(figures)
+    if not examples:
+        return None
+    levels = {case: level for level, cases in table.content.items() for case in cases}
+    examples = [example for example in examples if example.case in levels]
+    classes = list(dict.fromkeys(name for example in examples for name in table.get(levels[example.case], example.case) or ()))
+    rows = []
+    for example in examples:
+        scores = [table.show(levels[example.case], example.case, name, "dice", digits=3) for name in classes]
+        rows.append([example.case, _say(example.name), *scores])
+    caption = "Dice of these test cases. They are ranked by the mean over the classes."
+    parts: list[Any] = [make_table(["case", "rank", *classes], rows, caption=caption, sortable=True)]
+    for example in examples:
+        parts.append(element("h3", f"{example.case}, the {_say(example.name)}"))
+        alt = f"Image, truth, prediction and their difference of {example.case}, the {_say(example.name)}"
+        parts.append(album.show(example.path, f"{example.case}: image, truth, prediction and difference", alt))
+        montage = example.path.with_name(example.path.name.replace("comparison_", "montage_", 1))
+        if example.name in ("best", "worst") and montage.is_file():
+            caption = f"{example.case}: slices, with the prediction in colour and the truth as white dashes"
+            parts.append(element("details", element("summary", "More slices"), album.show(montage, caption, caption)))
+    return join(parts)
+
+
+def _say(name: str) -> str:
+    """Says a rank in words."""
+    places = {"best": "best", "median": "median", "worst": "worst"}
+    return places.get(name) or f"{name[-1]}{'nd' if name[-1] == '2' else 'rd' if name[-1] == '3' else 'th'} worst"
