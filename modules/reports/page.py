@@ -71,6 +71,7 @@ class Source:
         """Returns the value at a place, such as `("test", "slice", "brain", "dice")`; None where there is none."""
         value: Any = self.content
         for key in place:
+            value = {str(index): item for index, item in enumerate(value)} if isinstance(value, list) else value
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
@@ -149,6 +150,11 @@ class Album:
 
     def show(self, path: Path, caption: str, alt: str) -> Html:
         """Shows a picture, or says where it lies if the page is full."""
+        away = f"{caption}: see {path.parent.name}/{path.name}. This page has no room for it."
+        return self.find_room(path, caption, alt) or element("p", away)
+
+    def find_room(self, path: Path, caption: str, alt: str) -> Html | None:
+        """Shows a picture; None if the page is full."""
         kind, data = "png", path.read_bytes()
         if len(data) > _LARGE_PICTURE and (pixels := cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)) is not None:
             done, smaller = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, 88])
@@ -156,7 +162,7 @@ class Album:
                 kind, data = "webp", smaller.tobytes()
         url = to_url(f"image/{kind}", data)
         if not self.take(len(url)):
-            return element("p", f"{caption}: see {path.parent.name}/{path.name}. This page has no room for it.")
+            return None
         return element("figure", element("img", src=url, alt=alt), element("figcaption", caption))
 
 

@@ -21,8 +21,9 @@ _TITLES = {
 _COUNTS = {"cases": "scored", "absent": "absent"}
 _PICTURE = re.compile(r"(best|median|worst\d?)_(.*)", re.DOTALL)
 EXPLANATION = (
-    "Dice and IoU reach from 0 to 1, and 1 is perfect. Distances are in mm, and 0 is perfect. HD95 is the 95th percentile of the "
-    "distances between both surfaces, ASSD their mean. A case where neither the reference nor the prediction has a class is absent: means leave it out."
+    "Dice and IoU reach from 0 to 1, and 1 is perfect. Distances are in mm, and 0 is perfect. HD95 is the 95th percentile of the distances "
+    "between both surfaces, and ASSD is their mean. Where neither the truth nor the prediction of a case has a class, the class is absent. "
+    "Means leave such cases out."
 )
 
 
@@ -47,6 +48,9 @@ def show_means(summary: Source, level: str, *, at: str, caption: str, intervals:
     classes: Mapping[str, Any] = summary.get(at, level)
     names = [name for name in classes if name != "mean"]
     keys = [key for key in classes["mean"] if any(_is_known(summary, at, level, name, key, intervals) for name in classes)]
+    # A cross-validation counts subjects only.
+    counted = "test" if intervals else at
+    counts = {key: title for key, title in _COUNTS.items() if summary.get(counted, level, names[0], key) is not None}
 
     def make_row(name: str, title: Any) -> list[Any]:
         row = [title]
@@ -56,11 +60,14 @@ def show_means(summary: Source, level: str, *, at: str, caption: str, intervals:
             row.append(summary.show_interval(*place, digits=digits) if intervals else summary.show(*place, digits=digits))
         if intervals:
             row.append(summary.show(at, level, name, "dice", "subjects"))
-        counts = [] if summary.get("test", level, names[0], "cases") is None else list(_COUNTS)
-        return row + ["" if name == "mean" else summary.show("test", level, name, key) for key in counts]
+        return row + ["" if name == "mean" else summary.show(counted, level, name, key) for key in counts]
 
-    counts = [] if summary.get("test", level, names[0], "cases") is None else list(_COUNTS.values())
-    head = ["class", *(_TITLES.get(key, (key.replace("_", " "), 2))[0] for key in keys), *(["subjects"] if intervals else []), *counts]
+    head = [
+        "class",
+        *(_TITLES.get(key, (key.replace("_", " "), 2))[0] for key in keys),
+        *(["subjects"] if intervals else []),
+        *counts.values(),
+    ]
     rows = [make_row(name, name) for name in names]
     return make_table(head, rows, caption=caption, foot=make_row("mean", "mean over classes"), sortable=True)
 

@@ -1,33 +1,39 @@
 """The report of a run: one HTML page with all that its files say, for people who did not train it."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from modules import score_tables
-from modules.data.documents import read_json
 from modules.data.spec import DatasetSpec
-from modules.reports.page import Album, Html, Section, Source, element, join, make_table, write_page
-from modules.reports.score_parts import EXPLANATION, show_examples, show_means, to_source
-from modules.reports.viewer import show_viewer
-from modules.run.costs import format_time
-from modules.run.folder import REMEDY, RunFolder
+from modules.run.folder import RunFolder
 from modules.run.listing import list_runs
-from modules.run.report_facts import RunFacts, show_card, show_costs, show_data, show_decisions, show_plan, show_repeat
-
-# Intervals over fewer subjects are much too narrow; see `modules.score_tables.estimate_intervals`.
-FEW_SUBJECTS = 10
-_CURVES = {
-    "loss.png": "Loss of training and validation by epoch",
-    "dice.png": "Dice of each class by epoch, pooled over all voxels of a split",
-    "accuracy.png": "Share of voxels that are right, by epoch",
-    "folds.png": "Dice of each test subject by class and fold",
-    "candidates.png": "Difference of each mode or pair of modes to the chosen one, with its 95 % interval",
-}
 
 log = logging.getLogger("mri")
+
+
+def write_report(run: RunFolder, about: Mapping[str, str] = {}) -> Path:
+    """Writes `report.html` into a finished run's folder. Nothing is predicted: the page shows what lies there.
+
+    Args:
+        run: The run, or a cross-validation.
+        about: What the data set's publisher says, for a run that did not write it down.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: If the run has not finished.
+        ValueError: If a file of it is not what a run wrote.
+    """
+    # Pictures take a second to import, for which `--help` need not wait.
+    from modules.run.report_page import draw_report
+
+    run.read_record()
+    if not run.finished:
+        raise FileNotFoundError(f"Expected a finished run in {run.path}. Received: no {run.summary.name} there. --resume it first.")
+    draw_report(run, about)
+    log.info("report: %s", run.report)
+    return run.report
 
 
 def write_reports(path: Path, datasets: Mapping[str, DatasetSpec]) -> None:
@@ -41,114 +47,6 @@ def write_reports(path: Path, datasets: Mapping[str, DatasetSpec]) -> None:
         FileNotFoundError: If there is no run, or it has not finished.
         ValueError: If a file of it is not what a run wrote.
     """
-    for run in dict.fromkeys([*list_runs([path]), path]):
-        spec = datasets.get(RunFolder(run).read_settings().dataset)
-        write_report(RunFolder(run), spec.tell_source() if spec else {})
-
-
-def write_report(run: RunFolder, about: Mapping[str, str] = {}) -> Path:
-    """Writes `report.html` into a finished run's folder.
-
-    Args:
-        run: The run, or a cross-validation.
-        about: What the data set's publisher says, for a run that did not write it down.
-
-    Returns:
-        The page.
-
-    Raises:
-        FileNotFoundError: If the run has not finished.
-        ValueError: If a file of it is not what a run wrote.
-    """
-    if not run.finished:
-        raise FileNotFoundError(f"Expected a finished run in {run.path}. Received: no {run.summary.name} there. --resume it first.")
-    facts = RunFacts.read(run, about)
-    album, table = Album(), to_source(score_tables.read_scores(run.scores), run.scores.name)
-    # The worst cases and the viewer get their room before all others.
-    viewers, cases = _show_viewers(run, album), show_examples(run.figures, table, album)
-    sections: list[Section] = [
-        ("Scores", _show_scores(facts)),
-        ("Worst and best cases", cases),
-        ("Look at slices", viewers),
-        ("Training curves", _show_curves(run, album)),
-        ("Folds", _show_folds(run)),
-        ("Data", show_data(facts)),
-        ("Plan and its reasons", show_plan(facts)),
-        ("What the validation cases decided", show_decisions(facts)),
-        ("Costs", show_costs(facts)),
-        ("How to repeat it", show_repeat(facts)),
-        ("Model card", show_card(facts)),
-    ]
-    write_page(run.report, f"Run {run.path.name}", sections, lead=_show_lead(facts))
-    log.info("report: %s", run.report)
-    return run.report
-
-
-def _show_lead(facts: RunFacts) -> Html:
-    """Shows the headline: mean Dice with its interval, and what may make it mislead."""
-    summary, points = facts.summary, []
-    for level in facts.levels:
-        place = (facts.intervals, level, "mean", "dice")
-        dice, subjects = element("b", summary.show(*place, "mean", digits=3)), summary.show(*place, "subjects")
-        ends = [summary.show(*place, end, digits=3) for end in ("low", "high")]
-        points.append(element("li", dice, f"mean Dice by {level}s, interval ", ends[0], " to ", ends[1], ", test subjects: ", subjects))
-        if summary.get(facts.intervals, level, "mean", "hd95_mm", "subjects"):
-            distance = element("b", summary.show(facts.intervals, level, "mean", "hd95_mm", "mean", digits=2), " mm")
-            points.append(element("li", distance, f"mean HD95 by {level}s"))
-    if summary.get("seconds"):
-        points.append(element("li", element("b", summary.show("seconds", form=format_time)), "time of the whole command"))
-    notes = []
-    if facts.settings.demo:
-        notes.append("The data are drawn by formula. Scores say nothing about scans of people.")
-    number = facts.count_tested()
-    if number < FEW_SUBJECTS:
-        notes.append(
-            f"Few subjects were tested: {number}. With five, such an interval holds the true mean in about 83 of 100 studies, not in 95. "
-            "With one there is none."
-        )
-    data = f"{facts.about.get('title') or facts.settings.dataset}"
-    lead = element("p", f"{data}. Network {facts.plan.network}." if facts.plan else f"{data}.")
-    return join([lead, element("ul", *points, class_="headline"), *(element("p", note, class_="note") for note in notes)])
-
-
-def _show_scores(facts: RunFacts) -> Html:
-    """Shows the scores by class: means over subjects with intervals, and the means over cases that the log has."""
-    parts: list[Any] = [element("p", EXPLANATION)]
-    for level in facts.levels:
-        caption = f"Test scores by {level}s: means over subjects with 95 % intervals (bootstrap over subjects)"
-        parts.append(show_means(facts.summary, level, at=facts.intervals, caption=caption, intervals=True))
-        if facts.intervals != "test":
-            table = show_means(facts.summary, level, at="test", caption=f"Means over {level}s", intervals=False)
-            parts.append(element("details", element("summary", f"Means over {level}s, as the log prints them"), table))
-    return join(parts)
-
-
-def _show_viewers(run: RunFolder, album: Album) -> Html | None:
-    """Shows the worst and the best case to scroll through."""
-    viewers = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.figures.glob("slices_*.json"), reverse=True)]
-    shown = [viewer for viewer in (show_viewer(viewer, album) for viewer in viewers) if viewer]
-    if not shown:
-        return None
-    hint = "Scroll over a picture, or drag the slider below it. By keyboard, Tab goes to a slider and the arrow keys move it."
-    return join([element("p", hint), *shown])
-
-
-def _show_curves(run: RunFolder, album: Album) -> Html | None:
-    pictures = {run.figures / name: text for name, text in _CURVES.items()}
-    shown = [album.show(path, text, text) for path, text in pictures.items() if path.is_file()]
-    return element("div", *shown, class_="row") if shown else None
-
-
-def _show_folds(run: RunFolder) -> Html | None:
-    """Shows the mean Dice of each fold, with a link to its own report; None for a single run."""
-    rows = []
-    for fold in map(RunFolder, list_runs([run.path])):
-        if fold.path == run.path or not fold.finished:
-            continue
-        name = fold.path.relative_to(run.path).as_posix()
-        source = Source(f"{name}/{fold.summary.name}", read_json(fold.summary, REMEDY))
-        dice = [source.show("test", level, "mean", "dice", digits=3) for level in source.content.get("test", ())]
-        rows.append([element("a", name, href=f"{name}/{fold.report.name}"), join(part for one in dice for part in (one, " "))])
-    if not rows:
-        return None
-    return make_table(["fold", "mean Dice over cases"], rows, caption="Each subject is tested in one fold, by a model that never saw it.")
+    for run in map(RunFolder, dict.fromkeys([*list_runs([path]), path])):
+        spec = datasets.get(run.read_settings().dataset)
+        write_report(run, spec.tell_source() if spec else {})
