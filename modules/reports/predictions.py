@@ -84,7 +84,7 @@ def _show_scores(scores: Sequence[Any]) -> Html | None:
     if not scores:
         return None
     means = Source(SCORES, {"means": score_tables.summarise(scores)})
-    tables = [show_means(means, level, at="means", caption=f"Means over {level}s", intervals=False) for level in means.get("means")]
+    tables = [table for level in means.get("means") for table in show_means(means, level, at="means", caption=f"Means over {level}s")]
     return join([element("p", EXPLANATION), *tables])
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ _TITLES = {
     "hd_mm": ("HD mm", 2),
     "assd_mm": ("ASSD mm", 2),
 }
+_ENDINGS = {"2": "nd", "3": "rd"}
 _COUNTS = {"cases": "scored", "absent": "absent"}
 _PICTURE = re.compile(r"(best|median|worst\d?)_(.*)", re.DOTALL)
 EXPLANATION = (
@@ -35,8 +36,8 @@ class Example(NamedTuple):
     path: Path
 
 
-def show_means(summary: Source, level: str, *, at: str, caption: str, intervals: bool) -> Html:
-    """Shows the scores of one level, a row a class, in a table that sorts.
+def show_means(summary: Source, level: str, *, at: str, caption: str, intervals: bool = False) -> list[Html]:
+    """Shows the scores of one level, a row a class, in tables that sort: the first has the usual scores, and a second all others.
 
     Args:
         summary: The file with the scores.
@@ -44,32 +45,31 @@ def show_means(summary: Source, level: str, *, at: str, caption: str, intervals:
         at: The entry of the file: `at / level / class / score`.
         caption: What the means are over.
         intervals: Whether each score is an entry with `mean`, `low`, `high` and `subjects`.
+
+    Returns:
+        One table, or two. A score that is known of no class is left out.
     """
     classes: Mapping[str, Any] = summary.get(at, level)
     names = [name for name in classes if name != "mean"]
-    keys = [key for key in classes["mean"] if any(_is_known(summary, at, level, name, key, intervals) for name in classes)]
+    known = [key for key in classes["mean"] if any(_is_known(summary, at, level, name, key, intervals) for name in classes)]
     # A cross-validation counts subjects only.
     counted = "test" if intervals else at
     counts = {key: title for key, title in _COUNTS.items() if summary.get(counted, level, names[0], key) is not None}
+    show = summary.show_interval if intervals else summary.show
 
-    def make_row(name: str, title: Any) -> list[Any]:
-        row = [title]
-        for key in keys:
-            digits = _TITLES.get(key, ("", 2))[1]
-            place = (at, level, name, key)
-            row.append(summary.show_interval(*place, digits=digits) if intervals else summary.show(*place, digits=digits))
-        if intervals:
-            row.append(summary.show(at, level, name, "dice", "subjects"))
-        return row + ["" if name == "mean" else summary.show(counted, level, name, key) for key in counts]
+    def make_row(name: str, keys: Sequence[str], title: str) -> list[Any]:
+        cells = [show(at, level, name, key, digits=_TITLES.get(key, ("", 2))[1]) for key in keys]
+        subjects = [summary.show(at, level, name, "dice", "subjects")] if intervals else []
+        return [title, *cells, *subjects, *("" if name == "mean" else summary.show(counted, level, name, key) for key in counts)]
 
-    head = [
-        "class",
-        *(_TITLES.get(key, (key.replace("_", " "), 2))[0] for key in keys),
-        *(["subjects"] if intervals else []),
-        *counts.values(),
-    ]
-    rows = [make_row(name, name) for name in names]
-    return make_table(head, rows, caption=caption, foot=make_row("mean", "mean over classes"), sortable=True)
+    tables = []
+    for keys in ([key for key in known if key in _TITLES], [key for key in known if key not in _TITLES]):
+        titles = [_TITLES.get(key, (key.replace("_", " "), 2))[0] for key in keys]
+        head = ["class", *titles, *(["subjects"] if intervals else []), *counts.values()]
+        rows = [make_row(name, keys, name) for name in names]
+        foot = make_row("mean", keys, "mean over classes")
+        tables += [make_table(head, rows, caption=caption, foot=foot, sortable=True)] if keys else []
+    return tables
 
 
 def _is_known(summary: Source, at: str, level: str, name: str, key: str, intervals: bool) -> bool:
@@ -105,12 +105,12 @@ def show_examples(figures: Path, table: Source, album: Album) -> Html | None:
     rows = []
     for example in examples:
         scores = [table.show(levels[example.case], example.case, name, "dice", digits=3) for name in classes]
-        rows.append([example.case, _say(example.name), *scores])
+        rows.append([example.case, name_rank(example.name), *scores])
     caption = "Dice of these test cases. They are ranked by the mean over the classes."
     parts: list[Any] = [make_table(["case", "rank", *classes], rows, caption=caption, sortable=True)]
     for example in examples:
-        parts.append(element("h3", f"{example.case}, the {_say(example.name)}"))
-        alt = f"Image, truth, prediction and their difference of {example.case}, the {_say(example.name)}"
+        parts.append(element("h3", f"{example.case}, the {name_rank(example.name)}"))
+        alt = f"Image, truth, prediction and their difference of {example.case}, the {name_rank(example.name)}"
         parts.append(album.show(example.path, f"{example.case}: image, truth, prediction and difference", alt))
         montage = example.path.with_name(example.path.name.replace("comparison_", "montage_", 1))
         if example.name in ("best", "worst") and montage.is_file():
@@ -119,7 +119,7 @@ def show_examples(figures: Path, table: Source, album: Album) -> Html | None:
     return join(parts)
 
 
-def _say(name: str) -> str:
-    """Says a rank in words."""
-    places = {"best": "best", "median": "median", "worst": "worst"}
-    return places.get(name) or f"{name[-1]}{'nd' if name[-1] == '2' else 'rd' if name[-1] == '3' else 'th'} worst"
+def name_rank(name: str) -> str:
+    """Says the rank of an example in words: "3rd worst" for worst3."""
+    number = name.removeprefix("worst")
+    return f"{number}{_ENDINGS.get(number, 'th')} worst" if number.isdigit() else name

@@ -86,6 +86,7 @@ def evaluate(
 
 def _draw_examples(bundle: ModelBundle, scores: Sequence[scoring.Score], cases: Sequence[Case], run: RunFolder) -> None:
     from modules import reports
+    from modules.reports.score_parts import name_rank
 
     examples = choose_examples(scores, cases)
     for name, item in zip(examples, predict_cases([bundle], examples.values()), strict=True):
@@ -98,7 +99,7 @@ def _draw_examples(bundle: ModelBundle, scores: Sequence[scoring.Score], cases: 
         label, prediction = (to_shown(np.where(ignored, 0, array), bundle.regions) for array in (item.label, item.prediction))
         maps = (image.array, label, prediction)
         geometry: dict[str, Any] = {"spacing_mm": image.spacing_mm, "affine": image.affine}
-        title = f"{case_id} ({name} test case{', ignored voxels left blank' if ignored.any() else ''})"
+        title = f"{case_id} ({name_rank(name)} test case{', ignored voxels left blank' if ignored.any() else ''})"
         path = run.figures / f"comparison_{name}_{case_id}.png"
         reports.draw_comparison(path, *maps, bundle.class_names, title=title, scores=dice, **geometry)
         names = name_shown(bundle.class_names, bundle.regions)

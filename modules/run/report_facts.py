@@ -7,7 +7,7 @@ from typing import Any
 
 from modules.data.documents import read_json
 from modules.predict.bundle import DESCRIPTION_FILE, INTENDED_USE, read_description
-from modules.reports.page import UNKNOWN, Html, Source, element, join, make_facts, make_list, make_table
+from modules.reports.page import Html, Source, element, join, make_facts, make_list, make_table
 from modules.run.costs import format_time
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.listing import list_runs
@@ -100,8 +100,12 @@ def show_data(facts: RunFacts) -> Html:
     )
     parts: list[Any] = [named]
     if splits := record.get("splits"):
-        rows = [[split, record.show("subjects", split), f"{len(splits[split]):,}"] for split in _SPLITS if split in splits]
-        parts.append(make_table(["split", "subjects", "cases"], rows, caption="The division is by subject."))
+        # An older run did not count its subjects.
+        known = ["subjects"] if record.get("subjects") else []
+        rows = [
+            [split, *(record.show("subjects", split) for _ in known), f"{len(splits[split]):,}"] for split in _SPLITS if split in splits
+        ]
+        parts.append(make_table(["split", *known, "cases"], rows, caption="The division is by subject."))
     if classes := pooled.get("pooled", "classes"):
         rows = [[name, *(pooled.show("pooled", "classes", name, key) for key in ("voxels", "cases"))] for name in classes]
         caption = "Classes of the training labels"
@@ -157,7 +161,7 @@ def show_costs(facts: RunFacts) -> Html | None:
         "Weights of the network": costs.show("costs", "weights"),
         "Time of a training step": join([costs.show("costs", "step_s", digits=4), " s"]),
         "Devices": ", ".join(map(str, summary.get("devices") or ())),
-        "Predicts with": f"{summary.get('engine')} in {summary.get('computed_in') or UNKNOWN}" if summary.get("engine") else None,
+        "Predicts with": " in ".join(filter(None, (summary.get("engine"), summary.get("computed_in")))),
     }
     return make_facts(named)
 

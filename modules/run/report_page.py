@@ -52,9 +52,9 @@ def _show_lead(facts: RunFacts) -> Html:
     summary, points = facts.summary, []
     for level in facts.levels:
         place = (facts.intervals, level, "mean", "dice")
-        dice, subjects = element("b", summary.show(*place, "mean", digits=3)), summary.show(*place, "subjects")
-        ends = [summary.show(*place, end, digits=3) for end in ("low", "high")]
-        points.append(element("li", dice, f"mean Dice by {level}s, interval ", ends[0], " to ", ends[1], ", test subjects: ", subjects))
+        dice, low, high = (summary.show(*place, part, digits=3) for part in ("mean", "low", "high"))
+        about = [f"mean Dice by {level}s, 95 % interval ", low, " to ", high, ", test subjects: ", summary.show(*place, "subjects")]
+        points.append(element("li", element("b", dice), *about))
         if summary.get(facts.intervals, level, "mean", "hd95_mm", "subjects"):
             distance = element("b", summary.show(facts.intervals, level, "mean", "hd95_mm", "mean", digits=2), " mm")
             points.append(element("li", distance, f"mean HD95 by {level}s"))
@@ -79,10 +79,13 @@ def _show_scores(facts: RunFacts) -> Html:
     parts: list[Any] = [element("p", EXPLANATION)]
     for level in facts.levels:
         caption = f"Test scores by {level}s: means over subjects with 95 % intervals (bootstrap over subjects)"
-        parts.append(show_means(facts.summary, level, at=facts.intervals, caption=caption, intervals=True))
+        tables = show_means(facts.summary, level, at=facts.intervals, caption=caption, intervals=True)
+        parts.append(tables[0])
+        folded = {"More scores": tables[1:]}
         if facts.intervals != "test":
-            table = show_means(facts.summary, level, at="test", caption=f"Means over {level}s", intervals=False)
-            parts.append(element("details", element("summary", f"Means over {level}s, as the log prints them"), table))
+            title = f"Means over {level}s, as the log prints them"
+            folded[title] = show_means(facts.summary, level, at="test", caption=f"Means over {level}s")
+        parts += [element("details", element("summary", title), *tables) for title, tables in folded.items() if tables]
     return join(parts)
 
 
