@@ -63,7 +63,11 @@ def _main(argv: Sequence[str] | None) -> int:
         log.info("%s", line)
 
     models = [[identify(run), bundle.engine, bundle.computed_in] for run, bundle in zip(runs, bundles, strict=True)]
-    made_by = {"models": models, "overlap": options.overlap, "mirror": options.mirror}
+    made_by = {
+        "models": models,
+        "overlap": options.overlap,
+        "mirror": [bundle.mirror if options.mirror is None else options.mirror for bundle in bundles],
+    }
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     made_by |= {} if wanted else {"postprocess": False}
     batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)

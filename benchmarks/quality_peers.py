@@ -2,7 +2,7 @@
 
 MONAI's recipe is that of its tutorials for a CPU: z-score, whole small volumes or patches of at most 64 voxels a side with as many on
 foreground as not, random scale and noise, Dice with cross-entropy, AdamW with a cosine over the time there is. nnU-Net plans, preprocesses
-and trains by its own rules; only its epochs are short, and as many as the time allows.
+and trains by its own rules; only its schedule ends when the time does.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import numpy as np
 START = time.monotonic()
 # Seconds that are left for the prediction of the test scans.
 PREDICTION_SHARE = 0.08
-NNUNET_ITERATIONS = 20
 
 
 def main() -> None:
@@ -160,38 +159,27 @@ def _train_nnunet(content: dict, work: Path, output: Path, seconds: float) -> No
     splits = [{"train": _list(content, "train"), "val": _list(content, "validate")}]
     (preprocessed / "splits_final.json").write_text(json.dumps(splits))
 
-    class TimedTrainer(nnUNetTrainer):
-        """nnU-Net's trainer with short epochs, whose number follows from the time that the first one took."""
-
-        def on_epoch_start(self):
-            super().on_epoch_start()
-            self._epoch_start = time.monotonic()
-
-        def on_epoch_end(self):
-            now = time.monotonic()
-            left = seconds - (now - START)
-            self.num_epochs = min(self.num_epochs, self.current_epoch + 1 + max(0, int(left / (now - self._epoch_start))))
-            self.lr_scheduler.max_steps = self.num_epochs
-            super().on_epoch_end()
-
-        def perform_actual_validation(self, save_probabilities: bool = False):
-            """Leaves the validation out, which costs time and decides nothing here."""
-
-    # The trainer's folder is named by its class.
     plans = {**json.loads((preprocessed / "nnUNetPlans.json").read_text()), "continue_training": False}
-    trainer = TimedTrainer(plans, configuration, 0, json.loads((preprocessed / "dataset.json").read_text()), device=torch.device("cpu"))
-    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = NNUNET_ITERATIONS, 2
-    trainer.save_every = 10_000
-    trainer.run_training()
+    trainer = nnUNetTrainer(plans, configuration, 0, json.loads((preprocessed / "dataset.json").read_text()), device=torch.device("cpu"))
+    trainer.on_train_start()
+    trainer.network.train()
+    iterations, rate = 0, trainer.initial_lr
+    # Its schedule is a polynomial over the epochs; here it is one over the time.
+    while (part := (time.monotonic() - START) / seconds) < 1:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = rate * (1 - part) ** 0.9
+        trainer.train_step(next(trainer.dataloader_train))
+        iterations += 1
+    trainer.on_train_end()
     patch = trainer.configuration_manager.patch_size
-    print(f"nnunet: {trainer.current_epoch * NNUNET_ITERATIONS} iterations of {trainer.batch_size} x {patch}", flush=True)
+    print(f"nnunet: {iterations} iterations of {trainer.batch_size} x {patch}", flush=True)
     test = root / "test"
     test.mkdir(exist_ok=True)
     for name in _list(content, "test"):
         _write_channels(work, test, name)
     predictor = nnUNetPredictor(use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"))
     predictor.manual_initialization(
-        trainer.network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json, "TimedTrainer", None
+        trainer.network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json, "nnUNetTrainer", None
     )
     trainer.network.eval()
     predictor.list_of_parameters = [trainer.network.state_dict()]

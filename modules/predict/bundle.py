@@ -20,7 +20,7 @@ from modules.predict import engines, schema
 from modules.predict.postprocess import NOTHING, Postprocessing
 from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
-FORMAT = 7
+FORMAT = 8
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -40,6 +40,7 @@ class ModelBundle:
         mirrored_labels: Pairs of class indices that trade places when left and right are flipped.
         flipped_axes: Axes of `window.deep` along which the training flipped its samples; None where nobody wrote it down. A
             prediction is mirrored along these alone.
+        mirror: Whether predictions average over flips unless the user says otherwise; the validation decided it.
         trained: What the training cases measured; None where nobody wrote it down. A prediction tells of scans that leave it.
         postprocessing: The steps that every label map of the model goes through.
         precision: The precision that predictions on a CPU were decided to compute in, "float32" or "bfloat16".
@@ -57,6 +58,7 @@ class ModelBundle:
     regions: tuple[Region, ...] = ()
     mirrored_labels: tuple[tuple[int, int], ...] = ()
     flipped_axes: tuple[int, ...] | None = None
+    mirror: bool = False
     trained: TrainingRanges | None = None
     postprocessing: Postprocessing = NOTHING
     precision: str = "float32"
@@ -105,6 +107,7 @@ class ModelBundle:
             "regions": [region._asdict() for region in self.regions],
             "mirrored_labels": self.mirrored_labels,
             "flipped_axes": self.flipped_axes,
+            "mirror": self.mirror,
             "trained": None if self.trained is None else self.trained.to_json(),
             "postprocessing": self.postprocessing.to_json(),
             "precision": self.precision,
@@ -159,6 +162,7 @@ class ModelBundle:
             regions=tuple(Region(tuple(region["parts"]), region["painted"]) for region in description["regions"]),
             mirrored_labels=tuple((first, second) for first, second in description["mirrored_labels"]),
             flipped_axes=None if description["flipped_axes"] is None else tuple(description["flipped_axes"]),
+            mirror=description["mirror"],
             trained=None if description["trained"] is None else TrainingRanges.from_json(description["trained"]),
             postprocessing=Postprocessing.from_json(description["postprocessing"]),
             precision=description["precision"],
@@ -255,6 +259,12 @@ def set_precision(folder: Path, precision: str, reason: Mapping[str, Any] | None
     write_description(folder, description | {"precision": precision, "provenance": provenance})
 
 
+def set_mirror(folder: Path, mirror: bool) -> None:
+    """Sets whether a saved bundle predicts with flips; `folder` is the bundle, or the run that contains it."""
+    folder = find_bundle(folder)
+    write_description(folder, read_description(folder) | {"mirror": mirror})
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Reads and checks a bundle's description; converts one of an earlier format.
 
@@ -266,7 +276,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"Expected a bundle's description in {path}. Received: {shorten(description)}. {schema.REMEDY}")
     received = description.get("format")
-    if received not in (3, 4, 5, 6, FORMAT):
+    if received not in (3, 4, 5, 6, 7, FORMAT):
         raise ValueError(
             f"Expected a bundle of `format` 3 to {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
         )
@@ -291,12 +301,12 @@ def _convert_old_format(description: dict[str, Any]) -> dict[str, Any]:
     """Gives a description of an earlier format what it lacks.
 
     Format 4 did not say what the training cases measured, and format 5 knew no clip, no postprocessing and no regions. Format 6 always
-    predicted in float32.
+    predicted in float32, and format 7 without flips.
     """
     preprocessing = description.get("preprocessing")
     if isinstance(preprocessing, dict):
         description |= {"preprocessing": {"clip": [], **preprocessing}}
-    return {"trained": None, "postprocessing": [], "regions": [], "precision": "float32", **description, "format": FORMAT}
+    return {"trained": None, "postprocessing": [], "regions": [], "precision": "float32", "mirror": False, **description, "format": FORMAT}
 
 
 def _convert_format_3(description: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class PredictionOptions:
     Attributes:
         overlap: Fraction in [0, 1) of a window that its neighbour along an axis shares.
         batch_size: Windows predicted together; 0 chooses by their size.
-        mirror: Whether to average over flips as well.
+        mirror: Whether to average over flips as well; None as each model's bundle says.
         postprocess: Whether label maps go through the models' postprocessing. Probabilities never do.
         on_tiling: A function called with each image's windows before the first of them is predicted.
         on_batch: A function called after each batch with the number of its windows.
@@ -47,7 +47,7 @@ class PredictionOptions:
 
     overlap: float = 0.5
     batch_size: int = 0
-    mirror: bool = False
+    mirror: bool | None = None
     postprocess: bool = True
     on_tiling: Callable[[windows.Tiling], None] = _do_nothing
     on_batch: Callable[[int], None] = _do_nothing
@@ -271,7 +271,7 @@ def _predict_tiled(
             for start in tiling.starts:
                 yield cut(array, start, tiling.window, fill=darkest)
 
-    predict = _make_predictor(bundle, options.mirror, order)
+    predict = _make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order)
     outputs = windows.predict_windows(predict, cut_windows(), images[0].tiling.batch_size, options.on_batch)
     for _, geometry, tiling in images:
         merged = windows.merge_windows(islice(outputs, len(tiling.starts)), tiling)

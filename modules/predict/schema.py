@@ -67,6 +67,7 @@ _FIELDS = {
     "regions": many(anything(), 0, MOST_CLASSES),
     "mirrored_labels": many(many(whole(1, MOST_CLASSES - 1), 2, 2, distinct=True), 0, MOST_CLASSES),
     "flipped_axes": optional(many(whole(0, 2), 0, 3, distinct=True)),
+    "mirror": flag(),
     "trained": anything(),
     "postprocessing": many(anything(), 0, len(KINDS) * MOST_CLASSES),
     "precision": choice(PRECISIONS[1:]),
@@ -157,6 +158,8 @@ def _find_wrong_sizes(content: Mapping[str, Any]):
         yield "preprocessing.shape", f"the sizes of `window`, {window},", str(prepared["shape"])
     deep = window if len(window) == 3 else [1, *window]
     axes = [axis for axis, size in enumerate(deep) if size > 1]
+    if content["mirror"] and not content["flipped_axes"]:
+        yield "mirror", "false, or `flipped_axes` of the training", "true without them"
     if not set(content["flipped_axes"] or ()) <= set(axes):
         yield "flipped_axes", f"axes in {axes}, along which `window` has more than 1 voxel,", str(content["flipped_axes"])
 

@@ -36,8 +36,8 @@ MOST_VALIDATION = 0.5
 EPOCH_SECONDS = 0.6
 # Seconds from the last epoch to the end, without the predictions: conversion, comparison of engines, scores and pictures.
 END_SECONDS = 18.0
-# Seconds to read a test case, score it, and write it down.
-CASE_SECONDS = 0.15
+# Seconds to read a scan or a slice, score it, and write it down.
+CASE_SECONDS = {3: 0.15, 2: 0.03}
 # Widths from narrow to wide. Each step up takes about twice as long.
 WIDTHS, MIDDLE = (8, 12, 16, 24, 32), 16
 # Seconds of a step, before any is measured.
@@ -81,12 +81,12 @@ class Work:
     Attributes:
         validate: Windows of one validation.
         test: Windows of the predictions after the training, with their overlap.
-        cases: Cases that are predicted then: those of the test, and those of the validation as often as they decide something.
+        cases_s: Seconds to read and score the cases of these predictions.
     """
 
     validate: int
     test: int
-    cases: int
+    cases_s: float
 
     @classmethod
     def count(cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan, *, decisions: int) -> "Work":
@@ -96,7 +96,7 @@ class Work:
         return cls(
             sum(count_starts(case.shape, window) for case in prepared["validate"]),
             sum(len(make_grid(case.shape, window, 0.5)) for case in predicted),
-            len(predicted),
+            sum(CASE_SECONDS[len(case.shape)] for case in predicted),
         )
 
 
@@ -164,7 +164,7 @@ def find_schedule(seconds: float, timing: Timing, work: Work, batch_size: int) -
     """
     window_s = timing.validation_s / batch_size
     epoch_s = math.ceil(work.validate / batch_size) * timing.validation_s + EPOCH_SECONDS
-    training_s = seconds - timing.first_s - END_SECONDS - work.test * window_s - work.cases * CASE_SECONDS
+    training_s = seconds - timing.first_s - END_SECONDS - work.test * window_s - work.cases_s
     epochs = max(LEAST_EPOCHS, min(MOST_EPOCHS, int(VALIDATION_SHARE * training_s / epoch_s)))
     epochs = max(1, min(epochs, int(MOST_VALIDATION * training_s / epoch_s)))
     steps = int((training_s - epochs * epoch_s) / timing.step_s)

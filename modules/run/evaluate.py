@@ -48,7 +48,7 @@ def evaluate(
     # We convert first, so that the engine that is scored is the one that predict.py will use.
     saved = ModelBundle.load(run.path, "keras")
     convert_bundle(saved, run.path, lambda: cut_samples(saved, splits["validate"]))
-    bundle, decided = decide(run, splits["validate"], settings.postprocess, settings.predict_precision)
+    bundle, decided = decide(run, splits["validate"], settings.postprocess, settings.predict_precision, settings.predict_mirror)
     log.info("scored by engine %s in %s", bundle.engine, bundle.computed_in)
     departures = Departures([bundle])
     with PredictionProgress(len(cases), "scoring") as progress:

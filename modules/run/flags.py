@@ -298,7 +298,11 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         default=PredictionOptions.overlap,
         help="fraction of a window that its neighbour shares (default %(default)s)",
     )
-    parser.add_argument("--mirror", action="store_true", help="average over flips too: a little better, 4 to 8 times as slow")
+    parser.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="average over flips too: a little better, 4 to 8 times as slow (default: what the training decided on)",
+    )
     parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")

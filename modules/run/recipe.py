@@ -3,6 +3,7 @@
 All functions are pure. They return the values of settings by name, and add a reason for each decision.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ AUGMENT_FROM = ((1000, "strong"), (15, "mild"), (0, "none"))
 AUGMENT_FEW_FROM, FEW_SUBJECTS = ((1000, "strong"), (6, "mild"), (0, "none")), 20
 # With fewer training subjects the validation, about a tenth of them, chooses an epoch by chance: the last one, whose rate is 0, is better.
 CHOOSING_SUBJECTS = 100
+# Flips at prediction are tried where validating and testing with them computes this part of the training's windows at most.
+MIRRORED_SHARE = 0.05
 # Steps from which deep supervision helps, and from which an average of the weights remembers nothing of their start.
 LONG, AVERAGED_FROM = 20_000, 500
 
@@ -76,6 +79,7 @@ def choose_recipe(
     passes: float,
     subjects: int,
     sparse: bool,
+    predicted: float,
     reasons: dict[str, str],
 ) -> dict[str, Any]:
     """Chooses the settings of the training that the user leaves open.
@@ -88,6 +92,7 @@ def choose_recipe(
         passes: How often the training goes through the voxels of all cases.
         subjects: Number of training subjects.
         sparse: Whether foreground takes less than `SPARSE` of the voxels.
+        predicted: Windows of the predictions of validation and test, over the windows of the training.
         reasons: Takes the reason for each decision.
     """
     few = sparse and subjects < FEW_SUBJECTS
@@ -114,4 +119,7 @@ def choose_recipe(
         "patience": 0,
         "keep": "best" if judged else "last",
     }
+    flips = AUGMENTATIONS[settings.augment or augment]
+    mirrored = predicted * 2**rank if flips and flips.flip else math.inf
+    wanted["predict_mirror"] = "try" if mirrored <= MIRRORED_SHARE else "never"
     return {name: value for name, value in wanted.items() if settings.is_open(name)}

@@ -42,6 +42,7 @@ MOST_VOXELS = 1 << 31
 POSTPROCESSINGS = ("learn", "none")
 KEPT = ("best", "last")
 PREDICT_PRECISIONS = ("auto", "float32")
+PREDICT_MIRRORS = ("try", "never")
 TRACKERS = ("none", "mlflow", "tensorboard")
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
 # A table of subjects, cases or classes may have moved too: what follows from it must be what the run began with.
@@ -126,6 +127,9 @@ class Settings:
     postprocess: str = _setting("learn", help="steps after a prediction; learn: what raises the validation Dice", choices=POSTPROCESSINGS)
     predict_precision: str = _setting(
         "auto", help="precision of predictions on a CPU; auto: bfloat16 where the validation Dice stays", choices=PREDICT_PRECISIONS
+    )
+    predict_mirror: str = _setting(
+        "", help="predictions that average over flips; try: kept where they raise the validation Dice", choices=PREDICT_MIRRORS
     )
     folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
     fold: int | None = _setting(None, help="train and score only this fold, from 0")

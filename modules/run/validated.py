@@ -1,6 +1,7 @@
-"""Decides from the validation cases in which precision a trained model predicts on a CPU, and learns its postprocessing.
+"""Decides from the validation cases how a trained model predicts: its precision on a CPU, flips, and its postprocessing.
 
-The cases are predicted once in float32, and once in bfloat16 where this machine computes in it. Both decisions share these predictions.
+The cases are predicted once in float32, once in bfloat16 where this machine computes in it, and once with flips where the plan affords
+them. All decisions share these predictions.
 """
 
 import logging
@@ -13,7 +14,7 @@ from modules import hardware
 from modules.data.case import Case, Predicted
 from modules.data.documents import to_line
 from modules.predict import engines
-from modules.predict.bundle import ModelBundle, set_postprocessing, set_precision
+from modules.predict.bundle import ModelBundle, set_mirror, set_postprocessing, set_precision
 from modules.predict.cases import predict_cases
 from modules.predict.progress import PredictionProgress
 from modules.run.folder import RunFolder, without_nan
@@ -23,6 +24,8 @@ from modules.scoring import score_predictions
 
 # The mean validation Dice of every class must move by less than this in bfloat16, up or down.
 MOST_MOVED = 1e-3
+# Flips take 4 to 8 times as long, so the mean validation Dice must rise by this, and no class's may fall.
+LEAST_RISEN = 1e-3
 
 log = logging.getLogger("mri")
 
@@ -84,14 +87,17 @@ def count_predictions(postprocess: str, precision: str, *, bfloat16: bool) -> in
     return int(postprocess == "learn")
 
 
-def decide(run: RunFolder, cases: Sequence[Case], postprocess: str, precision: str) -> tuple[ModelBundle, dict[str, Any]]:
-    """Decides precision and postprocessing of a run's saved bundle, and writes both into it. What is scored is then what is shipped.
+def decide(
+    run: RunFolder, cases: Sequence[Case], postprocess: str, precision: str, mirror: str = "never"
+) -> tuple[ModelBundle, dict[str, Any]]:
+    """Decides precision, flips and postprocessing of a run's saved bundle, and writes them into it. What is scored is then what is shipped.
 
     Args:
         run: The run. Its bundle was converted for OpenVINO before.
         cases: The validation cases.
         postprocess: "learn" gives the bundle the steps that raise its validation Dice; "none" does not.
         precision: "auto" tries bfloat16 where OpenVINO predicts and the CPU computes in it; "float32" does not.
+        mirror: "try" keeps flips that raise the validation Dice, where the training flipped; "never" does not predict with them.
 
     Returns:
         The bundle as `predict.py` loads it on this machine, and the entries of `summary.json` that say what decided.
@@ -102,7 +108,8 @@ def decide(run: RunFolder, cases: Sequence[Case], postprocess: str, precision: s
     bundle, entries = ModelBundle.load(run.path, precision="float32"), {}
     learns = postprocess == "learn" and not bundle.regions
     tries = precision == "auto" and bundle.engine == "openvino" and hardware.has_cpu_bfloat16()
-    validation = _validate(bundle, cases, tally=learns) if learns or tries else None
+    flips = mirror == "try" and bool(bundle.flipped_axes)
+    validation = _validate(bundle, cases, tally=learns) if learns or tries or flips else None
     choice = None
     if tries and validation is not None:
         other = ModelBundle.load(run.path, precision="bfloat16")
@@ -113,6 +120,9 @@ def decide(run: RunFolder, cases: Sequence[Case], postprocess: str, precision: s
         entries["prediction_precision"] = choice.to_json()
     bundle = replace(bundle, precision=bundle.computed_in)
     set_precision(run.path, bundle.precision, choice.to_json() if choice else None)
+    if flips and validation is not None:
+        bundle, validation, entries["mirror"] = _try_flips(bundle, cases, validation, tally=learns)
+        set_mirror(run.path, bundle.mirror)
     if postprocess == "learn" and bundle.regions:
         log.info("no postprocessing: objects of regions overlap")
     if learns and validation is not None:
@@ -156,6 +166,37 @@ def _try_bfloat16(
         return PrecisionChoice("float32", reason, len(cases), None, {"float32": plain.dice}), None
     unjudged = [name for name in bundle.class_names[1:] if name not in plain.judged]
     return choose_precision(plain.dice, rounded.dice, unjudged, len(cases)), rounded
+
+
+def _try_flips(
+    bundle: ModelBundle, cases: Sequence[Case], plain: _Validation, *, tally: bool
+) -> tuple[ModelBundle, _Validation, dict[str, Any]]:
+    """Predicts the validation cases with flips, and keeps these if `is_raised` says so.
+
+    Returns:
+        The bundle, its lessons, and the entry of `summary.json`.
+    """
+    flipped = replace(bundle, mirror=True)
+    mirrored = _validate(flipped, cases, tally=tally)
+    kept = is_raised(plain.dice, mirrored.dice)
+    log.info(
+        "predictions average over flips: %s (mean validation Dice %.4f without, %.4f with, %d case(s))",
+        "yes" if kept else "no", *(_average(one.dice) for one in (plain, mirrored)), len(cases),
+    )  # fmt: skip
+    entry = without_nan({"kept": kept, "dice": mirrored.dice, "dice_without": plain.dice, "validation_cases": len(cases)})
+    return (flipped, mirrored, entry) if kept else (bundle, plain, entry)
+
+
+def is_raised(before: Dice, after: Dice) -> bool:
+    """Returns whether the mean Dice rises by `LEAST_RISEN` or more, at each level, and that of no class falls."""
+    falls = any(after[level][name] < dice for level, classes in before.items() for name, dice in classes.items())
+    levels = [(one, after[level]) for level, one in before.items() if one]
+    return bool(levels) and not falls and all(_average({"": new}) - _average({"": old}) >= LEAST_RISEN for old, new in levels)
+
+
+def _average(dice: Dice) -> float:
+    values = [value for classes in dice.values() for value in classes.values()]
+    return sum(values) / len(values) if values else math.nan
 
 
 def _validate(bundle: ModelBundle, cases: Sequence[Case], *, tally: bool) -> _Validation:

@@ -14,7 +14,7 @@ from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import IGNORE, Region
 from modules.networks import build, with_head
-from modules.predict.bundle import ModelBundle, set_postprocessing, write_description
+from modules.predict.bundle import ModelBundle, set_mirror, set_postprocessing, write_description
 from modules.predict.cases import PredictionOptions, cut_samples, predict_cases, predict_images
 from modules.predict.postprocess import Postprocessing, Step
 from modules.run.proof import hash_weights
@@ -226,7 +226,7 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
     write_description(tmp_path / "bundle", old | {"format": 2})
-    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 7 in .*bundle.json. Received: 2. Train it again"):
+    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 8 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
 
 
@@ -244,7 +244,27 @@ def test_a_bundle_of_format_5_is_read_and_has_no_postprocessing(tmp_path):
     # What sets the postprocessing writes the present format.
     set_postprocessing(tmp_path, bundle.postprocessing)
     assert ModelBundle.load(tmp_path, "keras").postprocessing == bundle.postprocessing
-    assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["format"] == 7
+    assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["format"] == 8
+
+
+def test_a_bundle_of_format_7_predicts_without_flips(tmp_path):
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    set_mirror(tmp_path, bool(bundle.flipped_axes))
+    assert ModelBundle.load(tmp_path, "keras").mirror
+    record = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    old = {name: value for name, value in record.items() if name not in ("mirror", "bundle_sha256")}
+    write_description(tmp_path / "bundle", old | {"format": 7})
+    assert not ModelBundle.load(tmp_path, "keras").mirror
+
+
+def test_flips_without_axes_are_refused(tmp_path):
+    dataclasses.replace(make_bundle(), flipped_axes=()).save(tmp_path / "bundle")
+    set_mirror(tmp_path, True)
+    with pytest.raises(
+        ValueError, match=r"Expected false, or `flipped_axes` of the training for `mirror` in .*bundle.json. Received: true without them"
+    ):
+        ModelBundle.load(tmp_path, "keras")
 
 
 def test_a_bundle_of_format_6_predicts_in_float32(tmp_path):

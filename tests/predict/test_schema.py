@@ -54,8 +54,8 @@ RANGES = {"spacing_mm": SPANS, "extent_mm": SPANS, "quartiles": [[[0, 1]] * 3], 
 STEP = {"kind": "keep_largest", "target": 1, "size": 0.0}
 
 FIELDS = [
-    ("format", 4.5, "Expected a bundle of `format` 3 to 7"),
-    ("format", ..., "Expected a bundle of `format` 3 to 7"),
+    ("format", 4.5, "Expected a bundle of `format` 3 to 8"),
+    ("format", ..., "Expected a bundle of `format` 3 to 8"),
     ("version", 3, "for `version`"),
     ("cheese", 1, "Expected no fields but format, version"),
     ("preprocessing", None, "Expected an object with fields in `preprocessing`"),
@@ -130,6 +130,8 @@ FIELDS = [
     ("postprocessing", [STEP | {"kind": "remove_small"}], "Expected a size above 0 for remove_small for `postprocessing[0].size`"),
     ("postprocessing", [STEP | {"size": 3.5}], "Expected a size of 0 for keep_largest for `postprocessing[0].size`"),
     ("postprocessing", [STEP, STEP], "Expected each step once for `postprocessing[1]`"),
+    ("mirror", 1, "Expected true or false for `mirror`"),
+    ("mirror", ..., "Expected the field `mirror`"),
     ("precision", "auto", "Expected one of 'float32', 'bfloat16' for `precision`"),
     ("precision", ..., "Expected the field `precision`"),
     ("provenance", [], "Expected an object for `provenance`"),

@@ -44,7 +44,7 @@ def _constants(monkeypatch):
         "MOST_EPOCHS": 40,
         "EPOCH_SECONDS": 0.6,
         "END_SECONDS": 18.0,
-        "CASE_SECONDS": 0.15,
+        "CASE_SECONDS": {3: 0.15, 2: 0.03},
     }
     for name, value in values.items():
         monkeypatch.setattr(budget, name, value)
@@ -72,7 +72,7 @@ def _constants(monkeypatch):
     ],
 )
 def test_steps_by_hand(seconds, epochs, steps):
-    schedule = find_schedule(seconds, TIMING, Work(validate=40, test=80, cases=20), batch_size=4)
+    schedule = find_schedule(seconds, TIMING, Work(validate=40, test=80, cases_s=3.0), batch_size=4)
     assert (schedule.epochs, schedule.steps_per_epoch) == (epochs, steps)
     assert schedule.reason == f"{epochs * steps} steps of 0.5 s in {max(0, seconds - 36) / 60:.1f} min"
 
@@ -83,10 +83,14 @@ def test_windows_are_counted_by_hand():
     # Without overlap 1 x 1 x 3 and 2 x 2 x 2 windows. With a half, 2 x 3 x 2 of the second case.
     prepared = {"train": [], "validate": cases, "test": cases}
     work = Work.count(prepared, window, decisions=0)
-    assert (work.validate, work.test, work.cases) == (3 + 8, 3 + 12, 2)
+    assert work == Work(3 + 8, 3 + 12, pytest.approx(2 * 0.15))
     # Postprocessing is learnt from one more prediction of the validation cases, and bfloat16 is judged by another one.
-    assert Work.count(prepared, window, decisions=1) == Work(3 + 8, 2 * (3 + 12), 2 * 2)
-    assert Work.count(prepared, window, decisions=2) == Work(3 + 8, 3 * (3 + 12), 3 * 2)
+    assert Work.count(prepared, window, decisions=1) == Work(3 + 8, 2 * (3 + 12), pytest.approx(4 * 0.15))
+    assert Work.count(prepared, window, decisions=2) == Work(3 + 8, 3 * (3 + 12), pytest.approx(6 * 0.15))
+    # A slice is read and scored sooner than a scan.
+    slices = {"validate": [], "test": [SimpleNamespace(shape=(10, 10))] * 5}
+    window = SimpleNamespace(window=SimpleNamespace(sizes=(10, 10)))
+    assert Work.count(slices, window, decisions=2) == Work(0, 5, pytest.approx(5 * 0.03))
 
 
 def _search(steps, *, fixed=False, precisions=("float32",), step_s=None, in_time=lambda: True):
@@ -163,9 +167,9 @@ def _fit(probe, share=None, **settings):
 def test_measured_steps_are_written_down():
     probe = _Probe()
     plan = _fit(probe, minutes=10.0, batch_size=4)
-    # 600 - 30 - 10 - 18 s, 60 / 4 * 0.25 s to predict 20 test and 40 validation cases and 9 s to read them leave 529.25 s: 13 validations
-    # of 3.1 s, and 1527 steps of 0.32 s.
-    assert (plan.recipe["base_filters"], plan.epochs, plan.steps_per_epoch) == (32, 13, 117)
+    # 600 - 30 - 10 - 18 s, 60 / 4 * 0.25 s to predict 20 test and 40 validation slices, and 1.8 s to read them: 536.45 s are left for
+    # 13 validations of 3.1 s, and 1550 steps of 0.32 s.
+    assert (plan.recipe["base_filters"], plan.epochs, plan.steps_per_epoch) == (32, 13, 119)
     assert [settings.network_options["base_filters"] for settings in probe.asked] == [16, 24, 32]
     assert plan.recipe["precision"] == "float32"
     assert plan.costs == {"seconds": 600.0, "first_s": 10.0, "step_s": 0.32, "validation_s": 0.25, "weights": 32000, **MEMORY}
@@ -191,12 +195,12 @@ def test_flags_override_what_is_measured():
 @pytest.mark.parametrize(
     ("wanted", "installed", "hardware", "steps"),
     [
-        # 542 s less 100 windows of 1/16 s and 100 cases of 0.15 s are 520.75 s: 13 validations of 3.1 s, and 4003 steps of 0.12 s.
-        ("auto", True, {"bfloat16": True}, 307),
-        # Predicted once, 60 windows and cases leave 529.25 s, and 4074 steps.
-        ("float32", True, {"bfloat16": True}, 313),
-        ("auto", False, {"bfloat16": True}, 313),
-        ("auto", True, {}, 313),
+        # 542 s less 100 windows of 1/16 s and 100 slices of 0.03 s are 532.75 s: 13 validations of 3.1 s, and 4103 steps of 0.12 s.
+        ("auto", True, {"bfloat16": True}, 315),
+        # Predicted once, 60 windows and slices leave 536.45 s, and 4134 steps.
+        ("float32", True, {"bfloat16": True}, 318),
+        ("auto", False, {"bfloat16": True}, 318),
+        ("auto", True, {}, 318),
     ],
 )
 def test_the_time_counts_what_bfloat16_is_judged_by(monkeypatch, wanted, installed, hardware, steps):

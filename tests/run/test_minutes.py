@@ -41,7 +41,13 @@ def data(phantoms):
 @pytest.fixture
 def _timed(monkeypatch):
     """Fixes what is measured: half a minute is over, and the rest of five minutes holds three epochs of two steps."""
-    for name, value in (("END_SECONDS", 0.0), ("CASE_SECONDS", 0.0), ("EPOCH_SECONDS", 1.0), ("LEAST_EPOCHS", 3), ("MOST_EPOCHS", 3)):
+    for name, value in (
+        ("END_SECONDS", 0.0),
+        ("CASE_SECONDS", {2: 0.0, 3: 0.0}),
+        ("EPOCH_SECONDS", 1.0),
+        ("LEAST_EPOCHS", 3),
+        ("MOST_EPOCHS", 3),
+    ):
         monkeypatch.setattr(budget, name, value)
     monkeypatch.setattr(budget, "find_elapsed", lambda: 30.0)
     monkeypatch.setattr(train, "start_probe", lambda settings, plan, *_: nullcontext(None if plan or settings.epochs else _Probe()))

@@ -37,6 +37,7 @@ OWN = {
     "ema": 0.25,
     "patience": 7,
     "keep": "best",
+    "predict_mirror": "try",
 }
 
 
@@ -73,6 +74,17 @@ def test_few_validation_subjects_choose_no_epoch():
     # What the validation ends, or a rate that never falls, it must choose too.
     assert [choose(4, **own) for own in ({"patience": 3}, {"stop_at_dice": 0.7}, {"schedule": "constant"})] == ["best"] * 3
     assert choose(4, keep="best") is None
+
+
+def test_flips_at_prediction_are_tried_where_the_training_flips_and_is_long():
+    def choose(length, **settings):
+        return make_plan(Settings("d", shape=(64, 64, 64), batch_size=1, **settings), SPECS["volumes"], SCANS, length).recipe[
+            "predict_mirror"
+        ]
+
+    # A validation or test case for the four cases of training, of one window in eight turns: 5 % of 160 steps.
+    assert [choose(Schedule(1, steps), augment="light") for steps in (159, 160)] == ["never", "try"]
+    assert [choose(Schedule(1, 1600), augment=name) for name in ("none", "mild", "strong")] == ["never", "never", "try"]
 
 
 def _plan(name):

@@ -1,5 +1,6 @@
 """The validation cases decide in which precision a model predicts, and one prediction serves postprocessing too."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from modules.predict.bundle import ModelBundle
 from modules.predict.postprocess import FOREGROUND, Postprocessing, Step
 from modules.run import validated
 from modules.run.folder import RunFolder
-from modules.run.validated import choose_precision, count_predictions
+from modules.run.validated import choose_precision, count_predictions, is_raised
 
 PLAIN = {"slice": {"a": 0.9, "b": 0.5}, "volume": {"a": 0.92, "b": 0.6}}
 
@@ -144,3 +145,30 @@ def test_nothing_is_tried_where_nobody_wants_it_or_the_cpu_cannot(run, monkeypat
     bundle, entries = validated.decide(run, CASES, postprocess, precision)
     assert asked == ["float32"] * count_predictions(postprocess, precision, bfloat16=able)
     assert (bundle.computed_in, set(entries)) == ("float32", {"postprocessing"} if postprocess == "learn" else set())
+
+
+@pytest.mark.parametrize(("gained", "kept"), [(4, True), (2, False)])
+def test_flips_that_raise_the_dice_are_shipped(run, monkeypatch, gained, kept):
+    wrong = {False: 10, True: 10 - gained}
+
+    def predict(bundles, cases, options):
+        (bundle,) = bundles
+        for case in cases:
+            prediction = LABEL.copy()
+            prediction.reshape(-1)[2000 : 2000 + wrong[bundle.mirror]] = 1
+            yield Predicted(case, Volume(np.zeros((*LABEL.shape, 1), np.float32), np.eye(4), (1.0, 1.0)), LABEL, prediction)
+
+    dataclasses.replace(ModelBundle.load(run.path, "keras"), flipped_axes=(1, 2)).save(run.bundle)
+    monkeypatch.setattr(validated, "predict_cases", predict)
+    bundle, entries = validated.decide(run, CASES, "none", "float32", "try")
+    # Four voxels of 1,000 raise two of the three classes by 0.002, and so their mean by 0.0013; two voxels by half as much.
+    assert (bundle.mirror, ModelBundle.load(run.path).mirror, entries["mirror"]["kept"]) == (kept, kept, kept)
+    assert entries["mirror"]["dice_without"]["slice"]["CSF"] == pytest.approx(2 * 1000 / 2010)
+    assert not validated.decide(run, CASES, "none", "float32", "never")[1]
+
+
+def test_flips_that_cost_a_class_are_not_kept():
+    before = {"volume": {"a": 0.5, "b": 0.8}}
+    assert is_raised(before, {"volume": {"a": 0.6, "b": 0.8}})
+    assert not is_raised(before, {"volume": {"a": 0.6, "b": 0.799}})
+    assert not is_raised({"volume": {}}, {"volume": {}})
