@@ -28,6 +28,7 @@ from modules.predict.progress import PredictionProgress
 from modules.run.flags import parse_prediction
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
+from modules.run.report import write_predictions_report
 from utils import log
 
 SOME_FAILED = 3
@@ -77,6 +78,7 @@ def _main(argv: Sequence[str] | None) -> int:
     log.info("%s", batch.describe())
     if batch.errors and not batch.done and not batch.skipped:
         raise batch.errors[0]
+    write_predictions_report(batch.output)
     log.info("label maps and pictures: %s", batch.output)
     return SOME_FAILED if batch.errors else 0
 

@@ -100,7 +100,7 @@ class Source:
 
 
 def make_table(
-    head: Sequence[Any], rows: Iterable[Sequence[Any]], *, caption: str, foot: Sequence[Any] | None = None, sortable: bool = False
+    head: Sequence[Any], rows: Iterable[Sequence[Any]], *, caption: Any, foot: Sequence[Any] | None = None, sortable: bool = False
 ) -> Html:
     """Makes a table whose first column names the rows.
 

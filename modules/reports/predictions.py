@@ -52,7 +52,7 @@ def write_predictions_page(folder: Path) -> Path | None:
         f"{one['run'] or one['bundle_json_sha256'][:12]} ({one['engine']})" for entry in cases for one in entry["models"]
     )
     lead = [
-        element("p", f"{len(cases):,} predicted, by {', '.join(models)}."),
+        element("p", f"Cases: {len(cases):,}. Predicted by {', '.join(models)}."),
         element("p", str(results.get("intended_use") or ""), class_="note"),
     ]
     sections = [

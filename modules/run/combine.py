@@ -14,7 +14,6 @@ from modules.predict.ensemble import write_ensemble
 from modules.predict.progress import PredictionProgress
 from modules.run.choice import Candidate, choose, describe_candidates, format_candidates
 from modules.run.folder import REMEDY, RunFolder, without_nan, write_json
-from modules.run.report import write_report
 from modules.run.settings import Settings
 
 log = logging.getLogger("mri")
@@ -60,7 +59,6 @@ def combine(run: RunFolder, settings: Settings, tests: Sequence[Sequence[Case]],
     reports.draw_folds(run.figures / "folds.png", tested, subjects, title=title)
     intervals = score_tables.estimate_intervals(chosen.scores, subjects)
     write_json(run.summary, {"chosen": chosen.name, "reason": choice.reason, "candidates": described, "test": intervals})
-    write_report(run)
     log.info("%d models in one folder that may be moved anywhere: %s", len(members), run.ensemble)
 
 

@@ -79,6 +79,7 @@ def cross_validate(settings: Settings, request: TrainingRequest, program: Progra
             pool_folds(RunFolder(run.path / name), own, subjects)
         if settings.modes:
             combine(run, settings, _list_tests(cases, settings), subjects)
+        write_report(run)
         log.info("next: python predict.py IMAGE --model %s", run.path)
 
 
@@ -174,4 +175,3 @@ def pool_folds(run: RunFolder, settings: Settings, subjects: Mapping[str, str]) 
         log.info("%s", line)
     log.info("picture: %s", picture)
     write_json(run.summary, {"test": intervals})
-    write_report(run)

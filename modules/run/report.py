@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page with all that its files say, for people who did not train it."""
+"""Reports: one HTML page of a run, or of a folder of predictions, for people who did not make it."""
 
 import logging
 from collections.abc import Mapping
@@ -50,3 +50,15 @@ def write_reports(path: Path, datasets: Mapping[str, DatasetSpec]) -> None:
     for run in map(RunFolder, dict.fromkeys([*list_runs([path]), path])):
         spec = datasets.get(run.read_settings().dataset)
         write_report(run, spec.tell_source() if spec else {})
+
+
+def write_predictions_report(folder: Path) -> None:
+    """Writes `report.html` into a folder that predict.py wrote; nothing where no case is finished.
+
+    Raises:
+        ValueError: If a file of it is not what predict.py wrote.
+    """
+    from modules.reports.predictions import write_predictions_page
+
+    if page := write_predictions_page(folder):
+        log.info("report: %s", page)

@@ -127,24 +127,36 @@ def show_plan(facts: RunFacts) -> Html | None:
 
 
 def show_decisions(facts: RunFacts) -> Html | None:
-    """Shows what the validation cases decided: the epoch that is kept, the postprocessing and the precision of predictions."""
+    """Shows what the validation cases decided: the epoch that is kept, and how the model predicts, with the Dice of each choice."""
     summary, parts = facts.summary, []
     if summary.get("best_epoch") is not None:
         parts.append(element("p", "The weights kept are those of epoch ", summary.show("best_epoch"), "."))
-    if (learnt := summary.get("postprocessing")) is not None:
-        steps = [f"{step['step']} (changes {step['changed_cases']} of the cases)" for step in learnt["steps"]]
-        cases = summary.show("postprocessing", "validation_cases")
-        parts.append(element("p", "Postprocessing learnt from validation cases: ", cases, "."))
-        parts.append(make_list(steps) if steps else element("p", "No step raises their Dice, so none is applied."))
-        for level, classes in learnt["dice_before"].items():
-            keys = ("dice_before", "dice_after")
-            rows = [[name, *(summary.show("postprocessing", key, level, name, digits=4) for key in keys)] for name in classes]
-            parts.append(make_table(["class", "Dice before", "Dice after"], rows, caption=f"Validation Dice by {level}s"))
-    if (chosen := summary.get("prediction_precision")) is not None:
-        parts.append(element("p", f"Predictions on a CPU compute in {chosen['chosen']}: {chosen['reason']}."))
+    if (choice := summary.get("prediction_precision")) is not None:
+        parts.append(element("p", f"Predictions on a CPU compute in {choice['chosen']}: {choice['reason']}."))
+        parts += _compare_dice(summary, "prediction_precision", {"dice_float32": "Dice in float32", "dice_bfloat16": "Dice in bfloat16"})
+    if (choice := summary.get("mirror")) is not None:
+        kept = "average" if choice["kept"] else "do not average"
+        parts.append(element("p", f"Predictions {kept} over flips."))
+        parts += _compare_dice(summary, "mirror", {"dice_without": "Dice without flips", "dice": "Dice with flips"})
+    if (choice := summary.get("postprocessing")) is not None:
+        steps = [f"{step['step']} (changes {step['changed_cases']} of the cases)" for step in choice["steps"]]
+        parts.append(element("p", "Postprocessing learnt:" if steps else "Postprocessing: no step raises the Dice, so none is applied."))
+        parts += [make_list(steps)] if steps else []
+        parts += _compare_dice(summary, "postprocessing", {"dice_before": "Dice before", "dice_after": "Dice after"})
     if reason := summary.get("reason"):
         parts.append(element("p", f"Chosen: {summary.get('chosen')}, {reason}."))
     return join(parts) if parts else None
+
+
+def _compare_dice(summary: Source, decision: str, columns: Mapping[str, str]) -> list[Html]:
+    """Shows the validation Dice that decided, in a table a level."""
+    columns = {key: title for key, title in columns.items() if summary.get(decision, key)}
+    tables = []
+    for level, classes in (summary.get(decision, next(iter(columns))) if columns else {}).items():
+        rows = [[name, *(summary.show(decision, key, level, name, digits=4) for key in columns)] for name in classes]
+        cases = summary.show(decision, "validation_cases")
+        tables.append(make_table(["class", *columns.values()], rows, caption=join([f"Mean over {level}s, validation cases: ", cases])))
+    return tables
 
 
 def show_costs(facts: RunFacts) -> Html | None:

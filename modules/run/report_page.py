@@ -96,7 +96,7 @@ def _show_viewers(run: RunFolder, album: Album) -> Html | None:
     if not shown:
         return None
     hint = "Scroll over a picture, or drag the slider below it. By keyboard, Tab goes to a slider and the arrow keys move it."
-    return join([element("p", hint), *shown])
+    return join([element("p", hint, class_="hint"), *shown])
 
 
 def _show_curves(run: RunFolder, album: Album) -> Html | None:

@@ -8,8 +8,9 @@ import pytest
 from command_helpers import expect_one_line
 from page_helpers import Page, check_numbers
 
+import predict
 import train
-from modules.run import report_page
+from modules.run import report, report_page
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -93,3 +94,25 @@ def test_the_worst_cases_and_viewers_get_the_room_of_a_small_page(copy, monkeypa
     text = Page(copy / "report.html").text
     assert "see figures/loss.png. This page has no room for it." in text
     assert (copy / "report.html").stat().st_size < 120_000
+
+
+def test_predictions_get_their_page_at_the_end(runs, phantoms, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        predict, "write_predictions_report", lambda folder: asked.append((folder, sorted(path.name for path in folder.iterdir())))
+    )
+    image = next((phantoms / "oasis").rglob("case_*.png"))
+    assert predict.main([str(image), "--model", str(runs["oasis"]), "--output", str(tmp_path / "out")]) == 0
+    (folder, names), *others = asked
+    assert folder == tmp_path / "out"
+    assert "predictions.jsonl" in names
+    assert not others
+
+
+def test_the_page_of_predictions_is_told_of(tmp_path, caplog):
+    with caplog.at_level("INFO", "mri"):
+        report.write_predictions_report(tmp_path)
+        assert not caplog.messages
+        (tmp_path / "results.json").write_text('{"intended_use": "", "cases": [], "scans": []}')
+        report.write_predictions_report(tmp_path)
+    assert caplog.messages == [f"report: {tmp_path / 'report.html'}"]
