@@ -68,11 +68,13 @@ class Source:
     content: Mapping[str, Any]
 
     def get(self, *place: str) -> Any:
-        """Returns the value at a place, such as `("test", "slice", "brain", "dice")`; None where there is none."""
+        """Returns the value at a place, such as `("test", "slice", "brain", "dice")`; None where there is none. Lists count from "0"."""
         value: Any = self.content
         for key in place:
-            value = {str(index): item for index, item in enumerate(value)} if isinstance(value, list) else value
-            value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, list):
+                value = value[int(key)] if int(key) < len(value) else None
+            else:
+                value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
     def show(self, *place: str, digits: int = 0, form: Callable[[float], str] | None = None) -> Html:
@@ -157,7 +159,7 @@ class Album:
         """Shows a picture; None if the page is full."""
         kind, data = "png", path.read_bytes()
         if len(data) > _LARGE_PICTURE and (pixels := cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)) is not None:
-            done, smaller = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, 88])
+            done, smaller = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, 82])
             if done and smaller.size < len(data):
                 kind, data = "webp", smaller.tobytes()
         url = to_url(f"image/{kind}", data)

@@ -68,7 +68,7 @@ def show_means(summary: Source, level: str, *, at: str, caption: str, intervals:
         head = ["class", *titles, *(["subjects"] if intervals else []), *counts.values()]
         rows = [make_row(name, keys, name) for name in names]
         foot = make_row("mean", keys, "mean over classes")
-        tables += [make_table(head, rows, caption=caption, foot=foot, sortable=True)] if keys else []
+        tables += [make_table(head, rows, caption=caption, foot=foot, sortable=True)] if keys or not tables else []
     return tables
 
 
@@ -112,10 +112,12 @@ def show_examples(figures: Path, table: Source, album: Album) -> Html | None:
         parts.append(element("h3", f"{example.case}, the {name_rank(example.name)}"))
         alt = f"Image, truth, prediction and their difference of {example.case}, the {name_rank(example.name)}"
         parts.append(album.show(example.path, f"{example.case}: image, truth, prediction and difference", alt))
+    # Montages get what room is left.
+    for example in examples:
         montage = example.path.with_name(example.path.name.replace("comparison_", "montage_", 1))
-        if example.name in ("best", "worst") and montage.is_file():
-            caption = f"{example.case}: slices, with the prediction in colour and the truth as white dashes"
-            parts.append(element("details", element("summary", "More slices"), album.show(montage, caption, caption)))
+        if montage.is_file():
+            title = f"{example.case}, the {name_rank(example.name)}: slices, with the prediction in colour and the truth as white dashes"
+            parts.append(element("details", element("summary", title), album.show(montage, title, title)))
     return join(parts)
 
 

@@ -68,10 +68,10 @@ def write_viewer(path: Path, viewer: Mapping[str, Any]) -> Path:
     return path
 
 
-def show_viewer(viewer: Mapping[str, Any], album: Album) -> Html | None:
-    """Shows a viewer in a page, if the album has room for its pictures."""
+def show_viewer(viewer: Mapping[str, Any], album: Album) -> Html:
+    """Shows a viewer in a page, or says that the page is full."""
     if not album.take(sum(len(url) for plane in viewer["planes"] for url in plane["layers"].values())):
-        return None
+        return element("p", f"{viewer['title']}: this page has no room for its slices.")
     truth = any("truth" in plane["layers"] for plane in viewer["planes"])
     controls = [
         _make_slider("opacity", "Opacity of the masks", 45, 0, 100),

@@ -6,7 +6,7 @@ from typing import Any
 
 from modules import score_tables
 from modules.data.documents import read_json
-from modules.reports.page import MOST_BYTES, Album, Html, Section, Source, element, join, make_table, write_page
+from modules.reports.page import Album, Html, Section, Source, element, join, make_table, write_page
 from modules.reports.score_parts import EXPLANATION, show_examples, show_means, to_source
 from modules.reports.viewer import show_viewer
 from modules.run.costs import format_time
@@ -16,6 +16,8 @@ from modules.run.report_facts import RunFacts, show_card, show_costs, show_data,
 
 # Intervals over fewer subjects are much too narrow; see `modules.score_tables.estimate_intervals`.
 FEW_SUBJECTS = 10
+# Far more than the slices of a case take.
+_MOST_VIEWER = 1 << 26
 _CURVES = {
     "loss.png": "Loss of training and validation by epoch",
     "dice.png": "Dice of each class by epoch, pooled over all voxels of a split",
@@ -29,13 +31,13 @@ def draw_report(run: RunFolder, about: Mapping[str, str]) -> Path:
     """Writes `report.html` into a finished run's folder; see `modules.run.report.write_report`."""
     facts = RunFacts.read(run, about)
     album, table = Album(), to_source(score_tables.read_scores(run.scores), run.scores.name)
-    # The worst cases and the viewer get their room before all others.
-    viewers, cases = _show_viewers(run, album), show_examples(run.figures, table, album)
+    # Curves are small, and slices say the most. They get their room before the pictures of cases.
+    curves, viewers = _show_curves(run, album), _show_viewers(run, album)
     sections: list[Section] = [
         ("Scores", _show_scores(facts)),
-        ("Worst and best cases", cases),
+        ("Worst and best cases", show_examples(run.figures, table, album)),
         ("Look at slices", viewers),
-        ("Training curves", _show_curves(run, album)),
+        ("Training curves", curves),
         ("Folds", _show_folds(run)),
         ("Data", show_data(facts)),
         ("Plan and its reasons", show_plan(facts)),
@@ -91,10 +93,10 @@ def _show_scores(facts: RunFacts) -> Html:
 
 def _show_viewers(run: RunFolder, album: Album) -> Html | None:
     """Shows the worst and the best case to scroll through."""
-    viewers = [read_json(path, REMEDY, MOST_BYTES) for path in sorted(run.figures.glob("slices_*.json"), reverse=True)]
-    shown = [viewer for viewer in (show_viewer(viewer, album) for viewer in viewers) if viewer]
-    if not shown:
+    paths = sorted(run.figures.glob("slices_*.json"), reverse=True)
+    if not paths:
         return None
+    shown = [show_viewer(read_json(path, REMEDY, _MOST_VIEWER), album) for path in paths]
     hint = "Scroll over a picture, or drag the slider below it. By keyboard, Tab goes to a slider and the arrow keys move it."
     return join([element("p", hint, class_="hint"), *shown])
 

@@ -84,4 +84,4 @@ def test_a_viewer_can_be_used_by_keyboard_and_is_named(volume, tmp_path):
     assert [attributes["style"] for attributes in stacks] == ["aspect-ratio:0.5000", "aspect-ratio:0.4000", "aspect-ratio:0.8000"]
     assert "<b>" in page.text
     assert page.text.count("axial, slice ") == 1
-    assert show_viewer(json.loads(path.read_text()), Album(100)) is None
+    assert show_viewer(json.loads(path.read_text()), Album(100)) == "<p>&lt;b&gt;: this page has no room for its slices.</p>"

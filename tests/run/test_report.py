@@ -88,12 +88,14 @@ def test_the_flag_stands_alone_and_names_a_run(tmp_path, capsys):
     expect_one_line(capsys, status, "Expected --report alone with a run. Received: --batch-size too.")
 
 
-def test_the_worst_cases_and_viewers_get_the_room_of_a_small_page(copy, monkeypatch):
-    monkeypatch.setattr(report_page.Album, "__init__", lambda self: setattr(self, "_room", 20_000))
+def test_curves_and_slices_get_the_room_of_a_small_page(copy, monkeypatch):
+    need = sum((copy / "figures" / name).stat().st_size for name in ("loss.png", "dice.png", "accuracy.png"))
+    monkeypatch.setattr(report_page.Album, "__init__", lambda self: setattr(self, "_room", 1.34 * need))
     assert train.main(["--report", str(copy)]) == 0
-    text = Page(copy / "report.html").text
-    assert "see figures/loss.png. This page has no room for it." in text
-    assert (copy / "report.html").stat().st_size < 120_000
+    page = Page(copy / "report.html")
+    assert [attributes["alt"].split()[0] for tag, attributes in page.tags if tag == "img"] == ["Loss", "Dice", "Share"]
+    assert page.text.count("This page has no room for it.") == 4
+    assert page.text.count("this page has no room for its slices.") == 2
 
 
 def test_predictions_get_their_page_at_the_end(runs, phantoms, tmp_path, monkeypatch):

@@ -8,11 +8,12 @@ function read(row, column) {
   return { text, number: text === "" ? NaN : Number(text) };
 }
 
-function compare(one, other) {
+// What is not known comes last in either order.
+function compare(one, other, sign) {
   const known = [one, other].map((item) => !Number.isNaN(item.number));
-  if (known[0] && known[1]) return one.number - other.number;
+  if (known[0] && known[1]) return sign * (one.number - other.number);
   if (known[0] || known[1]) return known[0] ? -1 : 1;
-  return one.text.localeCompare(other.text);
+  return sign * one.text.localeCompare(other.text);
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -27,7 +28,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       titles.forEach((other) => other.removeAttribute("aria-sort"));
       title.setAttribute("aria-sort", order);
       const body = table.tBodies[0], sign = order === "ascending" ? 1 : -1;
-      const rows = [...body.rows].sort((one, other) => sign * compare(read(one, column), read(other, column)));
+      const rows = [...body.rows].sort((one, other) => compare(read(one, column), read(other, column), sign));
       body.append(...rows);
     });
   });
