@@ -1,4 +1,4 @@
-# The two commands for a newcomer: `make demo` and `make test`. Both make .venv first, from Python 3.11 to 3.13.
+# The two commands for a newcomer: `make demo` and `make test`. Both make .venv first, from Python 3.11 to 3.13. `make image` needs none.
 
 SHELL := /bin/sh
 IN_RANGE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -18,7 +18,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --d
 
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: demo test coverage bench lint lock clean
+.PHONY: demo test coverage bench lint lock image clean
 
 demo: .venv/installed
 	rm -rf runs/$(RUN)
@@ -51,6 +51,18 @@ COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 
 lock: .venv/installed-dev
 	$(COMPILE) requirements.txt --output-file requirements.lock
 	$(COMPILE) requirements-dev.txt --constraint requirements.lock --output-file requirements-dev.lock
+
+# A container that predicts, see docs/predicting.md. `make image MODEL=runs/NAME` puts the model of a finished run into it.
+IMAGE ?= mri-segmentation
+MODEL ?=
+BUILDERS ?= docker podman
+image:
+	@for builder in $(BUILDERS); do "$$builder" info >/dev/null 2>&1 && break; builder=; done; \
+	test -n "$$builder" || { echo "make: Expected docker or podman, ready to build. Received: neither." \
+		"Install and start one: https://docs.docker.com/engine/install or https://podman.io/docs/installation" >&2; exit 2; }; \
+	test -z "$(MODEL)" || test -f "$(MODEL)/bundle/bundle.json" || { \
+		echo "make: Expected MODEL=runs/NAME, a finished run. Received: $(MODEL), without a model. Train one." >&2; exit 2; }; \
+	set -x; "$$builder" build --tag "$(IMAGE)" $(if $(MODEL),--target with-model --build-arg "MODEL=$(MODEL)") .
 
 # Leaves runs/ and predictions/ alone: they cannot be made again in minutes.
 clean:

@@ -3,7 +3,7 @@
 To add a data set, write its finder and its entry in `DATASETS` below. The flags, the help and the checks find it by themselves.
 
 `python dataset.py show --dataset NAME` draws some of its cases. With `--augment` it draws what each effect of an augmentation does to
-one.
+one. `python dataset.py check --dataset NAME` reads all cases, and tells what is wrong or unusual.
 """
 
 import argparse
@@ -15,18 +15,16 @@ from typing import Any
 
 import utils
 from modules.data import msd
-from modules.data.case import Case, LabelRule, place_in_volume, read_case, rename, require_label
+from modules.data.case import Case, LabelRule, place_in_volume, rename
 from modules.data.draws import AUGMENTATIONS
 from modules.data.files import NIFTI_SUFFIXES, index_images, stem_of, suffix_of, walk_files
 from modules.data.folder_set import MODALITIES, Wishes, describe_folder
-from modules.data.inventory import describe_ignored
 from modules.data.preprocess import Preprocessing
-from modules.data.regions import name_shown, to_shown
-from modules.data.spec import DatasetSpec, find_cases, load_spec
+from modules.data.spec import DatasetSpec
 from modules.data.splits import SPLITS
-from modules.run.flags import OneLineParser, check_takes
-from modules.run.samples import choose_case, choose_scans, make_sample
-from modules.run.settings import Settings
+from modules.run.check import PICTURES, check
+from modules.run.flags import OneLineParser
+from modules.run.show import show
 
 # ---------------------------------------------------------------------------------------------------------------- finders
 
@@ -164,6 +162,21 @@ def _pair(images: Iterable[Path], folder: Path, labels: Mapping[str, Path], rena
 # -------------------------------------------------------------------------------------------------------------- catalogue
 
 _PELVIS = ("background", "body", "bone", "bladder", "rectum", "prostate")
+# Categories of SNOMED, of DICOM's context group 7150, and codes of classes.
+_STRUCTURE, _TISSUE, _SUBSTANCE = ("91723000", "Anatomical Structure"), ("85756007", "Tissue"), ("91720002", "Body Substance")
+_PELVIS_CODES = {
+    "body": (_STRUCTURE, ("38266002", "Entire body")),
+    "bone": (_TISSUE, ("272673000", "Bone")),
+    "bladder": (_STRUCTURE, ("89837001", "Bladder")),
+    "rectum": (_STRUCTURE, ("34402009", "Rectum")),
+    "prostate": (_STRUCTURE, ("41216001", "Prostate")),
+}
+_BRAIN_CODES = {
+    "CSF": (_SUBSTANCE, ("65216001", "Cerebrospinal Fluid")),
+    "grey matter": (_TISSUE, ("389081007", "Gray Matter")),
+    "white matter": (_TISSUE, ("389080008", "White Matter")),
+}
+_TUMOUR_CODES = {"tumour": (("49755003", "Morphologically Abnormal Structure"), ("108369006", "Neoplasm"))}
 
 
 def _describe_msd(root: Path, _: Wishes) -> dict[str, Any]:
@@ -186,6 +199,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({value: value for value in range(len(_PELVIS))}, renames=_SLICE_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 128), intensity="min_max"),
             find=find_hipmri,
+            codes=_PELVIS_CODES,
             write_phantom=_make_writer("hipmri"),
         ),
         DatasetSpec(
@@ -199,6 +213,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({0: 0, 85: 1, 170: 2, 255: 3}, renames=_SLICE_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0, mean=0.1317, std=0.1864),
             find=find_oasis,
+            codes=_BRAIN_CODES,
             write_phantom=_make_writer("oasis"),
         ),
         DatasetSpec(
@@ -212,6 +227,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({0: 0, 255: 1}, renames=_LGG_RENAMES),
             preprocessing=Preprocessing(2, shape=(256, 256), intensity="fixed", scale=255.0),
             find=find_lgg,
+            codes=_TUMOUR_CODES,
             write_phantom=_make_writer("lgg"),
         ),
         DatasetSpec(
@@ -225,6 +241,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({value: value for value in range(len(_PELVIS))}, renames=_HIPMRI3D_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore"),
             find=find_hipmri3d,
+            codes=_PELVIS_CODES,
             write_phantom=_make_writer("hipmri3d"),
             defaults={"mode": "volume", "plane": "axial"},
         ),
@@ -239,6 +256,7 @@ DATASETS: dict[str, DatasetSpec] = {
             label_rule=LabelRule({value: value for value in range(4)}, renames=_IBSR18_RENAMES),
             preprocessing=Preprocessing(3, intensity="zscore", foreground_crop=True),
             find=find_ibsr18,
+            codes=_BRAIN_CODES,
             write_phantom=_make_writer("ibsr18"),
             # Slices are 1.5 mm thick along the second axis and finer within, so they are coronal.
             defaults={"plane": "coronal"},
@@ -278,73 +296,44 @@ DATASETS: dict[str, DatasetSpec] = {
 
 # --------------------------------------------------------------------------------------------------------------- commands
 
-_SHOWN = 6  # scans on a sheet
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python dataset.py show ...`; returns its exit status."""
-    return utils.run_command("dataset.py", lambda: _show(_parse(argv)))
+    """Runs `python dataset.py show ...` or `check ...`; returns its exit status. A check that finds an error returns 1."""
+    return utils.run_command("dataset.py", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int | None:
+    options = _parse(argv)
+    utils.start_log()
+    return {"show": show, "check": check}[options.command](options, DATASETS)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="dataset.py", description="Looks at a data set.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=OneLineParser)
-    show = commands.add_parser("show", help="draw some cases with their labels, or what an augmentation does to one")
-    show.add_argument("--dataset", required=True, choices=tuple(DATASETS), help="data set to show")
-    show.add_argument("--data", default="", metavar="FOLDER", help="its folder; without it $MRI_DATA/<dataset> or data/<dataset>")
-    show.add_argument("--cases", default="", metavar="FILE", help="table of the cases of the data set folder, as in train.py")
-    show.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="its classes, as in train.py")
-    show.add_argument("--modality", default="", choices=MODALITIES, help="its kind of scans")
-    show.add_argument("--demo", action="store_true", help="draw a phantom in the data set's layout and show that")
-    show.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
+    looks = commands.add_parser("show", help="draw some cases with their labels, or what an augmentation does to one")
+    checks = commands.add_parser("check", help="read all cases and tell what is wrong or unusual; exit status 1 for an error")
+    for command in (looks, checks):
+        command.add_argument("--dataset", required=True, choices=tuple(DATASETS), help="data set to look at")
+        command.add_argument("--data", default="", metavar="FOLDER", help="its folder; without it $MRI_DATA/<dataset> or data/<dataset>")
+        command.add_argument("--cases", default="", metavar="FILE", help="table of the cases of the data set folder, as in train.py")
+        command.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="its classes, as in train.py")
+        command.add_argument("--modality", default="", choices=MODALITIES, help="its kind of scans")
+        command.add_argument("--demo", action="store_true", help="draw a phantom in the data set's layout and look at that")
+        command.add_argument(
+            "--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie"
+        )
+        command.add_argument("--seed", type=int, default=42, help="of the choice or split of cases and of every draw (default %(default)s)")
     names = tuple(AUGMENTATIONS)
-    show.add_argument("--augment", nargs="?", const="strong", default="none", choices=names, help="show its effects (default strong)")
-    show.add_argument("--seed", type=int, default=42, help="of the choice of cases and of every draw (default %(default)s)")
-    show.add_argument("--output", metavar="FILE.png", help="picture to write; without it show_<dataset>[_<augment>].png")
+    looks.add_argument("--augment", nargs="?", const="strong", default="none", choices=names, help="show its effects (default strong)")
+    looks.add_argument("--output", metavar="FILE.png", help="picture to write; without it show_<dataset>[_<augment>].png")
+    checks.add_argument("--subjects", default="", metavar="RULE", help="who was scanned, as in train.py")
+    checks.add_argument("--output", metavar="DIR", help="folder of check.json, check.csv and check.png; without it check/<dataset>")
+    checks.add_argument(
+        "--pictures", type=int, default=PICTURES, metavar="INT", help="scans to draw, the odd ones first (default %(default)s)"
+    )
+    checks.add_argument("--fix", default="", metavar="DIR", help="write a copy there, with headers and types mended that can be")
     return parser.parse_args(argv)
-
-
-def _show(options: argparse.Namespace) -> None:
-    from modules import reports
-
-    utils.start_log()
-    output = Path(options.output or f"show_{options.dataset}{'' if options.augment == 'none' else '_' + options.augment}.png")
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"Expected `--output` ending in .png. Received: {output}.")
-    check_takes(DATASETS[options.dataset], vars(options), DATASETS)
-    root = Settings(options.dataset, data=options.data, cases=options.cases, demo=options.demo, seed=options.seed).data_folder()
-    if options.demo:
-        DATASETS[options.dataset].write_phantom(root, seed=options.seed)
-    spec = load_spec(DATASETS[options.dataset], root, Wishes(options.cases, tuple(options.classes), options.modality))
-    for line in spec.found:
-        utils.log.info("%s", line)
-    found = find_cases(spec, root, ignore_geometry=options.ignore_geometry)
-    scans = choose_scans(found, _SHOWN if options.augment == "none" else 1, options.seed)
-    cases = [choose_case(scan, spec) for scan in scans]
-    for line in describe_ignored(cases):
-        utils.log.warning("%s", line)
-    ignored, names = spec.label_rule.ignores, name_shown(spec.class_names, spec.regions)
-    names += ["ignore"] if ignored else []
-    shown = {"plane": spec.defaults.get("plane", "axial"), "ignored": ignored}
-    augmentation = AUGMENTATIONS[options.augment]
-    if augmentation is None:
-        drawn = {}
-        for case in cases:
-            image, label = read_case(case, spec)
-            drawn[case.case_id] = (image, to_shown(require_label(case, label), spec.regions, spec.num_classes))
-        reports.draw_cases(output, drawn, names, title=f"{spec.name}: {spec.title}", **shown)
-    else:
-        from modules.devices import import_keras
-
-        import_keras()
-        image, label = make_sample(cases[0], spec, options.seed)
-        size = "x".join(map(str, label.shape))
-        title = f"{spec.name}, {cases[0].case_id}, {size}: the augmentation '{options.augment}', each effect alone and all together"
-        reports.draw_augmentation(
-            output, image, to_shown(label, spec.regions, spec.num_classes), names, augmentation,
-            title=title, seed=options.seed, left_right_swaps=spec.mirrored_indices(), **shown,
-        )  # fmt: skip
-    utils.log.info("picture: %s", output)
 
 
 if __name__ == "__main__":

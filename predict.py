@@ -1,34 +1,43 @@
 """Predicts label maps for scans, each on its own grid: `python predict.py image.nii.gz`.
 
 The model knows its preprocessing and classes. Without `--model` the run that finished last gives the model. A file that cannot be
-predicted does not end the others; the exit status is then 3. `--export` writes a run's model for other programs instead.
+predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls.
+`--export` writes a run's model for other programs instead.
 """
 
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 import utils
 from dataset import DATASETS
 from modules import score_tables, scoring
 from modules.data.case import Case, Predicted
-from modules.data.formats import write_label_like, write_probabilities_like
+from modules.data.files import hold
 from modules.data.inventory import describe_ignored
 from modules.data.regions import name_shown, to_shown
 from modules.predict.batch import Batch, find_incomplete
 from modules.predict.bundle import ModelBundle, identify
-from modules.predict.cases import PredictionOptions, predict_cases
+from modules.predict.case_log import CaseLog
+from modules.predict.cases import PredictionOptions, choose_batch_size, predict_cases
 from modules.predict.departures import Departures
-from modules.predict.export import DESCRIPTION, export_model
+from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.memory import MemoryLimit
+from modules.predict.outputs import check_packages, part_unfit, write_maps
 from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
+from modules.predict.results import make_result, write_results
 from modules.run.flags import parse_prediction
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
 from modules.run.report import write_predictions_report
+from modules.run.shared_scores import add_scores, list_scored
 from utils import log
 
 SOME_FAILED = 3
@@ -45,16 +54,19 @@ def _main(argv: Sequence[str] | None) -> int:
     if options.export:
         export(options)
         return 0
+    check_packages(options.format, options.save)
     runs = list_models(Path(run) for run in options.model or [find_newest_run()])
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series)
     if not found.images:
         raise found.failures[0]
-    bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision)) for run in runs]
+    bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision, options.threads)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
+    cases, unfit = part_unfit(cases, options.format, options.save)
     if options.ignore_geometry:
         cases = [replace(case, ignore_geometry=True) for case in cases]
     names = [f"{run} ({bundle.engine}, {bundle.computed_in})" for run, bundle in zip(runs, bundles, strict=True)]
-    log.info("%d case(s), model %s: %s", len(cases), ", ".join(names), ", ".join(bundles[0].class_names))
+    part = f", of which shard {options.shard} has {len(options.shard.choose(cases))}" if options.shard.number > 1 else ""
+    log.info("%d case(s)%s, model %s: %s", len(cases), part, ", ".join(names), ", ".join(bundles[0].class_names))
     for remark in [*found.remarks, *describe_ignored(cases)]:
         log.info("%s", remark)
     if options.overlap != PredictionOptions.overlap and all(bundle.preprocessing.resize for bundle in bundles):
@@ -71,8 +83,13 @@ def _main(argv: Sequence[str] | None) -> int:
     }
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     made_by |= {} if wanted else {"postprocess": False}
-    batch = Batch(Path(options.output or "predictions"), made_by, probabilities=options.probabilities)
-    for error in [*found.failures, *unusable]:
+    scoring.check_tolerance(options.tolerance_mm, bundles[0].class_names)
+    # Scores of another tolerance do not mix with these.
+    made_by |= {"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {}
+    case_log = CaseLog(Path(options.log_json) if options.log_json else None)
+    kinds = {"probabilities": options.probabilities, "label_format": options.format, "save": options.save}
+    batch = Batch(Path(options.output or "predictions"), made_by, **kinds, case_log=case_log)
+    for error in [*found.failures, *unusable, *unfit] if options.shard.leads else []:
         batch.refuse(error)
     predict(bundles, cases, batch, options)
     log.info("%s", batch.describe())
@@ -92,31 +109,31 @@ def _name_labels(bundle: ModelBundle) -> ModelBundle:
 
 
 def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch, options: Namespace) -> None:
-    """Predicts the cases that are not there yet, and writes the scores of all that are, if `options.labels` asks for them."""
-    table = batch.output / "scores.csv"
-    earlier = score_tables.read_scores(table) if options.labels and table.is_file() and not options.overwrite else []
-    batch.add(cases, [score.case for score in earlier] if options.labels else None, overwrite=options.overwrite)
-    scores, departures = [], Departures(bundles)
+    """Predicts those cases of this shard that are not there yet, and adds their scores if `options.labels` asks for them."""
+    scored = list_scored(batch.output, overwrite=options.overwrite) if options.labels else None
+    batch.add(options.shard.choose(cases), scored, overwrite=options.overwrite)
+    scores, departures, memory = [], Departures(bundles), None
+    if options.max_memory and batch.todo:
+        sizes = [options.batch_size or choose_batch_size(bundle.window.deep, bundle.engine) for bundle in bundles]
+        memory = MemoryLimit(options.max_memory, bundles, sizes, batch.output)
     try:
         with PredictionProgress(len(batch.todo), "predicting") as progress:
             reports = {"on_failure": batch.fail, "on_image": departures.check}
             chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
-            settings = progress.options(**chosen, **reports)
+            settings = progress.options(**chosen, **reports, batch_size=options.batch_size, memory=memory)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
-            written = write_predictions(predicted, bundles[0], batch)
-            for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions):
+            written = write_predictions(predicted, bundles, batch)
+            tolerance_mm = options.tolerance_mm
+            for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions, tolerance_mm=tolerance_mm):
                 scores.append(score)
     finally:
         departures.summarise()
-        # An interrupted call keeps the scores of the label maps that it leaves.
-        kept = {name for case in batch.skipped for name in (case.case_id, case.volume_id)}
-        scores = [score for score in earlier if score.case in kept] + scores
-        incomplete = find_incomplete([*batch.failed, *(case for case in cases if case.label_path is None)])
-        scores = score_tables.sort_by_case([score for score in scores if score.case not in incomplete], cases)
-        if options.labels and scores:
-            score_tables.write_scores(table, scores)
+        scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
+        with hold(batch.record_path):
+            write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0])
     if options.labels:
-        for line in score_tables.format_summary(score_tables.summarise(scores)):
+        intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
+        for line in score_tables.format_scores(score_tables.summarise(scores), intervals):
             log.info("%s", line)
 
 
@@ -124,40 +141,49 @@ def export(options: Namespace) -> None:
     """Writes the model of the one run in `options.paths` for other programs.
 
     Raises:
-        ValueError: If there is not exactly one run, or `modules.predict.export.export_model` refuses.
+        ValueError: If there is not exactly one run, or `modules.run.export_run.export_run` refuses.
     """
+    # A prediction need not wait for the rooms that judge a model.
+    from modules.run.export_run import export_run
+
     runs = list_models(Path(path) for path in options.paths)
     if len(runs) != 1:
         names = ", ".join(map(str, runs[:8])) + (", ..." if len(runs) > 8 else "")
         raise ValueError(f"Expected one run to export. Received: {names}. Name one of them, as in --export {options.export} {runs[0]}.")
-    bundle = ModelBundle.load(runs[0], "keras")
-    path = export_model(bundle, options.export, Path(options.output or RunFolder(runs[0]).export))
+    folder = Path(options.output or RunFolder(runs[0]).export)
+    path = export_run(runs[0], options.export, options.precision, folder, DATASETS)
     log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))
 
 
-def write_predictions(predicted: Iterable[Predicted], bundle: ModelBundle, batch: Batch) -> Iterator[Predicted]:
-    """Writes label map, overlay and kept probabilities of each case, and passes on the case unless that fails."""
+def write_predictions(predicted: Iterable[Predicted], bundles: Sequence[ModelBundle], batch: Batch) -> Iterator[Predicted]:
+    """Writes the files of each case with what was found in it, and passes on, unless that fails, what its scores need."""
+    begun = time.perf_counter()
     for item in predicted:
         try:
             batch.begin(item.case)
-            write_prediction(item, bundle, batch.list_outputs(item.case))
-            batch.finish(item.case)
+            write_prediction(item, bundles[0], batch.list_outputs(item.case))
+            batch.finish(item.case, make_result(item, bundles, time.perf_counter() - begun))
         except (ValueError, OSError, MemoryError) as error:
             batch.fail(item.case, error)
         else:
+            # Of the image they need the place of its voxels, so the voxels themselves can go.
+            voxels = np.broadcast_to(np.float32(0), item.image.array.shape)
+            item = item._replace(image=replace(item.image, array=voxels), probabilities=None)
             yield item
+            batch.tell_done(item.case)
+        del item
+        begun = time.perf_counter()
 
 
 def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, Path]) -> None:
-    """Writes label map, overlay and kept probabilities of one case into `files`, given by kind."""
+    """Writes label map, overlay and other wanted files of one case into `files`, given by kind."""
     from modules import reports
 
-    image, source = item.image, item.case.image_paths[0]
-    write_label_like(files["prediction"], bundle.label_rule.to_file_values(item.prediction), source, image.affine)
-    maps = (image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
-    reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, spacing_mm=image.spacing_mm, affine=image.affine)
-    if item.probabilities is not None:
-        write_probabilities_like(files["probabilities"], item.probabilities, source, image.affine)
+    spec = DATASETS.get(bundle.label_rule.source)
+    write_maps(item, bundle, files, spec.codes if spec else {})
+    maps = (item.image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
+    place = {"spacing_mm": item.image.spacing_mm, "affine": item.image.affine}
+    reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, **place)
 
 
 if __name__ == "__main__":

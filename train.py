@@ -15,14 +15,14 @@ from modules import devices
 from modules.data.cache import prepare_splits
 from modules.data.case import Case
 from modules.data.fingerprint import measure
-from modules.data.spec import DatasetSpec, choose_target, find_cases, load_spec
-from modules.data.subjects import assign_subjects
+from modules.data.spec import DatasetSpec, choose_target
 from modules.hardware import look_up_hardware
 from modules.run import proof, tracking
 from modules.run.budget import Share, draft_share, fit_to_time, start_clock, start_probe
+from modules.run.compare import compare
 from modules.run.costs import estimate_costs
 from modules.run.crossvalidation import Program, cross_validate, plan_folds
-from modules.run.division import divide
+from modules.run.division import divide, find_labelled
 from modules.run.evaluate import evaluate
 from modules.run.fit import fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     utils.start_log()
     request = parse_training(argv, DATASETS)
+    if request.comparison:
+        compare(request.comparison)
+        return
     if request.settings is None:
         return write_reports(request.report, DATASETS) if request.report else log_lines(describe_choices(DATASETS))
     all_folds = bool(request.settings.folds) and request.settings.fold is None
@@ -98,11 +101,10 @@ def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -
 
 def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
     """Finds the data set and all its cases. A demo draws its data set first."""
-    root = settings.data_folder()
+    spec, root = DATASETS[settings.dataset], settings.data_folder()
     if settings.demo:
-        devices.on_main(lambda: log.info("phantom: %s", DATASETS[settings.dataset].write_phantom(root, seed=settings.seed)))
-    spec = load_spec(DATASETS[settings.dataset], root, settings.tell_wishes())
-    return spec, assign_subjects(find_cases(spec, root, ignore_geometry=settings.ignore_geometry), settings.subjects)
+        devices.on_main(lambda: log.info("phantom: %s", spec.write_phantom(root, seed=settings.seed)))
+    return find_labelled(settings, spec)
 
 
 def prepare(

@@ -2,12 +2,13 @@
 
     python benchmarks/sliding_window_memory.py
     python benchmarks/sliding_window_memory.py --shape 256 256 128 --classes 6 --window 96 96 96 --without-peer
+    python benchmarks/sliding_window_memory.py --classes 60 --spacing --without-peer --max-memory 4
 
 A volume of int16 in a flipped, transposed and oblique grid of 0.8 x 0.8 x 1 mm is drawn into a temporary folder. A bundle holds a network
 of a single 1x1x1 convolution, which takes next to no memory itself. The bundle predicts the volume from file to file, on the volume's own
 grid and resampled to `--spacing`. MONAI does the same if `monai` and `torch` are installed. It runs LoadImage, Orientation, Spacing,
 NormalizeIntensity, SlidingWindowInferer, Invert of the probabilities and argmax. Window, batch, overlap and Gaussian weights are the same,
-and all else is MONAI's default.
+and all else is MONAI's default. With `--max-memory` the bundle keeps within so many GiB as `predict.py --max-memory` does.
 
 Each number comes from a process of its own. It is `ru_maxrss`, the largest resident set so far: at the start, after all imports, and at the
 end. The process that starts the others imports next to nothing, because a child begins with its parent's maximum.
@@ -47,7 +48,8 @@ def main() -> None:
             print(f"\nresampled to {'x'.join(f'{step:g}' for step in spacing)} mm" if spacing else "\non its own grid")
             ours = _report("this application", _run("predict", options, folder, spacing))
             print(f"    {ours['tiling']}")
-            print(f"  {'below' if ours['end'] < LIMIT_GIB else 'ABOVE'} {LIMIT_GIB:g} GiB")
+            limit = options.max_memory or LIMIT_GIB
+            print(f"  {'below' if ours['end'] < limit else 'ABOVE'} {limit:g} GiB")
             if peer:
                 theirs = _report("MONAI", _run("peer", options, folder, spacing))
                 print(f"  MONAI / this application: memory {theirs['end'] / ours['end']:.2f}, seconds {theirs['s'] / ours['s']:.2f}")
@@ -86,7 +88,8 @@ def predict(options: argparse.Namespace) -> None:
     from modules.data.preprocess import Preprocessing
     from modules.networks import with_head
     from modules.predict.bundle import ModelBundle
-    from modules.predict.cases import PredictionOptions, predict_cases
+    from modules.predict.cases import PredictionOptions, choose_batch_size, predict_cases
+    from modules.predict.memory import MemoryLimit
 
     devices.import_keras()
     inputs = keras.Input((*options.window, 1))
@@ -104,7 +107,9 @@ def predict(options: argparse.Namespace) -> None:
     image = Path(options.folder) / "image.nii.gz"
     began = time.perf_counter()
     tilings = []
-    settings = PredictionOptions(overlap=OVERLAP, on_tiling=tilings.append)
+    batch_sizes = [choose_batch_size(bundle.window.deep, bundle.engine)]
+    limit = MemoryLimit(options.max_memory, [bundle], batch_sizes, Path(options.folder)) if options.max_memory else None
+    settings = PredictionOptions(overlap=OVERLAP, memory=limit, on_tiling=tilings.append)
     for item in predict_cases([bundle], [Case("image", "image", (image,))], settings):
         memory["predicted"] = _peak()
         write_label_like(Path(options.folder) / "prediction.nii.gz", bundle.label_rule.to_file_values(item.prediction), image)
@@ -153,6 +158,7 @@ STEPS = {"volume": write_volume, "predict": predict, "peer": predict_with_monai}
 def _run(step: str, options: argparse.Namespace, folder: str, spacing: list[float] | tuple = ()) -> dict[str, Any]:
     """Runs a step in a fresh process; the last line that it prints is its record."""
     command = [sys.executable, __file__, "--step", step, "--folder", folder, "--classes", str(options.classes)]
+    command += ["--max-memory", str(options.max_memory)]
     command += ["--shape", *map(str, options.shape), "--window", *map(str, options.window), "--spacing", *map(str, spacing)]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
@@ -182,6 +188,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--spacing", type=float, nargs="*", default=(1.0, 1.0, 1.0), help="mm to resample to (default 1 1 1); none leaves it out"
     )
+    parser.add_argument("--max-memory", type=float, default=0.0, help="GiB that the bundle keeps within (default: no limit)")
     parser.add_argument("--without-peer", action="store_true", help="leave MONAI out")
     parser.add_argument("--step", choices=tuple(STEPS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

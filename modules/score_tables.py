@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,19 +11,32 @@ import numpy as np
 
 from modules.data.case import Case
 from modules.data.files import replace_file
-from modules.scoring import DISTANCES, LEVELS, OVERLAPS, Score
+from modules.scoring import AVERAGED, LEVELS, Score
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+# A class whose largest object holds less than this of it, on average over the labels, is one of lesions.
+LEAST_LARGEST = 0.9
+# The columns of the console: score, title, width, digits. The files have all scores.
+_COLUMNS = (("dice", "Dice", 22, 3), ("nsd", "NSD", 22, 3), ("hd95_mm", "HD95 mm", 24, 2))
+_LESION_COLUMNS = (
+    *(("pooled_sensitivity", "sensitivity", 22, 3), ("lesion_dice", "Dice of found", 22, 3)),
+    ("false_lesions", "false a scan", 24, 2),
+)
+# Tables of earlier versions have the first columns alone: version 0.1 this many.
+_EARLIER = 12
 # Files are UTF-8 whatever the console's language is. A name that is not UTF-8 keeps its bytes.
 _TEXT: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 
 
 def summarise(scores: Iterable[Score]) -> dict[str, dict[str, dict[str, float]]]:
-    """Averages scores over cases: `{level: {class: {dice, iou, hd95_mm, hd_mm, assd_mm, cases, absent}}}`, and a class "mean" over all.
+    """Averages scores over cases: `{level: {class: {score: mean}}}`, and a class "mean" over all.
 
-    `cases` counts the cases that entered the mean. `absent` counts those that were left out because the class was in neither label nor
-    prediction. A mean is over the known values, and NaN where none is known.
+    The scores are those of `AVERAGED`. A mean is over the known values, and NaN where none is known. A class has these entries besides:
+
+    - `cases` counts the cases that entered the mean Dice, and `absent` those where the class was in neither label nor prediction.
+    - `tolerance_mm` and `largest_lesion` are means too.
+    - `all_lesions`, `all_found` and `all_false` are sums over the cases, and `pooled_sensitivity` is `all_found / all_lesions`.
     """
     scores = list(scores)
     result: dict[str, dict[str, dict[str, float]]] = {}
@@ -33,30 +46,21 @@ def summarise(scores: Iterable[Score]) -> dict[str, dict[str, dict[str, float]]]
         for name in dict.fromkeys(score.class_name for score in of_level):
             of_class = [score for score in of_level if score.class_name == name]
             absent = sum(math.isnan(score.dice) for score in of_class)
+            lesions, found, false = (
+                _sum(getattr(score, key) for score in of_class) for key in ("lesions", "found_lesions", "false_lesions")
+            )
             classes[name] = {
-                **{key: _mean(getattr(score, key) for score in of_class) for key in OVERLAPS + DISTANCES},
+                **{key: _mean(getattr(score, key) for score in of_class) for key in AVERAGED},
                 "cases": len(of_class) - absent,
                 "absent": absent,
+                **{key: _mean(getattr(score, key) for score in of_class) for key in ("tolerance_mm", "largest_lesion")},
+                **{"all_lesions": lesions, "all_found": found, "all_false": false},
+                "pooled_sensitivity": found / lesions if lesions else math.nan,
             }
         if classes:
-            classes["mean"] = {key: _mean(value[key] for value in classes.values()) for key in OVERLAPS + DISTANCES}
+            classes["mean"] = {key: _mean(value[key] for value in classes.values()) for key in AVERAGED}
             result[level] = classes
     return result
-
-
-def format_summary(means: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """Formats the means as lines of a console table: a block a level, a line a class, and mm only where a distance is known."""
-    lines = []
-    for level, classes in means.items():
-        columns = {"dice": f"{'Dice':>7}", "iou": f"{'IoU':>8}", "hd95_mm": f"{'HD95 mm':>9}", "assd_mm": f"{'ASSD mm':>9}"}
-        if all(math.isnan(value[key]) for value in classes.values() for key in DISTANCES):
-            del columns["hd95_mm"], columns["assd_mm"]
-        lines.append(f"{'mean over ' + level + 's':<22}{''.join(columns.values())}{'scored':>8}{'absent':>8}")
-        for name, value in classes.items():
-            cells = "".join(f"{value[key]:>{len(title)}.{2 if key in DISTANCES else 4}f}" for key, title in columns.items())
-            counts = f"{value['cases']:>8}{value['absent']:>8}" if "cases" in value else ""
-            lines.append(f"  {name:<20}{cells}{counts}")
-    return lines
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
@@ -68,7 +72,7 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Reads what `write_scores` wrote, to the last digit.
+    """Reads what `write_scores` wrote, to the last digit. What a table of an earlier version lacks is NaN or "".
 
     Raises:
         FileNotFoundError: If the file is not there.
@@ -80,9 +84,11 @@ def read_scores(path: Path) -> list[Score]:
     with path.open(**_TEXT) as file:
         reader = csv.reader(file)
         columns, header = _name_columns(), next(reader, [])
+        if len(header) >= _EARLIER:
+            columns = columns[: len(header)]
         if header != columns:
             raise ValueError(f"Expected the columns {','.join(columns)} in {path}. Received: {','.join(header) or 'none'}. Score again.")
-        scores, kinds = [], list(get_type_hints(Score).values())
+        scores, kinds = [], list(get_type_hints(Score).values())[: len(columns)]
         for row in reader:
             try:
                 score = Score(*(kind(text) for kind, text in zip(kinds, row, strict=True)))
@@ -90,7 +96,7 @@ def read_scores(path: Path) -> list[Score]:
             except ValueError as error:
                 received = f"{','.join(row) or 'nothing'} in line {reader.line_num} of {path}"
                 raise ValueError(
-                    f"Expected a level, a case, a class and {len(columns) - 3} numbers. Received: {received}. Score again."
+                    f"Expected a level, a case, a class and {len(columns) - 3} values. Received: {received}. Score again."
                 ) from error
             scores.append(score)
     return scores
@@ -138,13 +144,16 @@ def sort_by_case(scores: Iterable[Score], cases: Sequence[Case]) -> list[Score]:
     return sorted(scores, key=lambda score: (places[score.case], score.case != cases[places[score.case]].case_id))
 
 
-def score_subjects(scores: Iterable[Score], subjects: Mapping[str, str], key: str) -> dict[str, dict[str, dict[str, float]]]:
+def score_subjects(
+    scores: Iterable[Score], subjects: Mapping[str, str], key: str, *, add: bool = False
+) -> dict[str, dict[str, dict[str, float]]]:
     """Averages a score over the cases of each subject: `{level: {class: {subject: mean}}}`.
 
     Args:
         scores: Scores of any number of cases.
         subjects: `{case or volume identifier: subject}`, see `map_subjects`.
-        key: The score, one of `OVERLAPS` or `DISTANCES`.
+        key: The score, one of `AVERAGED`.
+        add: Whether to return sums in the place of means.
 
     Returns:
         The means. Each class of a level has the same subjects, sorted, so that the order of `scores` does not matter. A mean is over the
@@ -162,17 +171,21 @@ def score_subjects(scores: Iterable[Score], subjects: Mapping[str, str], key: st
     for level, classes in values.items():
         names = sorted({subject for of_class in classes.values() for subject in of_class})
         if classes:
-            result[level] = {name: {subject: _mean(of_class.get(subject, ())) for subject in names} for name, of_class in classes.items()}
+            combine = _sum if add else _mean
+            result[level] = {name: {subject: combine(of_class.get(subject, ())) for subject in names} for name, of_class in classes.items()}
     return result
 
 
 def estimate_intervals(
-    scores: Iterable[Score], subjects: Mapping[str, str], seed: int = 42
+    scores: Iterable[Score], subjects: Mapping[str, str], seed: int = 42, keys: Sequence[str] = AVERAGED
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Estimates means over subjects and their 95 % intervals: `{level: {class: {key: {mean, low, high, subjects}}}}`.
 
-    The keys are those of `summarise`. Cases of one subject are alike, so we resample subjects, each with the mean over its cases. A
-    subject without the class is left out. `subjects` counts the others; with fewer than two the interval is NaN.
+    The keys are those of `AVERAGED`. With `lesion_sensitivity` comes `pooled_sensitivity` of each class: of all lesions the share that was
+    found.
+
+    Cases of one subject are alike, so we resample subjects, each with the mean over its cases. A subject without the class is left out.
+    `subjects` counts the others; with fewer than two the interval is NaN.
 
     The class "mean" is the mean over the classes. For it a subject is drawn with all its classes together. A class that no drawn subject
     has is left out.
@@ -185,18 +198,27 @@ def estimate_intervals(
         scores: Scores of any number of cases.
         subjects: `{case or volume identifier: subject}`, see `map_subjects`.
         seed: The seed of the resamples; the same scores and seed give the same interval.
+        keys: The scores that are wanted.
 
     Raises:
         ValueError: If a case is not in `subjects`.
     """
     scores = list(scores)
     result: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for key in OVERLAPS + DISTANCES:
+    for key in keys:
         for level, classes in score_subjects(scores, subjects, key).items():
             columns = {name: np.array(list(of_class.values())) for name, of_class in classes.items()}
             for name, column in columns.items():
                 result.setdefault(level, {}).setdefault(name, {})[key] = _estimate_interval([column], seed)
             result[level].setdefault("mean", {})[key] = _estimate_interval(list(columns.values()), seed)
+    if "lesion_sensitivity" in keys:
+        found, every = (score_subjects(scores, subjects, key, add=True) for key in ("found_lesions", "lesions"))
+        for level, classes in every.items():
+            for name, of_class in classes.items():
+                # A subject without lesions adds nothing to either sum.
+                sums = np.array([(found[level][name][subject], number or math.nan) for subject, number in of_class.items()]).T
+                sums[0, np.isnan(sums[1])] = math.nan
+                result[level][name]["pooled_sensitivity"] = _estimate_interval(list(sums), seed, _divide_sums)
     return result
 
 
@@ -258,21 +280,55 @@ def estimate_difference(one: Mapping[str, float], other: Mapping[str, float], se
     return _estimate_interval([np.array([one[subject] - other[subject] for subject in sorted(one)])], seed)
 
 
-def format_intervals(intervals: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[str]:
-    """Formats the intervals as lines of a console table: a block a level, a line a class, and mm only where a distance is known."""
-    titles = {"dice": ("Dice", 22, 3), "hd95_mm": ("HD95 mm", 24, 2), "assd_mm": ("ASSD mm", 24, 2)}
+def format_scores(
+    means: Mapping[str, Mapping[str, Mapping[str, float]]], intervals: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
+) -> list[str]:
+    """Formats scores as lines of a console table: a block a level, a line a class, and mm only where a distance is known.
+
+    Lesions have a block of their own, with the classes that `is_of_lesions` names.
+
+    Args:
+        means: Means over cases, from `summarise`.
+        intervals: Means over subjects with their intervals, from `estimate_intervals`. These are shown.
+    """
     lines = []
     for level, classes in intervals.items():
-        shown = {key: title for key, title in titles.items() if key == "dice" or any(value[key]["subjects"] for value in classes.values())}
-        heads = "".join(f"{f'{title} [95 %]':>{width}}" for title, width, _ in shown.values())
-        lines.append(f"{'subjects, by ' + level + 's':<22}{heads}{'subjects':>10}")
+        own = means[level]
+        columns = [column for column in _COLUMNS if column[0] == "dice" or any(value[column[0]]["subjects"] for value in classes.values())]
+        first = max(22, *(len(name) + 4 for name in classes))
+        lines.append(f"{f'{level}s, by subject':<{first}}{_name_heads(columns)}{'subjects':>10}{'absent':>8}")
         for name, value in classes.items():
-            cells = ""
-            for key, (_, width, digits) in shown.items():
-                mean, low, high = (f"{value[key][part]:.{digits}f}" for part in ("mean", "low", "high"))
-                cells += f"{f'{mean} [{low}, {high}]':>{width}}"
-            lines.append(f"  {name:<20}{cells}{value['dice']['subjects']:>10}")
+            absent = own[name].get("absent", "")
+            lines.append(f"  {name:<{first - 2}}{_format_cells(value, columns)}{value['dice']['subjects']:>10}{absent:>8}")
+        if lesions := [name for name in classes if is_of_lesions(own[name])]:
+            lines.append(f"{f'lesions of {level}s':<{first}}{_name_heads(_LESION_COLUMNS)}{'found':>16}")
+            for name in lesions:
+                found = f"{own[name]['all_found']:.0f} of {own[name]['all_lesions']:.0f}"
+                lines.append(f"  {name:<{first - 2}}{_format_cells(classes[name], _LESION_COLUMNS)}{found:>16}")
+        if any(column[0] == "nsd" for column in columns):
+            tolerances = {name: f"{value['tolerance_mm']:.3g} mm" for name, value in own.items() if name != "mean"}
+            alike = len(set(tolerances.values())) == 1
+            texts = [next(iter(tolerances.values()))] if alike else [f"{text} ({name})" for name, text in tolerances.items()]
+            lines.append(f"NSD: surfaces within {', '.join(texts)}; [95 %]: bootstrap over subjects; all scores: scores.csv")
     return lines
+
+
+def is_of_lesions(means: Mapping[str, float]) -> bool:
+    """Tells from a class's means of `summarise` whether it is one of lesions: its largest object is far from all of it, on average."""
+    return means.get("largest_lesion", math.nan) < LEAST_LARGEST
+
+
+def _name_heads(columns: Sequence[tuple[str, str, int, int]]) -> str:
+    return "".join(f"{f'{title} [95 %]':>{width}}" for _, title, width, _ in columns)
+
+
+def _format_cells(value: Mapping[str, Mapping[str, float]], columns: Sequence[tuple[str, str, int, int]]) -> str:
+    """Formats a mean with its interval for each column; one subject has no interval."""
+    cells = ""
+    for key, _, width, digits in columns:
+        mean, low, high = (f"{value[key][part]:.{digits}f}" for part in ("mean", "low", "high"))
+        cells += f"{f'{mean} [{low}, {high}]' if value[key]['subjects'] > 1 else mean:>{width}}"
+    return cells
 
 
 def _name_columns() -> list[str]:
@@ -280,29 +336,36 @@ def _name_columns() -> list[str]:
     return [field.name.replace("class_name", "class") for field in fields(Score)]
 
 
-def _estimate_interval(columns: Sequence[np.ndarray], seed: int) -> dict[str, float]:
-    """Estimates the mean over the columns `(N,)` of their means over subjects, and its interval; NaN marks a missing value."""
+def _mean_columns(*columns: np.ndarray, axis: int) -> np.ndarray:
+    """Averages over the columns their means along the axis; NaN is left out."""
+    means = np.stack([_mean_known(column, axis) for column in columns])
+    return _mean_known(means, 0)
+
+
+def _divide_sums(one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+    return one.sum(axis) / other.sum(axis)
+
+
+def _estimate_interval(columns: Sequence[np.ndarray], seed: int, statistic: Callable[..., np.ndarray] = _mean_columns) -> dict[str, float]:
+    """Estimates a statistic of columns `(N,)`, one value a subject, and its interval; NaN marks a missing value.
+
+    By default it is the mean over the columns of their means over subjects.
+    """
     # We import it here because it takes a second, for which `--help` need not wait.
     from scipy import stats
 
     table = np.stack(columns)
     table = table[:, ~np.isnan(table).all(axis=0)]
     count = table.shape[1]
-    mean = float(_mean_columns(*table, axis=-1)) if count else math.nan
+    mean = float(statistic(*table, axis=-1)) if count else math.nan
     low = high = math.nan
     if count > 1:
         # `paired` draws the same subjects of every column. Batches keep the memory at a thousand times the table's.
         low, high = stats.bootstrap(
-            tuple(table), _mean_columns, paired=True, vectorized=True, method="percentile", confidence_level=CONFIDENCE,
+            tuple(table), statistic, paired=True, vectorized=True, method="percentile", confidence_level=CONFIDENCE,
             n_resamples=RESAMPLES, batch=1000, rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
     return {"mean": mean, "low": float(low), "high": float(high), "subjects": count}
-
-
-def _mean_columns(*columns: np.ndarray, axis: int) -> np.ndarray:
-    """Averages over the columns their means along the axis; NaN is left out."""
-    means = np.stack([_mean_known(column, axis) for column in columns])
-    return _mean_known(means, 0)
 
 
 def _mean_known(values: np.ndarray, axis: int) -> np.ndarray:
@@ -315,3 +378,9 @@ def _mean_known(values: np.ndarray, axis: int) -> np.ndarray:
 def _mean(values: Iterable[float]) -> float:
     values = [value for value in values if not math.isnan(value)]
     return sum(values) / len(values) if values else math.nan
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Adds the values that are known; NaN where none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) if known else math.nan

@@ -8,9 +8,9 @@ from modules.scoring import score_case
 NAMES = ("background", "a", "b")
 
 
-def score_arrays(label, prediction, names=NAMES, case="x", level="slice", spacing_mm=None, regions=()):
+def score_arrays(label, prediction, names=NAMES, case="x", level="slice", spacing_mm=None, **options):
     """Scores nested lists or arrays as one case and returns one score for each class but the background."""
-    return score_case(np.array(label), np.array(prediction), names, level=level, case=case, spacing_mm=spacing_mm, regions=regions)
+    return score_case(np.array(label), np.array(prediction), names, level=level, case=case, spacing_mm=spacing_mm, **options)
 
 
 def draw_blobs(shape, seed, num_classes=3):

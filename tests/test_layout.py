@@ -12,6 +12,7 @@ FLOORS = (
     ("devices", "networks"),
     ("hardware",),
     ("data", "model", "phantom"),
+    ("masks",),
     ("scoring",),
     ("score_tables", "predict"),
     ("reports",),

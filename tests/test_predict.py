@@ -1,6 +1,7 @@
 """Prediction by a command: which scans are predicted, scored, skipped and never replaced."""
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 from command_helpers import expect_one_line
 
 import predict
+import train
 from modules.data.case import LabelRule
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
@@ -167,3 +169,35 @@ def test_files_of_unknown_origin_are_not_replaced(runs, scans, tmp_path, capsys)
     path.write_text("mine")
     expect_one_line(capsys, _predict(runs, tmp_path, scans[0]), "which is not in predictions.jsonl")
     assert path.read_text() == "mine"
+
+
+def test_label_maps_of_a_run_compare_as_the_run_does(runs, phantoms, tmp_path, capsys):
+    data = phantoms / "oasis"
+    assert _predict(runs, tmp_path, data / "keras_png_slices_test") == 0
+    compare = ["--compare", str(runs["oasis"]), str(tmp_path / "out"), "--labels", str(data / "keras_png_slices_seg_test")]
+    assert train.main([*compare, "--output", str(tmp_path / "compared")]) == 0
+    content = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    assert (content["level"], [row["class_name"] for row in content["differences"]]) == (
+        "volume",
+        ["CSF", "grey matter", "white matter", "mean"],
+    )
+    assert {row["difference"] for row in content["differences"]} == {0}
+    assert content["models"][1] == {"name": "out", "path": str(tmp_path / "out")}
+    # A map that is missing is named.
+    lost = min((tmp_path / "out").glob("*_prediction.png"))
+    lost.unlink()
+    capsys.readouterr()
+    name = lost.name.removesuffix("_prediction.png")
+    expect_one_line(capsys, train.main(compare), f"Expected a label map of each test case in {tmp_path / 'out'}. Received: none of {name}.")
+
+
+def test_the_tolerance_of_surfaces_needs_labels_and_fits_the_classes(runs, scans, tmp_path, capsys):
+    for flags, message in (
+        (["--tolerance-mm", "1"], "Expected --labels beside --tolerance-mm. Received: none, and nothing is scored. Name their folder."),
+        (["--tolerance-mm", "1", "0", "--labels", "x"], "Expected --tolerance-mm above 0. Received: 0. Give mm."),
+        (
+            ["--tolerance-mm", "1", "2", "--labels", tmp_path / "labels"],
+            "Expected `tolerance_mm` of one number, or of 3 for CSF, grey matter, white matter. Received: 2 numbers. Leave it out for",
+        ),
+    ):
+        expect_one_line(capsys, _predict(runs, tmp_path, scans[0], *flags), message)

@@ -299,7 +299,7 @@ def prepare_cases(
 
         image, label = read_case(case, rules, keep_digest)
         label = require_label(case, label)
-        _check_contrast(image.array, label, case)
+        check_contrast(image.array, label, case)
         array, geometry = preprocessing.apply(image)
         label = preprocessing.apply_label(label, geometry)
         # The case's name is the seed, so that a copy of the data in another folder gives the same points.
@@ -332,7 +332,7 @@ def prepare_splits(
     return {name: prepare_cases(members, spec, preprocessing, Path(folder)) for name, members in splits.items()}
 
 
-def _check_contrast(image: np.ndarray, label: np.ndarray, case: Case) -> None:
+def check_contrast(image: np.ndarray, label: np.ndarray, case: Case) -> None:
     """Raises ValueError, naming the file, for an image of one value whose label holds foreground: it cannot show what the label says."""
     first = image.reshape(-1, image.shape[-1])[0]
     if label.any() and (image == first).all() and ((label > 0) & (label != IGNORE)).any():

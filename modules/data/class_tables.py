@@ -55,7 +55,9 @@ def is_class_table(classes: Sequence[str]) -> bool:
     return len(classes) == 1 and classes[0].lower().endswith(_SUFFIXES)
 
 
-def choose_classes(labels: Sequence[Path], surveys: Sequence[LabelValues], given: Sequence[str], folders: Sequence[Path]) -> Classes:
+def choose_classes(
+    labels: Sequence[Path], surveys: Sequence[LabelValues], given: Sequence[str], folders: Sequence[Path], *, tolerant: bool = False
+) -> Classes:
     """Chooses the classes of label files.
 
     Args:
@@ -63,6 +65,7 @@ def choose_classes(labels: Sequence[Path], surveys: Sequence[LabelValues], given
         surveys: What each holds.
         given: The setting `classes`: a table, `value=name` pairs, or names in the order of the values above 0. Empty for none.
         folders: Folders that a table of classes is looked for in where nothing is given.
+        tolerant: Whether values without a name are no error here, because `read_case` will refuse them.
 
     Raises:
         FileNotFoundError, ValueError: If names and values do not fit together.
@@ -76,15 +79,15 @@ def choose_classes(labels: Sequence[Path], surveys: Sequence[LabelValues], given
     if is_class_table(given):
         path = Path(given[0])
         if path.name.lower() == "dataset.json":
-            return _take_description(path, found, ())
-        return _name_found(_read_named(path), found, f"named in {path}", path)
+            return _take_description(path, found, (), tolerant)
+        return _name_found(_read_named(path), found, f"named in {path}", path, tolerant)
     if given:
-        return _name_given(given, found)
+        return _name_given(given, found, tolerant)
     table, remarks = _find_table(folders)
     if table is not None and table.suffix.lower() == ".json":
-        return _take_description(table, found, remarks)
+        return _take_description(table, found, remarks, tolerant)
     if table is not None:
-        classes = _name_found(_read_named(table), found, f"named in {table}", table)
+        classes = _name_found(_read_named(table), found, f"named in {table}", table, tolerant)
         return classes._replace(remarks=(*remarks, *classes.remarks))
     return _number(found)._replace(remarks=tuple(remarks))
 
@@ -108,7 +111,7 @@ def _number(found: Mapping[int, Sequence[Path]]) -> Classes:
     return Classes(names, {value: index for index, value in enumerate([0, *values])}, "from the values; --classes names them")
 
 
-def _name_given(given: Sequence[str], found: Mapping[int, Sequence[Path]]) -> Classes:
+def _name_given(given: Sequence[str], found: Mapping[int, Sequence[Path]], tolerant: bool) -> Classes:
     """Names the classes as the setting `classes` says."""
     pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(.+?)\s*", item) for item in given]
     if all(pairs):
@@ -116,7 +119,7 @@ def _name_given(given: Sequence[str], found: Mapping[int, Sequence[Path]]) -> Cl
         for pair in filter(None, pairs):
             if named.setdefault(int(pair[1]), pair[2]) != pair[2]:
                 raise ValueError(f"Expected one name a value in `classes`. Received: {pair[1]} twice. Leave one out.")
-        return _name_found(named, found, "as --classes says", None)
+        return _name_found(named, found, "as --classes says", None, tolerant)
     values = sorted(set(found) - {0})
     names = list(given[1:] if given[0].strip().lower() in _BACKGROUND else given)
     if any(pairs) or len(names) != len(values):
@@ -125,16 +128,16 @@ def _name_given(given: Sequence[str], found: Mapping[int, Sequence[Path]]) -> Cl
             f"Expected a name in `classes` for each of the {len(values)} value(s) {shown} of the labels, in their order, or VALUE=NAME for "
             f"each. Received: {len(given)}, {' '.join(given)}. Correct it."
         )
-    return _name_found(dict(zip(values, names, strict=True)), found, "as --classes says", None)
+    return _name_found(dict(zip(values, names, strict=True)), found, "as --classes says", None, tolerant)
 
 
-def _name_found(named: Mapping[int, str], found: Mapping[int, Sequence[Path]], origin: str, table: Path | None) -> Classes:
+def _name_found(named: Mapping[int, str], found: Mapping[int, Sequence[Path]], origin: str, table: Path | None, tolerant: bool) -> Classes:
     """Makes the classes of named values. Of a table those that some label has are taken, of `--classes` all.
 
-    Values of one name are one class. Raises ValueError for a value without a name.
+    Values of one name are one class. Raises ValueError for a value without a name, unless `tolerant`.
     """
     place = str(table) if table else "`classes`"
-    for value in sorted(set(found) - {0} - set(named)):
+    for value in () if tolerant else sorted(set(found) - {0} - set(named)):
         files = f"{found[value][0]} ({len(found[value])} file(s))"
         remedy = f"Add it, or {value}={_IGNORED} to leave these voxels out" if table is None else "Add it, or name the classes by --classes"
         raise ValueError(f"Expected a name in {place} for every value of the labels. Received: {value} in {files}. {remedy}.")
@@ -161,11 +164,11 @@ def _name_found(named: Mapping[int, str], found: Mapping[int, Sequence[Path]], o
     return Classes(tuple(names), values, origin, table=table, remarks=remarks)
 
 
-def _take_description(path: Path, found: Mapping[int, Sequence[Path]], remarks: Sequence[str]) -> Classes:
-    """Takes the classes that a `dataset.json` describes; raises ValueError for a value of the labels that it does not."""
+def _take_description(path: Path, found: Mapping[int, Sequence[Path]], remarks: Sequence[str], tolerant: bool) -> Classes:
+    """Takes the classes that a `dataset.json` describes; raises ValueError for a value that it does not, unless `tolerant`."""
     described = msd.read_description(path.parent)
     values = described["label_values"]
-    for value in sorted(set(found) - set(values)):
+    for value in () if tolerant else sorted(set(found) - set(values)):
         files = f"{found[value][0]} ({len(found[value])} file(s))"
         raise ValueError(f"Expected label values in {tuple(sorted(values))}, as {path} says. Received: {value} in {files}. Correct one.")
     parts = described["class_names"], values, f"as {path} says", described["regions"], described["channels"]
@@ -189,8 +192,8 @@ def _find_table(folders: Sequence[Path]) -> tuple[Path | None, list[str]]:
                 continue
             try:
                 content = _read_json_classes(path) if path.suffix.lower() == ".json" else _read_named(path)
-                # Many tables leave the background out.
-                known[path] = {value: name for value, name in content.items() if value}
+                # Many tables leave the background out, and tables of colours have `_` for a blank.
+                known[path] = {value: name.replace("_", " ") for value, name in content.items() if value}
             except ValueError as error:
                 remarks.append(f"{path} names no classes: {to_line(error, 300)}")
     if not known:

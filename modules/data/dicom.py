@@ -83,8 +83,7 @@ def read_series(
         ValueError: If no series or several fit, a file is damaged, or the slices make no straight stack.
     """
     files = list_series_files(path, series)
-    frames = [frame for file in files for frame in _list_frames(file)]
-    frames, affine = arrange(_drop_copies(frames), path)
+    frames, affine = _arrange_files(files, path)
     _check_promise(frames, path)
     grid = _make_grid(frames, affine)
     if not voxels:
@@ -102,6 +101,16 @@ def read_series(
         # A copy that was dropped has the bytes of its original.
         on_bytes(b"".join(digests[file] if file in digests else hashlib.sha256(file.read_bytes()).digest() for file in files))
     return grid, array
+
+
+def list_slices(path: Path, series: str = "") -> list[Frame]:
+    """Lists the slices of a series in the order of the last axis of the array that `read_series` returns; raises as it does."""
+    return _arrange_files(list_series_files(path, series), path)[0]
+
+
+def _arrange_files(files: Sequence[Path], path: Path) -> tuple[list[Frame], np.ndarray]:
+    """Sorts the slices in files; returns them and their affine."""
+    return arrange(_drop_copies([frame for file in files for frame in _list_frames(file)]), path)
 
 
 def _make_grid(frames: Sequence[Frame], affine: np.ndarray) -> Grid:

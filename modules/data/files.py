@@ -1,5 +1,6 @@
-"""Names of image files, hashes that tell files apart, and writing that never leaves half a file."""
+"""Names of image files, hashes that tell files apart, locks, and writing that never leaves half a file."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -10,6 +11,11 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl, so nothing keeps two processes apart there.
+    fcntl = None
+
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 FREESURFER_SUFFIXES = (".mgz", ".mgh")
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -17,6 +23,9 @@ ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 DETACHED_SUFFIXES = (".mhd", ".nhdr")
 VOLUME_SUFFIXES = NIFTI_SUFFIXES + FREESURFER_SUFFIXES + ITK_SUFFIXES
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
+# The suffix of label maps by the value of `--format`. A format that is read in two files is written as one.
+LABEL_FORMATS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "mgz": ".mgz"}
+_WRITTEN_AS = {".mhd": ".mha", ".nhdr": ".nrrd"}
 # A DICOM series is a folder of files that need no suffix at all.
 SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 # A voxel of microscopy may be 0.1 micrometres long. One of more than 5 m is a mistake of the unit or of a byte.
@@ -35,10 +44,10 @@ def suffix_of(path: Path) -> str:
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
 
 
-def name_result_suffix(path: Path) -> str:
-    """Returns the suffix of the label map of a scan: its own where we write that format, else that of NIfTI."""
+def name_result_suffix(path: Path, wanted: str = "") -> str:
+    """Returns the suffix of the label map of a scan: that of the wanted one of `LABEL_FORMATS`, else its own; NIfTI's for DICOM."""
     suffix = suffix_of(path)
-    return suffix if suffix in NIFTI_SUFFIXES + PICTURE_SUFFIXES else ".nii.gz"
+    return LABEL_FORMATS[wanted] if wanted else _WRITTEN_AS.get(suffix, suffix) or LABEL_FORMATS["nifti"]
 
 
 def stem_of(path: Path) -> str:
@@ -174,6 +183,46 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold(path: Path, *, wait: bool = True) -> Generator[bool, None, None]:
+    """Locks a file or folder for the duration of the block; yields whether that went well. The lock ends with the process."""
+    with contextlib.ExitStack() as stack:
+        held = fcntl is not None
+        try:
+            if fcntl is not None:
+                lock = os.open(path, os.O_RDONLY)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            # Another process has it, the file system knows no locks, or nobody may read the folder.
+            held = False
+        yield held
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line of text to a file that other processes may append to as well, so that each line stays whole.
+
+    A line that a killed process left half written is ended first; it would spoil this one.
+
+    Raises:
+        OSError: If the line cannot be written to its end, naming `path`.
+    """
+    with name_failure(path):
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # some network file systems know no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            data = f"{line}\n".encode("utf-8", "backslashreplace")
+            with contextlib.suppress(OSError):  # an empty file or a pipe has no last byte
+                os.lseek(file, -1, os.SEEK_END)
+                data = data if os.read(file, 1) == b"\n" else b"\n" + data
+            while data:
+                data = data[os.write(file, data) :]
+        finally:
+            os.close(file)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 
 from modules.data.case import Case, Volume, read_case, require_label
 from modules.data.files import fingerprint_files, replace_file
+from modules.data.outliers import LEAST_FACTOR, find_outliers, measure_deviations, measure_factors
 from modules.data.preprocess import Geometry, Preprocessing, find_orientation, measure_grid
 from modules.data.regions import IGNORE, list_parts
 from modules.data.spec import DatasetSpec
@@ -30,8 +31,8 @@ FORMAT = 1
 QUANTILES = (0.005, 0.05, 0.25, 0.5, 0.75, 0.95, 0.995)
 # So many voxels of a case's foreground are looked at, on a regular grid.
 _SAMPLE = 1 << 15
-# A case is unusual where a measure lies this many robust standard deviations from the median, and this factor too.
-_MOST_DEVIATIONS, _LEAST_FACTOR = 6.0, 1.5
+# A case is unusual where a measure lies this many robust standard deviations from the median, and `LEAST_FACTOR` too.
+_MOST_DEVIATIONS = 6.0
 _MOST_NAMED = 5
 
 
@@ -143,8 +144,12 @@ class Fingerprint:
             pooled.append((float(low), float(high), float(mean), math.sqrt(float((deviations**2).mean() + ((means - mean) ** 2).mean()))))
         return tuple(pooled)
 
-    def find_outliers(self) -> list[str]:
-        """Describes unusual cases in a sentence for each measure: another voxel size, shape or brightness than the others."""
+    def find_outliers(self, class_names: Sequence[str] = ()) -> list[str]:
+        """Describes unusual cases in a sentence for each measure: another voxel size, shape, brightness or volume of a class.
+
+        Args:
+            class_names: Names of the classes whose volumes are compared, the background first. Slices have none to compare.
+        """
         found = []
         for name, unit, rows in (
             ("voxels", " mm", [case.spacing_mm for case in self.cases]),
@@ -157,7 +162,21 @@ class Fingerprint:
                 named = [f"{self.cases[index].case_id} {_join(values[index])}" for index in unusual[:_MOST_NAMED]]
                 more = f", and {len(unusual) - _MOST_NAMED} more" if len(unusual) > _MOST_NAMED else ""
                 found.append(f"unusual {name}: {', '.join(named)}{more}; the median case has {_join(np.median(values, axis=0))}{unit}")
-        return found
+        return found + [line for index in range(1, len(class_names)) for line in self._find_odd_volumes(index, class_names[index])]
+
+    def _find_odd_volumes(self, index: int, name: str) -> list[str]:
+        """Describes the volumes that hold unusually much or little of a class, in one sentence or none."""
+        sizes = [
+            (case.case_id, case.voxels[index] * math.prod(case.spacing_mm) / 1000)
+            for case in self.cases
+            if len(case.shape) == 3 and case.voxels[index]
+        ]
+        outliers = find_outliers([size for _, size in sizes], relative=True)
+        if not outliers:
+            return []
+        named = [f"{sizes[outlier.place][0]} {outlier.value:.4g}" for outlier in outliers[:_MOST_NAMED]]
+        more = f", and {len(outliers) - _MOST_NAMED} more" if len(outliers) > _MOST_NAMED else ""
+        return [f"unusual volumes of {name}: {', '.join(named)}{more}; the median case has {outliers[0].median:.4g} ml"]
 
     def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Returns the fingerprint as plain values for `fingerprint.json`, the pool first."""
@@ -178,7 +197,7 @@ class Fingerprint:
                 name: {"voxels": voxels, "cases": cases}
                 for name, voxels, cases in zip(class_names, self.voxels, self.cases_by_class, strict=True)
             },
-            "outliers": self.find_outliers(),
+            "outliers": self.find_outliers(class_names),
         }
         return {"pooled": pool, "cases": [asdict(case) for case in self.cases]}
 
@@ -213,7 +232,11 @@ def measure(cases: Sequence[Case], spec: DatasetSpec, folder: Path) -> Fingerpri
 def measure_case(case: Case, spec: DatasetSpec) -> CaseMeasures:
     """Reads and measures a labelled case; raises as `measure`."""
     image, label = read_case(case, spec)
-    label = require_label(case, label)
+    return measure_scan(case, image, require_label(case, label), spec)
+
+
+def measure_scan(case: Case, image: Volume, label: np.ndarray, spec: DatasetSpec) -> CaseMeasures:
+    """Measures a case that `read_case` has read; without a label, take one of background."""
     axes, flipped = find_orientation(image)
     geometry = Geometry(axes, flipped, (), (), ())
     array, turned = geometry.turn(image.array), geometry.turn(label)
@@ -269,14 +292,8 @@ def _read_known(path: Path) -> dict[str, CaseMeasures]:
 
 def _find_unusual(values: np.ndarray) -> list[int]:
     """Finds the rows of `(n, m)` that lie far from the median in any column, farthest first."""
-    middle = np.median(values, axis=0)
-    distance = np.abs(values - middle)
-    # The factor 1.4826 makes the median distance the standard deviation of normal values.
-    spread = 1.4826 * np.median(distance, axis=0)
-    deviations = distance / np.maximum(spread, 1e-6 * np.maximum(np.abs(middle), 1e-12))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor = np.maximum(np.abs(values / middle), np.abs(middle / values))
-    unusual = (deviations > _MOST_DEVIATIONS) & ~(factor < _LEAST_FACTOR)
+    deviations = np.abs(measure_deviations(values))
+    unusual = (deviations > _MOST_DEVIATIONS) & ~(measure_factors(values) < LEAST_FACTOR)
     rows = np.flatnonzero(unusual.any(axis=1))
     return sorted(rows.tolist(), key=lambda row: -float(deviations[row].max()))
 

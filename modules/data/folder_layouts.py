@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from modules.data.files import stem_of, suffix_of, walk_files
 from modules.data.layout_names import OUTPUTS, read_part, strip_image, strip_label
 
-# Files that say that a folder is a run, a bundle or a result of this program.
-_OWN_FILES = ("run.json", "bundle.json")
+# Files that say that a folder is a run, a bundle, a check or a result of this program.
+_OWN_FILES = ("run.json", "bundle.json", "check.json")
 # Kinds of files that nobody takes for scans.
 _TEXTS = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".html", ".db", ".ini", ".py", ".label", ".lbl", ".ctbl", ".xlsx")
 _SEPARATORS = "_-. "

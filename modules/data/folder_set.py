@@ -49,6 +49,7 @@ class Wishes:
         modality: "CT", "MR" or "".
         subjects: The user's rule for subjects, see `modules.data.subjects.assign_subjects`, or "".
         cache: Folder in which the values of labels are remembered, or None.
+        tolerant: Whether the description passes over files that `read_case` will refuse. Only a check of all cases wants it.
     """
 
     cases: str = ""
@@ -56,6 +57,7 @@ class Wishes:
     modality: str = ""
     subjects: str = ""
     cache: Path | None = None
+    tolerant: bool = False
 
 
 def describe_folder(root: Path, wishes: Wishes) -> dict[str, Any]:
@@ -68,14 +70,15 @@ def describe_folder(root: Path, wishes: Wishes) -> dict[str, Any]:
     found = read_case_table(Path(wishes.cases), root) if wishes.cases else search_folder(root)
     if not found.pairs:
         raise _refuse_nothing(root, found)
-    labels = [pair.label for pair in found.pairs]
-    surveys = survey_labels(labels, wishes.cache)
-    rank = _find_rank(found.pairs, surveys)
+    surveys = survey_labels([pair.label for pair in found.pairs], wishes.cache, tolerant=wishes.tolerant)
+    readable, surveys = zip(*((pair, survey) for pair, survey in zip(found.pairs, surveys, strict=True) if survey.rank), strict=True)
+    labels = [pair.label for pair in readable]
+    rank = _find_rank(readable, surveys, tolerant=wishes.tolerant)
     folders = [Path(wishes.cases).parent] if wishes.cases else [root]
     folders += [folder for label in labels for folder in reversed(label.parents) if folder.is_relative_to(root) and folder != root]
-    classes = choose_classes(labels, surveys, wishes.classes, folders)
-    first = read_file(found.pairs[0].images[0])
-    channels = _name_channels(found.pairs[0], first, classes, wishes.modality)
+    classes = choose_classes(labels, surveys, wishes.classes, folders, tolerant=wishes.tolerant)
+    pair, first = _read_first(readable, tolerant=wishes.tolerant)
+    channels = _name_channels(pair, first, classes, wishes.modality)
     named = make_cases(found.pairs, rank)
     # A mean that nobody documents is the scan's own; 8-bit pictures have a range that noise does not fill.
     eight_bit = rank == 2 and first.affine is None and first.array.dtype == np.uint8
@@ -145,15 +148,26 @@ def _refuse_nothing(root: Path, found: Found) -> FileNotFoundError:
     return FileNotFoundError(f"Expected images with labels in {root}: {LAYOUTS}. Received: {received}. {remedy}")
 
 
-def _find_rank(pairs: Sequence[Pair], surveys: Sequence[LabelValues]) -> int:
-    """Returns the number of spatial axes that all labels have; raises ValueError where they differ."""
+def _read_first(pairs: Sequence[Pair], *, tolerant: bool) -> tuple[Pair, StoredImage]:
+    """Reads the first image, or if `tolerant` the first that can be read; returns it after its pair."""
+    for pair in pairs[:-1] if tolerant else ():
+        try:
+            return pair, read_file(pair.images[0])
+        except (OSError, ValueError):
+            continue
+    pair = pairs[-1 if tolerant else 0]
+    return pair, read_file(pair.images[0])
+
+
+def _find_rank(pairs: Sequence[Pair], surveys: Sequence[LabelValues], *, tolerant: bool) -> int:
+    """Returns the number of spatial axes that all labels have, or if `tolerant` most; raises ValueError where they differ."""
     known: dict[int, list[Pair]] = {}
     for pair, survey in zip(pairs, surveys, strict=True):
         known.setdefault(survey.rank, []).append(pair)
-    if len(known) > 1:
+    if len(known) > 1 and not tolerant:
         shown = " and ".join(f"{len(members)} {rank}-D such as {members[0].label}" for rank, members in sorted(known.items()))
         raise ValueError(f"Expected slices or volumes alone. Received: {shown}. Keep them in two folders, or list one kind by `--cases`.")
-    return next(iter(known))
+    return max(known, key=lambda rank: len(known[rank]))
 
 
 def _name_channels(pair: Pair, first: StoredImage, classes: Classes, modality: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from modules.data.nibabel_files import Grid, HeaderError, import_nibabel, load_n
 from modules.data.nifti import decode_nifti
 from modules.data.pictures import check_png, check_tiff
 from modules.data.series import is_dicom
-from modules.data.volume_formats import list_data_files, read_itk, read_mgh
+from modules.data.volume_formats import list_data_files, read_itk, read_mgh, write_itk, write_mgh
 
 # No memory holds more numbers. A header that promises them lies.
 _MOST_NUMBERS = 1 << 40
@@ -60,30 +60,44 @@ class StoredImage(NamedTuple):
     spacing_mm: tuple[float, ...]
 
 
-def write_label_like(path: Path, label: np.ndarray, reference: Path, affine: np.ndarray | None = None) -> None:
-    """Writes a label map as a file of the reference's own format, shape, affine and spacing; as NIfTI where that is not written.
+def write_label_like(path: Path, label: np.ndarray, reference: Path, affine: np.ndarray | None = None, note: str = "") -> None:
+    """Writes a label map on the reference's own grid, in the format that the suffix of `path` says.
 
-    A NIfTI gets the smallest of uint8, int16 and int32 that holds the values, whatever type the image has: viewers take real numbers
-    for intensities. Pictures get one channel of 8 or 16 bits.
+    A scan gets the smallest of uint8, int16 and int32 that holds the values, whatever type the image has: viewers take real numbers
+    for intensities. Pictures get one channel of 8 or 16 bits. A NIfTI of a NIfTI keeps shape, affine and codes of its header.
 
     Args:
-        path: File to write; its suffix must be `name_result_suffix(reference)`.
+        path: File to write; its suffix is one that `name_result_suffix(reference)` gives, with or without a wanted format.
         label: `(*S)` non-negative integers, in the file's values (not class indices).
         reference: The image that was predicted.
-        affine: Of that image as it was read; only needed where it is neither NIfTI nor a picture.
+        affine: Of that image as it was read; not needed where both files are NIfTI, nor for pictures.
+        note: Text for the header of a NIfTI, an extension of the kind "comment".
+
+    Raises:
+        ValueError: If the affine is needed and not there, or SimpleITK is needed and not installed.
     """
-    largest = int(label.max(initial=0))
+    suffix, largest = suffix_of(path), int(label.max(initial=0))
     with replace_file(path) as temporary:
-        if suffix_of(reference) in PICTURE_SUFFIXES:
+        if suffix in PICTURE_SUFFIXES:
             _write_picture(temporary, label.astype(np.uint8 if largest <= 255 else np.uint16))
             return
-        dtype = next(kind for kind in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
-        if suffix_of(reference) not in NIFTI_SUFFIXES:
-            _write_grid(temporary, label.astype(dtype), label.ndim, affine)
+        label = label.astype(next(kind for kind in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(kind).max))
+        if suffix not in NIFTI_SUFFIXES:
+            write = write_mgh if suffix in FREESURFER_SUFFIXES else write_itk
+            write(temporary, to_volume(label), _require(affine, path))
             return
-        source = open_nifti(reference)
-        shape = source.shape if np.prod(source.shape) == label.size else source.shape[:3]
-        _write_nifti(temporary, label.astype(dtype).reshape(shape), source)
+        if suffix_of(reference) in NIFTI_SUFFIXES:
+            source = open_nifti(reference)
+            shape = source.shape if np.prod(source.shape) == label.size else source.shape[:3]
+            image = _make_like(label.reshape(shape), source)
+        else:
+            image = _make_nifti(to_volume(label), _require(affine, path))
+        image.header.set_intent("label")
+        # The extensions of the scan's header speak of the scan.
+        image.header.extensions.clear()
+        if note:
+            image.header.extensions.append(import_nibabel().nifti1.Nifti1Extension("comment", note.encode()))
+        import_nibabel().save(image, temporary)
 
 
 def write_probabilities_like(path: Path, probabilities: np.ndarray, reference: Path, affine: np.ndarray | None = None) -> None:
@@ -91,17 +105,24 @@ def write_probabilities_like(path: Path, probabilities: np.ndarray, reference: P
 
     The affine is needed as by `write_label_like`.
     """
+    probabilities = probabilities.astype(np.float32)
     with replace_file(path) as temporary:
         if suffix_of(reference) in PICTURE_SUFFIXES:
             np.savez_compressed(temporary, probabilities=probabilities)
             return
-        if suffix_of(reference) not in NIFTI_SUFFIXES:
-            _write_grid(temporary, probabilities.astype(np.float32), probabilities.ndim - 1, affine)
-            return
-        source = open_nifti(reference)
-        # NIfTI keeps its first three axes for space, so a slice gets a third axis of one before the classes.
-        spatial = (*source.shape, 1)[:3]
-        _write_nifti(temporary, probabilities.astype(np.float32).reshape(*spatial, probabilities.shape[-1]), source)
+        if suffix_of(reference) in NIFTI_SUFFIXES:
+            source = open_nifti(reference)
+            # NIfTI keeps its first three axes for space, so a slice gets a third axis of one before the classes.
+            image = _make_like(probabilities.reshape(*(*source.shape, 1)[:3], probabilities.shape[-1]), source)
+        else:
+            image = _make_nifti(to_volume(probabilities, values=1), _require(affine, path))
+        import_nibabel().save(image, temporary)
+
+
+def to_volume(array: np.ndarray, values: int = 0) -> np.ndarray:
+    """Gives an array `(*S, ...)` of a slice a third axis in space, of one voxel; its last `values` axes are none in space."""
+    spatial = array.ndim - values
+    return array.reshape(*array.shape[:spatial], *(1,) * (3 - spatial), *array.shape[spatial:])
 
 
 def list_files(path: Path, series: str = "") -> list[Path]:
@@ -312,25 +333,27 @@ def _read_picture(path: Path, data: bytes) -> StoredImage:
     return StoredImage(to_float32(array) if array.dtype.kind == "f" else array, None, (1.0, 1.0))
 
 
-def _write_nifti(path: Path, array: np.ndarray, source) -> None:
+def _require(affine: np.ndarray | None, path: Path) -> np.ndarray:
+    if affine is None:
+        raise ValueError(f"Expected the affine of the image for {path}. Received: none, so that nothing says where it lies.")
+    return affine
+
+
+def _make_like(array: np.ndarray, source: Any) -> Any:
+    """Makes a NIfTI image with the header of another."""
     header = source.header.copy()
     header.set_data_dtype(array.dtype)
     header["cal_min"] = header["cal_max"] = 0
-    import_nibabel().save(type(source)(array, source.affine, header), path)
+    return type(source)(array, source.affine, header)
 
 
-def _write_grid(path: Path, array: np.ndarray, spatial: int, affine: np.ndarray | None) -> None:
-    """Writes an array `(*S, ...)` of `spatial` axes in space as NIfTI on the grid that its image was read with."""
-    if affine is None:
-        raise ValueError(f"Expected the affine of the image for {path}. Received: none, and its own format is not written.")
-    nib = import_nibabel()
-    # NIfTI keeps its first three axes for space.
-    shape = (*array.shape[:spatial], *(1,) * (3 - spatial), *array.shape[spatial:])
-    image = nib.Nifti1Image(array.reshape(shape), affine)
+def _make_nifti(array: np.ndarray, affine: np.ndarray) -> Any:
+    """Makes a NIfTI image of an array `(X, Y, Z, ...)` that lies where an affine (RAS+ mm) says."""
+    image = import_nibabel().Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, "scanner")
     image.set_qform(affine, "scanner")
-    nib.save(image, path)
+    return image
 
 
 def _write_picture(path: Path, array: np.ndarray) -> None:

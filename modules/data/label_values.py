@@ -28,19 +28,26 @@ class LabelValues(NamedTuple):
 
     Attributes:
         values: Its whole numbers, ascending.
-        rank: 2 for a slice, 3 for a volume.
+        rank: 2 for a slice, 3 for a volume, 0 for a file that cannot be read.
     """
 
     values: tuple[int, ...]
     rank: int
 
 
-def survey_labels(paths: Sequence[Path], cache: Path | None = None) -> list[LabelValues]:
+def survey_labels(paths: Sequence[Path], cache: Path | None = None, *, tolerant: bool = False) -> list[LabelValues]:
     """Reads which values each label holds, or finds again in the cache what was read of files that did not change.
+
+    Args:
+        paths: The labels.
+        cache: Folder of the cache, or None.
+        tolerant: Whether a file that cannot be read gets the rank 0, unless that holds of all. Nothing is then kept in the cache.
 
     Raises:
         FileNotFoundError, ValueError: If a file cannot be read, or holds other than whole numbers of 0 or more; it is named.
     """
+    if tolerant:
+        return _survey_readable(paths)
     path = None if cache is None else cache / "folder-labels.json"
     known = {} if path is None else _read_known(path)
     keys = [f"{FORMAT} {fingerprint_files(list_files(label)) if label.exists() else ''}" for label in paths]
@@ -54,6 +61,20 @@ def survey_labels(paths: Sequence[Path], cache: Path | None = None) -> list[Labe
             with replace_file(path) as temporary:
                 temporary.write_text(json.dumps(known), encoding="utf-8")
     return [known[key] for key in keys]
+
+
+def _survey_readable(paths: Sequence[Path]) -> list[LabelValues]:
+    """Reads the values of each label that can be read; raises the first error where none can."""
+    surveys, errors = [], []
+    for path in paths:
+        try:
+            surveys.append(read_values(path))
+        except (OSError, ValueError) as error:
+            errors.append(error)
+            surveys.append(LabelValues((), 0))
+    if errors and len(errors) == len(surveys):
+        raise errors[0]
+    return surveys
 
 
 def read_values(path: Path) -> LabelValues:

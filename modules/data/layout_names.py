@@ -14,7 +14,7 @@ LABEL_BEGINNING = re.compile(r"(?i)^(segmentation|seg|mask|labels?|gt)(?=[_-].)"
 # Names of their folders.
 LABEL_FOLDER = re.compile(r"(?i)(^|[_-])(labels?|segs?|segmentations?|masks?|annotations?|gt|groundtruth)(tr|ts|val)?($|[_-])")
 # Endings that predict.py gives to the names of the files that it writes.
-OUTPUTS = ("_prediction", "_overlay", "_probabilities")
+OUTPUTS = ("_prediction", "_prediction.seg", "_overlay", "_probabilities")
 
 _LABELS = "labels?|labelmaps?|lbls?|segs?|segmentations?|masks?|masken?|msks?|annotations?|annots?|gts?|groundtruths?|truths?|manual|rois?"
 _IMAGES = "images?|imgs?|scans?|volumes?|vols?|pictures?|photos?|bild(er)?|inputs?|mrs|mris"

@@ -34,6 +34,14 @@ def list_parts(class_names: Sequence[str], regions: Sequence[Region]) -> list[tu
     return [region.parts for region in regions] or [(index,) for index in range(1, len(class_names))]
 
 
+def find_mask(label: np.ndarray, parts: Sequence[int]) -> np.ndarray:
+    """Finds the voxels of a label map `(*S)` that are one of the parts; it takes a byte a voxel."""
+    mask = label == parts[0]
+    for part in parts[1:]:
+        mask |= label == part
+    return mask
+
+
 def count_parts(class_names: Sequence[str], regions: Sequence[Region]) -> int:
     """Counts the indices that a label map may hold besides `IGNORE`, the background included."""
     return 1 + max(max(parts) for parts in list_parts(class_names, regions))

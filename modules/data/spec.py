@@ -29,6 +29,7 @@ class DatasetSpec:
         find: Function from the folder to all its cases; it raises FileNotFoundError or ValueError naming what is missing.
         write_phantom: Function that draws a stand-in in the same layout: `write_phantom(root, seed=...)`.
         mirrored_labels: Pairs of classes that change places when left and right are flipped.
+        codes: SNOMED codes of classes by their names: value and meaning of the category, then of the type. DICOM segmentations have them.
         regions: What each class but the background consists of, where classes overlap; else nothing. The indices of `label_rule` are then
             those of parts.
         defaults: Settings that suit this data set better than the general ones.
@@ -51,6 +52,7 @@ class DatasetSpec:
     find: Callable[[Path], list[Case]]
     write_phantom: Callable[..., Path]
     mirrored_labels: tuple[tuple[str, str], ...] = ()
+    codes: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = field(default_factory=dict)
     regions: tuple[Region, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     describe: Callable[[Path, Wishes], Mapping[str, Any]] | None = None

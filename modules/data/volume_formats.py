@@ -1,4 +1,4 @@
-"""Reads volumes in the formats of ITK (MetaImage and NRRD, by SimpleITK) and of FreeSurfer (MGH, by nibabel).
+"""Reads and writes volumes in the formats of ITK (MetaImage and NRRD, by SimpleITK) and of FreeSurfer (MGH, by nibabel).
 
 Both libraries allocate what a header promises. Here the promise is compared with the bytes that the file holds before either decodes it.
 """
@@ -9,6 +9,7 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ def read_itk(path: Path, head: bytes | None = None, *, voxels: bool = True) -> t
     """
     place = _find_voxels(path, _read_start(path) if head is None else head)
     try:
-        sitk = _import_sitk()
+        sitk = import_sitk()
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         reader.SetImageIO("NrrdImageIO" if path.name.lower().endswith(("nrrd", "nhdr")) else "MetaImageIO")
@@ -116,6 +117,31 @@ def _take_grid(reader: Any, sitk: ModuleType) -> tuple[Grid, int]:
     affine[:2] *= -1
     shape = (*sizes[:3], *(1,) * (3 - spatial), *sizes[3:], *((channels,) if channels > 1 else ()))
     return (shape, tuple(lengths), affine), int(bits[1]) // 8
+
+
+def write_itk(path: Path, array: np.ndarray, affine: np.ndarray, fields: Mapping[str, str] | None = None) -> None:
+    """Writes a MetaImage or NRRD file in one piece, packed.
+
+    Args:
+        path: The file; its suffix chooses the format.
+        array: `(X, Y, Z)` or, of several values a voxel, `(X, Y, Z, C)`.
+        affine: `(4, 4)`, voxel indices to mm (RAS+).
+        fields: Names and values for the header.
+
+    Raises:
+        ValueError: If SimpleITK is not installed.
+    """
+    sitk = import_sitk()
+    image = sitk.GetImageFromArray(array.transpose(2, 1, 0, *range(3, array.ndim)), isVector=array.ndim == 4)
+    # As in reading, ITK's first two axes run to the left and to the back.
+    affine = affine * np.array([[-1], [-1], [1], [1]])
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing(lengths.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / lengths).ravel().tolist())
+    for name, value in (fields or {}).items():
+        image.SetMetaData(name, value)
+    sitk.WriteImage(image, str(path), True)
 
 
 def _find_voxels(path: Path, data: bytes) -> _Voxels:
@@ -304,6 +330,12 @@ def read_mgh(path: Path, data: bytes, *, voxels: bool = True) -> tuple[Grid, np.
         raise _refuse(path, f"{error}") from error
 
 
+def write_mgh(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Writes an MGH file, packed where its suffix is `.mgz`: an array `(X, Y, Z)` of uint8, int16 or int32 with its affine (RAS+ mm)."""
+    nib = import_nibabel()
+    nib.save(nib.MGHImage(array, affine), path)
+
+
 def _read_start(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(_MOST_HEADER)
@@ -317,7 +349,7 @@ def _refuse(path: Path, reason: str) -> ValueError:
 
 
 @functools.cache
-def _import_sitk() -> ModuleType:
+def import_sitk() -> ModuleType:
     """Imports SimpleITK, whose own warnings would stand beside our one line.
 
     Raises:
@@ -327,7 +359,7 @@ def _import_sitk() -> ModuleType:
         import SimpleITK
     except ImportError as error:
         raise ValueError(
-            "Expected SimpleITK to read MetaImage and NRRD files. Received: it is not installed. Install it: pip install SimpleITK"
+            "Expected SimpleITK to read or write MetaImage and NRRD. Received: it is not installed. Install it: pip install SimpleITK"
         ) from error
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     return SimpleITK

@@ -121,13 +121,14 @@ class ModelBundle:
         shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path, engine: str = "auto", precision: str = "auto") -> "ModelBundle":
+    def load(cls, folder: Path, engine: str = "auto", precision: str = "auto", threads: int = 0) -> "ModelBundle":
         """Reads a bundle. It runs no code from the file, and imports Keras only where Keras is the engine.
 
         Args:
             folder: A bundle, or a run that contains one.
             engine: One of `engines.ENGINES`, see `engines.choose_engine`. Only "keras" is sure to give a `keras.Model`.
             precision: One of `engines.PRECISIONS`, see `engines.choose_precision`.
+            threads: Threads that the engine may use on a CPU, see `engines.load_model`; 0 for as many as it likes.
 
         Raises:
             FileNotFoundError: If there is no bundle.
@@ -149,7 +150,7 @@ class ModelBundle:
         rule["values"] = {int(value): index for value, index in rule["values"].items()}
         if engine == "keras":
             schema.check_archive(folder / MODEL_FILE)
-        model = engines.load_model(engine, folder, MODEL_FILE, computed_in)
+        model = engines.load_model(engine, folder, MODEL_FILE, computed_in, threads)
         path = folder / (MODEL_FILE if engine == "keras" else engines.OPENVINO_FILES[0])
         schema.check_model(model, description["window"], len(description["channels"]), schema.count_outputs(description), path)
         return cls(

@@ -2,8 +2,9 @@
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
 from modules.predict.engines import EngineError, sees_gpu
+from modules.predict.memory import MemoryLimit
 from modules.predict.postprocess import share
 
 log = logging.getLogger("mri")
@@ -36,6 +38,7 @@ class PredictionOptions:
     Attributes:
         overlap: Fraction in [0, 1) of a window that its neighbour along an axis shares.
         batch_size: Windows predicted together; 0 chooses by their size.
+        memory: The bound on memory, by which `batch_size` may be smaller and sums may lie on disk; None for no bound.
         mirror: Whether to average over flips as well; None as each model's bundle says.
         postprocess: Whether label maps go through the models' postprocessing. Probabilities never do.
         on_tiling: A function called with each image's windows before the first of them is predicted.
@@ -47,6 +50,7 @@ class PredictionOptions:
 
     overlap: float = 0.5
     batch_size: int = 0
+    memory: MemoryLimit | None = None
     mirror: bool | None = None
     postprocess: bool = True
     on_tiling: Callable[[windows.Tiling], None] = _do_nothing
@@ -106,12 +110,14 @@ def predict_cases(
                 raise ValueError(f"Expected models of the same {name} for an ensemble, {one}. Received: {other}.")
     # Memory holds as many planes as a window is deep, so planes lie across the axis along which the windows are thinnest.
     order = _put_first(int(np.argmin(np.sum([bundle.window.deep for bundle in bundles], axis=0))))
-    cases, failure = iter(cases), None
+    waiting, failure = deque(cases), None
     while failure is None:
-        chunk, failure = _read_chunk(bundles, cases, options, order)
+        chunk, failure = _read_chunk(bundles, waiting, options, order)
         if not chunk:
             break
         yield from _predict_chunk(bundles, chunk, options, order, keep_probabilities)
+        # Memory need not hold this chunk while the next is read.
+        del chunk
     if failure is not None:
         raise failure
 
@@ -123,7 +129,8 @@ def _predict_chunk(
     done, steps = 0, share([bundle.postprocessing for bundle in bundles])
     try:
         # All models go through the chunk in step, a plane at a time.
-        streams = [_predict_tiled(bundle, [item.tiled[number] for item in chunk], options, order) for number, bundle in enumerate(bundles)]
+        tiled = _fit_memory([[item.tiled[number] for item in chunk] for number in range(len(bundles))], chunk, options, keep)
+        streams = [_predict_tiled(bundle, images, options, order) for bundle, images in zip(bundles, tiled, strict=True)]
         for item, planes in zip(chunk, zip(*streams, strict=True), strict=True):
             merged = windows.average_planes(planes)
             prediction, probabilities, finite = _assemble(merged, item.image, bundles[0], order, keep)
@@ -153,6 +160,21 @@ def _predict_chunk(
     # Outside of the handler the error no longer holds on to the memory that ran out.
     for item in chunk[done:]:
         yield from _predict_chunk(bundles, [item], options, order, keep)
+
+
+def _fit_memory(
+    tiled: list[list[_TiledImage]], chunk: Sequence[_ReadCase], options: PredictionOptions, keep: bool
+) -> list[list[_TiledImage]]:
+    """Returns the images of each model with the batch size, and the place of the slab, for which there is memory."""
+    if options.memory is None:
+        return tiled
+    maps = tiled[0][0].tiling.num_classes
+    kept_bytes = max((1 + (4 * maps if keep else 0)) * math.prod(item.image.array.shape[:-1]) for item in chunk)
+    chosen = options.memory.fit([[image.tiling for image in images] for images in tiled], kept_bytes)
+    return [
+        [image._replace(tiling=replace(image.tiling, batch_size=batch_size, disk=disk)) for image in images]
+        for images, (batch_size, disk) in zip(tiled, chosen, strict=True)
+    ]
 
 
 def _name_case(case: Case, error: Exception) -> ValueError:
@@ -199,29 +221,32 @@ def cut_samples(bundle: ModelBundle, cases: Sequence[Case]) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: If a case cannot be read, naming its file.
     """
-    samples = []
-    for case, part in ((cases[0], 2), (cases[len(cases) // 2], 3)):
-        image, _ = read_case(case, bundle)
-        array, _, tiling = _tile(bundle, image, PredictionOptions(), CANONICAL)
-        sample = cut(array, tiling.starts[len(tiling.starts) // part], tiling.window, fill=array.min(axis=(0, 1, 2)))
-        samples.append(sample if bundle.window.across is None else sample.squeeze(bundle.window.across))
-    return np.stack(samples).astype(np.float32)
+    chosen = (cases[0], 2), (cases[len(cases) // 2], 3)
+    return np.stack([cut_sample(bundle, read_case(case, bundle)[0], part) for case, part in chosen])
+
+
+def cut_sample(bundle: ModelBundle, image: Volume, part: int = 2) -> np.ndarray:
+    """Cuts the window `(*P, C)` float32 of an image that lies behind 1 in `part` of all its windows; 2 is the middle one."""
+    array, _, tiling = _tile(bundle, image, PredictionOptions(), CANONICAL)
+    sample = cut(array, tiling.starts[len(tiling.starts) // part], tiling.window, fill=array.min(axis=(0, 1, 2)))
+    return (sample if bundle.window.across is None else sample.squeeze(bundle.window.across)).astype(np.float32)
 
 
 def _read_chunk(
-    bundles: Sequence[ModelBundle], cases: Iterator[Case], options: PredictionOptions, order: Order
+    bundles: Sequence[ModelBundle], cases: deque[Case], options: PredictionOptions, order: Order
 ) -> tuple[list[_ReadCase], Exception | None]:
-    """Reads cases until they fill a batch of windows for each model, or until one cannot be read.
+    """Reads the first of `cases`, and removes them, until they fill a batch of windows for each model, or until one cannot be read.
 
     An error of reading is returned, not raised: the cases read before are still predicted, so one bad file costs no work. An empty
     chunk means that no case is left.
     """
     chunk, lacking = [], [1] * len(bundles)
-    while max(lacking) > 0:
-        case = next(cases, None)
-        if case is None:
-            return chunk, None
+    while cases and max(lacking) > 0:
+        case = cases.popleft()
         try:
+            if options.memory is not None and not options.memory.admits(case, alone=not chunk):
+                cases.appendleft(case)
+                break
             image, label = read_case(case, bundles[0])
             for bundle in bundles[1:]:
                 bundle.check_image(image, str(case.image_paths[0]))
@@ -246,9 +271,7 @@ def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order:
     window = tuple(bundle.window.deep[axis] for axis in order)
     starts = tuple(make_grid(array.shape[:-1], window, options.overlap))
     batch_size = options.batch_size or choose_batch_size(window, bundle.engine)
-    tiling = windows.Tiling(array.shape[:-1], window, starts, bundle.num_maps, batch_size)
-    options.on_tiling(tiling)
-    return _TiledImage(array, geometry, tiling)
+    return _TiledImage(array, geometry, windows.Tiling(array.shape[:-1], window, starts, bundle.num_maps, batch_size))
 
 
 def choose_batch_size(window: Sequence[int], engine: str) -> int:
@@ -263,6 +286,8 @@ def _predict_tiled(
     """Predicts images that share batches; see `predict_images`."""
     if not images:
         return
+    for image in images:
+        options.on_tiling(image.tiling)
     background = [0.0] * bundle.num_maps if bundle.regions else np.eye(len(bundle.class_names), dtype=np.float32)[0]
 
     def cut_windows() -> Iterator[np.ndarray]:

@@ -114,14 +114,32 @@ def write_openvino(model, folder: Path, images: np.ndarray | None = None, *, reg
     if images is None:
         # Two samples reveal a model whose batch size was frozen at 1.
         images = np.random.default_rng(0).standard_normal((2, *model.input_shape[1:]), np.float32)
-    found = _compare(model, OpenVinoModel(folder), images, regions=regions)
+    return check_engine("OpenVINO", model, OpenVinoModel(folder).predict_on_batch, images, regions=regions)
+
+
+def check_engine(
+    name: str, model, compute: Callable[[np.ndarray], np.ndarray], images: np.ndarray, *, regions: bool = False
+) -> EngineCheck:
+    """Checks that an engine computes what Keras does, within what the model's own rounding excuses.
+
+    Args:
+        name: Name of the engine, for the message.
+        model: The `keras.Model`.
+        compute: A function from images to the engine's probabilities `(B, *P, K)`.
+        images: `(B, *P, C)` float32 that both compute. Two samples or more reveal a model whose batch size was frozen.
+        regions: Whether each probability is one of a region. Regions may overlap.
+
+    Raises:
+        ValueError: If the probabilities come out different.
+    """
+    found = _compare(model, compute(images), images, regions=regions)
     if not found.difference <= found.tolerance:
-        raise ValueError(f"Expected probabilities of OpenVINO within {found.tolerance:.3g} of Keras's. Received: {found}.")
+        raise ValueError(f"Expected probabilities of {name} within {found.tolerance:.3g} of Keras's. Received: {found}.")
     return found
 
 
-def _compare(model, converted: OpenVinoModel, images: np.ndarray, *, regions: bool) -> EngineCheck:
-    expected, found = _compute(model, images), converted.predict_on_batch(images)
+def _compare(model, found: np.ndarray, images: np.ndarray, *, regions: bool) -> EngineCheck:
+    expected = _compute(model, images)
     rounding = _measure_rounding(model, images, expected)
     tolerance = MOST_TOLERANCE if sees_gpu() else min(max(LEAST_TOLERANCE, ROUNDINGS * rounding), MOST_TOLERANCE)
     if regions or expected.shape[-1] == 1:
@@ -230,7 +248,8 @@ def simplify_for_export(model):
     def call(layer, inputs, *args, **kwargs):
         if not isinstance(layer, keras.layers.GroupNormalization) or layer.axis not in (-1, len(inputs.shape) - 1):
             return layer(inputs, *args, **kwargs)
-        return _normalise(layer, inputs)
+        # Keras counts names anew in each process. The bare operations would get names that layers of a model from a file have already.
+        return keras.layers.Lambda(_make_normaliser(layer), output_shape=inputs.shape[1:], dtype="float32")(inputs)
 
     plain = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call, recursive=True)
     # Keras exports to ONNX only a model that was called before.
@@ -238,21 +257,26 @@ def simplify_for_export(model):
     return plain
 
 
-def _normalise(layer, x):
-    """Computes what the `GroupNormalization` layer computes of `x`, `(B, *P, C)`, in channels-first order."""
+def _make_normaliser(layer) -> Callable:
+    """Makes a function that computes what a `GroupNormalization` layer computes of `x`, `(B, *P, C)`, in channels-first order."""
     from keras import ops
 
-    last = len(x.shape) - 1
-    x = ops.transpose(x, (0, last, *range(1, last)))
-    shape, axes = x.shape[1:], tuple(range(2, last + 1))
-    grouped = layer.groups != shape[0]
-    if grouped:
-        x, axes = ops.reshape(x, (-1, layer.groups, math.prod(shape) // layer.groups, 1)), (2, 3)
-    difference = x - ops.mean(x, axes, keepdims=True)
-    x = difference / ops.sqrt(ops.mean(ops.square(difference), axes, keepdims=True) + layer.epsilon)
-    if grouped:
-        x = ops.reshape(x, (-1, *shape))
-    x = ops.transpose(x, (0, *range(2, last + 1), 1))
-    if layer.scale:
-        x = x * ops.convert_to_numpy(layer.gamma)
-    return x + ops.convert_to_numpy(layer.beta) if layer.center else x
+    scale = ops.convert_to_numpy(layer.gamma) if layer.scale else None
+    offset = ops.convert_to_numpy(layer.beta) if layer.center else None
+
+    def normalise(x):
+        last = len(x.shape) - 1
+        x = ops.transpose(x, (0, last, *range(1, last)))
+        shape, axes = x.shape[1:], tuple(range(2, last + 1))
+        grouped = layer.groups != shape[0]
+        if grouped:
+            x, axes = ops.reshape(x, (-1, layer.groups, math.prod(shape) // layer.groups, 1)), (2, 3)
+        difference = x - ops.mean(x, axes, keepdims=True)
+        x = difference / ops.sqrt(ops.mean(ops.square(difference), axes, keepdims=True) + layer.epsilon)
+        if grouped:
+            x = ops.reshape(x, (-1, *shape))
+        x = ops.transpose(x, (0, *range(2, last + 1), 1))
+        x = x if scale is None else x * scale
+        return x if offset is None else x + offset
+
+    return normalise

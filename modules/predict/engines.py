@@ -110,8 +110,8 @@ class OpenVinoModel:
         output_shape: `(None, *P, K)`, or 1 in place of K for a binary task.
     """
 
-    def __init__(self, folder: Path, precision: str = "float32") -> None:
-        """Reads and compiles `OPENVINO_FILES` in `folder`, to compute in "float32" or "bfloat16".
+    def __init__(self, folder: Path, precision: str = "float32", threads: int = 0) -> None:
+        """Reads and compiles `OPENVINO_FILES` in `folder`, to compute in "float32" or "bfloat16", with all cores or so many threads.
 
         Raises:
             ValueError: If OpenVINO is not installed, or cannot read or compile them.
@@ -120,7 +120,9 @@ class OpenVinoModel:
         try:
             openvino = import_openvino()
             # Without the first hint some CPUs would compute in bfloat16 unasked.
-            settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            if threads:
+                settings["INFERENCE_NUM_THREADS"] = threads
             self._compiled = openvino.Core().compile_model(path, "CPU", settings)
             self.input_shape, self.output_shape = (
                 tuple(None if size.is_dynamic else size.get_length() for size in end.get_partial_shape())
@@ -143,17 +145,21 @@ class OpenVinoModel:
             ) from error
 
 
-def load_model(engine: str, folder: Path, name: str, precision: str = "float32"):
+def load_model(engine: str, folder: Path, name: str, precision: str = "float32", threads: int = 0):
     """Loads the model of a bundle: a `keras.Model` from the file `name`, or an `OpenVinoModel`. It runs no code from a file.
 
-    A `keras.Model` computes in the precision of its weights. `precision` is that of an `OpenVinoModel`.
+    A `keras.Model` computes in the precision of its weights. `precision` is that of an `OpenVinoModel`. `threads` bounds those of the
+    engine on a CPU, and those of OpenCV, which reads and turns images; 0 leaves them as they are.
 
     Raises:
         ValueError: If the file holds no model, or one that carries code; it is named.
     """
     if engine == "openvino":
-        return OpenVinoModel(folder, precision)
+        _limit_opencv(threads)
+        return OpenVinoModel(folder, precision, threads)
     devices.import_keras()
+    _limit_opencv(threads)
+    _limit_backend(threads)
     import keras
 
     try:
@@ -167,6 +173,31 @@ def load_model(engine: str, folder: Path, name: str, precision: str = "float32")
         if hardware.is_lack_of_memory(error):
             raise
         raise ValueError(f"Expected a Keras model in {folder / name}. Received: {to_line(error, 400)}. Train or copy it again.") from error
+
+
+def _limit_opencv(threads: int) -> None:
+    if threads:
+        import cv2
+
+        cv2.setNumThreads(threads)
+
+
+def _limit_backend(threads: int) -> None:
+    """Limits the threads of an operation of Keras's backend, before the first of them."""
+    backend = devices.name_backend()
+    if not threads:
+        return
+    if backend == "torch":
+        devices.import_torch().set_num_threads(threads)
+    elif backend == "jax":
+        log.warning("--threads bounds OpenCV alone: JAX has no such setting. Start the command with `taskset` to bound its cores")
+    else:
+        import tensorflow as tf
+
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        except RuntimeError:
+            log.warning("--threads comes too late: TensorFlow was in use before")
 
 
 def _compute_in_weight_precision(model) -> None:

@@ -1,4 +1,4 @@
-"""Exports a bundle's model for other programs: an ONNX file or a TensorFlow SavedModel, and a description of how to use it."""
+"""Exports a bundle's model for other programs: as ONNX, OpenVINO or a TensorFlow SavedModel, with a description of how to use it."""
 
 import importlib.util
 import json
@@ -6,84 +6,161 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from modules import devices
 from modules.data.files import TEMPORARY, hash_file, replace_file
 from modules.data.preprocess import LEAST_SPREAD, Preprocessing
 from modules.predict.bundle import INTENDED_USE, ModelBundle
-from modules.predict.convert import simplify_for_export
+from modules.predict.convert import simplify_for_export, write_openvino
+from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino
+from modules.predict.export_check import RUNTIMES, Samples, check_export
 
-FORMATS = ("onnx", "savedmodel")
+FORMATS = ("onnx", "openvino", "savedmodel")
+# What `--precision` may say beside `--export openvino`; the first stands for "auto".
+EXPORT_PRECISIONS = ("float32", "bfloat16", "int8")
 DESCRIPTION = "preprocessing.json"
-_FILES = {"onnx": "model.onnx", "savedmodel": "saved_model"}
+_FILES = {"onnx": "model.onnx", "openvino": "openvino", "savedmodel": "saved_model"}
+_PACKAGES = {"onnx": ("onnx", "tf2onnx"), "openvino": ("openvino",), "savedmodel": ()}
 _CALLS = {
     "onnx": "onnxruntime.InferenceSession(file).run(None, {input: images})[0]",
+    "openvino": 'openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "%s"})(images)[0]',
     "savedmodel": "tensorflow.saved_model.load(file).serve(images)",
 }
 _CANONICAL = "from left to right", "from back to front (posterior to anterior)", "from foot to head (inferior to superior)"
 
+log = logging.getLogger("mri")
 
-def export_model(bundle: ModelBundle, kind: str, folder: Path) -> Path:
-    """Writes `model.onnx` or `saved_model/`, and `preprocessing.json`, which says in words and numbers how to use either.
 
-    Each is written under a temporary name first. A model of the other kind stays in the folder. It stays in the description too, if it
+class Variant(NamedTuple):
+    """A variant of fewer binary digits of a model for OpenVINO.
+
+    Attributes:
+        precision: "bfloat16" or "int8".
+        quantise: A function that turns the float32 model in a folder into that of 8-bit integers in another; None for bfloat16.
+        judge: A function from the bundle with the float32 model and the same with the variant to what the description says of their
+            Dice. It raises ValueError where the variant loses too much.
+    """
+
+    precision: str
+    quantise: Callable[[Path, Path], None] | None
+    judge: Callable[[ModelBundle, ModelBundle], Mapping[str, Any]]
+
+
+def check_exportable(kind: str) -> None:
+    """Checks before any work that a format can be written here.
+
+    Raises:
+        ValueError: If the format is unknown, a package is missing, or the backend is not TensorFlow.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"Expected a format in {FORMATS}. Received: {kind!r}.")
+    if missing := [name for name in _PACKAGES[kind] if importlib.util.find_spec(name) is None]:
+        packages = _PACKAGES[kind]
+        raise ValueError(
+            f"Expected what --export {kind} needs: {' and '.join(packages)}. Received: no {' and no '.join(missing)}. "
+            f"pip install {' '.join(packages)}"
+        )
+    if devices.name_backend() != "tensorflow":
+        raise ValueError(
+            f"Expected KERAS_BACKEND=tensorflow to export. Received: {devices.name_backend()}. Set it for this command: a model that was "
+            "trained under any backend loads under TensorFlow."
+        )
+
+
+def export_model(bundle: ModelBundle, kind: str, folder: Path, samples: Samples, variant: Variant | None = None) -> Path:
+    """Writes a model and `preprocessing.json`, which says in words and numbers how to use it. The model is checked before it is kept.
+
+    Both are written under a temporary name first. A model of another kind stays in the folder. It stays in the description too, if it
     belongs to the same bundle.
 
     Args:
         bundle: A bundle with its Keras model.
-        kind: One of `FORMATS`.
+        kind: One of `FORMATS`, see `check_exportable`.
         folder: The folder to write to; it is made if missing.
+        samples: Windows on which the exported model and Keras must agree.
+        variant: The variant to write in place of the float32 model, for "openvino" only.
 
     Returns:
-        The model's path.
+        The path of the model: a file, or the folder that holds it.
 
     Raises:
-        ValueError: If a package is missing, the backend is not TensorFlow, or the model cannot be converted.
+        ValueError: If the model cannot be converted, or computes something else. The folder is then as it was before.
     """
-    import keras
-
-    if kind not in FORMATS:
-        raise ValueError(f"Expected a format in {FORMATS}. Received: {kind!r}.")
-    if missing := [name for name in ("onnx", "tf2onnx") if kind == "onnx" and importlib.util.find_spec(name) is None]:
-        raise ValueError(
-            f"Expected the packages onnx and tf2onnx to export ONNX. Received: no {' and no '.join(missing)}. pip install onnx tf2onnx"
-        )
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            f"Expected KERAS_BACKEND=tensorflow to export. Received: {keras.backend.backend()}. Set it for this command: a model that was "
-            "trained under any backend loads under TensorFlow."
-        )
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _FILES[kind]
-    with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as parent:
-        temporary = Path(parent) / path.name
-        handlers = list(logging.root.handlers)
-        model, name = (simplify_for_export(bundle.model), kind) if kind == "onnx" else (bundle.model, "tf_saved_model")
-        try:
-            with warnings.catch_warnings():
-                # These warnings concern Keras's own use of NumPy.
-                warnings.simplefilter("ignore", FutureWarning)
-                model.export(str(temporary), format=name, verbose=False)
-        except Exception as error:  # Each of the converter's layers fails in a way of its own.
-            reason = " ".join((str(error).strip() or repr(error)).splitlines()[-1].split())
-            raise ValueError(
-                f"Expected a model that can be exported as {kind}. Received: {reason}. Choose the other of {FORMATS}."
-            ) from error
-        finally:
-            # The converters give the root logger a handler, which would print every line of ours twice.
-            logging.root.handlers[:] = handlers
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as parent:
+            temporary = Path(parent) / path.name
+            if kind == "openvino":
+                findings = _write_openvino(bundle, temporary, samples, variant)
+            else:
+                _write(bundle.model, kind, temporary)
+                findings = _check(bundle, kind, temporary, samples)
+            if path.is_dir():
+                shutil.rmtree(path)
+            temporary.replace(path)
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
     description = describe(bundle)
-    models = {kind: _describe_files(path, kind)} | {
+    models = {kind: _describe_files(path, kind, variant.precision if variant else "float32") | findings} | {
         other: known for other, known in _read_models(folder, description).items() if other != kind
     }
     with replace_file(folder / DESCRIPTION) as temporary:
         temporary.write_text(json.dumps(description | {"models": models}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _write(model, kind: str, path: Path) -> None:
+    """Writes a Keras model as ONNX or SavedModel."""
+    handlers = list(logging.root.handlers)
+    plain, name = (simplify_for_export(model), kind) if kind == "onnx" else (model, "tf_saved_model")
+    try:
+        with warnings.catch_warnings():
+            # These warnings concern Keras's own use of NumPy.
+            warnings.simplefilter("ignore", FutureWarning)
+            plain.export(str(path), format=name, verbose=False)
+    except Exception as error:  # Each of the converter's layers fails in a way of its own.
+        reason = " ".join((str(error).strip() or repr(error)).splitlines()[-1].split())
+        raise ValueError(f"Expected a model that can be exported as {kind}. Received: {reason}. Choose another of {FORMATS}.") from error
+    finally:
+        # The converters give the root logger a handler, which would print every line of ours twice.
+        logging.root.handlers[:] = handlers
+
+
+def _check(bundle: ModelBundle, kind: str, path: Path, samples: Samples) -> dict[str, Any]:
+    """Compares an exported model with Keras where its runtime is installed, and tells the outcome to the log and the description."""
+    found = check_export(bundle, kind, path, samples)
+    if found is None:
+        log.warning("not checked: %s is not installed; pip install %s, and export again", RUNTIMES[kind], RUNTIMES[kind])
+        return {"check": None}
+    log.info("%s computes what Keras does on %s, within %.3g: %s", RUNTIMES[kind], samples.origin, found.tolerance, found)
+    return {"check": {"on": samples.origin} | asdict(found)}
+
+
+def _write_openvino(bundle: ModelBundle, path: Path, samples: Samples, variant: Variant | None) -> dict[str, Any]:
+    """Writes OpenVINO's files into a new folder and checks them; a variant of them is judged too. Returns what was found."""
+    quantise = variant.quantise if variant else None
+    plain = path.with_name("plain") if quantise else path
+    plain.mkdir()
+    found = write_openvino(bundle.model, plain, samples.images, regions=bool(bundle.regions))
+    log.info("openvino computes what Keras does on %s, within %.3g: %s", samples.origin, found.tolerance, found)
+    findings: dict[str, Any] = {"check": {"on": samples.origin} | asdict(found)}
+    if variant is None:
+        return findings
+    if quantise:
+        path.mkdir()
+        quantise(plain, path)
+    # What is no integer in an int8 model is a float32.
+    models = OpenVinoModel(plain), OpenVinoModel(path, "bfloat16" if variant.precision == "bfloat16" else "float32")
+    precisions = "float32", variant.precision
+    one, other = (replace(bundle, model=model, engine="openvino", computed_in=name) for model, name in zip(models, precisions, strict=True))
+    return findings | {"validation": dict(variant.judge(one, other))}
 
 
 def describe(bundle: ModelBundle, overlap: float = 0.5) -> dict[str, Any]:
@@ -252,13 +329,20 @@ def _name_axes(volumes: bool) -> Sequence[str]:
     return list(_CANONICAL) if volumes else ["first of the file (rows of a picture)", "second of the file (columns of a picture)"]
 
 
-def _describe_files(path: Path, kind: str) -> dict[str, Any]:
-    """Describes a model's files: path, SHA-256, names of input and output, how to call it, and the versions that made it."""
+def _describe_files(path: Path, kind: str, precision: str) -> dict[str, Any]:
+    """Describes a model's files: path, SHA-256, precision, names of its ends, how to call it, and the versions that made it."""
     import keras
     import tensorflow as tf
 
     versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
-    if kind == "onnx":
+    file, call = path.name, _CALLS[kind]
+    if kind == "openvino":
+        openvino = import_openvino()
+        model = openvino.Core().read_model(path / OPENVINO_FILES[0])
+        ends = {"input": model.input(0).get_any_name(), "output": model.output(0).get_any_name()}
+        versions |= {"openvino": openvino.__version__}
+        file, call = f"{path.name}/{OPENVINO_FILES[0]}", call % ("bf16" if precision == "bfloat16" else "f32")
+    elif kind == "onnx":
         import onnx
         import tf2onnx
 
@@ -270,7 +354,7 @@ def _describe_files(path: Path, kind: str) -> dict[str, Any]:
         ends = {"input": next(iter(signature.structured_input_signature[1])), "output": next(iter(signature.structured_outputs))}
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     hashes = {str(file.relative_to(path.parent)): hash_file(file) for file in files}
-    return {"file": path.name, **ends, "call": _CALLS[kind], "files_sha256": hashes, "versions": versions}
+    return {"file": file, "precision": precision, **ends, "call": call, "files_sha256": hashes, "versions": versions}
 
 
 def _read_models(folder: Path, description: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class PredictionProgress:
         for item in items:
             self._bar.update()
             yield item
+            # Memory need not hold it while the next one is made.
+            del item
 
     def _begin(self, tiling: Tiling) -> None:
         if len(tiling.starts) == 1:

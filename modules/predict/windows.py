@@ -5,12 +5,17 @@ is as deep as the volume.
 """
 
 import math
+import mmap
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
+from pathlib import Path
 
 import numpy as np
 
+from modules.data.files import TEMPORARY
 from modules.data.patches import make_gaussian
 
 # The voxels that are predicted together. A GPU is busy only with many. A CPU is as fast with few, and memory holds the maps of all of them.
@@ -27,6 +32,7 @@ class Tiling:
         starts: The first voxel of each window; the first axis varies slowest.
         num_classes: `K`.
         batch_size: Windows predicted together.
+        disk: A folder on whose disk the slab of probabilities lies; None for memory.
     """
 
     shape: tuple[int, ...]
@@ -34,17 +40,18 @@ class Tiling:
     starts: tuple[tuple[int, ...], ...]
     num_classes: int
     batch_size: int
+    disk: Path | None = None
 
     @property
     def slab_bytes(self) -> int:
-        """Memory for the slab of probabilities under work, in bytes. The image and the network need memory besides."""
+        """Bytes of the slab of probabilities under work. The image and the network need memory besides."""
         return 4 * min(self.window[0], self.shape[0]) * math.prod(self.shape[1:]) * self.num_classes
 
     def __str__(self) -> str:
         sizes = ["x".join(map(str, sizes)) for sizes in (self.shape, self.window)]
         return (
             f"{sizes[0]} voxels, {len(self.starts)} windows of {sizes[1]} in batches of {self.batch_size}, "
-            f"{self.slab_bytes / 2**20:.0f} MiB for the slab under work"
+            f"{self.slab_bytes / 2**20:.0f} MiB for the slab under work{' on disk' if self.disk else ''}"
         )
 
 
@@ -126,27 +133,58 @@ def merge_windows(outputs: Iterable[np.ndarray], tiling: Tiling) -> Iterator[np.
     outputs = iter(outputs)
     profiles, totals = _weigh_axes(tiling)
     depth = min(tiling.window[0], tiling.shape[0])
-    slab = np.zeros((depth, *tiling.shape[1:], tiling.num_classes), np.float32)
+    # The slab is a ring: a plane takes the place of the one that went `depth` planes before it.
+    slab, let_go = _make_slab((depth, *tiling.shape[1:], tiling.num_classes), tiling.disk)
+
+    def take(index: int) -> np.ndarray:
+        plane = slab[index % depth] / _weigh_plane(totals, index)
+        slab[index % depth] = 0
+        let_go()
+        return plane
+
     first = 0
     for start in tiling.starts:
         # Windows are ordered by their start, so the planes before this start are complete.
-        if done := start[0] - first if start[0] > first else 0:
-            for index in range(done):
-                yield slab[index] / _weigh_plane(totals, first + index)
-            # Planes move one by one. NumPy would copy the whole slab aside to move it within itself.
-            for index in range(depth):
-                slab[index] = slab[index + done] if index + done < depth else 0
-            first += done
+        while first < start[0]:
+            yield take(first)
+            first += 1
         ranges = [
             (max(begin, 0), min(begin + length, size)) for begin, length, size in zip(start, tiling.window, tiling.shape, strict=True)
         ]
         inside = tuple(slice(low - begin, high - begin) for (low, high), begin in zip(ranges, start, strict=True))
         place = tuple(slice(low, high) for low, high in ranges)
         weighted = next(outputs)[inside] * _multiply_outer([profile[part] for profile, part in zip(profiles, inside, strict=True)])
-        slab[(slice(place[0].start - first, place[0].stop - first), *place[1:])] += weighted
-    for plane in slab:
-        yield plane / _weigh_plane(totals, first)
-        first += 1
+        for index, plane in enumerate(weighted, start=place[0].start):
+            slab[(index % depth, *place[1:])] += plane
+            let_go()
+    for index in range(first, tiling.shape[0]):
+        yield take(index)
+
+
+def _make_slab(shape: tuple[int, ...], folder: Path | None) -> tuple[np.ndarray, Callable[[], object]]:
+    """Makes an array of zeros, and a function that takes out of memory what was touched of it, where it lies on the disk of a folder.
+
+    Raises:
+        MemoryError: If the disk has no room for it.
+    """
+    if folder is None:
+        return np.zeros(shape, np.float32), lambda: None
+    size = 4 * math.prod(shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The file has no name, so nothing is left of it however the process ends. The map keeps it alive.
+        with tempfile.TemporaryFile(dir=folder, prefix=TEMPORARY) as file:
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):
+                # On a full disk the system would otherwise kill the process in the middle of its work.
+                os.posix_fallocate(file.fileno(), 0, size)
+            mapped = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise MemoryError(f"no {size / 2**30:.1f} GiB on the disk of {folder} ({error.strerror})") from error
+    slab = np.frombuffer(mapped, np.float32).reshape(shape)
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return slab, lambda: None
+    return slab, lambda: mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _weigh_axes(tiling: Tiling) -> tuple[list[np.ndarray], list[np.ndarray]]:

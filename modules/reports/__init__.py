@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.data.colours import PALETTE
 from modules.reports import shipped_style  # noqa: F401  (before all that draw)
 from modules.reports.candidates import draw_candidates
 from modules.reports.curves import find_kept_epoch, plot_history
 from modules.reports.folds import draw_folds
 from modules.reports.montage import draw_montage
-from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, PALETTE, difference_map
-from modules.reports.sheet import draw_augmentation, draw_cases
+from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, difference_map
+from modules.reports.pairs import draw_pairs
+from modules.reports.sheet import Checked, draw_augmentation, draw_cases, draw_checked
 from modules.reports.slices import draw_slice_comparison, draw_slice_overlay
 from modules.reports.viewer import cut_viewer, write_viewer
 from modules.reports.volumes import draw_volume_comparison, draw_volume_overlay
@@ -25,15 +27,18 @@ __all__ = [
     "DIFFERENCE_COLOURS",
     "DIFFERENCE_NAMES",
     "PALETTE",
+    "Checked",
     "cut_viewer",
     "difference_map",
     "draw_augmentation",
     "draw_candidates",
     "draw_cases",
+    "draw_checked",
     "draw_comparison",
     "draw_folds",
     "draw_montage",
     "draw_overlay",
+    "draw_pairs",
     "find_kept_epoch",
     "plot_history",
     "write_viewer",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.data.colours import list_colours
 from modules.reports.folds import start_rows
-from modules.reports.painting import list_colours
 from modules.reports.panels import INK, TEXT_POINTS, save_figure
 
 

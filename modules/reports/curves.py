@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from modules.reports.painting import list_colours
+from modules.data.colours import list_colours
 from modules.reports.panels import DPI, INK, TEXT_POINTS, TITLE_POINTS, save_figure
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from modules.reports.painting import list_colours
+from modules.data.colours import list_colours
 from modules.reports.panels import DPI, INK, TEXT_POINTS, TITLE_POINTS, save_figure
 from modules.score_tables import estimate_intervals, score_subjects
 from modules.scoring import Score
@@ -43,7 +43,7 @@ def draw_folds(path: Path, folds: Mapping[str, Sequence[Score]], subjects: Mappi
     scores = [score for of_fold in folds.values() for score in of_fold]
     if not scores:
         raise ValueError(f"Expected `folds` with scores. Received: none in {len(folds)} fold(s). Give those of finished runs.")
-    levels = estimate_intervals(scores, subjects)
+    levels = estimate_intervals(scores, subjects, keys=("dice",))
     level = "volume" if "volume" in levels else "slice"
     intervals = {name: value["dice"] for name, value in levels[level].items()}
     if len(intervals) == 2:  # the mean of one class would only repeat it

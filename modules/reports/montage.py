@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modules.reports.painting import dash_contours, list_colours, paint_classes
+from modules.data.colours import list_colours
+from modules.reports.painting import dash_contours, paint_classes
 from modules.reports.panels import Panel, write_panels
 from modules.reports.views import View, find_extent, spread_slices
 from modules.reports.volumes import PAGE_WIDTH, Box, Scan, list_volumes, narrowest_slot, prepare_scan, widest_slot

@@ -6,10 +6,6 @@ import cv2
 import numpy as np
 from matplotlib.colors import to_rgb
 
-# Okabe and Ito's order (https://jfly.uni-koeln.de/color/), without black, which is lost on MRI. Green, blue, vermilion and purple are
-# lighter or purer than theirs. They stand out from grey and, for the colour-blind, from each other.
-PALETTE: tuple[str, ...] = ("#E69F00", "#56B4E9", "#00A878", "#F0E442", "#2A62F0", "#E0480A", "#DC8CB8")
-
 # Differences by category of `difference_map`, from 1. They differ in lightness as well as in hue.
 DIFFERENCE_NAMES: tuple[str, ...] = ("missed", "false positive", "wrong class")
 DIFFERENCE_COLOURS: tuple[str, ...] = ("#35B7FF", "#FF6A00", "#FFF36B")
@@ -36,11 +32,6 @@ def difference_map(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
         raise ValueError(f"Expected `prediction` of the shape of `label`, {label.shape}. Received: {prediction.shape}.")
     true, found = label != 0, prediction != 0
     return np.select([true & ~found, found & ~true, label != prediction], [1, 2, 3], 0).astype(np.uint8)
-
-
-def list_colours(num_classes: int) -> list[str]:
-    """Lists the colours of the classes 1 to `num_classes` - 1. Beyond the palette they repeat."""
-    return [PALETTE[i % len(PALETTE)] for i in range(num_classes - 1)]
 
 
 def find_windows(image: np.ndarray) -> list[Window]:

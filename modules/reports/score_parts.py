@@ -22,9 +22,9 @@ _ENDINGS = {"2": "nd", "3": "rd"}
 _COUNTS = {"cases": "scored", "absent": "absent"}
 _PICTURE = re.compile(r"(best|median|worst\d?)_(.*)", re.DOTALL)
 EXPLANATION = (
-    "Dice and IoU reach from 0 to 1, and 1 is perfect. Distances are in mm, and 0 is perfect. HD95 is the 95th percentile of the distances "
-    "between both surfaces, and ASSD is their mean. Where neither the truth nor the prediction of a case has a class, the class is absent. "
-    "Means leave such cases out."
+    "Dice, IoU and NSD reach from 0 to 1, and 1 is perfect. Distances are in mm, and 0 is perfect. HD95 is the 95th percentile of the "
+    "distances between both surfaces, and ASSD is their mean. NSD is the share of both surfaces that lies within a tolerance of the other. "
+    "Where neither the truth nor the prediction of a case has a class, the class is absent. Means leave such cases out."
 )
 
 
@@ -51,14 +51,16 @@ def show_means(summary: Source, level: str, *, at: str, caption: str, intervals:
     """
     classes: Mapping[str, Any] = summary.get(at, level)
     names = [name for name in classes if name != "mean"]
-    known = [key for key in classes["mean"] if any(_is_known(summary, at, level, name, key, intervals) for name in classes)]
+    # The mean over classes lacks scores that are sums.
+    keys = dict.fromkeys(key for name in classes for key in classes[name] if key not in _COUNTS)
+    known = [key for key in keys if any(_is_known(summary, at, level, name, key, intervals) for name in classes)]
     # A cross-validation counts subjects only.
     counted = "test" if intervals else at
     counts = {key: title for key, title in _COUNTS.items() if summary.get(counted, level, names[0], key) is not None}
     show = summary.show_interval if intervals else summary.show
 
     def make_row(name: str, keys: Sequence[str], title: str) -> list[Any]:
-        cells = [show(at, level, name, key, digits=_TITLES.get(key, ("", 2))[1]) for key in keys]
+        cells = [show(at, level, name, key, digits=_TITLES.get(key, ("", 2))[1]) if key in classes[name] else "" for key in keys]
         subjects = [summary.show(at, level, name, "dice", "subjects")] if intervals else []
         return [title, *cells, *subjects, *("" if name == "mean" else summary.show(counted, level, name, key) for key in counts)]
 

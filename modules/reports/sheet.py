@@ -1,26 +1,47 @@
 """Sheets of samples: the cases of a data set with their labels, and the effects of an augmentation on one of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from matplotlib.colors import to_rgb
 
 from modules.data.case import Volume
+from modules.data.colours import list_colours
 from modules.data.draws import Augmentation, Effect, draw_parameters, list_effects
 from modules.reports.checks import check_classes, check_image, check_spacing
-from modules.reports.painting import Window, find_windows, list_colours, window_image
+from modules.reports.painting import Window, find_windows, window_image
 from modules.reports.panels import Panel, write_panels
 from modules.reports.views import choose_slice
-from modules.reports.volumes import prepare_scan, widest_slot
+from modules.reports.volumes import narrowest_slot, prepare_scan, widest_slot
 
-_CASE_COLUMNS, _EFFECT_COLUMNS = 4, 6
+_CASE_COLUMNS, _EFFECT_COLUMNS, _CHECK_COLUMNS = 4, 6, 6
 _TALLEST_CASE, _TALLEST_EFFECT = 420, 400  # pixels
+# Pixels of a character of a remark on a picture of a check, characters of a name, and lines of remarks.
+_CHARACTER, _MOST_NAME, _MOST_LINES = 10, 34, 4
 _NARROWEST = 215  # pixels; the captions must fit
 _UNITS = {"rotation": "\u00b0", "elastic": " vx", "blur": " vx", "noise": " SD", "brightness": " SD"}
+
+
+class Checked(NamedTuple):
+    """A scan for `draw_checked`.
+
+    Attributes:
+        name: Its name.
+        image: The image as it is stored.
+        label: Class map (*S), or None.
+        remarks: What is odd about it, in few words each.
+    """
+
+    name: str
+    image: Volume
+    label: np.ndarray | None
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,59 @@ def draw_cases(
     grid = [panels[first : first + _CASE_COLUMNS] for first in range(0, len(panels), _CASE_COLUMNS)]
     legend = list(zip(colours, names[1:], strict=True))
     return write_panels(path, grid, title, [(0, len(grid[0]), legend)], footer=" ".join(dict.fromkeys(footers)), narrowest=_NARROWEST)
+
+
+def draw_checked(
+    path: Path, scans: Iterable[Checked], class_names: Sequence[str], *, title: str, plane: str = "axial", ignored: bool = False
+) -> Path:
+    """Draws a slice of each scan with the outlines of its label, and its remarks.
+
+    Args:
+        path: PNG to write; its folder is made if missing.
+        scans: One or more. They are taken one by one, so that one at a time is in memory.
+        class_names: K names, background first.
+        title: Text above the panels, wrapped to their width.
+        plane: As in `draw_cases`.
+        ignored: As in `draw_cases`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: As in `draw_cases`.
+    """
+    colours, counts = list_colours(len(class_names)), np.zeros(len(class_names), np.intp)
+    panels, footers = [], []
+    for scan in scans:
+        label = np.zeros(scan.image.array.shape[:-1], np.uint8) if scan.label is None else scan.label
+        cut = _cut_best(scan.image, label, class_names, plane, ignored=ignored)
+        counts += np.bincount(np.ravel(label).astype(np.uint16), minlength=len(class_names))
+        _, grey = window_image(cut.image, cut.windows, cut.fit(_CHECK_COLUMNS, _TALLEST_EFFECT))
+        remarks = [line for remark in scan.remarks for line in textwrap.wrap(remark, grey.shape[1] // _CHARACTER)]
+        remarks = remarks[:_MOST_LINES] + (["..."] if len(remarks) > _MOST_LINES else [])
+        name = ("! " if remarks else "") + scan.name
+        name = name if len(name) <= _MOST_NAME else f"{name[: _MOST_NAME - 16]}\u2026{name[-15:]}"
+        notes = [cut.place] if cut.place else []
+        notes += ["no label"] if scan.label is None else []
+        # The letter at the upper edge would lie on the remarks.
+        letters = cut.letters and (*cut.letters[:2], "", cut.letters[3])
+        bar = None if scan.image.affine is None else _make_bar(grey.shape[1] / cut.extent[1], grey.shape[1])
+        panels.append(
+            Panel(np.rint(_outline(grey, cut.label, colours)).astype(np.uint8), name, "\n".join([*notes, *remarks]), letters, bar)
+        )
+        footers.append(cut.footer)
+    grid = [panels[first : first + _CHECK_COLUMNS] for first in range(0, len(panels), _CHECK_COLUMNS)]
+    narrowest = max(_NARROWEST, narrowest_slot(len(grid[0])))
+    marks = [(None, "!: a finding of the check names it")] if any(panel.caption.startswith("! ") for panel in panels) else []
+    names = [name if count else f"{name}: in none of these" for name, count in zip(class_names, counts, strict=True)]
+    legend = [*zip(colours, names[1:], strict=True), *marks]
+    return write_panels(path, grid, title, [(0, len(grid[0]), legend)], footer=" ".join(dict.fromkeys(footers)), narrowest=narrowest)
+
+
+def _make_bar(scale: float, width: int) -> tuple[int, str]:
+    """Makes a scale bar of a round length, at most 0.4 of a panel's width, at so many screen pixels a millimetre."""
+    length = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm * scale <= 0.4 * width), default=1)
+    return round(length * scale), f"{length} mm"
 
 
 def draw_augmentation(

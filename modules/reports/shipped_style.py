@@ -5,6 +5,7 @@ The import of this module imports Matplotlib, so the package imports this module
 
 import contextlib
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ _ours = {"MPLBACKEND": "agg"}
 _spec = importlib.util.find_spec("matplotlib")
 if _spec is not None and _spec.origin:
     _ours["MATPLOTLIBRC"] = str(Path(_spec.origin).with_name("mpl-data"))
+# A user without a home folder to write to would read three lines about Matplotlib's cache.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 _before = {name: os.environ.get(name) for name in _ours}
 os.environ.update(_ours)
 try:

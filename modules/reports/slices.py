@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.data.colours import list_colours
 from modules.reports.checks import check_classes, check_image, check_scores, check_spacing
 from modules.reports.painting import (
     DIFFERENCE_COLOURS,
     DIFFERENCE_NAMES,
     difference_map,
     find_windows,
-    list_colours,
     paint_classes,
     paint_difference,
     window_image,

@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 from matplotlib.colors import to_rgb
 
+from modules.data.colours import list_colours
 from modules.data.files import replace_file
 from modules.reports.checks import check_classes, check_image, check_spacing
 from modules.reports.page import Album, Html, element, to_url
-from modules.reports.painting import find_windows, list_colours, resize_classes, window_image
+from modules.reports.painting import find_windows, resize_classes, window_image
 from modules.reports.volumes import Scan, prepare_scan
 
 # A case then takes about 1 MB. Browsers and JPEG end at 65,535 rows.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.data.colours import list_colours
 from modules.reports.checks import check_classes, check_image, check_scores
 from modules.reports.painting import (
     DIFFERENCE_COLOURS,
@@ -14,7 +15,6 @@ from modules.reports.painting import (
     Window,
     difference_map,
     find_windows,
-    list_colours,
     paint_classes,
     paint_difference,
     window_image,

@@ -37,7 +37,7 @@ def combine(run: RunFolder, settings: Settings, tests: Sequence[Sequence[Case]],
         (mode,): [score_tables.read_scores(fold.scores) for fold in run.list_folds(settings.folds, mode)] for mode in settings.modes
     }
     for pair in combinations(settings.modes, 2):
-        scored[pair] = [_score_pair(run, pair, fold, cases) for fold, cases in enumerate(tests)]
+        scored[pair] = [_score_pair(run, pair, fold, cases, settings.tolerance_mm) for fold, cases in enumerate(tests)]
     costs = {mode: _read_costs(run.list_folds(settings.folds, mode)) for mode in settings.modes}
     candidates = [
         Candidate(members, [score for fold in folds for score in fold], *(sum(part) for part in zip(*map(costs.get, members), strict=True)))
@@ -62,14 +62,16 @@ def combine(run: RunFolder, settings: Settings, tests: Sequence[Sequence[Case]],
     log.info("%d models in one folder that may be moved anywhere: %s", len(members), run.ensemble)
 
 
-def _score_pair(run: RunFolder, pair: Sequence[str], fold: int, cases: Sequence[Case]) -> list[scoring.Score]:
+def _score_pair(
+    run: RunFolder, pair: Sequence[str], fold: int, cases: Sequence[Case], tolerance_mm: Sequence[float]
+) -> list[scoring.Score]:
     """Scores the averaged probabilities of two modes on the test cases of a fold; scores that are there already are read."""
     path = run.list_folds(fold + 1, "+".join(pair))[fold].scores
     if not path.is_file():
         bundles = [ModelBundle.load(run.list_folds(fold + 1, mode)[fold].path) for mode in pair]
         with PredictionProgress(len(cases), f"scoring {'+'.join(pair)}") as progress:
             predicted = progress.count(predict_cases(bundles, cases, progress.options()))
-            scores = list(scoring.score_predictions(predicted, bundles[0].class_names))
+            scores = list(scoring.score_predictions(predicted, bundles[0].class_names, tolerance_mm=tolerance_mm))
         path.parent.mkdir(parents=True, exist_ok=True)
         score_tables.write_scores(path, scores)
     return score_tables.read_scores(path)

@@ -171,7 +171,7 @@ def pool_folds(run: RunFolder, settings: Settings, subjects: Mapping[str, str]) 
     title = f"{settings.dataset}{f' by {settings.mode}' if settings.mode else ''}: each subject tested once in {settings.folds} folds"
     picture = reports.draw_folds(run.figures / "folds.png", tested, subjects, title=title)
     intervals = score_tables.estimate_intervals(scores, subjects)
-    for line in score_tables.format_intervals(intervals):
+    for line in score_tables.format_scores(score_tables.summarise(scores), intervals):
         log.info("%s", line)
     log.info("picture: %s", picture)
     write_json(run.summary, {"test": intervals})

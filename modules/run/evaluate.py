@@ -53,11 +53,12 @@ def evaluate(
     departures = Departures([bundle])
     with PredictionProgress(len(cases), "scoring") as progress:
         predicted = progress.count(predict_cases([bundle], cases, progress.options(on_image=departures.check)))
-        scores = list(scoring.score_predictions(predicted, bundle.class_names, bundle.regions))
+        scores = list(scoring.score_predictions(predicted, bundle.class_names, bundle.regions, tolerance_mm=settings.tolerance_mm))
     departures.summarise()
     score_tables.write_scores(run.scores, scores)
     means = score_tables.summarise(scores)
-    for line in score_tables.format_summary(means):
+    intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
+    for line in score_tables.format_scores(means, intervals):
         log.info("%s", line)
     for line in describe_findings(scores):
         log.warning("%s", line)
@@ -76,7 +77,7 @@ def evaluate(
             "peak_bytes": read_peak(),
             "seconds": round(find_elapsed(), 1),
             "test": means,
-            "intervals": score_tables.estimate_intervals(scores, score_tables.map_subjects(cases)),
+            "intervals": intervals,
         },
     )
     tracker.log_summary(means)

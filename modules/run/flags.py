@@ -1,6 +1,7 @@
 """The flags of train.py, generated from the settings, the presets and the networks' options; and those of predict.py."""
 
 import argparse
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -10,11 +11,14 @@ from typing import Any
 import modules
 from modules import networks
 from modules.data.documents import shorten
-from modules.data.files import SUFFIXES
+from modules.data.files import LABEL_FORMATS, SUFFIXES
 from modules.data.spec import DatasetSpec, load_spec
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
-from modules.predict.export import FORMATS
+from modules.predict.export import EXPORT_PRECISIONS, FORMATS
+from modules.predict.outputs import SAVED
+from modules.predict.shards import parse_shard
+from modules.run.compare import Comparison
 from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.init import adopt_settings
@@ -58,6 +62,7 @@ class TrainingRequest:
         parts: Finished runs of folds to merge, by their place in the merged folder.
         places: Settings in `PLACES` that a run to resume or to verify has now, where the user names them.
         devices: Number of devices of each host that share a batch; None for as many as can.
+        comparison: What to compare in the place of a training; None for a training.
         joined: Coordinator, number of hosts, and index of this host, see `modules.devices.start_hosts`.
     """
 
@@ -69,6 +74,7 @@ class TrainingRequest:
     parts: Mapping[str, Path] = field(default_factory=dict)
     places: Mapping[str, Any] = field(default_factory=dict)
     devices: int | None = None
+    comparison: Comparison | None = None
     joined: tuple[str | None, int | None, int | None] = (None, None, None)
 
 
@@ -89,6 +95,8 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         if others := sorted(name for name, value in given.items() if value):
             raise ValueError(f"Expected --report alone with a run. Received: --{others[0].replace('_', '-')} too. Leave it out.")
         return TrainingRequest(None, report=Path(report))
+    if comparison := _take_comparison(given):
+        return TrainingRequest(None, comparison=comparison)
     machines: dict[str, Any] = {
         "devices": given.pop("devices"),
         "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
@@ -139,6 +147,28 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         # The time stands for the epochs of a preset.
         chosen.pop("epochs", None)
     return TrainingRequest(Settings.from_json(own | chosen, "the flags"), plan_only=plan_only, **machines)
+
+
+def _take_comparison(given: dict[str, Any]) -> Comparison | None:
+    """Takes the flags of a comparison out of those that were given; None where nothing is to be compared."""
+    paths, labels, output = (given.pop(name) for name in ("compare", "labels", "output"))
+    if paths is None:
+        if name := next((name for name, value in (("labels", labels), ("output", output)) if value), ""):
+            raise ValueError(f"Expected --compare beside --{name}. Received: --{name} alone. Name the runs to compare.")
+        return None
+    taken = ("runs", "classes", "tolerance_mm")
+    if others := sorted(name for name, value in given.items() if value and name not in taken):
+        allowed, flag = ", ".join(f"--{name.replace('_', '-')}" for name in taken), others[0].replace("_", "-")
+        raise ValueError(f"Expected nothing beside --compare but --labels, --output, {allowed}. Received: --{flag}. Leave it out.")
+    values = Settings.from_json({"dataset": "", **{name: given[name] for name in taken if given.get(name)}}, "the flags")
+    return Comparison(
+        tuple(map(Path, paths)),
+        Path(labels) if labels else None,
+        Path(output) if output else Comparison.output,
+        Path(values.runs),
+        values.classes,
+        values.tolerance_mm,
+    )
 
 
 def _merge(runs: Sequence[str], given: Mapping[str, Any], datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
@@ -218,6 +248,11 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     parser.add_argument(
         "--merge", nargs="+", metavar="RUN", help="finished runs of single folds, to score and combine as one cross-validation"
     )
+    parser.add_argument(
+        "--compare", nargs="*", metavar="RUN", help="compare runs, or folders of label maps, on the same test cases; none: list all runs"
+    )
+    parser.add_argument("--labels", metavar="DIR", help="with --compare: folder of the references of label maps")
+    parser.add_argument("--output", metavar="DIR", help=f"with --compare: where to write (default {Comparison.output})")
     parser.add_argument("--devices", type=int, metavar="INT", help="GPUs of each host that share a batch (default: as many as can)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0, to train on several hosts (JAX; Slurm needs none of these)")
     parser.add_argument("--hosts", type=int, metavar="INT", help="how many hosts train together")
@@ -270,7 +305,12 @@ def _add_flag(parser: Any, name: str, text: str, choices: Sequence[str] | None) 
 
 def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the flags of predict.py; raises ValueError for an unknown flag or value, and for flags that contradict each other."""
-    parser = OneLineParser(prog="predict.py", description="Predicts label maps for scans, each on its own grid.")
+    parser = OneLineParser(
+        prog="predict.py",
+        description="Predicts label maps for scans, each on its own grid.",
+        epilog="Exit status: 0 all is there; 2 wrong usage, or nothing was done; 3 some scans failed and the others are there; 130 "
+        "interrupted. The same command again does what is missing.",
+    )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)} or DICOM; for --export the run"
     )
@@ -288,9 +328,10 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--precision",
-        choices=engines.PRECISIONS,
+        choices=tuple(dict.fromkeys((*engines.PRECISIONS, *EXPORT_PRECISIONS))),
         default="auto",
-        help="precision of OpenVINO on a CPU; auto: what the training decided on, where this CPU computes in it, else float32",
+        help="precision of OpenVINO on a CPU; auto: what the training decided on, where this CPU computes in it, else float32; beside "
+        "--export openvino that of the file, float32 with auto; int8 is for such a file alone",
     )
     parser.add_argument(
         "--overlap",
@@ -306,10 +347,35 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
+    parser.add_argument(
+        "--tolerance-mm",
+        type=float,
+        nargs="+",
+        default=(),
+        metavar="MM",
+        help="with --labels: distance that the normalised surface Dice tolerates: one, or one a class (default the size of a voxel)",
+    )
     parser.add_argument("--series", default="", metavar="ID", help="DICOM series to predict: its UID, number, or description or part of it")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="predict part I of N, from 0/N, beside calls for the other parts")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine on a CPU (default: as many as cores)")
+    parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="windows computed together (default: by their size)")
+    parser.add_argument(
+        "--max-memory", type=float, default=0.0, metavar="GIB", help="memory of the host to keep within; scans too large for it are refused"
+    )
+    parser.add_argument("--log-json", metavar="FILE", help="append a JSON object for each scan: status, seconds, memory, error, files")
     parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
+    parser.add_argument(
+        "--format", choices=LABEL_FORMATS, default="", help="format of the label maps (default: the scan's own; NIfTI for DICOM)"
+    )
+    parser.add_argument(
+        "--save",
+        action="append",
+        choices=SAVED,
+        default=[],
+        help="write a segmentation with names and colours too: one of 3D Slicer, or one of DICOM for DICOM; may be given twice",
+    )
     parser.add_argument(
         "--export",
         choices=FORMATS,
@@ -320,15 +386,22 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         (
             "model",
             "engine",
-            "precision",
             "overlap",
             "mirror",
             "no_postprocess",
             "labels",
+            "tolerance_mm",
             "series",
             "ignore_geometry",
+            "shard",
+            "threads",
+            "batch_size",
+            "max_memory",
+            "log_json",
             "overwrite",
             "probabilities",
+            "format",
+            "save",
         )
         if options.export
         else ()
@@ -336,8 +409,21 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(options, name) != parser.get_default(name):
             flag = name.replace("_", "-")
             raise ValueError(f"Expected --export alone with a run. Received: --{flag} too, which only a prediction reads. Leave one out.")
+    if options.precision != "auto" and options.export not in (None, "openvino"):
+        raise ValueError(f"Expected --export openvino beside --precision. Received: --export {options.export}. Leave --precision out.")
+    if options.precision not in engines.PRECISIONS and not options.export:
+        raise ValueError(f"Expected --export openvino beside --precision {options.precision}. Received: a prediction. Export it first.")
     if options.ignore_geometry and not options.labels:
         raise ValueError("Expected --labels beside --ignore-geometry. Received: none, and only labels are compared. Name their folder.")
+    if options.tolerance_mm and not options.labels:
+        raise ValueError("Expected --labels beside --tolerance-mm. Received: none, and nothing is scored. Name their folder.")
+    if options.tolerance_mm and not min(options.tolerance_mm) > 0:
+        raise ValueError(f"Expected --tolerance-mm above 0. Received: {min(options.tolerance_mm):g}. Give mm.")
     if not 0 <= options.overlap < 1:
         raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
+    for name in ("threads", "batch_size", "max_memory"):
+        value = getattr(options, name)
+        if value != parser.get_default(name) and not 0 < value < math.inf:
+            raise ValueError(f"Expected `{name}` above 0. Received: {value}. Leave it out for the default.")
+    options.shard = parse_shard(options.shard)
     return options

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Any
 import modules
 from modules.data import documents
 from modules.data.documents import check_fields, read_json
-from modules.data.files import TEMPORARY, name_failure, replace_file
+from modules.data.files import TEMPORARY, hold, name_failure, replace_file
 from modules.predict.bundle import DESCRIPTION_FILE, copy_bundle, recover
 from modules.run.plan import Plan
 from modules.run.settings import Settings
@@ -229,13 +229,13 @@ class RunFolder:
 
     def _make_draft(self) -> "RunFolder":
         """Makes a claimed folder of a temporary name, and removes those that killed commands left beside it."""
-        with name_failure(self.path), _hold(self.path.parent) as held:
+        with name_failure(self.path), hold(self.path.parent) as held:
             for leftover in self.path.parent.glob(f"{TEMPORARY}*") if held else ():
                 with contextlib.suppress(OSError):
                     if not (leftover / ".lock").is_file():
                         leftover.rmdir()
                         continue
-                    with _hold(leftover / ".lock", wait=False) as free:
+                    with hold(leftover / ".lock", wait=False) as free:
                         if free:
                             shutil.rmtree(leftover)
             draft = RunFolder(Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{self.path.name[:40]}-", dir=self.path.parent)))
@@ -358,22 +358,6 @@ class RunFolder:
                 f"Expected the plan of a run in {self.plan}. Received: none, as of a run that version 0.1 began. Start the run anew."
             )
         return Plan.from_json(read_json(self.plan, REMEDY), str(self.plan))
-
-
-@contextlib.contextmanager
-def _hold(path: Path, *, wait: bool = True) -> Generator[bool, None, None]:
-    """Locks a file or folder for the duration of the block; yields whether that went well."""
-    with contextlib.ExitStack() as stack:
-        held = fcntl is not None
-        try:
-            if fcntl is not None:
-                lock = os.open(path, os.O_RDONLY)
-                stack.callback(os.close, lock)
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            # Another process has it, the file system knows no locks, or nobody may read the folder.
-            held = False
-        yield held
 
 
 class _RunLog(logging.FileHandler):

@@ -23,6 +23,7 @@ from modules.run.preparation import choose_mode, choose_preprocessing
 from modules.run.recipe import Schedule
 from modules.run.settings import MODES, Settings
 from modules.run.sizes import choose_batch, choose_stages, choose_window
+from modules.scoring import check_tolerance
 
 FITS = ("crop", "resample", "tile")
 _REMEDY = "Start the run anew."
@@ -158,6 +159,7 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         fitting = tuple(name for name in NETWORKS if rank in find_ranks(name))
         raise ValueError(f"Expected a {rank}-D `network` for mode '{mode}', one of {fitting}. Received: {network!r}.")
     check_options(network, settings.network_options)
+    check_tolerance(settings.tolerance_mm, spec.class_names)
     for name, length in (("shape", rank), ("spacing", spec.spatial_dims), ("class_probabilities", spec.num_parts)):
         value = getattr(settings, name)
         if value and len(value) != length:

@@ -10,7 +10,10 @@ from modules.run.settings import Settings
 
 def describe_prepared(prepared: PreparedRun) -> list[str]:
     """Describes data, splits and plan of a run in lines for people, and warns of memory that will not do."""
-    lines = [*prepared.describe(), *prepared.fingerprint.find_outliers(), *describe_conflicts(prepared), *describe_splits(prepared.splits)]
+    outliers = prepared.fingerprint.find_outliers(prepared.spec.class_names)
+    if outliers:
+        outliers.append(f"python dataset.py check --dataset {prepared.spec.name}, with the flags of the data, draws such cases")
+    lines = [*prepared.describe(), *outliers, *describe_conflicts(prepared), *describe_splits(prepared.splits)]
     warning = find_warning(prepared.plan.costs, find_limit(prepared.plan.costs))
     return [*lines, *describe_plan(prepared.plan, prepared.settings), *([f"warning: {warning}"] if warning else [])]
 

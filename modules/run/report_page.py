@@ -55,7 +55,9 @@ def _show_lead(facts: RunFacts) -> Html:
     for level in facts.levels:
         place = (facts.intervals, level, "mean", "dice")
         dice, low, high = (summary.show(*place, part, digits=3) for part in ("mean", "low", "high"))
-        about = [f"mean Dice by {level}s, 95 % interval ", low, " to ", high, ", test subjects: ", summary.show(*place, "subjects")]
+        known = summary.get(*place, "low") is not None
+        interval = [", 95 % interval ", low, " to ", high] if known else []
+        about = [f"mean Dice by {level}s", *interval, ", test subjects: ", summary.show(*place, "subjects")]
         points.append(element("li", element("b", dice), *about))
         if summary.get(facts.intervals, level, "mean", "hd95_mm", "subjects"):
             distance = element("b", summary.show(facts.intervals, level, "mean", "hd95_mm", "mean", digits=2), " mm")

@@ -125,6 +125,9 @@ class Settings:
     keep: str = _setting("", help="epoch whose model is kept: the best by validation Dice, or the last", choices=KEPT)
     stop_at_dice: float = _setting(0.0, help="stop once the validation Dice of every class reaches this; 0 never does")
     postprocess: str = _setting("learn", help="steps after a prediction; learn: what raises the validation Dice", choices=POSTPROCESSINGS)
+    tolerance_mm: tuple[float, ...] = _setting(
+        (), help="distance that the normalised surface Dice tolerates: one, or one a class (default the size of a voxel)"
+    )
     predict_precision: str = _setting(
         "auto", help="precision of predictions on a CPU; auto: bfloat16 where the validation Dice stays", choices=PREDICT_PRECISIONS
     )
@@ -206,7 +209,7 @@ class Settings:
             raise ValueError(f"Expected `folds` beside `modes`. Received: {listed} alone. Say how many with `--folds`.")
 
     def _check_sizes(self) -> None:
-        for name in ("shape", "spacing"):
+        for name in ("shape", "spacing", "tolerance_mm"):
             value = getattr(self, name)
             if value and not min(value) > 0:
                 flag = f"--{name} {' '.join(f'{size:g}' for size in value)}"

@@ -26,6 +26,8 @@ from modules.scoring import score_predictions
 MOST_MOVED = 1e-3
 # Flips take 4 to 8 times as long, so the mean validation Dice must rise by this, and no class's may fall.
 LEAST_RISEN = 1e-3
+# An exported variant may lose less than this of the mean validation Dice of each class.
+MOST_LOST = 2e-3
 
 log = logging.getLogger("mri")
 
@@ -155,6 +157,38 @@ def choose_precision(plain: Dice, rounded: Dice, unjudged: Sequence[str], cases:
     return PrecisionChoice(precision, reason, cases, moved, {"float32": plain, "bfloat16": rounded})
 
 
+def judge_variant(plain: ModelBundle, other: ModelBundle, cases: Sequence[Case]) -> dict[str, Any]:
+    """Measures what an exported variant of a model loses on the validation cases. Label maps go through the model's postprocessing.
+
+    Args:
+        plain: The bundle with the float32 model.
+        other: The same with the variant, in the precision `computed_in`.
+        cases: The validation cases.
+
+    Returns:
+        As plain values: number of cases, the most that the mean Dice of a class falls, that class, and the mean Dice of both.
+
+    Raises:
+        ValueError: If a class loses `MOST_LOST` or more, or no validation label holds it.
+    """
+    first, second = (_validate(bundle, cases, tally=False, postprocess=True) for bundle in (plain, other))
+    precision = other.computed_in
+    if unjudged := [name for name in plain.class_names[1:] if name not in first.judged]:
+        raise ValueError(
+            f"Expected validation labels of every class to judge {precision} on. Received: none of {', '.join(unjudged)}. "
+            "Give --precision float32."
+        )
+    lost, name = max((dice - second.dice[level][name], name) for level, classes in first.dice.items() for name, dice in classes.items())
+    if not lost < MOST_LOST:
+        raise ValueError(
+            f"Expected {precision} to lose less than {MOST_LOST:g} of the mean validation Dice of a class. Received: {lost:.2g} of {name}, "
+            f"on {len(cases)} case(s). Give --precision float32."
+        )
+    log.info("%s: the mean Dice of %d validation case(s) falls by %.2g or less in each class", precision, len(cases), max(lost, 0.0))
+    content = {"cases": len(cases), "lost": lost, "class": name, "dice_float32": first.dice, f"dice_{precision}": second.dice}
+    return without_nan(content)
+
+
 def _try_bfloat16(
     bundle: ModelBundle, cases: Sequence[Case], plain: _Validation, *, tally: bool
 ) -> tuple[PrecisionChoice, _Validation | None]:
@@ -199,20 +233,20 @@ def _average(dice: Dice) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _validate(bundle: ModelBundle, cases: Sequence[Case], *, tally: bool) -> _Validation:
-    """Predicts the validation cases without postprocessing. It scores their overlaps and, if `tally`, finds their objects."""
+def _validate(bundle: ModelBundle, cases: Sequence[Case], *, tally: bool, postprocess: bool = False) -> _Validation:
+    """Predicts the validation cases and scores their overlaps. If `tally`, it finds their objects, from which postprocessing is learnt."""
     tallied: list[TalliedCase] = []
 
     def pass_on(predicted: Iterable[Predicted]) -> Iterator[Predicted]:
         for item in predicted:
             if tally:
                 tallied.extend(tally_cases([item], len(bundle.class_names)))
-            # Without an affine no distances are measured. These take most of the time of scoring, and decide nothing here.
-            yield item._replace(image=replace(item.image, affine=None))
+            yield item
 
     with PredictionProgress(len(cases), f"validating in {bundle.computed_in}") as progress:
-        predicted = progress.count(predict_cases([bundle], cases, progress.options(postprocess=False)))
-        scores = list(score_predictions(pass_on(predicted), bundle.class_names, bundle.regions))
+        predicted = progress.count(predict_cases([bundle], cases, progress.options(postprocess=postprocess)))
+        # Distances and lesions take most of the time of scoring, and decide nothing here.
+        scores = list(score_predictions(pass_on(predicted), bundle.class_names, bundle.regions, overlaps_only=True))
     judged = {score.class_name for score in scores if score.reference_voxels}
     dice = {
         level: {name: means["dice"] for name, means in classes.items() if name in judged} for level, classes in summarise(scores).items()

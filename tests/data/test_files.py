@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,18 @@ import numpy as np
 import pytest
 
 from modules.data.case import LabelRule, read_label, read_volume
-from modules.data.files import TEMPORARY, fingerprint_files, hash_file, index_images, name_failure, replace_file, stem_of, suffix_of
+from modules.data.files import (
+    TEMPORARY,
+    append_line,
+    fingerprint_files,
+    hash_file,
+    hold,
+    index_images,
+    name_failure,
+    replace_file,
+    stem_of,
+    suffix_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -151,3 +164,44 @@ def test_bytes_that_were_read_can_be_hashed_without_reading_again(write_nifti, w
         read_volume([path], lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
     read_label(paths[1], LabelRule({1: 1}), on_bytes=lambda data: hashes.append(hashlib.sha256(data).hexdigest()))
     assert hashes == [hash_file(path) for path in (*paths, paths[1])]
+
+
+def test_lines_of_several_processes_stay_whole(tmp_path):
+    path = tmp_path / "lines"
+    code = "import sys; from pathlib import Path; from modules.data.files import append_line\n"
+    code += "for number in range(200): append_line(Path(sys.argv[1]), sys.argv[2] * 9_000)"
+    command = [sys.executable, "-c", code, str(path)]
+    started = [subprocess.Popen([*command, letter], cwd=Path(__file__).parents[2]) for letter in "ab"]
+    assert [process.wait() for process in started] == [0, 0]
+    lines = path.read_text().splitlines()
+    assert sorted(lines) == ["a" * 9_000] * 200 + ["b" * 9_000] * 200
+
+
+def test_a_half_written_line_does_not_swallow_the_next(tmp_path):
+    path = tmp_path / "lines"
+    append_line(path, "whole")
+    with path.open("ab") as file:
+        file.write(b"hal")
+    append_line(path, "next \udcff")
+    append_line(path, "last")
+    assert path.read_bytes() == b"whole\nhal\nnext \\udcff\nlast\n"
+
+
+def test_a_pipe_gets_lines_too():
+    reader, writer = os.pipe()
+    append_line(Path(f"/dev/fd/{writer}"), "one")
+    append_line(Path(f"/dev/fd/{writer}"), "two")
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        assert file.read() == "one\ntwo\n"
+
+
+def test_a_lock_keeps_another_out_until_it_ends(tmp_path):
+    path = tmp_path / "lock"
+    path.touch()
+    with hold(path) as first, hold(path, wait=False) as second:
+        assert (first, second) == (True, False)
+    with hold(path, wait=False) as third:
+        assert third
+    with hold(tmp_path / "none") as held:
+        assert not held

@@ -101,6 +101,16 @@ def test_unusual_cases_are_named():
     assert Fingerprint((*cases, *bright)).find_outliers() == [
         "unusual mean intensities: b6 36, b5 35, b4 34, b3 33, b2 32, and 2 more; the median case has 3"
     ]
+    # The volumes of 10 and 1 voxels of 3 cubic millimetres.
+    coarse = [replace(case, spacing_mm=(1.0, 1.0, 3.0)) for case in cases]
+    lost = replace(coarse[0], case_id="z", voxels=(109, 1))
+    assert Fingerprint((*coarse, lost)).find_outliers() == []
+    assert Fingerprint((*coarse, lost)).find_outliers(("background", "liver")) == [
+        "unusual volumes of liver: z 0.003; the median case has 0.03 ml"
+    ]
+    # At its end an organ fills few pixels of a slice.
+    slices = [replace(case, shape=(40, 50), spacing_mm=(1.0, 1.0)) for case in (*coarse, lost)]
+    assert Fingerprint(tuple(slices)).find_outliers(("background", "liver")) == []
     large = replace(cases[0], case_id="y", shape=(40, 150, 33))
     assert Fingerprint((*cases, large)).find_outliers() == ["unusual grids: y 40x150x33; the median case has 40x50x33 voxels"]
 

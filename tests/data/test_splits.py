@@ -13,11 +13,11 @@ from matplotlib.colors import to_rgb
 from scipy import stats
 
 from modules.data.case import Case
+from modules.data.colours import PALETTE
 from modules.data.splits import split_folds
 from modules.reports.folds import draw_folds
-from modules.reports.painting import PALETTE
-from modules.score_tables import estimate_intervals, format_intervals, map_subjects, score_subjects
-from modules.scoring import DISTANCES, OVERLAPS, Score
+from modules.score_tables import estimate_intervals, format_scores, map_subjects, score_subjects, summarise
+from modules.scoring import AVERAGED, Score
 
 NAN = math.nan
 BASE = Score("volume", "x", "a", 1.0, 1.0, 1.0, 2.0, 0.5, NAN, NAN, 1, 1)
@@ -225,7 +225,7 @@ def test_every_score_has_an_interval_in_its_own_unit():
     scores, subjects = _dice(0.0, 1.0)
     scores = [replace(score, hd95_mm=30 * score.dice, assd_mm=NAN) for score in scores]
     value = estimate_intervals(scores, subjects)["volume"]["a"]
-    assert list(value) == [*OVERLAPS, *DISTANCES]
+    assert list(value) == [*AVERAGED, "pooled_sensitivity"]
     assert value["hd95_mm"] == {"mean": 15, "low": 0, "high": 30, "subjects": 2}
     assert value["assd_mm"]["subjects"] == 0
 
@@ -256,13 +256,14 @@ def test_beside_the_t_interval():
 def test_table():
     scores = _dice(0.0, 1.0)[0] + _dice(0.5, 0.5, class_name="b", hd95_mm=NAN, assd_mm=NAN)[0]
     slices = [replace(score, level="slice", hd95_mm=NAN, assd_mm=NAN) for score in scores]
-    table = format_intervals(estimate_intervals(scores + slices, _dice(0, 0)[1]))
+    scores += slices
+    table = format_scores(summarise(scores), estimate_intervals(scores, _dice(0, 0)[1]))
     shown = [" ".join(line.split()) for line in table]
-    assert shown[0] == "subjects, by slices Dice [95 %] subjects"
-    assert shown[1] == "a 0.500 [0.000, 1.000] 2"
-    assert shown[4] == "subjects, by volumes Dice [95 %] HD95 mm [95 %] ASSD mm [95 %] subjects"
-    assert shown[6] == "b 0.500 [0.500, 0.500] nan [nan, nan] nan [nan, nan] 2"
-    assert shown[7] == "mean 0.500 [0.250, 0.750] 1.00 [1.00, 1.00] 0.50 [0.50, 0.50] 2"
+    assert shown[0] == "slices, by subject Dice [95 %] subjects absent"
+    assert shown[1] == "a 0.500 [0.000, 1.000] 2 0"
+    assert shown[4] == "volumes, by subject Dice [95 %] HD95 mm [95 %] subjects absent"
+    assert shown[6] == "b 0.500 [0.500, 0.500] nan 2 0"
+    assert shown[7] == "mean 0.500 [0.250, 0.750] 1.00 [1.00, 1.00] 2"
     assert len({len(line) for line in table[:4]}) == len({len(line) for line in table[4:]}) == 1
 
 

@@ -123,9 +123,6 @@ class _Constant:
     def __call__(self, images, training):
         return self.probabilities
 
-    def predict_on_batch(self, images):
-        return self.probabilities
-
     def get_weights(self):
         return []
 
@@ -137,22 +134,22 @@ def test_the_check_counts_by_hand(monkeypatch):
     monkeypatch.setattr(convert, "sees_gpu", lambda: False)
     images = np.zeros((1, 2, 1), np.float32)
     right, turned = [[[0.501, 0.499], [0.9, 0.1]]], [[[0.499, 0.501], [0.9, 0.1]]]
-    found = convert._compare(_Constant(right), _Constant(turned), images, regions=False)
+    found = convert._compare(_Constant(right), np.array(turned, np.float32), images, regions=False)
     assert found.difference == pytest.approx(0.002, rel=1e-4)
     assert (found.rounding, found.tolerance, found.voxels, found.changed) == (0, convert.LEAST_TOLERANCE, 2, 1)
     assert str(found) == "a difference of 0.002, where the model's own rounding is 0; 1 of 2 voxels change their class"
     # Regions are found one by one: here the second one is gone, and the first is the more probable one before and after.
     before, after = [[[0.9, 0.6], [0.9, 0.1]]], [[[0.9, 0.4], [0.9, 0.1]]]
-    assert convert._compare(_Constant(before), _Constant(after), images, regions=True).changed == 1
-    assert convert._compare(_Constant(before), _Constant(after), images, regions=False).changed == 0
+    assert convert._compare(_Constant(before), np.array(after, np.float32), images, regions=True).changed == 1
+    assert convert._compare(_Constant(before), np.array(after, np.float32), images, regions=False).changed == 0
     # One probability is that of the foreground.
-    assert convert._compare(_Constant([[[0.6], [0.1]]]), _Constant([[[0.4], [0.1]]]), images, regions=False).changed == 1
+    assert convert._compare(_Constant([[[0.6], [0.1]]]), np.array([[[0.4], [0.1]]], np.float32), images, regions=False).changed == 1
     # The tolerance follows from the model's own rounding, but for very small and very large ones.
     for rounding, tolerance in ((1e-9, 1e-4), (1e-4, 8e-4), (1.0, 1e-2)):
         monkeypatch.setattr(convert, "_measure_rounding", lambda *_, rounding=rounding: rounding)
-        assert convert._compare(_Constant(right), _Constant(right), images, regions=False).tolerance == pytest.approx(tolerance)
+        assert convert._compare(_Constant(right), np.array(right, np.float32), images, regions=False).tolerance == pytest.approx(tolerance)
     monkeypatch.setattr(convert, "sees_gpu", lambda: True)
-    assert convert._compare(_Constant(right), _Constant(turned), images, regions=False).tolerance == convert.MOST_TOLERANCE
+    assert convert._compare(_Constant(right), np.array(turned, np.float32), images, regions=False).tolerance == convert.MOST_TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "rank", "options"), CASES[-4:], ids=_name)
@@ -177,6 +174,16 @@ def test_group_normalisation_without_scale_or_of_another_axis():
     plain = convert.simplify_for_export(model)
     expected, found = (keras.ops.convert_to_numpy(one(images)) for one in (model, plain))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_model_of_another_process_has_no_name_twice():
+    # Counted anew, the names of layers begin without a number, and so do those of what is made later.
+    keras.utils.clear_session()
+    model = _build("resunet3d", 3, {"base_filters": 2, "levels": 1})
+    assert "add" in [layer.name for layer in model.layers]
+    keras.utils.clear_session()
+    plain = convert.simplify_for_export(model)
+    assert not [layer for layer in plain.layers if isinstance(layer, keras.layers.GroupNormalization)]
 
 
 def test_another_backend_converts_in_a_process_of_tensorflow(tmp_path):

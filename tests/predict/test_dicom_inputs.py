@@ -71,7 +71,7 @@ def test_a_scan_has_the_same_label_map_in_every_format(run, tmp_path, capsys):
     for key in turned.GetMetaDataKeys():
         turned.EraseMetaData(key)
     sitk.WriteImage(turned, str(tmp_path / "in" / "pair.mhd"))
-    assert run(tmp_path / "in", "--probabilities") == 0
+    assert run(tmp_path / "in", "--probabilities", "--format", "nifti") == 0
     text = capsys.readouterr().out
     assert "6 done, 0 failed, 0 skipped" in text
     assert "of other kinds" not in text
@@ -91,10 +91,10 @@ def test_a_scan_has_the_same_label_map_in_every_format(run, tmp_path, capsys):
             np.testing.assert_allclose(affine @ corners, stored.affine @ corners, atol=1e-4)
         assert nib.load(tmp_path / "out" / f"{name}_probabilities.nii.gz").shape == (*result.shape, 2)
     # A later call does what is missing, and sees a slice that was replaced.
-    assert run(tmp_path / "in", "--probabilities") == 0
+    assert run(tmp_path / "in", "--probabilities", "--format", "nifti") == 0
     assert "0 done, 0 failed, 6 skipped" in capsys.readouterr().out
     write_series(tmp_path / "in" / "dicom", volume + np.int16(1), directions=OBLIQUE)
-    assert run(tmp_path / "in", "--probabilities") == 0
+    assert run(tmp_path / "in", "--probabilities", "--format", "nifti") == 0
     assert "1 done, 0 failed, 5 skipped" in capsys.readouterr().out
 
 

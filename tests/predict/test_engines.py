@@ -12,7 +12,7 @@ from engine_helpers import run_python as _run_python
 from engine_helpers import save_bundle as _save_bundle
 
 import predict
-from modules import hardware
+from modules import devices, hardware
 from modules.predict import convert, engines
 from modules.predict.bundle import ModelBundle, set_precision
 from modules.predict.convert import convert_bundle
@@ -45,6 +45,31 @@ def test_what_cannot_be_is_refused(on_cpu, monkeypatch):
     monkeypatch.setattr(engines, "has_openvino", lambda: False)
     with pytest.raises(ValueError, match=r"Received: the package openvino is not installed. Give --engine keras, or: pip install openvino"):
         engines.choose_engine("openvino", Path("b"), True)
+
+
+def test_threads_bound_engine_and_opencv(on_cpu, run, monkeypatch, caplog):
+    import cv2
+    import tensorflow as tf
+
+    chosen = []
+    monkeypatch.setattr(cv2, "setNumThreads", chosen.append)
+    bundle = ModelBundle.load(run, "openvino", "auto", 1)
+    assert bundle.model._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert chosen == [1]
+    monkeypatch.setattr(devices, "name_backend", lambda: "tensorflow")
+    monkeypatch.setattr(devices, "import_keras", lambda: None)
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", chosen.append)
+    ModelBundle.load(run, "keras", "auto", 3)
+    assert chosen == [1, 3, 3]
+    ModelBundle.load(run, "keras")
+    assert chosen == [1, 3, 3]
+
+    def refuse(number):
+        raise RuntimeError
+
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", refuse)
+    ModelBundle.load(run, "keras", "auto", 2)
+    assert caplog.messages == ["--threads comes too late: TensorFlow was in use before"]
 
 
 BY_TRAINING = [

@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
+import shutil
+from dataclasses import replace
 
-import keras
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,8 +20,11 @@ from modules.data.case import LabelRule
 from modules.data.files import hash_file
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.data.ranges import TrainingRanges
 from modules.data.regions import Region
+from modules.predict import convert, engines, export
 from modules.predict.bundle import ModelBundle
+from modules.predict.export_check import draw_samples
 from modules.predict.postprocess import Postprocessing, Step
 
 
@@ -77,9 +82,14 @@ def test_an_exported_model_is_used_without_keras_by_its_description_alone(own_ru
         assert predict.main(["--export", kind, str(own_run)]) == 0
     folder = own_run / "export"
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "preprocessing.json", "saved_model"]
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f"model: {folder / 'saved_model'}, and how it is used: ")
+    *_, lack, found, last = capsys.readouterr().out.splitlines()
+    assert lack == f"no scans of the run to check on: no run.json in {own_run}, a model without its run."
+    assert found.startswith("tensorflow computes what Keras does on two windows of noise, within 0.00")
+    assert last.startswith(f"model: {folder / 'saved_model'}, and how it is used: ")
     description = json.loads((folder / "preprocessing.json").read_text())
     for known in description["models"].values():
+        assert known["check"]["on"] == "two windows of noise"
+        assert 0 <= known["check"]["difference"] <= known["check"]["tolerance"] <= 1e-2
         for name, digest in known["files_sha256"].items():
             assert hash_file(folder / name) == digest
     scan = nib.load(slice_path).get_fdata(dtype=np.float32).squeeze()
@@ -112,6 +122,80 @@ def test_exporting_another_model_forgets_the_first(own_run, tmp_path):
     assert not list(folder.glob(".*"))
 
 
+@on_tensorflow
+def test_an_export_that_computes_something_else_is_refused_and_leaves_nothing(own_run, capsys, monkeypatch):
+    monkeypatch.setattr(convert, "sees_gpu", lambda: False)
+    monkeypatch.setattr(export, "_write", lambda model, kind, path: path.mkdir())
+    load = "modules.predict.export_check._load_savedmodel"
+
+    def refuse():
+        assert predict.main(["--export", "savedmodel", str(own_run)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert not (own_run / "export").exists()
+        return line
+
+    monkeypatch.setattr(load, lambda path: lambda images: np.full((*images.shape[:-1], 4), 0.25, np.float32))
+    assert re.search(r"Expected probabilities of tensorflow within 0.00\d+ of Keras's. Received: a difference of 0.\d+, where", refuse())
+    monkeypatch.setattr(load, lambda path: 1 / 0)
+    assert refuse().endswith("Expected an exported model that tensorflow computes. Received: division by zero.")
+
+
+def test_a_format_whose_runtime_is_missing_is_not_checked(run, monkeypatch, caplog):
+    import importlib.util
+
+    bundle = ModelBundle.load(run, "keras")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert export._check(bundle, "onnx", run, draw_samples(bundle)) == {"check": None}
+    assert caplog.messages == ["not checked: onnxruntime is not installed; pip install onnxruntime, and export again"]
+
+
+def _copy(source, target):
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+@on_tensorflow
+def test_a_variant_is_kept_only_if_it_is_judged_well(own_run, tmp_path):
+    bundle, folder, seen = ModelBundle.load(own_run, "keras"), tmp_path / "out", []
+    samples = draw_samples(bundle)
+
+    def judge(plain, other):
+        seen.append((plain.engine, plain.computed_in, other.engine, other.computed_in))
+        if len(seen) > 1:
+            raise ValueError("it loses too much")
+        return {"lost": 0.001}
+
+    path = export.export_model(bundle, "openvino", folder, samples, export.Variant("bfloat16", None, judge))
+    known = json.loads((folder / "preprocessing.json").read_text())["models"]["openvino"]
+    assert (known["precision"], known["validation"], known["check"]["on"]) == ("bfloat16", {"lost": 0.001}, "two windows of noise")
+    assert seen == [("openvino", "float32", "openvino", "bfloat16")]
+    # The call that the description gives is one of Python.
+    openvino = engines.import_openvino()
+    names = {"openvino": openvino, "file": folder / known["file"], "images": samples.images}
+    assert known["call"].endswith('{"INFERENCE_PRECISION_HINT": "bf16"})(images)[0]')
+    found = eval(known["call"].replace("bf16", "f32"), names)
+    np.testing.assert_allclose(found, bundle.model.predict_on_batch(samples.images), atol=1e-4)
+
+    before = {file: hash_file(file) for file in folder.rglob("*") if file.is_file()}
+    assert set(before) == {folder / "preprocessing.json", *(path / name for name in engines.OPENVINO_FILES)}
+    with pytest.raises(ValueError, match="it loses too much"):
+        export.export_model(bundle, "openvino", folder, samples, export.Variant("int8", _copy, judge))
+    assert {file: hash_file(file) for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_drawn_windows_spread_as_the_scans_of_the_training(run):
+    ranges = TrainingRanges(((1, 1), (1, 1)), ((64, 64), (64, 64)), (((0.1, 0.3), (0.4, 0.6), (0.6, 0.6)),), ((150, 250),), ((1, 1),), True)
+    bundle = replace(ModelBundle.load(run, "keras"), trained=ranges)
+    for preprocessing, expected in (
+        (Preprocessing(2, shape=(64, 64)), (0.2, 0.5, 0.6)),
+        (Preprocessing(2, intensity="fixed", scale=200.0, mean=0.5, std=0.1), (-3, 0, 1)),
+        (Preprocessing(2, intensity="ct", mean=40.0, std=20.0), (-3, 0, 1)),
+    ):
+        images, origin = draw_samples(replace(bundle, preprocessing=preprocessing))
+        assert (images.shape, images.dtype, origin) == ((2, 64, 64, 1), np.float32, "two windows drawn over the training's intensities")
+        assert np.percentile(images, (25, 50, 75)) == pytest.approx(expected, abs=0.02 * (expected[2] - expected[0]) + 0.01)
+        assert (images[0] != images[1]).any()
+
+
 def test_what_cannot_be_exported_is_one_line(run, tmp_path, capsys, monkeypatch):
     import importlib.util
 
@@ -124,12 +208,14 @@ def test_what_cannot_be_exported_is_one_line(run, tmp_path, capsys, monkeypatch)
     assert "Expected a trained model in" in refuse("--export", "onnx", str(tmp_path))
     assert "invalid choice: 'coreml'" in refuse("--export", "coreml", str(run))
     with monkeypatch.context() as patch:
-        patch.setattr(keras.backend, "backend", lambda: "jax")
+        patch.setenv("KERAS_BACKEND", "jax")
         assert "Expected KERAS_BACKEND=tensorflow to export. Received: jax. Set it" in refuse("--export", "savedmodel", str(run))
     # One of the two is there, whatever is installed.
     known, find = {"tf2onnx": None, "onnx": importlib.util.find_spec("json")}, importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: known[name] if name in known else find(name, *rest))
-    assert "Received: no tf2onnx. pip install onnx tf2onnx" in refuse("--export", "onnx", str(run))
+    assert "Expected what --export onnx needs: onnx and tf2onnx. Received: no tf2onnx. pip install onnx tf2onnx" in refuse(
+        "--export", "onnx", str(run)
+    )
     assert not (run / "export").exists()
 
 

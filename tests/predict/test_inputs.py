@@ -95,7 +95,7 @@ def test_names_of_earlier_output_are_left_out_and_counted(folder):
     search = find_images(["x"], RULES)
     assert [image.path.name for image in search.images] == ["a.nii"]
     assert search.remarks == [
-        "2 file(s) at x with names of earlier output (_prediction, _overlay, _probabilities) are left out",
+        "2 file(s) at x with names of earlier output (_prediction, _prediction.seg, _overlay, _probabilities) are left out",
         "1 file(s) of other kinds below x are left out",
     ]
 

@@ -1,5 +1,6 @@
 """From windows to whole cases: merging gives what a whole array would give, without holding one."""
 
+import dataclasses
 import tracemalloc
 import weakref
 from collections import deque
@@ -60,6 +61,28 @@ def test_merging_agrees_with_the_whole_array(shape, window, overlap):
     assert len(merged) == shape[0]
     assert all(plane.dtype == np.float32 and plane.shape == (*shape[1:], 3) for plane in merged)
     np.testing.assert_allclose(np.stack(merged), _merge_naively(outputs, tiling), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "window", "overlap"), GRIDS)
+def test_sums_on_disk_are_those_in_memory(shape, window, overlap, tmp_path):
+    tiling = _make_tiling(shape, window, overlap)
+    outputs = np.random.default_rng(0).normal(size=(len(tiling.starts), *window, 3)).astype(np.float32)
+    expected = np.stack(list(merge_windows(outputs, tiling)))
+    merged = merge_windows(outputs, dataclasses.replace(tiling, disk=tmp_path / "out"))
+    planes = [next(merged)]
+    # Nobody has to tidy up, even if the process is killed now.
+    assert list((tmp_path / "out").iterdir()) == []
+    np.testing.assert_array_equal(np.stack([*planes, *merged]), expected)
+
+
+def test_a_full_disk_is_a_lack_of_memory(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    tiling = dataclasses.replace(_make_tiling((512, 512, 512), (512, 8, 8)), disk=tmp_path)
+    with pytest.raises(MemoryError, match=r"no 1\.5 GiB on the disk of .* \(No space left on device\)"):
+        next(merge_windows([], tiling))
 
 
 @pytest.mark.parametrize(("shape", "window"), [((6, 7, 8), (6, 7, 8)), ((3, 4, 5), (8, 8, 8)), ((8, 3, 6), (8, 16, 6))])
@@ -293,6 +316,26 @@ def test_progress_counts_windows(mirrored):
         deque(planes, maxlen=0)
     assert len(tilings[0].starts) == 11
     assert sum(counts) == 11
+
+
+def test_nothing_of_a_batch_is_held_while_the_next_is_read(tmp_path, monkeypatch):
+    cases, held = [], []
+    for number in range(3):
+        path = tmp_path / f"case_{number}.nii"
+        nib.save(nib.Nifti1Image(_draw_volume((8, 9, 10), number).array[..., 0], np.eye(4)), path)
+        cases.append(Case(path.stem, path.stem, (path,)))
+    read_case = predict_cases.__globals__["read_case"]
+
+    def read(case, bundle):
+        assert [reference() for reference in held] == [None] * len(held)
+        image, label = read_case(case, bundle)
+        held.append(weakref.ref(image.array))
+        return image, label
+
+    monkeypatch.setitem(predict_cases.__globals__, "read_case", read)
+    for item in predict_cases([_make_bundle((8, 8, 8))], cases, PredictionOptions(batch_size=1)):
+        del item
+    assert len(held) == 3
 
 
 def test_images_that_are_predicted_are_let_go_of(tmp_path):

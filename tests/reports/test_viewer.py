@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from page_helpers import Page
 
+from modules.data.colours import PALETTE
 from modules.reports.page import Album, write_page
-from modules.reports.painting import PALETTE
 from modules.reports.viewer import MOST_PIXELS, MOST_SLICES, cut_viewer, show_viewer, write_viewer
 
 NAMES = ("background", "one", "two")

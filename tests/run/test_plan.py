@@ -114,6 +114,7 @@ def test_a_given_shape_and_spacing_are_what_is_planned(mode):
             {"network_options": {"variant": "b1"}},
             "Expected options of network 'plain_unet' in .*Received: 'variant'",
         ),
+        ({"tolerance_mm": (1.0, 2.0)}, "Expected `tolerance_mm` of one number, or of 3 for CSF, .*Received: 2 numbers"),
         ({"network_options": {"base_filters": 0}}, "Expected `base_filters` of 1 or more. Received: 0"),
         ({"network_options": {"dropout": -0.1}}, "Expected `dropout` of 0 or more. Received: -0.1"),
     ],

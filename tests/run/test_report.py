@@ -98,17 +98,15 @@ def test_curves_and_slices_get_the_room_of_a_small_page(copy, monkeypatch):
     assert page.text.count("this page has no room for its slices.") == 2
 
 
-def test_predictions_get_their_page_at_the_end(runs, phantoms, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        predict, "write_predictions_report", lambda folder: asked.append((folder, sorted(path.name for path in folder.iterdir())))
-    )
-    image = next((phantoms / "oasis").rglob("case_*.png"))
+def test_predictions_get_their_page_at_the_end(runs, phantoms, tmp_path, capsys):
+    image = next(path for path in sorted((phantoms / "oasis").rglob("case_*.png")))
     assert predict.main([str(image), "--model", str(runs["oasis"]), "--output", str(tmp_path / "out")]) == 0
-    (folder, names), *others = asked
-    assert folder == tmp_path / "out"
-    assert "predictions.jsonl" in names
-    assert not others
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
+    page = Page(tmp_path / "out" / "report.html")
+    assert check_numbers(page, tmp_path / "out", "results.json") == [f"/cases/0/classes/{index}/voxels" for index in range(3)]
+    assert page.list_loads() == []
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [f"{image.name.split('.')[0]} with its prediction"]
+    assert [attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img"]
 
 
 def test_the_page_of_predictions_is_told_of(tmp_path, caplog):
