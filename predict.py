@@ -6,21 +6,18 @@ predicted does not end the others; the exit status is then 3. `--shard` predicts
 """
 
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 import utils
 from dataset import DATASETS
 from modules import score_tables, scoring
-from modules.data.case import Case, Predicted
+from modules.data.case import Case
 from modules.data.files import hold
 from modules.data.inventory import describe_ignored
-from modules.data.regions import name_shown, to_shown
+from modules.packages import can_draw
 from modules.predict.batch import Batch, find_incomplete
 from modules.predict.bundle import ModelBundle, identify
 from modules.predict.case_log import CaseLog
@@ -29,15 +26,19 @@ from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
 from modules.predict.memory import MemoryLimit
-from modules.predict.outputs import check_packages, part_unfit, write_maps
+from modules.predict.outputs import check_packages, part_unfit
 from modules.predict.postprocess import describe_shared
 from modules.predict.progress import PredictionProgress
-from modules.predict.results import make_result, write_results
-from modules.run.flags import parse_prediction
+from modules.predict.results import write_results
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
+<<<<<<< HEAD
 from modules.run.report import write_predictions_report
+=======
+from modules.run.prediction_flags import parse_prediction
+>>>>>>> main
 from modules.run.shared_scores import add_scores, list_scored
+from modules.run.written import write_predictions
 from utils import log
 
 SOME_FAILED = 3
@@ -87,7 +88,9 @@ def _main(argv: Sequence[str] | None) -> int:
     # Scores of another tolerance do not mix with these.
     made_by |= {"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {}
     case_log = CaseLog(Path(options.log_json) if options.log_json else None)
-    kinds = {"probabilities": options.probabilities, "label_format": options.format, "save": options.save}
+    if not can_draw():
+        log.info("no overlays: they need matplotlib and opencv-python-headless")
+    kinds = {"probabilities": options.probabilities, "pictures": can_draw(), "label_format": options.format, "save": options.save}
     batch = Batch(Path(options.output or "predictions"), made_by, **kinds, case_log=case_log)
     for error in [*found.failures, *unusable, *unfit] if options.shard.leads else []:
         batch.refuse(error)
@@ -95,8 +98,12 @@ def _main(argv: Sequence[str] | None) -> int:
     log.info("%s", batch.describe())
     if batch.errors and not batch.done and not batch.skipped:
         raise batch.errors[0]
+<<<<<<< HEAD
     write_predictions_report(batch.output)
     log.info("label maps and pictures: %s", batch.output)
+=======
+    log.info("label maps%s: %s", " and pictures" if can_draw() else "", batch.output)
+>>>>>>> main
     return SOME_FAILED if batch.errors else 0
 
 
@@ -116,13 +123,14 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
     if options.max_memory and batch.todo:
         sizes = [options.batch_size or choose_batch_size(bundle.window.deep, bundle.engine) for bundle in bundles]
         memory = MemoryLimit(options.max_memory, bundles, sizes, batch.output)
+    spec = DATASETS.get(bundles[0].label_rule.source)
     try:
         with PredictionProgress(len(batch.todo), "predicting") as progress:
             reports = {"on_failure": batch.fail, "on_image": departures.check}
             chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
             settings = progress.options(**chosen, **reports, batch_size=options.batch_size, memory=memory)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
-            written = write_predictions(predicted, bundles, batch)
+            written = write_predictions(predicted, bundles, batch, spec.codes if spec else {})
             tolerance_mm = options.tolerance_mm
             for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions, tolerance_mm=tolerance_mm):
                 scores.append(score)
@@ -153,37 +161,6 @@ def export(options: Namespace) -> None:
     folder = Path(options.output or RunFolder(runs[0]).export)
     path = export_run(runs[0], options.export, options.precision, folder, DATASETS)
     log.info("model: %s, and how it is used: %s", path, path.with_name(DESCRIPTION))
-
-
-def write_predictions(predicted: Iterable[Predicted], bundles: Sequence[ModelBundle], batch: Batch) -> Iterator[Predicted]:
-    """Writes the files of each case with what was found in it, and passes on, unless that fails, what its scores need."""
-    begun = time.perf_counter()
-    for item in predicted:
-        try:
-            batch.begin(item.case)
-            write_prediction(item, bundles[0], batch.list_outputs(item.case))
-            batch.finish(item.case, make_result(item, bundles, time.perf_counter() - begun))
-        except (ValueError, OSError, MemoryError) as error:
-            batch.fail(item.case, error)
-        else:
-            # Of the image they need the place of its voxels, so the voxels themselves can go.
-            voxels = np.broadcast_to(np.float32(0), item.image.array.shape)
-            item = item._replace(image=replace(item.image, array=voxels), probabilities=None)
-            yield item
-            batch.tell_done(item.case)
-        del item
-        begun = time.perf_counter()
-
-
-def write_prediction(item: Predicted, bundle: ModelBundle, files: Mapping[str, Path]) -> None:
-    """Writes label map, overlay and other wanted files of one case into `files`, given by kind."""
-    from modules import reports
-
-    spec = DATASETS.get(bundle.label_rule.source)
-    write_maps(item, bundle, files, spec.codes if spec else {})
-    maps = (item.image.array, to_shown(item.prediction, bundle.regions), name_shown(bundle.class_names, bundle.regions))
-    place = {"spacing_mm": item.image.spacing_mm, "affine": item.image.affine}
-    reports.draw_overlay(files["overlay"], *maps, title=item.case.case_id, **place)
 
 
 if __name__ == "__main__":

@@ -50,29 +50,39 @@ def _main(argv: Sequence[str] | None) -> None:
     request = parse_training(argv, DATASETS)
     if request.comparison:
         compare(request.comparison)
+<<<<<<< HEAD
         return
     if request.settings is None:
         return write_reports(request.report, DATASETS) if request.report else log_lines(describe_choices(DATASETS))
     all_folds = bool(request.settings.folds) and request.settings.fold is None
+=======
+    elif request.settings is None:
+        log_lines(describe_choices(DATASETS))
+    else:
+        carry_request(request, request.settings)
+
+
+def carry_request(request: TrainingRequest, settings: Settings, *, quiet: bool = False) -> RunFolder | None:
+    """Does what was asked for, and returns the run that was trained, if any. If `quiet`, the console gets warnings alone."""
+    all_folds = bool(settings.folds) and settings.fold is None
+>>>>>>> main
     start_clock()
     devices.start_hosts(*request.joined)
-    utils.start_log(quiet=not devices.is_main())
+    utils.start_log(quiet=quiet or not devices.is_main())
     if devices.find_host()[1] > 1 and (request.verify or all_folds):
         raise ValueError("Expected a single training for several hosts. Received: --verify, or --folds. Give --hosts 1, or one --fold.")
     if request.verify:
-        verify_runs(request)
-    elif all_folds:
-        work = plan_folds if request.plan_only else cross_validate
-        work(request.settings, request, Program(load, prepare, train, resume))
-    elif request.plan_only:
-        log_lines(describe_prepared(prepare(request.settings, request.devices)))
-    elif request.resume:
-        resume(RunFolder(request.resume), request.settings, request.devices)
-    else:
-        train(request.settings, max_devices=request.devices)
+        return verify_runs(request)
+    if all_folds:
+        return (plan_folds if request.plan_only else cross_validate)(settings, request, Program(load, prepare, train, resume))
+    if request.plan_only:
+        return log_lines(describe_prepared(prepare(settings, request.devices)))
+    if request.resume:
+        return resume(RunFolder(request.resume), settings, request.devices)
+    return train(settings, max_devices=request.devices)
 
 
-def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None, share: Share | None = None) -> None:
+def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None, share: Share | None = None) -> RunFolder:
     """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures; of several it gets its `share`."""
     if devices.is_main():
         (run or RunFolder.name(settings)).check_new()
@@ -83,10 +93,10 @@ def train(settings: Settings, run: RunFolder | None = None, max_devices: int | N
     measured = prepared.fingerprint.to_json(prepared.spec.class_names)
     devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, measured, **environment, **prepared.record_data()))
     with run:
-        carry_out(prepared, run, environment)
+        return carry_out(prepared, run, environment)
 
 
-def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -> None:
+def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -> RunFolder:
     """Goes on with an interrupted run; raises ValueError for a run that is finished, in training, or made of other data."""
     devices.on_main(run.claim)
     with run:
@@ -96,7 +106,7 @@ def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -
         environment = describe_run(prepared, ROOT, run)
         check_resumable(run, environment, prepared.manifest, prepared.spec)
         devices.on_main(run.sweep)
-        carry_out(prepared, run, environment)
+        return carry_out(prepared, run, environment)
 
 
 def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
@@ -142,8 +152,8 @@ def prepare(
     return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, fingerprint, begun)
 
 
-def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
-    """Fits the network from the run's last checkpoint, scores the best model on the test cases, and draws pictures."""
+def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> RunFolder:
+    """Fits the network from the run's last checkpoint, scores the best model on the test cases, draws pictures, and returns the run."""
     settings = prepared.settings
     log.info("run: %s  (%s, %s, %s)", run.path, environment["backend"], ", ".join(prepared.devices), prepared.precision)
     log_lines(describe_prepared(prepared))
@@ -158,6 +168,7 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> None:
         except KeyboardInterrupt:
             log.info("stopped; go on with: python train.py --resume %s", run.whole)
             raise
+    return run
 
 
 def verify_runs(request: TrainingRequest) -> None:

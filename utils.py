@@ -10,6 +10,7 @@ from typing import TextIO
 
 from modules.data.documents import to_line
 from modules.hardware import is_lack_of_memory
+from modules.packages import describe_missing
 from modules.run.signals import obey_signals
 
 log = logging.getLogger("mri")
@@ -57,20 +58,22 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         _tell(f"{name}: interrupted")
         return 130
     except Exception as error:
-        if not isinstance(error, ValueError | OSError) and not is_lack_of_memory(error):
+        if not (line := _describe(error)):
             raise
-        _tell(f"{name}: error: {_describe(error)}")
+        _tell(f"{name}: error: {line}")
         return 2
     finally:
         _flush(sys.stdout)
 
 
 def _describe(error: Exception) -> str:
-    """Describes an error in one line."""
+    """Describes an error that the user can mend in one line; "" for a defect of this program."""
+    if isinstance(error, ModuleNotFoundError):
+        return describe_missing(error)
     if is_lack_of_memory(error):
         received = to_line(error) if str(error) else "none left"
         return f"Expected enough memory. Received: {received}. Free some, or choose smaller scans, windows or batches."
-    return to_line(error)
+    return to_line(error) if isinstance(error, ValueError | OSError) else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------- console

@@ -382,10 +382,12 @@ def describe_environment() -> dict[str, Any]:
     # We ask for the version without importing OpenVINO, which takes a second. Not every platform has OpenVINO.
     with contextlib.suppress(PackageNotFoundError):
         versions["openvino"] = version("openvino")
-    git = ""
-    with contextlib.suppress(OSError):  # git may not be installed
-        command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
-        git = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    git, root = "", Path(__file__).parents[1]
+    # An installed package may lie within somebody's repository, whose commit says nothing about it.
+    if (root / ".git").exists():
+        with contextlib.suppress(OSError):  # git may not be installed
+            command = ["git", "rev-parse", "HEAD"]
+            git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "backend": backend,
         "devices": [name for names in list_devices() for name in names],

@@ -20,7 +20,7 @@ from modules.networks import with_head
 from modules.predict.bundle import ModelBundle
 from modules.predict.cases import PredictionOptions
 from modules.predict.postprocess import Postprocessing, Step
-from modules.run.flags import parse_prediction
+from modules.run.prediction_flags import parse_prediction
 
 
 @pytest.fixture

@@ -110,8 +110,10 @@ def to_c_order(array: np.ndarray) -> np.ndarray:
     packed = volume.transpose(axes)
     if axes[2] == 2 or not packed.flags.c_contiguous:
         return np.ascontiguousarray(array)
-    import cv2
-
+    try:
+        import cv2
+    except ModuleNotFoundError:  # a light installation goes without it, only slower
+        return np.ascontiguousarray(array)
     # OpenCV turns planes in blocks that fit the processor's cache, and does not ask what its numbers mean.
     packed = packed.view(f"u{array.dtype.itemsize}" if array.dtype.itemsize < 4 else np.float32)
     last, (slow, middle, fast) = list(axes).index(2), packed.shape

@@ -40,6 +40,7 @@ class Batch:
         made_by: Mapping[str, Any],
         *,
         probabilities: bool = False,
+        pictures: bool = True,
         label_format: str = "",
         save: Sequence[str] = (),
         case_log: CaseLog | None = None,
@@ -50,6 +51,7 @@ class Batch:
             output: Folder of the results.
             made_by: All that decides about a label map besides its image: models and options, as plain values.
             probabilities: Whether the probabilities are wanted too.
+            pictures: Whether overlays are drawn.
             label_format: The one of `LABEL_FORMATS` that label maps are wanted in; "" for the scan's own.
             save: The kinds of files that are wanted too, of `modules.predict.outputs.SAVED`.
             case_log: The log that is told what becomes of each case.
@@ -67,7 +69,7 @@ class Batch:
         self.failed: list[Case] = []
         self.errors: list[Exception] = []
         self._made_by = dict(made_by)
-        self._probabilities = probabilities
+        self._probabilities, self._pictures = probabilities, pictures
         self._label_format = label_format
         self._save = save
         self._log = case_log or CaseLog()
@@ -103,10 +105,10 @@ class Batch:
         return [case for case in cases if case.case_id not in own and self._is_whole(case, scored)]
 
     def list_outputs(self, case: Case) -> dict[str, Path]:
-        """Returns the files of a case by kind: prediction, overlay and, where they are wanted, probabilities and those of `SAVED`."""
+        """Returns the files of a case by kind: prediction and, where they are wanted, overlay, probabilities and those of `SAVED`."""
         source = case.image_paths[0]
         suffix = name_result_suffix(source, self._label_format)
-        files = {"prediction": f"_prediction{suffix}", "overlay": "_overlay.png"}
+        files = {"prediction": f"_prediction{suffix}"} | ({"overlay": "_overlay.png"} if self._pictures else {})
         if self._probabilities:
             own = suffix_of(source)
             files["probabilities"] = f"_probabilities{'.npz' if own in PICTURE_SUFFIXES else own if own in NIFTI_SUFFIXES else '.nii.gz'}"

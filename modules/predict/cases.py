@@ -1,6 +1,5 @@
 """Predicts cases: reads them, lays windows over them, computes and merges the windows, and returns to each scan's own grid."""
 
-import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,12 +18,9 @@ from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
 from modules.predict.engines import EngineError, sees_gpu
+from modules.predict.flips import CANONICAL, Order, make_predictor
 from modules.predict.memory import MemoryLimit
 from modules.predict.postprocess import share
-
-log = logging.getLogger("mri")
-Order = tuple[int, int, int]
-CANONICAL: Order = (0, 1, 2)
 
 
 def _do_nothing(*_: object) -> None:
@@ -98,6 +94,36 @@ def predict_cases(
             `options.on_failure` such a case is passed over.
         ValueError: If the models do not fit one another.
     """
+    order = choose_order(bundles)
+    waiting, failure = deque(cases), None
+    while failure is None:
+        chunk, failure = _read_chunk(bundles, waiting, options, order)
+        if not chunk:
+            break
+        yield from _predict_chunk(bundles, chunk, options, order, keep_probabilities)
+        # Memory need not hold this chunk while the next is read.
+        del chunk
+    if failure is not None:
+        raise failure
+
+
+def predict_read(
+    bundles: Sequence[ModelBundle],
+    case: Case,
+    image: Volume,
+    options: PredictionOptions = PredictionOptions(),
+    *,
+    keep_probabilities: bool = False,
+) -> Predicted:
+    """Predicts a case whose image `(*S, C)` was read and checked before; raises as `predict_cases`, of which the options are."""
+    order = choose_order(bundles)
+    item = _ReadCase(case, image, None, [_tile(bundle, image, options, order) for bundle in bundles])
+    (predicted,) = _predict_chunk(bundles, [item], options, order, keep_probabilities)
+    return predicted
+
+
+def choose_order(bundles: Sequence[ModelBundle]) -> Order:
+    """Chooses the order of a volume's axes in which models predict together; raises ValueError if they do not fit one another."""
     first = bundles[0]
     for bundle in bundles[1:]:
         for name, one, other in (
@@ -109,17 +135,7 @@ def predict_cases(
             if one != other:
                 raise ValueError(f"Expected models of the same {name} for an ensemble, {one}. Received: {other}.")
     # Memory holds as many planes as a window is deep, so planes lie across the axis along which the windows are thinnest.
-    order = _put_first(int(np.argmin(np.sum([bundle.window.deep for bundle in bundles], axis=0))))
-    waiting, failure = deque(cases), None
-    while failure is None:
-        chunk, failure = _read_chunk(bundles, waiting, options, order)
-        if not chunk:
-            break
-        yield from _predict_chunk(bundles, chunk, options, order, keep_probabilities)
-        # Memory need not hold this chunk while the next is read.
-        del chunk
-    if failure is not None:
-        raise failure
+    return _put_first(int(np.argmin(np.sum([bundle.window.deep for bundle in bundles], axis=0))))
 
 
 def _predict_chunk(
@@ -177,14 +193,14 @@ def _fit_memory(
     ]
 
 
-def _name_case(case: Case, error: Exception) -> ValueError:
+def _name_case(case: Case, error: Exception) -> EngineError:
     """Returns the error of a case that could not be computed; it names the case's first file."""
     path = case.image_paths[0]
     if is_lack_of_memory(error):
-        return ValueError(
+        return EngineError(
             f"Expected enough memory to predict {path}. Received: {to_line(error, 400)}. Resample it, or use a larger machine."
         )
-    return ValueError(f"Expected an engine that computes {path}. Received: {to_line(error)}")
+    return EngineError(f"Expected an engine that computes {path}. Received: {to_line(error)}")
 
 
 def predict_images(
@@ -296,7 +312,7 @@ def _predict_tiled(
             for start in tiling.starts:
                 yield cut(array, start, tiling.window, fill=darkest)
 
-    predict = _make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order)
+    predict = make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order)
     outputs = windows.predict_windows(predict, cut_windows(), images[0].tiling.batch_size, options.on_batch)
     for _, geometry, tiling in images:
         merged = windows.merge_windows(islice(outputs, len(tiling.starts)), tiling)
@@ -305,49 +321,6 @@ def _predict_tiled(
         # The next image's windows follow this one's in the stream, so we read what the caller left.
         for _ in planes:
             pass
-
-
-def _make_predictor(bundle: ModelBundle, mirror: bool, order: Order) -> Callable[[np.ndarray], np.ndarray]:
-    """Makes a function from windows `(B, *window, C)` with their axes in `order` to probabilities, for any rank and head of a model."""
-    across = None if bundle.window.across is None else bundle.window.across + 1
-
-    def predict_canonical(inputs: np.ndarray) -> np.ndarray:
-        outputs = np.asarray(bundle.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
-        if outputs.shape[-1] == 1 and not bundle.regions:
-            outputs = np.concatenate([1 - outputs, outputs], axis=-1)
-        return outputs if across is None else np.expand_dims(outputs, across)
-
-    predict: Callable[[np.ndarray], np.ndarray] = predict_canonical
-    if mirror:
-        # Only volumes in canonical orientation have a known axis from left to right: the first.
-        left_right = 1 if bundle.preprocessing.spatial_dims == 3 else None
-        if left_right is None and bundle.mirrored_labels:
-            raise ValueError("Expected volumes for `mirror` with classes on the left and the right. Received: a model of 2-D files.")
-        predict = windows.mirror(predict, [axis + 1 for axis in _choose_flips(bundle)], left_right, bundle.mirrored_labels)
-    if order == CANONICAL:
-        return predict
-    there, back = (tuple(int(axis) + 1 for axis in axes) for axes in (order, np.argsort(order)))
-    return lambda inputs: predict(np.ascontiguousarray(inputs.transpose(0, *back, 4))).transpose(0, *there, 4)
-
-
-def _choose_flips(bundle: ModelBundle) -> tuple[int, ...]:
-    """Returns the axes of the window that a prediction may be mirrored along: those along which the training flipped its samples.
-
-    Raises:
-        ValueError: If it flipped none: such a network has never seen a mirror image and can be wrong about it.
-    """
-    # Of several models each has a run of its own.
-    run = bundle.provenance.get("run")
-    named = f" of run '{to_line(run)}'" if isinstance(run, str) else ""
-    if bundle.flipped_axes is None:
-        log.warning("--mirror: nobody wrote down whether the model%s was trained with flips; without them it is worse for mirroring", named)
-        return tuple(axis for axis, size in enumerate(bundle.window.deep) if size > 1)
-    if not bundle.flipped_axes:
-        raise ValueError(
-            f"Expected a model that was trained with flips for --mirror. Received: one trained without (--augment none){named}, which is "
-            "worse for mirroring. Leave --mirror out."
-        )
-    return bundle.flipped_axes
 
 
 def _put_first(axis: int) -> Order:

@@ -207,7 +207,7 @@ def _convert_elsewhere(model, folder: Path) -> None:
     with TemporaryDirectory() as name:
         path = Path(name) / "model.keras"
         model.save(path)
-        command = "import sys; from modules.predict import convert; convert._convert_file(*sys.argv[1:])"
+        command = f"import sys; from {__package__} import convert; convert._convert_file(*sys.argv[1:])"
         result = subprocess.run(
             [sys.executable, "-c", command, path, name],
             cwd=Path(__file__).parents[2],

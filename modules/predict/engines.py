@@ -7,6 +7,7 @@ needed, because half of OpenVINO's gain is that a prediction does not wait for T
 import importlib.util
 import logging
 import os
+import queue
 import sys
 import warnings
 from pathlib import Path
@@ -103,7 +104,7 @@ class EngineError(ValueError):
 
 
 class OpenVinoModel:
-    """A converted model, computed on all cores of the CPU. It has those parts of a `keras.Model` that a bundle needs.
+    """A converted model, computed on the CPU. It has those parts of a `keras.Model` that a bundle needs, and threads may share it.
 
     Attributes:
         input_shape: `(None, *P, C)`.
@@ -128,6 +129,10 @@ class OpenVinoModel:
                 tuple(None if size.is_dynamic else size.get_length() for size in end.get_partial_shape())
                 for end in (self._compiled.input(0), self._compiled.output(0))
             )
+            # A request computes for one thread at a time. One more than compute together is filled meanwhile.
+            self._requests: queue.LifoQueue = queue.LifoQueue()
+            for _ in range(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1):
+                self._requests.put(self._compiled.create_infer_request())
         except (ImportError, RuntimeError) as error:
             raise ValueError(f"Expected OpenVINO to compile {path}. Received: {to_line(error, 400)}. Give --engine keras.") from error
 
@@ -137,12 +142,15 @@ class OpenVinoModel:
         Raises:
             EngineError: If OpenVINO fails.
         """
+        request = self._requests.get()
         try:
-            return self._compiled(np.ascontiguousarray(inputs, np.float32))[0]
+            return request.infer(np.ascontiguousarray(inputs, np.float32), share_inputs=True)[0]
         except RuntimeError as error:
             raise EngineError(
                 f"Expected OpenVINO to compute {self._path}. Received: {to_line(error, 400)}. Give --engine keras."
             ) from error
+        finally:
+            self._requests.put(request)
 
 
 def load_model(engine: str, folder: Path, name: str, precision: str = "float32", threads: int = 0):
@@ -152,7 +160,7 @@ def load_model(engine: str, folder: Path, name: str, precision: str = "float32",
     engine on a CPU, and those of OpenCV, which reads and turns images; 0 leaves them as they are.
 
     Raises:
-        ValueError: If the file holds no model, or one that carries code; it is named.
+        ValueError: If the file holds no model, or one that carries code; it is named. Also for `threads` beside Keras.
     """
     if engine == "openvino":
         _limit_opencv(threads)
@@ -176,7 +184,7 @@ def load_model(engine: str, folder: Path, name: str, precision: str = "float32",
 
 
 def _limit_opencv(threads: int) -> None:
-    if threads:
+    if threads and importlib.util.find_spec("cv2"):
         import cv2
 
         cv2.setNumThreads(threads)

@@ -90,10 +90,6 @@ def _join(starts: np.ndarray, ends: np.ndarray, shape: Sequence[int], offsets: S
         offsets: The neighbours of a line whose runs are compared with its own.
         reach: 1 if runs that meet at a corner touch, and 0 if they must lie side by side for a voxel.
     """
-    # We import it here because it takes 0.2 s, for which `--help` need not wait.
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     if not len(starts):
         return np.zeros(0, np.int32)
     lines = shape[:-1]
@@ -111,6 +107,26 @@ def _join(starts: np.ndarray, ends: np.ndarray, shape: Sequence[int], offsets: S
         number = np.maximum(np.searchsorted(starts, ends[own] + step - 1 + reach, "right") - first, 0)
         others = np.repeat(first - (np.cumsum(number) - number), number) + np.arange(number.sum())
         pairs.append(np.stack([np.repeat(own, number), others]).astype(np.int32))
-    rows, columns = np.concatenate(pairs, axis=1)
-    touching = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(len(starts),) * 2)
-    return connected_components(touching, directed=False)[1]
+    return _number_parts(len(starts), *np.concatenate(pairs, axis=1))
+
+
+def _number_parts(count: int, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Numbers the connected parts of a graph of `count` nodes, from 0 in the order of their first nodes: `(count,)`.
+
+    Each node points to an earlier node of its part, or to itself. In each round all nodes point to the root of their tree, and each edge
+    between two trees lets the later root point to the earlier one (Shiloach and Vishkin, 1982).
+
+    Args:
+        count: Number of nodes.
+        ones: `(E,)` one end of each edge.
+        others: `(E,)` the other end.
+    """
+    roots = np.arange(count, dtype=np.int32)
+    while len(ones):
+        np.minimum.at(roots, np.maximum(ones, others), np.minimum(ones, others))
+        while not np.array_equal(further := roots[roots], roots):
+            roots = further
+        ones, others = roots[ones], roots[others]
+        apart = ones != others
+        ones, others = ones[apart], others[apart]
+    return np.unique(roots, return_inverse=True)[1]

@@ -41,11 +41,11 @@ class Program:
 
     load: Callable[[Settings], tuple[DatasetSpec, list[Case]]]
     prepare: Callable[..., PreparedRun]
-    train: Callable[..., None]
-    resume: Callable[..., None]
+    train: Callable[..., RunFolder]
+    resume: Callable[..., RunFolder]
 
 
-def cross_validate(settings: Settings, request: TrainingRequest, program: Program) -> None:
+def cross_validate(settings: Settings, request: TrainingRequest, program: Program) -> RunFolder:
     """Trains and scores every fold below one folder, pools the scores and, of several modes, chooses the best.
 
     Finished folds are taken as they are: those of an interrupted command, and those that `--merge` collects.
@@ -54,6 +54,9 @@ def cross_validate(settings: Settings, request: TrainingRequest, program: Progra
         settings: The settings of the whole.
         request: The run to resume, the folds to merge, and the devices.
         program: The functions that load and train.
+
+    Returns:
+        The folder of the whole.
 
     Raises:
         ValueError, OSError: If a setting does not fit a mode, folds do not fit together, or a training fails.
@@ -81,6 +84,7 @@ def cross_validate(settings: Settings, request: TrainingRequest, program: Progra
             combine(run, settings, _list_tests(cases, settings), subjects)
         write_report(run)
         log.info("next: python predict.py IMAGE --model %s", run.path)
+    return run
 
 
 def plan_folds(settings: Settings, request: TrainingRequest, program: Program) -> None:

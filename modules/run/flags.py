@@ -1,7 +1,6 @@
-"""The flags of train.py, generated from the settings, the presets and the networks' options; and those of predict.py."""
+"""The flags of train.py, generated from the settings, the presets and the networks' options."""
 
 import argparse
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -11,13 +10,7 @@ from typing import Any
 import modules
 from modules import networks
 from modules.data.documents import shorten
-from modules.data.files import LABEL_FORMATS, SUFFIXES
 from modules.data.spec import DatasetSpec, load_spec
-from modules.predict import engines
-from modules.predict.cases import PredictionOptions
-from modules.predict.export import EXPORT_PRECISIONS, FORMATS
-from modules.predict.outputs import SAVED
-from modules.predict.shards import parse_shard
 from modules.run.compare import Comparison
 from modules.run.config import read_config
 from modules.run.folder import REMEDY, RunFolder
@@ -81,14 +74,12 @@ class TrainingRequest:
 def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
     """Reads the flags of train.py.
 
-    Precedence: defaults < the data set's own < the model of `--init` < `--preset` or `--config` < flags.
-
     Args:
         argv: The command line; None for the process's own.
         datasets: The catalogue.
 
     Raises:
-        ValueError: For an unknown flag, value, preset or data set, and for settings that are not those of the run to resume.
+        ValueError: For an unknown flag, and as `make_request`.
     """
     given = vars(_make_parser(datasets).parse_args(argv))
     if report := given.pop("report"):
@@ -97,19 +88,36 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         return TrainingRequest(None, report=Path(report))
     if comparison := _take_comparison(given):
         return TrainingRequest(None, comparison=comparison)
+    return make_request(given, datasets)
+
+
+def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec], source: str = "the flags") -> TrainingRequest:
+    """Makes the task of a training from the flags of train.py, given by name.
+
+    Precedence: defaults < the data set's own < the model of `--init` < `--preset` or `--config` < flags.
+
+    Args:
+        values: The flags that the user gave. None stands for one that was left out, but for a setting.
+        datasets: The catalogue.
+        source: Where they come from, for errors.
+
+    Raises:
+        ValueError: For an unknown name, value, preset or data set, and for settings that are not those of the run to resume.
+    """
+    given = dict(values)
     machines: dict[str, Any] = {
-        "devices": given.pop("devices"),
-        "joined": tuple(given.pop(name) for name in ("coordinator", "hosts", "host")),
+        "devices": given.pop("devices", None),
+        "joined": tuple(given.pop(name, None) for name in ("coordinator", "hosts", "host")),
     }
-    preset, config, listed, plan_only = (given.pop(name) for name in ("preset", "config", "list", "plan_only"))
-    resume, verify = (Path(run) if run else None for run in (given.pop("resume"), given.pop("verify")))
+    preset, config, listed, plan_only = (given.pop(name, None) for name in ("preset", "config", "list", "plan_only"))
+    resume, verify = (Path(run) if run else None for run in (given.pop("resume", None), given.pop("verify", None)))
     if plan_only and (resume or verify):
         raise ValueError("Expected --plan-only for a new run. Received: a run that has its plan, in plan.json. Leave one out.")
     if resume and verify:
         raise ValueError("Expected either --resume or --verify. Received: both. Leave one out.")
     if preset and config:
         raise ValueError("Expected either --preset or --config. Received: both. Copy the preset's lines into the file, or leave one out.")
-    if merge := given.pop("merge"):
+    if merge := given.pop("merge", None):
         beside = {"preset": preset, "config": config, "resume": resume, "verify": verify}
         return replace(_merge(merge, given | {name: value for name, value in beside.items() if value}, datasets), **machines)
     if listed or not (given or preset or config or resume or verify):
@@ -146,7 +154,7 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
     if "minutes" in given and "epochs" not in given:
         # The time stands for the epochs of a preset.
         chosen.pop("epochs", None)
-    return TrainingRequest(Settings.from_json(own | chosen, "the flags"), plan_only=plan_only, **machines)
+    return TrainingRequest(Settings.from_json(own | chosen, source), plan_only=bool(plan_only), **machines)
 
 
 def _take_comparison(given: dict[str, Any]) -> Comparison | None:
@@ -301,129 +309,3 @@ def _add_flag(parser: Any, name: str, text: str, choices: Sequence[str] | None) 
         metavar=None if choices else kind.__name__.upper(),
         help=text,
     )
-
-
-def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the flags of predict.py; raises ValueError for an unknown flag or value, and for flags that contradict each other."""
-    parser = OneLineParser(
-        prog="predict.py",
-        description="Predicts label maps for scans, each on its own grid.",
-        epilog="Exit status: 0 all is there; 2 wrong usage, or nothing was done; 3 some scans failed and the others are there; 130 "
-        "interrupted. The same command again does what is missing.",
-    )
-    parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help=f"files, folders or globs of {', '.join(SUFFIXES)} or DICOM; for --export the run"
-    )
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        metavar="RUN",
-        help="runs, cross-validations or bundles; several models are averaged (default: the run under runs/ that finished last)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=engines.ENGINES,
-        default="auto",
-        help="engine that computes the model; auto: on a CPU OpenVINO, if it is installed and the model was converted, else Keras",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=tuple(dict.fromkeys((*engines.PRECISIONS, *EXPORT_PRECISIONS))),
-        default="auto",
-        help="precision of OpenVINO on a CPU; auto: what the training decided on, where this CPU computes in it, else float32; beside "
-        "--export openvino that of the file, float32 with auto; int8 is for such a file alone",
-    )
-    parser.add_argument(
-        "--overlap",
-        type=float,
-        default=PredictionOptions.overlap,
-        help="fraction of a window that its neighbour shares (default %(default)s)",
-    )
-    parser.add_argument(
-        "--mirror",
-        action=argparse.BooleanOptionalAction,
-        help="average over flips too: a little better, 4 to 8 times as slow (default: what the training decided on)",
-    )
-    parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
-    parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
-    parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
-    parser.add_argument(
-        "--tolerance-mm",
-        type=float,
-        nargs="+",
-        default=(),
-        metavar="MM",
-        help="with --labels: distance that the normalised surface Dice tolerates: one, or one a class (default the size of a voxel)",
-    )
-    parser.add_argument("--series", default="", metavar="ID", help="DICOM series to predict: its UID, number, or description or part of it")
-    parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="predict part I of N, from 0/N, beside calls for the other parts")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine on a CPU (default: as many as cores)")
-    parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="windows computed together (default: by their size)")
-    parser.add_argument(
-        "--max-memory", type=float, default=0.0, metavar="GIB", help="memory of the host to keep within; scans too large for it are refused"
-    )
-    parser.add_argument("--log-json", metavar="FILE", help="append a JSON object for each scan: status, seconds, memory, error, files")
-    parser.add_argument("--overwrite", action="store_true", help="predict all images again, also those whose label maps are there already")
-    parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
-    parser.add_argument(
-        "--format", choices=LABEL_FORMATS, default="", help="format of the label maps (default: the scan's own; NIfTI for DICOM)"
-    )
-    parser.add_argument(
-        "--save",
-        action="append",
-        choices=SAVED,
-        default=[],
-        help="write a segmentation with names and colours too: one of 3D Slicer, or one of DICOM for DICOM; may be given twice",
-    )
-    parser.add_argument(
-        "--export",
-        choices=FORMATS,
-        help="predict nothing; write the model of the run PATH for other programs, and how to use it",
-    )
-    options = parser.parse_args(argv)
-    for name in (
-        (
-            "model",
-            "engine",
-            "overlap",
-            "mirror",
-            "no_postprocess",
-            "labels",
-            "tolerance_mm",
-            "series",
-            "ignore_geometry",
-            "shard",
-            "threads",
-            "batch_size",
-            "max_memory",
-            "log_json",
-            "overwrite",
-            "probabilities",
-            "format",
-            "save",
-        )
-        if options.export
-        else ()
-    ):
-        if getattr(options, name) != parser.get_default(name):
-            flag = name.replace("_", "-")
-            raise ValueError(f"Expected --export alone with a run. Received: --{flag} too, which only a prediction reads. Leave one out.")
-    if options.precision != "auto" and options.export not in (None, "openvino"):
-        raise ValueError(f"Expected --export openvino beside --precision. Received: --export {options.export}. Leave --precision out.")
-    if options.precision not in engines.PRECISIONS and not options.export:
-        raise ValueError(f"Expected --export openvino beside --precision {options.precision}. Received: a prediction. Export it first.")
-    if options.ignore_geometry and not options.labels:
-        raise ValueError("Expected --labels beside --ignore-geometry. Received: none, and only labels are compared. Name their folder.")
-    if options.tolerance_mm and not options.labels:
-        raise ValueError("Expected --labels beside --tolerance-mm. Received: none, and nothing is scored. Name their folder.")
-    if options.tolerance_mm and not min(options.tolerance_mm) > 0:
-        raise ValueError(f"Expected --tolerance-mm above 0. Received: {min(options.tolerance_mm):g}. Give mm.")
-    if not 0 <= options.overlap < 1:
-        raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
-    for name in ("threads", "batch_size", "max_memory"):
-        value = getattr(options, name)
-        if value != parser.get_default(name) and not 0 < value < math.inf:
-            raise ValueError(f"Expected `{name}` above 0. Received: {value}. Leave it out for the default.")
-    options.shard = parse_shard(options.shard)
-    return options

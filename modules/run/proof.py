@@ -44,9 +44,13 @@ def hash_manifest(manifest: Manifest) -> str:
 
 
 def hash_code(root: Path) -> str:
-    """Returns the SHA-256 of the program: of all `.py` and `.toml` files at the root and in `modules`, by name."""
-    files = sorted([*root.glob("*.py"), *(root / "modules").rglob("*.py"), *(root / "modules").rglob("*.toml")])
-    lines = [f"{path.relative_to(root).as_posix()} {hash_file(path)}\n" for path in files]
+    """Returns the SHA-256 of the program: of all `.py` and `.toml` files at the root and in `modules`, by name.
+
+    An installed package has no `modules` beside the commands: there they lie in a folder of the package, which is hashed whole.
+    """
+    whole, rooms = (root, root / "modules") if (root / "modules").is_dir() else (root.parent, root.parent)
+    files = sorted({*root.glob("*.py"), *rooms.rglob("*.py"), *rooms.rglob("*.toml")})
+    lines = [f"{path.relative_to(whole).as_posix()} {hash_file(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

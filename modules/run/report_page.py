@@ -79,7 +79,7 @@ def _show_lead(facts: RunFacts) -> Html:
 
 
 def _show_scores(facts: RunFacts) -> Html:
-    """Shows the scores by class: means over subjects with intervals, and the means over cases that the log has."""
+    """Shows the scores by class: means over subjects with intervals, and means over cases."""
     parts: list[Any] = [element("p", EXPLANATION)]
     for level in facts.levels:
         caption = f"Test scores by {level}s: means over subjects with 95 % intervals (bootstrap over subjects)"
@@ -87,7 +87,7 @@ def _show_scores(facts: RunFacts) -> Html:
         parts.append(tables[0])
         folded = {"More scores": tables[1:]}
         if facts.intervals != "test":
-            title = f"Means over {level}s, as the log prints them"
+            title = f"Means over {level}s, each counted once"
             folded[title] = show_means(facts.summary, level, at="test", caption=f"Means over {level}s")
         parts += [element("details", element("summary", title), *tables) for title, tables in folded.items() if tables]
     return join(parts)

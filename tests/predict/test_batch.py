@@ -1,5 +1,8 @@
 """An engine or a memory that fails in the middle of a batch costs one case."""
 
+import queue
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_bundle import make_bundle
@@ -17,13 +20,14 @@ class ResourceExhaustedError(Exception):
 def _compile(error):
     """A model of OpenVINO that fails for samples as bright as 200 somewhere within each batch."""
 
-    def compute(inputs):
+    def compute(inputs, share_inputs):
         if inputs[..., 0].max() > 0.5:
             raise error
         return [np.full((*inputs.shape[:-1], 3), 1 / 3, np.float32)]
 
     model = object.__new__(OpenVinoModel)
-    model._path, model._compiled = "openvino.xml", compute
+    model._path, model._requests = "openvino.xml", queue.LifoQueue()
+    model._requests.put(SimpleNamespace(infer=compute))
     model.input_shape, model.output_shape = (None, 16, 32, 1), (None, 16, 32, 3)
     return model
 

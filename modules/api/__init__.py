@@ -1,0 +1,24 @@
+"""The program for Python: load a model and predict, train, evaluate.
+
+`docs/python.md` shows it. This room stands above the commands at the root and shares their code. It is therefore the only one that may
+import them, and nothing imports this room.
+"""
+
+from modules.api.errors import InputError, MissingPackageError, ModelError, MRIError, PredictionError, TrainingError
+from modules.api.predictor import Evaluation, Prediction, Predictor, evaluate
+from modules.api.training import Trained, train
+
+__all__ = [
+    "Evaluation",
+    "InputError",
+    "MRIError",
+    "MissingPackageError",
+    "ModelError",
+    "Prediction",
+    "PredictionError",
+    "Predictor",
+    "Trained",
+    "TrainingError",
+    "evaluate",
+    "train",
+]

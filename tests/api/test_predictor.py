@@ -1,0 +1,254 @@
+"""Prediction from Python: the maps of predict.py, in several threads and processes, without TensorFlow, and errors in one line."""
+
+import csv
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import nibabel as nib
+import numpy as np
+import pytest
+
+import predict
+from modules import InputError, ModelError, MRIError, PredictionError, Predictor, evaluate
+from modules.api.predictor import measure_volumes
+from modules.data.case import Case, LabelRule, Predicted, Volume
+from modules.data.patches import Window
+from modules.data.preprocess import Preprocessing
+from modules.data.regions import Region
+from modules.networks import with_head
+from modules.predict.bundle import ModelBundle
+from modules.predict.engines import EngineError, OpenVinoModel
+
+ROOT = Path(__file__).parents[2]
+both_engines = pytest.mark.parametrize("engine", ["openvino", "keras"])
+
+
+@both_engines
+def test_an_array_and_its_file_give_what_the_command_writes(model, scan, tmp_path, engine):
+    assert predict.main([str(scan), "--model", str(model), "--engine", engine, "--output", str(tmp_path), "--probabilities"]) == 0
+    written = np.asarray(nib.load(tmp_path / "scan_prediction.nii.gz").dataobj)
+    predictor = Predictor.load(model, engine)
+    assert (predictor.class_names, predictor.engines, predictor.spatial_dims) == (("background", "a", "b"), (engine,), 3)
+    source = nib.load(scan)
+    array = predictor.predict(source.get_fdata(), source.affine, probabilities=True)
+    file = predictor.predict_file(scan)
+    assert len(np.unique(written)) == 3
+    for found in (array, file):
+        assert found.label.dtype == np.uint8
+        np.testing.assert_array_equal(np.asarray(predictor.label_values)[found.label], written)
+    np.testing.assert_array_equal(array.probabilities, np.asarray(nib.load(tmp_path / "scan_probabilities.nii.gz").dataobj))
+    assert file.probabilities is None
+    # A voxel has 1.5 x 1.25 x 2 mm.
+    expected = {name: np.count_nonzero(written == value) * 3.75 / 1000 for name, value in (("a", 10), ("b", 20))}
+    assert file.volumes_ml == pytest.approx(expected)
+    assert array.volumes_ml == pytest.approx(expected)
+
+
+def test_an_affine_turns_a_scan_and_a_spacing_does_not(model, scan):
+    predictor, source = Predictor.load(model), nib.load(scan)
+    array = np.asarray(source.dataobj)
+    label = predictor.predict(array, source.affine).label
+    turned = nib.as_closest_canonical(source)
+    plain = predictor.predict(np.asarray(turned.dataobj), spacing_mm=(1.5, 2.0, 1.25))
+    # The canonical axes are the first one backwards, then the third and the second.
+    np.testing.assert_array_equal(plain.label, label[::-1].transpose(0, 2, 1))
+    np.testing.assert_array_equal(predictor.predict(array[..., np.newaxis], source.affine).label, label)
+
+
+@both_engines
+def test_eight_threads_give_the_maps_of_one(model, engine):
+    rng = np.random.default_rng(5)
+    arrays = [rng.normal(size=(16 + number % 3, 18, 16)) for number in range(24)]
+    predictor = Predictor.load(model, engine)
+    expected = [predictor.predict(array, spacing_mm=(1.5, 1.5, 1.5)).label for array in arrays]
+    assert len(np.unique(expected[0])) > 1
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda array: predictor.predict(array, spacing_mm=(1.5, 1.5, 1.5)).label, arrays))
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_threads_belong_to_openvino(model):
+    array = np.random.default_rng(6).normal(size=(16, 16, 16))
+    maps = [Predictor.load(model, "openvino", threads=threads).predict(array, spacing_mm=(1, 1, 1)).label for threads in (1, None)]
+    assert np.mean(maps[0] != maps[1]) <= 1e-3
+    with pytest.raises(ModelError, match="Expected `threads` beside OpenVINO. Received: 2 for Keras"):
+        Predictor.load(model, "keras", threads=2)
+
+
+def test_a_predictor_goes_to_another_process_but_not_through_a_fork(model, scan):
+    predictor = Predictor.load(model, "openvino")
+    expected = predictor.predict_file(scan).label
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(predictor)).predict_file(scan).label, expected)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            predictor.predict_file(scan)
+        except PredictionError as error:
+            status = 0 if "forked since. Load it in each process" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+WITHOUT_PACKAGES = """
+import sys
+blocked = ("tensorflow", "keras", "jax", "torch", "scipy", "cv2", "matplotlib", "pandas")
+sys.modules.update(dict.fromkeys(blocked))
+import modules
+assert "numpy" not in sys.modules
+from modules import MissingPackageError, ModelError, Predictor
+model, scan, picture, target = sys.argv[1:]
+predictor = Predictor.load(model)
+assert predictor.engines == ("openvino",)
+import numpy as np
+np.save(target, predictor.predict_file(scan).label)
+for call, kind in ((lambda: Predictor.load(model, "keras"), ModelError), (lambda: predictor.predict_file(picture), MissingPackageError)):
+    try:
+        call()
+    except kind as error:
+        print(error)
+import predict
+flags = ["--model", model, "--output", target + ".out"]
+assert predict.main([scan, *flags]) == 0
+assert predict.main([picture, *flags]) == 2
+"""
+
+
+def test_openvino_predicts_without_tensorflow_and_scipy(model, scan, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    command = [sys.executable, "-c", WITHOUT_PACKAGES, *map(str, (model, scan, tmp_path / "a.png", tmp_path / "label.npy"))]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "label.npy"), Predictor.load(model).predict_file(scan).label)
+    lines = result.stdout.splitlines()
+    assert lines[:2] == [
+        "Expected the package of KERAS_BACKEND=tensorflow. Received: none. Install tensorflow, or leave it out.",
+        "Expected the package opencv-python-headless. Received: none. pip install opencv-python-headless; the extra 'train' of this "
+        "program has all that it uses.",
+    ]
+    # The command says the same, and draws nothing.
+    assert result.stderr.splitlines() == [f"predict.py: error: {lines[1]}"]
+    assert "no overlays: they need matplotlib and opencv-python-headless" in lines
+    assert [path.name for path in tmp_path.glob("*.out/scan*")] == ["scan_prediction.nii.gz"]
+    assert (tmp_path / "label.npy.out" / "volumes.csv").is_file()
+
+
+def test_a_dicom_folder_is_one_scan(model, tmp_path):
+    dicom = pytest.importorskip("dicom_helpers")
+    volume = np.random.default_rng(7).integers(0, 400, (17, 18, 19)).astype(np.uint16)
+    dicom.write_series(tmp_path / "study", volume, spacing=(1.5, 1.5))
+    assert predict.main([str(tmp_path / "study"), "--model", str(model), "--output", str(tmp_path / "out")]) == 0
+    written = np.asarray(nib.load(tmp_path / "out" / "study_prediction.nii.gz").dataobj)
+    predictor = Predictor.load(model)
+    found = predictor.predict_file(tmp_path / "study")
+    np.testing.assert_array_equal(np.asarray(predictor.label_values)[found.label], written)
+    dicom.write_series(tmp_path / "two" / "b", volume, spacing=(1.5, 1.5), StudyInstanceUID="1.2.9", SeriesInstanceUID="1.2.9.1")
+    dicom.write_series(tmp_path / "two" / "a", volume, spacing=(1.5, 1.5))
+    with pytest.raises(InputError, match=r"Expected one scan. Received: 2, .*two/a, .*two/b. Call this once for each."):
+        predictor.predict_file(tmp_path / "two")
+
+
+def test_slices_have_no_millilitres(tmp_path):
+    image = keras.Input((16, 16, 1))
+    # Foreground is what is brighter than the middle of the range.
+    layer = keras.layers.Conv2D(
+        1, 1, kernel_initializer=keras.initializers.Constant(100), bias_initializer=keras.initializers.Constant(-50)
+    )
+    rule = LabelRule({0: 0, 255: 1})
+    bundle = ModelBundle(
+        with_head(keras.Model(image, layer(image))), Preprocessing(2, shape=(16, 16)), Window((16, 16)), ("background", "a"), ("T1",), rule
+    )
+    bundle.save(tmp_path / "bundle")
+    predictor = Predictor.load(tmp_path / "bundle", "keras")
+    picture = np.zeros((20, 16), bool)
+    picture[2:8, 3] = True
+    found = predictor.predict(picture, probabilities=True)
+    np.testing.assert_array_equal(found.label, picture)
+    assert found.probabilities.shape == (20, 16, 2)
+    assert np.isnan(found.volumes_ml["a"])
+
+
+def test_volumes_of_regions_count_all_their_parts():
+    label = np.array([[[0, 1, 1, 2]]], np.uint8)
+    item = Predicted(Case("a", "a", ()), Volume(label[..., np.newaxis], None, (10.0, 10.0, 10.0)), None, label)
+    regions = (Region((1, 2), 1), Region((2,), 2))
+    assert measure_volumes(item, ("background", "whole", "core"), regions) == {"whole": 3.0, "core": 1.0}
+    assert measure_volumes(item, ("background", "a", "b"), ()) == {"a": 2.0, "b": 1.0}
+
+
+ARRAY = np.zeros((16, 16, 16))
+WRONG = [
+    ((np.zeros((4, 4)),), {}, r"Expected `array` of 3 axes, and one more for channels. Received: shape \(4, 4\)."),
+    ((np.zeros((0, 4, 4)),), {}, r"Received: shape \(0, 4, 4\)."),
+    ((np.zeros((4, 4, 4), complex),), {}, "Expected `array` of integers or real numbers. Received: complex128."),
+    ((np.full((4, 4, 4), np.nan), np.eye(4)), {}, "Expected finite values in `array`. Received: 64 NaN or infinite."),
+    ((ARRAY,), {}, "Expected `affine` or `spacing_mm` for a volume. Received: neither."),
+    ((ARRAY, np.eye(4), (1, 1, 1)), {}, "Expected `affine` or `spacing_mm`. Received: both."),
+    ((ARRAY, np.eye(3)), {}, r"Expected a finite `affine` of shape \(4, 4\). Received: shape \(3, 3\)"),
+    ((ARRAY,), {"spacing_mm": (1, 1)}, r"Expected voxels of .* mm along 3 axes. Received: \(1.0, 1.0\)."),
+    ((ARRAY,), {"spacing_mm": (1, 1, 0)}, r"Received: \(1.0, 1.0, 0.0\)."),
+    ((np.zeros((4, 4, 4, 2)), np.eye(4)), {}, r"Expected 1 channel\(s\) \(T1\) for this model. Received: 2 in the array."),
+]
+
+
+def test_what_does_not_fit_is_refused_in_one_line(model, scan, tmp_path):
+    predictor = Predictor.load(model)
+    for arguments, options, message in WRONG:
+        with pytest.raises(InputError, match=message) as caught:
+            predictor.predict(*arguments, **options)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="Expected images .* at .*nothing.nii.gz. Received: none there."):
+        predictor.predict_file(tmp_path / "nothing.nii.gz")
+    with pytest.raises(ModelError, match="Expected a trained model in .*nowhere. Received: no bundle.json there.") as caught:
+        Predictor.load(tmp_path / "nowhere")
+    assert isinstance(caught.value, MRIError)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    with pytest.raises(ModelError, match=r"Expected at least one model. Received: none."):
+        Predictor.load([])
+    with pytest.raises(ModelError, match=r"Expected `engine` in .* Received: 'tpu'"):
+        Predictor.load(model, "tpu")
+
+
+def test_an_engine_that_fails_is_told_from_a_scan_that_does_not_fit(model, scan, monkeypatch):
+    predictor = Predictor.load(model, "openvino")
+
+    def fail(self, inputs):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(OpenVinoModel, "predict_on_batch", fail)
+    with pytest.raises(PredictionError, match="Expected enough memory to predict .*scan.nii.gz. Received: no room."):
+        predictor.predict_file(scan)
+
+
+def test_scores_are_those_of_the_command(model, scan, tmp_path, monkeypatch):
+    (tmp_path / "labels").mkdir()
+    source = nib.load(scan)
+    label = np.random.default_rng(8).choice([0, 10, 20], source.shape).astype(np.uint8)
+    nib.save(nib.Nifti1Image(label, source.affine), tmp_path / "labels" / "scan.nii.gz")
+    flags = ["--labels", str(tmp_path / "labels"), "--output", str(tmp_path / "out")]
+    assert predict.main([str(scan), "--model", str(model), *flags]) == 0
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = evaluate(model, scan, tmp_path / "labels")
+    assert [(score.case, score.class_name, repr(score.dice)) for score in found.scores] == [
+        (row["case"], row["class"], row["dice"]) for row in rows
+    ]
+    assert found.summary["volume"]["a"]["dice"] == found.scores[0].dice
+    with pytest.raises(InputError, match="Expected a label for"):
+        evaluate(model, scan, tmp_path / "out")
+
+    def fail(self, inputs):
+        raise EngineError("broken")
+
+    monkeypatch.setattr(OpenVinoModel, "predict_on_batch", fail)
+    with pytest.raises(PredictionError, match="Expected an engine that computes .*scan.nii.gz. Received: broken"):
+        evaluate(model, scan, tmp_path / "labels")
