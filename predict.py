@@ -32,11 +32,8 @@ from modules.predict.progress import PredictionProgress
 from modules.predict.results import write_results
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
-<<<<<<< HEAD
-from modules.run.report import write_predictions_report
-=======
 from modules.run.prediction_flags import parse_prediction
->>>>>>> main
+from modules.run.report import write_predictions_report
 from modules.run.shared_scores import add_scores, list_scored
 from modules.run.written import write_predictions
 from utils import log
@@ -98,12 +95,8 @@ def _main(argv: Sequence[str] | None) -> int:
     log.info("%s", batch.describe())
     if batch.errors and not batch.done and not batch.skipped:
         raise batch.errors[0]
-<<<<<<< HEAD
     write_predictions_report(batch.output)
-    log.info("label maps and pictures: %s", batch.output)
-=======
     log.info("label maps%s: %s", " and pictures" if can_draw() else "", batch.output)
->>>>>>> main
     return SOME_FAILED if batch.errors else 0
 
 

@@ -17,7 +17,7 @@ from modules.data.case import Case
 from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target
 from modules.hardware import look_up_hardware
-from modules.run import proof, tracking
+from modules.run import proof, report, tracking
 from modules.run.budget import Share, draft_share, fit_to_time, start_clock, start_probe
 from modules.run.compare import compare
 from modules.run.costs import estimate_costs
@@ -32,7 +32,6 @@ from modules.run.listing import list_runs
 from modules.run.plan import Plan, draft_plan
 from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun, build_network
-from modules.run.report import write_reports
 from modules.run.settings import Settings
 from modules.run.verify import check_backend, check_resumable, describe_run, hash_data, verify
 from utils import log
@@ -50,14 +49,8 @@ def _main(argv: Sequence[str] | None) -> None:
     request = parse_training(argv, DATASETS)
     if request.comparison:
         compare(request.comparison)
-<<<<<<< HEAD
-        return
-    if request.settings is None:
-        return write_reports(request.report, DATASETS) if request.report else log_lines(describe_choices(DATASETS))
-    all_folds = bool(request.settings.folds) and request.settings.fold is None
-=======
     elif request.settings is None:
-        log_lines(describe_choices(DATASETS))
+        return report.write_reports(request.report, DATASETS) if request.report else log_lines(describe_choices(DATASETS))
     else:
         carry_request(request, request.settings)
 
@@ -65,7 +58,6 @@ def _main(argv: Sequence[str] | None) -> None:
 def carry_request(request: TrainingRequest, settings: Settings, *, quiet: bool = False) -> RunFolder | None:
     """Does what was asked for, and returns the run that was trained, if any. If `quiet`, the console gets warnings alone."""
     all_folds = bool(settings.folds) and settings.fold is None
->>>>>>> main
     start_clock()
     devices.start_hosts(*request.joined)
     utils.start_log(quiet=quiet or not devices.is_main())

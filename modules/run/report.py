@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from modules.data.spec import DatasetSpec
+from modules.packages import can_draw
 from modules.run.folder import RunFolder
 from modules.run.listing import list_runs
 
@@ -53,11 +54,15 @@ def write_reports(path: Path, datasets: Mapping[str, DatasetSpec]) -> None:
 
 
 def write_predictions_report(folder: Path) -> None:
-    """Writes `report.html` into a folder that predict.py wrote; nothing where no case is finished.
+    """Writes `report.html` into a folder that predict.py wrote.
+
+    Nothing is written where no case is finished, or where the packages that draw are not installed.
 
     Raises:
         ValueError: If a file of it is not what predict.py wrote.
     """
+    if not can_draw():
+        return
     from modules.reports.predictions import write_predictions_page
 
     if page := write_predictions_page(folder):
