@@ -95,7 +95,8 @@ def _main(argv: Sequence[str] | None) -> int:
     log.info("%s", batch.describe())
     if batch.errors and not batch.done and not batch.skipped:
         raise batch.errors[0]
-    write_predictions_report(batch.output)
+    if batch.done:
+        write_predictions_report(batch.output)
     log.info("label maps%s: %s", " and pictures" if can_draw() else "", batch.output)
     return SOME_FAILED if batch.errors else 0
 
