@@ -388,6 +388,8 @@ def test_strange_scans_are_named_five_times_and_then_counted(caplog):
         for index in range(2):
             departures.check(Case(f"{number}_{index}", "a", (Path(f"{number}.nii"),), volume_id=str(number)), large)
     departures.check(Case("good", "a", (Path("good.nii"),)), image)
+    assert departures.find(image) == []
+    assert [text.split(" mm")[0] for text in departures.find(large)] == ["voxels of 3x3x3", "a field of view of 24x24x24"]
     departures.summarise()
     assert [record.getMessage().split()[0] for record in caplog.records] == [*(f"{number}.nii" for number in range(5)), "7"]
     assert caplog.records[-1].getMessage() == "7 scans leave what the model was trained on; the first 5 are named above"

@@ -4,10 +4,9 @@ The client's names decide about nothing but the format. They never become paths,
 """
 
 import asyncio
+import errno
 import shutil
-import struct
 import zipfile
-import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -153,7 +152,11 @@ def _unpack(file: BinaryIO, folder: Path, most: int) -> int:
                     (folder / f"{number:06d}{suffix if suffix in DICOM_SUFFIXES else ''}").open("xb") as target,
                 ):
                     shutil.copyfileobj(source, target, _PIECE)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
+    except Refusal:
+        raise
+    except Exception as error:  # a damaged directory can make zipfile fail in any way
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is of a place before the file's beginning
+            raise
         raise Refusal(400, f"Expected a whole zip of one DICOM series. Received: {to_line(error, 200)}. Pack it again.") from error
     if not find_dicom(folder):
         raise Refusal(400, f"Expected a zip of one DICOM series. Received: {len(entries)} other file(s). Send other formats without a zip.")

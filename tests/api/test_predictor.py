@@ -1,6 +1,8 @@
 """Prediction from Python: the maps of predict.py, in several threads and processes, without TensorFlow, and errors in one line."""
 
 import csv
+import gzip
+import json
 import os
 import pickle
 import subprocess
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 import predict
-from modules import InputError, ModelError, MRIError, PredictionError, Predictor, evaluate
+from modules import InputError, ModelError, MRIError, PredictionError, Predictor, TooLargeError, evaluate
 from modules.api.predictor import measure_volumes
 from modules.data.case import Case, LabelRule, Predicted, Volume
 from modules.data.patches import Window
@@ -47,6 +49,31 @@ def test_an_array_and_its_file_give_what_the_command_writes(model, scan, tmp_pat
     expected = {name: np.count_nonzero(written == value) * 3.75 / 1000 for name, value in (("a", 10), ("b", 20))}
     assert file.volumes_ml == pytest.approx(expected)
     assert array.volumes_ml == pytest.approx(expected)
+
+
+def test_a_file_is_saved_as_the_command_saves_it(model, scan, tmp_path):
+    assert predict.main([str(scan), "--model", str(model), "--engine", "openvino", "--output", str(tmp_path / "out")]) == 0
+    predictor = Predictor.load(model, "openvino")
+    batches = []
+    saved = predictor.save_file(scan, tmp_path, on_batch=batches.append)
+    (case,) = json.loads((tmp_path / "out" / "results.json").read_text())["cases"]
+    assert saved.label == tmp_path / "scan_prediction.nii.gz"
+    assert gzip.decompress(saved.label.read_bytes()) == gzip.decompress((tmp_path / "out" / saved.label.name).read_bytes())
+    assert (saved.result["classes"], saved.result["spacing_mm"], saved.departures) == (case["classes"], case["spacing_mm"], [])
+    assert sum(batches) > 1
+    assert [(one.name, one.value) for one in predictor.segments] == [("a", 10), ("b", 20)]
+
+    saved.label.unlink()
+    # 24 x 20 x 18 numbers of 12 bytes at most, or of 20 with preprocessing; resampling takes 16 a voxel of the finer grid, 24 x 20 x 24.
+    with pytest.raises(TooLargeError, match="Expected a scan that takes 0 MiB of memory or less. Received: .*scan.nii.gz, whose header"):
+        predictor.save_file(scan, tmp_path, max_bytes=12 * 24 * 20 * 18)
+    with pytest.raises(KeyboardInterrupt):
+        predictor.save_file(scan, tmp_path, max_bytes=1 << 20, on_batch=_interrupt)
+    assert not saved.label.exists()
+
+
+def _interrupt(number):
+    raise KeyboardInterrupt
 
 
 def test_an_affine_turns_a_scan_and_a_spacing_does_not(model, scan):

@@ -35,6 +35,13 @@ def _encrypt(data):
     return bytes(changed)
 
 
+def _take_name(data):
+    """Turns the name of a zip's one entry into a comment in its directory."""
+    changed, place = bytearray(data), data.index(b"PK\x01\x02")
+    struct.pack_into("<3H", changed, place + 28, 0, 0, 1)
+    return bytes(changed)
+
+
 DICOM = b"\0" * 128 + b"DICM"
 HOSTILE = {
     "truncated gzip": ("a.nii.gz", lambda scan: scan[:2000], 400, "Expected a whole NIfTI file in scan.nii.gz. Received: "),
@@ -60,6 +67,7 @@ HOSTILE = {
     "zip slip": ("a.zip", lambda scan: _zip(("../../evil.dcm", DICOM)), 400, "a name that leads out of it"),
     "absolute": ("a.zip", lambda scan: _zip(("/tmp/evil.dcm", DICOM)), 400, "a name that leads out of it"),
     "password": ("a.zip", lambda scan: _encrypt(_zip(("a.dcm", DICOM))), 400, "without a password"),
+    "no name": ("a.zip", lambda scan: _take_name(_zip(("a", DICOM))), 400, "Expected a whole zip of one DICOM series."),
     "no DICOM in it": ("a.zip", lambda scan: _zip(("a.nii.gz", scan)), 400, "Received: 1 other file(s). Send other formats without a zip."),
     "damaged DICOM": ("a.zip", lambda scan: _zip(("a/b.dcm", DICOM + b"hello")), 400, "scan/000000.dcm"),
     "nothing in it": ("a.zip", lambda scan: _zip(), 400, "Received: 0 other file(s)."),
