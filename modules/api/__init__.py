@@ -1,7 +1,7 @@
 """The program for Python: load a model and predict, train, evaluate.
 
-`docs/python.md` shows it. This room stands above the commands at the root and shares their code. It is therefore the only one that may
-import them beside the server, the room `serve`, and the server alone imports this room.
+`docs/python.md` shows it. This room stands above the commands at the root and shares their code. Only it and the room `serve` may import
+them, and only `serve` imports this room.
 """
 
 from modules.api.errors import InputError, MissingPackageError, ModelError, MRIError, PredictionError, TooLargeError, TrainingError

@@ -25,7 +25,7 @@ def serve(predictor, limits):
     thread.start()
     try:
         # Connections wait in the socket's queue until the server accepts them.
-        with httpx.Client(base_url=f"http://127.0.0.1:{place.getsockname()[1]}", timeout=120) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{place.getsockname()[1]}", timeout=40) as client:
             yield client
     finally:
         if isinstance(predictor, StubPredictor):
