@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -73,7 +73,7 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
     cases = dict.fromkeys((score.level, score.case, score.subject, score.reference) for score in scores)
     _write_table(path.with_name(CASES_FILE), _CASE_COLUMNS, cases)
     # Programs take all but the first three columns for numbers.
-    _write_table(path, _name_columns(), (astuple(score)[: -len(_OF_CASE)] for score in scores))
+    _write_table(path, _name_columns(), ([getattr(score, name) for name in _list_numbers()] for score in scores))
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -101,10 +101,11 @@ def read_scores(path: Path) -> list[Score]:
             columns = columns[: len(header)]
         if header != columns:
             raise ValueError(f"Expected the columns {','.join(columns)} in {path}. Received: {','.join(header) or 'none'}. Score again.")
-        scores, kinds = [], list(get_type_hints(Score).values())[: len(columns)]
+        scores, hints = [], get_type_hints(Score)
+        kinds = [(name, hints[name]) for name in _list_numbers()[: len(columns)]]
         for row in reader:
             try:
-                score = Score(*(kind(text) for kind, text in zip(kinds, row, strict=True)))
+                score = Score(**{name: kind(text) for (name, kind), text in zip(kinds, row, strict=True)})
                 LEVELS.index(score.level)
             except ValueError as error:
                 received = f"{','.join(row) or 'nothing'} in line {reader.line_num} of {path}"
@@ -359,7 +360,12 @@ def _format_cells(value: Mapping[str, Mapping[str, float]], columns: Sequence[tu
 
 def _name_columns() -> list[str]:
     # The column is called `class`, which Python does not allow as the name of a field.
-    return [field.name.replace("class_name", "class") for field in fields(Score) if field.name not in _OF_CASE]
+    return [name.replace("class_name", "class") for name in _list_numbers()]
+
+
+def _list_numbers() -> list[str]:
+    """Lists the fields of a score that the table holds: those that name it, and numbers."""
+    return [field.name for field in fields(Score) if field.name not in _OF_CASE]
 
 
 def _mean_columns(*columns: np.ndarray, axis: int) -> np.ndarray:

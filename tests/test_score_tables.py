@@ -93,10 +93,10 @@ def test_tables_that_are_no_scores(tmp_path):
         with pytest.raises(ValueError, match=f"^Expected the columns level,case,class,dice,.* in .*scores.csv. Received: {received}. "):
             read_scores(path)
     write_scores(path, score_arrays([[1]], [[1]]))
-    whole, number = path.read_text(), len(fields(Score)) - 3
+    whole, number = path.read_text(), len(fields(Score)) - 5
     for old, new in (("1.0,1.0", "1.0,high"), ("slice,x", "plane,x"), (",1,1,", ",1,"), (",1,1,", ",1.5,1,")):
         path.write_text(whole.replace(old, new, 1))
-        with pytest.raises(ValueError, match=f"^Expected a level, a case, a class and {number} values. Received: .* in line 2 of .*"):
+        with pytest.raises(ValueError, match=f"^Expected a level, a case, a class and {number} numbers. Received: .* in line 2 of .*"):
             read_scores(path)
 
 
