@@ -9,6 +9,7 @@ from modules.data.documents import shorten
 from modules.data.files import SUFFIXES, stem_of, suffix_of
 from modules.data.folder_layouts import Found, Pair
 from modules.data.layout_names import find_split
+from modules.data.series import is_dicom
 
 _COLUMNS = "image (or image_0, image_1, ...) and label, and if known subject, split and case"
 _DELIMITERS = ",;\t"
@@ -87,8 +88,8 @@ def _resolve(text: str, table: Path, root: Path, where: str, column: str) -> Pat
     if found is None:
         remedy = "Paths are relative to the table." + (" Write / in place of \\." if "\\" in text else "")
         raise FileNotFoundError(f"Expected the {column} {places[0]}, as {where} says. Received: no such file. {remedy}")
-    if found.is_file() and not suffix_of(found):
-        raise ValueError(f"Expected for `{column}` a file ending in {', '.join(SUFFIXES)} in {where}. Received: {found}. Convert it.")
+    if found.is_file() and not suffix_of(found) and not is_dicom(found):
+        raise ValueError(f"Expected for `{column}` a file ending in {', '.join(SUFFIXES)}, or DICOM, in {where}. Received: {found}. Convert it.")
     return found
 
 

@@ -107,7 +107,8 @@ def test_series_of_one_study_are_listed_and_chosen(run, tmp_path, capsys):
         capsys,
         run(folder),
         f"Expected one DICOM series in {folder}. Received: 3 series: 1 '3-plane loc' (1 slice(s) of 7x6, MR, a localiser); 4 't1 mprage' "
-        "(5 slice(s) of 7x6, MR); 5 'FLAIR sag' (6 slice(s) of 8x7, MR). Choose one: --series UID, number or description.",
+        "(5 slice(s) of 7x6, MR); 5 'FLAIR sag' (6 slice(s) of 8x7, MR). To predict, choose one by --series UID, number or "
+        "description; to train, give each a folder of its own.",
     )
     expect_one_line(capsys, run(folder, "--series", "t2"), "Expected one DICOM series of the UID, number or description 't2' in ")
     expect_one_line(capsys, run(folder, "--series", "a"), "'a' in ")
