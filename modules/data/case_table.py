@@ -89,7 +89,9 @@ def _resolve(text: str, table: Path, root: Path, where: str, column: str) -> Pat
         remedy = "Paths are relative to the table." + (" Write / in place of \\." if "\\" in text else "")
         raise FileNotFoundError(f"Expected the {column} {places[0]}, as {where} says. Received: no such file. {remedy}")
     if found.is_file() and not suffix_of(found) and not is_dicom(found):
-        raise ValueError(f"Expected for `{column}` a file ending in {', '.join(SUFFIXES)}, or DICOM, in {where}. Received: {found}. Convert it.")
+        raise ValueError(
+            f"Expected for `{column}` a file ending in {', '.join(SUFFIXES)}, or DICOM, in {where}. Received: {found}. Convert it."
+        )
     return found
 
 
