@@ -136,7 +136,7 @@ def _refuse_nothing(root: Path, found: Found) -> FileNotFoundError:
     kinds = ", ".join(f"{number} {kind}" for kind, number in found.others.most_common(3))
     known = found.others.keys() & _OTHER_IMAGES
     if not groups:
-        received = f"no image ({', '.join(SUFFIXES)})" + (f", but {kinds}" if kinds else "")
+        received = f"no image ({', '.join(SUFFIXES)} or DICOM)" + (f", but {kinds}" if kinds else "")
         remedy = f"Convert {' and '.join(sorted(known))} to one of these." if known else "Give the folder with `--data`."
     elif find_hint(root.resolve().parent) and read_part(root.resolve().name).role:
         received = "one part of the pairs"
