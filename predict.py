@@ -33,6 +33,7 @@ from modules.predict.results import write_results
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
 from modules.run.prediction_flags import parse_prediction
+from modules.run.report import write_predictions_report
 from modules.run.shared_scores import add_scores, list_scored
 from modules.run.written import write_predictions
 from utils import log
@@ -94,6 +95,8 @@ def _main(argv: Sequence[str] | None) -> int:
     log.info("%s", batch.describe())
     if batch.errors and not batch.done and not batch.skipped:
         raise batch.errors[0]
+    if batch.done:
+        write_predictions_report(batch.output)
     log.info("label maps%s: %s", " and pictures" if can_draw() else "", batch.output)
     return SOME_FAILED if batch.errors else 0
 

@@ -17,7 +17,7 @@ from modules.data.case import Case
 from modules.data.fingerprint import measure
 from modules.data.spec import DatasetSpec, choose_target
 from modules.hardware import look_up_hardware
-from modules.run import proof, tracking
+from modules.run import proof, report, tracking
 from modules.run.budget import Share, draft_share, fit_to_time, start_clock, start_probe
 from modules.run.compare import compare
 from modules.run.costs import estimate_costs
@@ -50,7 +50,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if request.comparison:
         compare(request.comparison)
     elif request.settings is None:
-        log_lines(describe_choices(DATASETS))
+        return report.write_reports(request.report, DATASETS) if request.report else log_lines(describe_choices(DATASETS))
     else:
         carry_request(request, request.settings)
 

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -23,6 +23,10 @@ _LESION_COLUMNS = (
     *(("pooled_sensitivity", "sensitivity", 22, 3), ("lesion_dice", "Dice of found", 22, 3)),
     ("false_lesions", "false a scan", 24, 2),
 )
+# The table beside that of the scores, with the fields of a case that are no numbers.
+CASES_FILE = "scored_cases.csv"
+_OF_CASE = ("subject", "reference")
+_CASE_COLUMNS = ("level", "case", *_OF_CASE)
 # Tables of earlier versions have the first columns alone: version 0.1 this many.
 _EARLIER = 12
 # Files are UTF-8 whatever the console's language is. A name that is not UTF-8 keeps its bytes.
@@ -64,15 +68,23 @@ def summarise(scores: Iterable[Score]) -> dict[str, dict[str, dict[str, float]]]
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """Writes a CSV table with one row a case and class."""
+    """Writes a CSV table of numbers with one row a case and class, and beside it `scored_cases.csv` with what is known of the cases."""
+    scores, path = list(scores), Path(path)
+    cases = dict.fromkeys((score.level, score.case, score.subject, score.reference) for score in scores)
+    _write_table(path.with_name(CASES_FILE), _CASE_COLUMNS, cases)
+    # Programs take all but the first three columns for numbers.
+    _write_table(path, _name_columns(), ([getattr(score, name) for name in _list_numbers()] for score in scores))
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with replace_file(path) as temporary, temporary.open("w", **_TEXT) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_name_columns())
-        writer.writerows(astuple(score) for score in scores)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Reads what `write_scores` wrote, to the last digit. What a table of an earlier version lacks is NaN or "".
+    """Reads what `write_scores` wrote, to the last digit. What tables of an earlier version lack is NaN or "".
 
     Raises:
         FileNotFoundError: If the file is not there.
@@ -81,6 +93,7 @@ def read_scores(path: Path) -> list[Score]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Expected scores in {path}. Received: no such file. Give a run that has finished.")
+    cases = _read_cases(path.with_name(CASES_FILE))
     with path.open(**_TEXT) as file:
         reader = csv.reader(file)
         columns, header = _name_columns(), next(reader, [])
@@ -88,18 +101,32 @@ def read_scores(path: Path) -> list[Score]:
             columns = columns[: len(header)]
         if header != columns:
             raise ValueError(f"Expected the columns {','.join(columns)} in {path}. Received: {','.join(header) or 'none'}. Score again.")
-        scores, kinds = [], list(get_type_hints(Score).values())[: len(columns)]
+        scores, hints = [], get_type_hints(Score)
+        kinds = [(name, hints[name]) for name in _list_numbers()[: len(columns)]]
         for row in reader:
             try:
-                score = Score(*(kind(text) for kind, text in zip(kinds, row, strict=True)))
+                score = Score(**{name: kind(text) for (name, kind), text in zip(kinds, row, strict=True)})
                 LEVELS.index(score.level)
             except ValueError as error:
                 received = f"{','.join(row) or 'nothing'} in line {reader.line_num} of {path}"
                 raise ValueError(
-                    f"Expected a level, a case, a class and {len(columns) - 3} values. Received: {received}. Score again."
+                    f"Expected a level, a case, a class and {len(columns) - 3} numbers. Received: {received}. Score again."
                 ) from error
-            scores.append(score)
+            subject, reference = cases.get((score.level, score.case), ("", ""))
+            scores.append(replace(score, subject=subject, reference=reference))
     return scores
+
+
+def _read_cases(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """Reads `{(level, case): (subject, hash of the label)}`; nothing where an earlier version wrote no such table."""
+    if not path.is_file():
+        return {}
+    with path.open(**_TEXT) as file:
+        reader = csv.reader(file)
+        header, rows = next(reader, []), list(reader)
+    if header != list(_CASE_COLUMNS) or any(len(row) != len(_CASE_COLUMNS) for row in rows):
+        raise ValueError(f"Expected the columns {','.join(_CASE_COLUMNS)} in {path}. Received: {','.join(header) or 'none'}. Score again.")
+    return {(level, case): (subject, reference) for level, case, subject, reference in rows}
 
 
 def pool_scores(runs: Mapping[str, Sequence[Score]]) -> list[Score]:
@@ -333,7 +360,12 @@ def _format_cells(value: Mapping[str, Mapping[str, float]], columns: Sequence[tu
 
 def _name_columns() -> list[str]:
     # The column is called `class`, which Python does not allow as the name of a field.
-    return [field.name.replace("class_name", "class") for field in fields(Score)]
+    return [name.replace("class_name", "class") for name in _list_numbers()]
+
+
+def _list_numbers() -> list[str]:
+    """Lists the fields of a score that the table holds: those that name it, and numbers."""
+    return [field.name for field in fields(Score) if field.name not in _OF_CASE]
 
 
 def _mean_columns(*columns: np.ndarray, axis: int) -> np.ndarray:

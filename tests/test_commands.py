@@ -15,19 +15,16 @@ from helpers import make_fingerprint
 import predict
 import train
 from dataset import DATASETS
-from modules.data.case import Case
 from modules.data.files import suffix_of
 from modules.data.spec import choose_target, find_cases
 from modules.networks import NETWORKS, find_divisor
 from modules.predict.bundle import ModelBundle
 from modules.run.callbacks import Checkpoint
 from modules.run.costs import count_flops
-from modules.run.evaluate import choose_examples
 from modules.run.flags import parse_training
 from modules.run.plan import make_plan
 from modules.run.prepared import build_network
 from modules.run.settings import LOSSES, PRESETS
-from modules.scoring import Score
 
 
 @pytest.mark.parametrize("name", SLICES)
@@ -42,7 +39,8 @@ def test_a_run_leaves_everything_behind(runs, phantoms, name):
         assert key in rows[0]
     pictures = {path.name for path in (run / "figures").iterdir()}
     assert {"loss.png", "accuracy.png", "dice.png"} < pictures
-    assert sum(picture.startswith("comparison_") for picture in pictures) == (2 if name == "lgg" else 3)  # two slices have a tumour
+    drawn = sum(picture.startswith("comparison_") for picture in pictures)
+    assert drawn == {"hipmri": 6, "oasis": 4, "lgg": 2}[name]  # two slices of LGG have a tumour
 
     record = json.loads((run / "run.json").read_text())
     subject_of = {case.case_id: case.subject_id for case in find_cases(spec, phantoms / name)}
@@ -140,6 +138,10 @@ def test_scores_of_predict_equal_those_of_train(runs, phantoms, tmp_path):
     folders = [str(phantoms / "hipmri" / f"keras_slices_{kind}test") for kind in ("", "seg_")]
     assert predict.main([folders[0], "--model", str(runs["hipmri"]), "--output", str(tmp_path), "--labels", folders[1]]) == 0
     assert (tmp_path / "scores.csv").read_text() == (runs["hipmri"] / "scores.csv").read_text()
+    # A prediction does not know that the weeks of `case_007` are one person's: the scan's name stands for the subject.
+    for folder, end in ((tmp_path, "_week_1"), (runs["hipmri"], "")):
+        with (folder / "scored_cases.csv").open(newline="") as file:
+            assert {row["subject"] for row in csv.DictReader(file)} == {f"case_007{end}", f"case_010{end}"}
 
 
 def test_a_slice_of_256x144_with_a_trailing_axis_comes_back_as_such(runs, write_nifti, tmp_path):
@@ -158,7 +160,10 @@ def test_folders_are_searched_without_labels_and_earlier_output(runs, phantoms, 
     for _ in range(2):
         assert predict.main([".", "--model", str(runs["lgg"])]) == 0
         assert len(list((root / "predictions").rglob("*_prediction.tif"))) == 16
-    assert len([path for path in (root / "predictions").rglob("*.*") if path.is_file()]) == 33
+    names = [path.name for path in (root / "predictions").rglob("*.*") if path.is_file()]
+    assert len([name for name in names if name.endswith(("_prediction.tif", "_overlay.png"))]) == 32
+    shared = {"predictions.jsonl", "results.json", "volumes.csv", "itksnap_labels.txt", "slicer_labels.ctbl", "report.html"}
+    assert set(names) - {name for name in names if name.startswith("TCGA")} == shared
     assert predict.main([str(root / "TCGA_*" / "*_1.tif"), "--model", str(runs["lgg"]), "--output", str(tmp_path / "glob")]) == 0
     assert len(list((tmp_path / "glob").glob("*/*_prediction.tif"))) == 4
 
@@ -347,21 +352,6 @@ def test_without_arguments_it_says_what_there_is(tmp_path, monkeypatch, capsys, 
     monkeypatch.setenv("MRI_DATA", str(tmp_path))
     train.main([])
     assert "--demo" in capsys.readouterr().out
-
-
-def _scores(case, *dice):
-    return [Score("slice", case, str(index), value, value, *[np.nan] * 5, 1, 1) for index, value in enumerate(dice)]
-
-
-def test_examples_are_ranked_by_the_classes_that_are_there():
-    cases = [Case(name, name, ()) for name in "abc"]
-    scores = [*_scores("a", 1.0, np.nan, np.nan), *_scores("b", 0.3, 0.3, 0.3), *_scores("c", 0.9, 0.1, np.nan)]
-    assert {name: case.case_id for name, case in choose_examples(scores, cases).items()} == {"best": "a", "median": "c", "worst": "b"}
-    two = [*_scores("a", 1.0), *_scores("b", 0.3)]
-    assert {name: case.case_id for name, case in choose_examples(two, cases).items()} == {"best": "a", "worst": "b"}
-    empty = [Score("slice", "b", "0", *[np.nan] * 7, 0, 0)]
-    assert {case.case_id for case in choose_examples([*_scores("a", 0.5), *empty], cases).values()} == {"a"}
-    assert {case.case_id for case in choose_examples(empty, cases).values()} == {"b"}
 
 
 def test_a_run_is_never_overwritten_and_a_finished_one_not_resumed(runs, phantoms, capsys):

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from command_helpers import expect_one_line
+from page_helpers import Page, check_numbers
 
 import predict
 import train
@@ -67,6 +68,11 @@ def test_every_mode_and_their_pair_are_scored_on_the_same_cases(whole, capsys):
     ]
     assert "chosen: " in (whole / "log.txt").read_text()
     assert (whole / "figures" / "folds.png").is_file()
+    page = Page(whole / "report.html")
+    assert "/test/volume/mean/dice/low" in check_numbers(page, whole, "summary.json")
+    folds = [f"{mode}/fold_{fold}" for mode in ("slice", "patch") for fold in range(2)]
+    assert page.list_loads() == [f"{fold}/report.html" for fold in folds]
+    assert all(check_numbers(page, whole, f"{fold}/summary.json") for fold in folds)
     expect_one_line(capsys, train.main(["--resume", str(whole)]), f"Received: {whole}, which is finished")
 
 

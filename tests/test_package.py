@@ -125,7 +125,7 @@ def test_a_wheel_has_one_name_and_runs(tmp_path):
         archive.extractall(tmp_path / "site")
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"mri_segmentation"}
     assert len([name for name in names if name.endswith(".py")]) == len(_list_sources()) + 1
-    assert "mri_segmentation/presets/demo.toml" in names
+    assert {"mri_segmentation/presets/demo.toml", "mri_segmentation/reports/assets/page.js"} <= set(names)
     for path in (tmp_path / "site").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (modules|dataset|predict|train|utils)\b", path.read_text(), re.MULTILINE), path
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

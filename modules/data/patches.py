@@ -79,9 +79,9 @@ def make_grid(shape: Sequence[int], window: Sequence[int], overlap: float = 0.0)
     return list(product(*(list_starts(size, length, overlap) for size, length in zip(shape, window, strict=True))))
 
 
-def count_starts(shape: Sequence[int], window: Sequence[int]) -> int:
-    """Counts the windows that `make_grid` lays without overlap."""
-    return math.prod(len(list_starts(size, length)) for size, length in zip(shape, window, strict=True))
+def count_starts(shape: Sequence[int], window: Sequence[int], overlap: float = 0.0) -> int:
+    """Counts the windows that `make_grid` lays, however many they are."""
+    return math.prod(len(list_starts(size, length, overlap)) for size, length in zip(shape, window, strict=True))
 
 
 def nth_start(shape: Sequence[int], window: Sequence[int], index: int) -> tuple[int, ...]:

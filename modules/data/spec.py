@@ -97,6 +97,10 @@ class DatasetSpec:
             "regions": [[list(region.parts), region.painted] for region in self.regions],
         }
 
+    def tell_source(self) -> dict[str, str]:
+        """Returns what its publisher says: title, address, licence and terms."""
+        return {"title": self.title, "url": self.url, "licence": self.licence, "terms": self.terms}
+
     def mirrored_indices(self) -> tuple[tuple[int, int], ...]:
         """Returns `mirrored_labels` as class indices, without the pairs that a chosen target has merged or dropped."""
         names = self.class_names

@@ -4,6 +4,7 @@ Both files are made of the record that `modules.predict.batch` keeps, so that a 
 """
 
 import csv
+import io
 import json
 import math
 import re
@@ -98,19 +99,24 @@ def write_results(folder: Path, entries: Iterable[Mapping[str, Any]], incomplete
     cases = [_describe_case(entry) for entry in ordered]
     scans = _sum_slices(cases, set(incomplete))
     head = {"version": modules.__version__, "intended_use": INTENDED_USE}
-    with replace_file(folder / RESULTS_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
-        # A line a case: people can read it, and a folder of 100,000 slices is written in seconds.
-        parts = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
-        for name, items in (("cases", cases), ("scans", scans)):
-            parts.append(f"{json.dumps(name)}: [" + ",".join(f"\n  {json.dumps(item)}" for item in items) + "\n ]")
-        file.write("{\n " + ",\n ".join(parts) + "\n}\n")
-    with (
-        replace_file(folder / VOLUMES_FILE) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(_list_rows(cases, scans))
+    # A line a case: people can read it, and a folder of 100,000 slices is written in seconds.
+    parts = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    for name, items in (("cases", cases), ("scans", scans)):
+        parts.append(f"{json.dumps(name)}: [" + ",".join(f"\n  {json.dumps(item)}" for item in items) + "\n ]")
+    _write_text(folder / RESULTS_FILE, "{\n " + ",\n ".join(parts) + "\n}\n")
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(_list_rows(cases, scans))
+    _write_text(folder / VOLUMES_FILE, table.getvalue())
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes a file, unless it holds that text already: a call that predicts nothing touches nothing."""
+    data = text.encode("utf-8", errors="surrogateescape")
+    if not path.is_file() or path.read_bytes() != data:
+        with replace_file(path) as temporary:
+            temporary.write_bytes(data)
 
 
 def _describe_case(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, diffe
 from modules.reports.pairs import draw_pairs
 from modules.reports.sheet import Checked, draw_augmentation, draw_cases, draw_checked
 from modules.reports.slices import draw_slice_comparison, draw_slice_overlay
+from modules.reports.viewer import cut_viewer, write_viewer
 from modules.reports.volumes import draw_volume_comparison, draw_volume_overlay
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "DIFFERENCE_NAMES",
     "PALETTE",
     "Checked",
+    "cut_viewer",
     "difference_map",
     "draw_augmentation",
     "draw_candidates",
@@ -39,6 +41,7 @@ __all__ = [
     "draw_pairs",
     "find_kept_epoch",
     "plot_history",
+    "write_viewer",
 ]
 
 

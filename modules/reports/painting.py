@@ -70,7 +70,7 @@ def _resize_area(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(array, size[::-1], interpolation=cv2.INTER_AREA)
 
 
-def _resize_classes(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_classes(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a class map without blending classes, and without losing thin structures when it shrinks."""
     if size[0] >= classes.shape[0] and size[1] >= classes.shape[1]:
         return cv2.resize(classes, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
@@ -100,7 +100,7 @@ def paint_classes(grey: np.ndarray, classes: np.ndarray, colours: Sequence[str],
         (*size, 3) in [0, 255].
     """
     wide = _has_wide_lines(grey.shape, classes)
-    classes = _resize_classes(classes.astype(np.uint16), grey.shape)
+    classes = resize_classes(classes.astype(np.uint16), grey.shape)
     table = 255 * np.array([(0, 0, 0), *map(to_rgb, colours)])
     painted = np.repeat(grey[..., None], 3, axis=-1)
     inside = classes > 0
@@ -122,7 +122,7 @@ def dash_contours(painted: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Draws the outline of each class of a map (rows, columns) as white dashes on a copy of a panel (*size, 3)."""
     size = painted.shape[:2]
     line = 2 if _has_wide_lines(size, classes) else 1
-    classes = _resize_classes(classes.astype(np.uint16), size)
+    classes = resize_classes(classes.astype(np.uint16), size)
     dashes = np.zeros(size, np.uint8)
     lowest = cv2.erode(classes, np.ones((3, 3), np.uint8))
     for value in np.unique(classes[classes > 0]):

@@ -19,6 +19,7 @@ from modules.run.merge import check_parts
 from modules.run.plan import draft_plan
 from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun
+from modules.run.report import write_report
 from modules.run.settings import Settings
 
 # The part of the time that is kept for the scores of pairs, where there are several modes.
@@ -81,6 +82,7 @@ def cross_validate(settings: Settings, request: TrainingRequest, program: Progra
             pool_folds(RunFolder(run.path / name), own, subjects)
         if settings.modes:
             combine(run, settings, _list_tests(cases, settings), subjects)
+        write_report(run)
         log.info("next: python predict.py IMAGE --model %s", run.path)
     return run
 

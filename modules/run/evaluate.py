@@ -20,10 +20,14 @@ from modules.run.budget import find_elapsed
 from modules.run.classes import describe_findings
 from modules.run.folder import RunFolder, without_nan, write_json
 from modules.run.proof import hash_weights
+from modules.run.report import write_report
 from modules.run.settings import Settings
 from modules.run.tracking import Tracker
 from modules.run.validated import decide
 from modules.run.verify import read_proof
+
+# So many of the worst test cases get a picture.
+WORST = 5
 
 log = logging.getLogger("mri")
 
@@ -77,11 +81,13 @@ def evaluate(
         },
     )
     tracker.log_summary(means)
+    write_report(run)
     log.info("pictures: %s\nnext: python predict.py IMAGE --model %s", run.figures, run.path)
 
 
 def _draw_examples(bundle: ModelBundle, scores: Sequence[scoring.Score], cases: Sequence[Case], run: RunFolder) -> None:
     from modules import reports
+    from modules.reports.score_parts import name_rank
 
     examples = choose_examples(scores, cases)
     for name, item in zip(examples, predict_cases([bundle], examples.values()), strict=True):
@@ -94,16 +100,23 @@ def _draw_examples(bundle: ModelBundle, scores: Sequence[scoring.Score], cases: 
         label, prediction = (to_shown(np.where(ignored, 0, array), bundle.regions) for array in (item.label, item.prediction))
         maps = (image.array, label, prediction)
         geometry: dict[str, Any] = {"spacing_mm": image.spacing_mm, "affine": image.affine}
-        title = f"{case_id} ({name} test case{', ignored voxels left blank' if ignored.any() else ''})"
+        title = f"{case_id} ({name_rank(name)} test case{', ignored voxels left blank' if ignored.any() else ''})"
         path = run.figures / f"comparison_{name}_{case_id}.png"
         reports.draw_comparison(path, *maps, bundle.class_names, title=title, scores=dice, **geometry)
-        if item.label.ndim == 3:
-            names = name_shown(bundle.class_names, bundle.regions)
+        names = name_shown(bundle.class_names, bundle.regions)
+        if name in ("best", "worst"):
+            shown = {"prediction": prediction, "truth": label}
+            viewer = reports.cut_viewer(image.array, shown, names, title=title, **geometry)
+            reports.write_viewer(run.figures / f"slices_{name}_{case_id}.json", viewer)
+        if item.label.ndim == 3 and name in ("best", "median", "worst"):
             reports.draw_montage(run.figures / f"montage_{name}_{case_id}.png", *maps, names, title=title, **geometry)
 
 
 def choose_examples(scores: Sequence[scoring.Score], cases: Sequence[Case]) -> dict[str, Case]:
-    """Chooses the best, median and worst case by mean Dice among those whose label holds any foreground (else among all)."""
+    """Chooses the best, the median and the five worst cases by mean Dice: `{"best", "median", "worst", "worst2" to "worst5": case}`.
+
+    Cases whose label holds no foreground are left out, unless all are like that.
+    """
     by_id = {case.case_id: case for case in cases}
     dice: dict[str, list[float]] = {}
     occupied = set()
@@ -115,6 +128,7 @@ def choose_examples(scores: Sequence[scoring.Score], cases: Sequence[Case]) -> d
             if item.reference_voxels:
                 occupied.add(item.case)
     ranked = sorted((sum(values) / max(len(values), 1), case) for case, values in dice.items() if case in occupied or not occupied)
-    # With one or two test cases a case has several names. The best of them wins.
-    names = {0: "worst"} | {len(ranked) // 2: "median"} | {len(ranked) - 1: "best"}
+    # With few test cases a case has several names. The last of them wins.
+    names = {place: f"worst{place + 1}" for place in reversed(range(1, min(WORST, len(ranked))))}
+    names |= {0: "worst"} | {len(ranked) // 2: "median"} | {len(ranked) - 1: "best"}
     return {name: by_id[ranked[place][1]] for place, name in reversed(names.items())}

@@ -50,6 +50,7 @@ class TrainingRequest:
         settings: The settings; None where the user only wants a list.
         resume: The run to go on with.
         verify: The run whose first steps are repeated.
+        report: The finished run whose report is written anew.
         plan_only: Whether to print the plan and stop.
         parts: Finished runs of folds to merge, by their place in the merged folder.
         places: Settings in `PLACES` that a run to resume or to verify has now, where the user names them.
@@ -61,6 +62,7 @@ class TrainingRequest:
     settings: Settings | None
     resume: Path | None = None
     verify: Path | None = None
+    report: Path | None = None
     plan_only: bool = False
     parts: Mapping[str, Path] = field(default_factory=dict)
     places: Mapping[str, Any] = field(default_factory=dict)
@@ -80,6 +82,10 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         ValueError: For an unknown flag, and as `make_request`.
     """
     given = vars(_make_parser(datasets).parse_args(argv))
+    if report := given.pop("report"):
+        if others := sorted(name for name, value in given.items() if value):
+            raise ValueError(f"Expected --report alone with a run. Received: --{others[0].replace('_', '-')} too. Leave it out.")
+        return TrainingRequest(None, report=Path(report))
     if comparison := _take_comparison(given):
         return TrainingRequest(None, comparison=comparison)
     return make_request(given, datasets)
@@ -246,6 +252,7 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     parser.add_argument("--plan-only", action="store_true", help="read the data, print the plan with its costs, and stop before training")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; settings beside it must be its own, but for places")
     parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
+    parser.add_argument("--report", metavar="RUN", help="write report.html of a finished run anew, from what lies in its folder")
     parser.add_argument(
         "--merge", nargs="+", metavar="RUN", help="finished runs of single folds, to score and combine as one cross-validation"
     )

@@ -99,6 +99,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def report(self) -> Path:
+        """The page for people that shows all this."""
+        return self.path / "report.html"
+
+    @property
     def tracking(self) -> Path:
         """The identity of the run at a tracking server."""
         return self.path / "tracking.json"
@@ -203,8 +208,7 @@ class RunFolder:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self._make_draft()
         try:
-            # `mkdtemp` makes a folder that other users cannot read.
-            draft.path.chmod(0o755)
+            draft.path.chmod(0o755)  # `mkdtemp` keeps other users out.
             draft.figures.mkdir()
             write_json(draft.record, {"config": settings.to_json(), "version": modules.__version__, **details})
             if plan is not None:

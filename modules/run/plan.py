@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from modules.data.documents import anything, check_fields, choice, many, mapping, number, optional, text, to_line, whole
 from modules.data.draws import AUGMENTATIONS
 from modules.data.fingerprint import Fingerprint
-from modules.data.patches import PLANES, SAMPLINGS, Window, make_grid
+from modules.data.patches import PLANES, SAMPLINGS, Window, count_starts
 from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
@@ -238,7 +238,7 @@ def make_plan(
     seen = schedule.steps * batch_size * math.prod(window.sizes)
     passes = seen / sum(math.prod(window.sizes if fit == "resample" else grid) for grid in grids)
     # Validation and test together are about a quarter as many as the training cases.
-    windows = sum(1 if fit == "resample" else len(make_grid(grid, window.sizes, 0.5)) for grid in grids) / 4
+    windows = sum(1 if fit == "resample" else count_starts(grid, window.sizes, 0.5) for grid in grids) / 4
     predicted = windows / (schedule.steps * batch_size)
     chosen = recipe.choose_recipe(settings, spec, rank, schedule, passes, fingerprint.subjects, sparse, predicted, reasons)
     _check_updates(settings, schedule.epochs * schedule.steps_per_epoch)

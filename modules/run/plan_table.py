@@ -19,7 +19,14 @@ def describe_prepared(prepared: PreparedRun) -> list[str]:
 
 
 def describe_plan(plan: Plan, settings: Settings) -> list[str]:
-    """Describes each decision with its reason in a line, at most 15.
+    """Describes each decision with its reason in a line; arguments are those of `list_decisions`."""
+    decisions = list_decisions(plan, settings)
+    width = max(len(value) for _, value, _ in decisions)
+    return [f"plan  {name:<10}{value:<{width}}  {reason}".rstrip() for name, value, reason in decisions]
+
+
+def list_decisions(plan: Plan, settings: Settings) -> list[tuple[str, str, str]]:
+    """Lists name, value and reason of each decision, at most 15. A reason may be "".
 
     Args:
         plan: The plan.
@@ -57,5 +64,4 @@ def describe_plan(plan: Plan, settings: Settings) -> list[str]:
         reasons["memory"] = f"{costs['weights']:,} weights, {'measured' if 'peak_bytes' in costs else 'estimated'}"
         reasons["time"] = f"{costs['step_s']:.2g} s a step, {'measured' if 'first_s' in costs else 'estimated'}"
         reasons["disk"] = "of the cache"
-    width = max(len(value) for value in lines.values())
-    return [f"plan  {name:<10}{value:<{width}}  {reasons.get(name, '')}".rstrip() for name, value in lines.items()]
+    return [(name, value, reasons.get(name, "")) for name, value in lines.items()]

@@ -98,9 +98,19 @@ class PreparedRun:
         return lines
 
     def record_data(self) -> dict[str, Any]:
-        """Makes the entries `splits` and `data_set` of `run.json`: case identifiers by split, and what is found again on a resume."""
-        splits = {name: [case.case_id for case in members] for name, members in self.splits.items()}
-        return {"splits": splits, "data_set": self.spec.to_json() | {"found": list(self.spec.found)}}
+        """Makes the entries of `run.json` about data.
+
+        Returns:
+            `splits` has the case identifiers by split, and `subjects` the number of subjects. `data_set` has what is found again on a
+            resume, `about` what its publisher says, and `remarks` the sentences on its files and splits.
+        """
+        return {
+            "splits": {name: [case.case_id for case in members] for name, members in self.splits.items()},
+            "subjects": {name: len({case.subject_id for case in members}) for name, members in self.splits.items()},
+            "data_set": self.spec.to_json() | {"found": list(self.spec.found)},
+            "about": self.spec.tell_source(),
+            "remarks": self.describe(),
+        }
 
     def record_init(self) -> dict[str, Any]:
         """Makes the entry `init` of `run.json`, with the number of subjects seen by split; empty for random weights."""

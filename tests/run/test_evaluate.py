@@ -4,10 +4,12 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 import train
 from dataset import DATASETS
+from modules.data.case import Case
 from modules.data.spec import find_cases
 from modules.predict.bundle import ModelBundle
 from modules.predict.postprocess import Postprocessing, Step
@@ -16,6 +18,7 @@ from modules.run.folder import RunFolder
 from modules.run.learn_postprocess import Lesson
 from modules.run.settings import Settings
 from modules.run.tracking import Tracker
+from modules.scoring import Score
 
 
 @pytest.fixture
@@ -85,3 +88,23 @@ def test_nothing_is_learnt_where_nobody_wants_it(score, monkeypatch):
 def test_other_values_are_refused(flags, capsys):
     assert train.main(["--dataset", "oasis", *flags]) == 2
     assert "argument --postprocess" in capsys.readouterr().err
+
+
+def _scores(case, *dice):
+    return [Score("slice", case, str(index), value, value, *[np.nan] * 5, 1, 1) for index, value in enumerate(dice)]
+
+
+def _choose(scores, names):
+    return {name: case.case_id for name, case in evaluate.choose_examples(scores, [Case(name, name, ()) for name in names]).items()}
+
+
+def test_examples_are_ranked_by_the_classes_that_are_there():
+    scores = [*_scores("a", 1.0, np.nan, np.nan), *_scores("b", 0.3, 0.3, 0.3), *_scores("c", 0.9, 0.1, np.nan)]
+    assert _choose(scores, "abc") == {"best": "a", "median": "c", "worst": "b"}
+    assert _choose([*_scores("a", 1.0), *_scores("b", 0.3)], "abc") == {"best": "a", "worst": "b"}
+    empty = [Score("slice", "b", "0", *[np.nan] * 7, 0, 0)]
+    assert set(_choose([*_scores("a", 0.5), *empty], "abc").values()) == {"a"}
+    assert set(_choose(empty, "abc").values()) == {"b"}
+    # The median is the fifth worst of nine.
+    many = [score for name in "123456789" for score in _scores(name, int(name) / 9)]
+    assert _choose(many, "123456789") == {"best": "9", "median": "5", "worst": "1", "worst2": "2", "worst3": "3", "worst4": "4"}
