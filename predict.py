@@ -13,7 +13,7 @@ from pathlib import Path
 
 import utils
 from dataset import DATASETS
-from modules import score_tables, scoring
+from modules import score_lines, score_tables, scoring
 from modules.data.case import Case
 from modules.data.files import hold
 from modules.data.inventory import describe_ignored
@@ -135,7 +135,7 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
             write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0])
     if options.labels:
         intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
-        for line in score_tables.format_scores(score_tables.summarise(scores), intervals):
+        for line in score_lines.format_scores(score_tables.summarise(scores), intervals):
             log.info("%s", line)
 
 

@@ -203,7 +203,7 @@ def test_a_hint_is_given_only_where_it_helps(tmp_path, capsys):
     message = "Received: no pair: 1 image(s) without a label of their name, such as a.png; also 1 .jpg, which are not read. Convert .jpg"
     expect_one_line(capsys, train.main(["--dataset", "folder", *flags]), message)
     (tmp_path / "a.png").unlink()
-    message = f"Received: no image ({', '.join(SUFFIXES)}), but 1 .jpg. Convert .jpg to one of these."
+    message = f"Received: no image ({', '.join(SUFFIXES)} or DICOM), but 1 .jpg. Convert .jpg to one of these."
     expect_one_line(capsys, train.main(["--dataset", "folder", *flags]), message)
 
 

@@ -14,7 +14,7 @@ FLOORS = (
     ("data", "model", "phantom"),
     ("masks",),
     ("scoring",),
-    ("score_tables", "predict"),
+    ("score_lines", "score_tables", "predict"),
     ("reports",),
     ("run",),
     ("api",),

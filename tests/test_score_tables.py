@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 import pytest
 from scoring_helpers import draw_blobs, score_arrays
 
-from modules.score_tables import estimate_intervals, format_scores, pool_scores, read_scores, summarise, write_scores
+from modules.score_lines import format_scores
+from modules.score_tables import estimate_intervals, pool_scores, read_scores, summarise, write_scores
 from modules.scoring import Score
 
 

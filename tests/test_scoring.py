@@ -14,7 +14,8 @@ from scoring_helpers import NAMES, draw_blobs, score_arrays
 
 from modules.data.case import Case, Predicted, Volume
 from modules.data.regions import Region
-from modules.score_tables import estimate_intervals, format_scores, summarise
+from modules.score_lines import format_scores
+from modules.score_tables import estimate_intervals, summarise
 from modules.scoring import DISTANCES, Score, score_predictions
 
 

@@ -5,10 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from modules.data.dicom_folders import stem_of_image
 from modules.data.documents import shorten
-from modules.data.files import SUFFIXES, stem_of, suffix_of
+from modules.data.files import SUFFIXES, suffix_of
 from modules.data.folder_layouts import Found, Pair
 from modules.data.layout_names import find_split
+from modules.data.series import is_dicom
 
 _COLUMNS = "image (or image_0, image_1, ...) and label, and if known subject, split and case"
 _DELIMITERS = ",;\t"
@@ -64,7 +66,7 @@ def read_case_table(path: Path, root: Path) -> Found:
         cells = dict(zip(names, row, strict=False))
         where = f"row {number} of {path}"
         files = [_resolve(cells.get(names[place], ""), path, root, where, names[place]) for place in images]
-        name = cells.get("case") or stem_of(files[0]).removesuffix("_0000" if len(files) > 1 else "")
+        name = cells.get("case") or stem_of_image(files[0]).removesuffix("_0000" if len(files) > 1 else "")
         if not cells.get("label"):
             found.leave_out("row without a label", [f"{name} (row {number})"])
             continue
@@ -87,8 +89,10 @@ def _resolve(text: str, table: Path, root: Path, where: str, column: str) -> Pat
     if found is None:
         remedy = "Paths are relative to the table." + (" Write / in place of \\." if "\\" in text else "")
         raise FileNotFoundError(f"Expected the {column} {places[0]}, as {where} says. Received: no such file. {remedy}")
-    if found.is_file() and not suffix_of(found):
-        raise ValueError(f"Expected for `{column}` a file ending in {', '.join(SUFFIXES)} in {where}. Received: {found}. Convert it.")
+    if found.is_file() and not suffix_of(found) and not is_dicom(found):
+        raise ValueError(
+            f"Expected for `{column}` a file ending in {', '.join(SUFFIXES)}, or DICOM, in {where}. Received: {found}. Convert it."
+        )
     return found
 
 

@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modules.data.files import stem_of, suffix_of, walk_files
+from modules.data.dicom_folders import find_dicom_images, stem_of_image
+from modules.data.files import suffix_of, walk_files
 from modules.data.layout_names import OUTPUTS, read_part, strip_image, strip_label
 
 # Files that say that a folder is a run, a bundle, a check or a result of this program.
@@ -95,6 +96,8 @@ class File(NamedTuple):
 def list_files(root: Path, found: Found, most: int | None = None) -> list[File]:
     """Lists the images below a folder, without those that this program wrote; counts in `found` what is left out.
 
+    A folder of DICOM files counts as one file, see `modules.data.dicom_folders`.
+
     Args:
         root: The folder.
         found: Takes what is left out.
@@ -103,22 +106,29 @@ def list_files(root: Path, found: Found, most: int | None = None) -> list[File]:
     files = walk_files(root, lambda error: found.leave_out("folder that cannot be read", [str(error.filename)]))
     everything = list(islice(files, most))
     own = {path.parent for path in everything if path.name in _OWN_FILES}
+    known = [path for path in everything if suffix_of(path)]
+    unknown = [path for path in everything if not suffix_of(path) and path.suffix.lower() not in _TEXTS]
+    series, slices = find_dicom_images(root, (path for path in unknown if not stem_of_image(path).endswith(OUTPUTS)), known)
+    found.others.update(path.suffix.lower() or "without a suffix" for path in unknown if path not in slices)
+    beside = {path.parent for path in known if strip_label(stem_of_image(path))}
     listed = []
-    for path in everything:
-        parts = path.parent.relative_to(root).parts
-        if not suffix_of(path):
-            kind = path.suffix.lower() or "without a suffix"
-            found.others.update([kind] if kind not in _TEXTS else [])
-        elif own and own.intersection(path.parents):
+    for path in sorted([*known, *series]):
+        if own and own.intersection(path.parents):
             found.leave_out("picture in the folder of a run or a model", [path.relative_to(root).as_posix()])
-        elif stem_of(path).endswith(OUTPUTS):
+        elif stem_of_image(path).endswith(OUTPUTS):
             found.leave_out("earlier output of predict.py", [path.relative_to(root).as_posix()])
         else:
-            words = [read_part(part) for part in parts]
-            role = next((word.role for word in reversed(words) if word.role), "")
-            split = next((word.split for word in reversed(words) if word.split), None)
-            listed.append(File(path, stem_of(path), parts, role, split, tuple(word.rest for word in words if word.rest)))
+            # A folder of slices that holds their label too is a case's own, and its image lies in it.
+            listed.append(_place_file(path, (path if path in beside else path.parent).relative_to(root).parts))
     return listed
+
+
+def _place_file(path: Path, parts: tuple[str, ...]) -> File:
+    """Describes an image by the folders that hold it."""
+    words = [read_part(part) for part in parts]
+    role = next((word.role for word in reversed(words) if word.role), "")
+    split = next((word.split for word in reversed(words) if word.split), None)
+    return File(path, stem_of_image(path), parts, role, split, tuple(word.rest for word in words if word.rest))
 
 
 def refuse_two_labels(image: Path, one: Path, other: Path) -> ValueError:
@@ -357,5 +367,6 @@ def _keep_equal_channels(pairs: Sequence[Pair], found: Found, root: Path) -> Non
 
 
 def _normalise_channels(pair: Pair) -> tuple[str, ...]:
-    """Returns the names of the channels; of a single one only a name that is a word."""
-    return () if len(pair.images) == 1 and (not pair.channels or pair.channels[0].isdigit()) else pair.channels
+    """Returns the names of the channels; of a single one only a name that is a word, and not the case's."""
+    alone = len(pair.images) == 1 and (not pair.channels or pair.channels[0].isdigit() or pair.channels[0] == pair.name)
+    return () if alone else pair.channels

@@ -12,6 +12,7 @@ from modules.data.bids import find_bids
 from modules.data.case import LabelRule
 from modules.data.case_table import read_case_table
 from modules.data.class_tables import Classes, choose_classes
+from modules.data.dicom_folders import stem_of_image
 from modules.data.files import SUFFIXES, stem_of, suffix_of
 from modules.data.folder_cases import NamedCases, describe_splits_found, make_cases
 from modules.data.folder_layouts import Found, Pair, find_pairs, list_files
@@ -24,7 +25,7 @@ from modules.data.regions import IGNORE
 MODALITIES = ("CT", "MR")
 LAYOUTS = (
     "images/ and labels/ (or masks/, imagesTr/ and labelsTr/, train/images/, ...), a label beside its image (a_seg, a_mask, a_label), a "
-    "folder for each case, or BIDS with derivatives"
+    "folder for each case, or BIDS with derivatives. A folder of DICOM slices counts as one image"
 )
 _COLOURS = {3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 # Air of Hounsfield units lies at -1000; no other scanner's values lie so low.
@@ -34,7 +35,7 @@ _MOST_NAMES = 8
 _MOST_HINTED = 20_000
 # Images of kinds that other programs read.
 _OTHER_IMAGES = {
-    *(".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".dcm", ".ima", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".img", ".hdr"),
+    *(".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".img", ".hdr"),
     *(".npy", ".npz", ".h5", ".mat", "without a suffix"),
 } - set(SUFFIXES)
 
@@ -135,7 +136,7 @@ def _refuse_nothing(root: Path, found: Found) -> FileNotFoundError:
     kinds = ", ".join(f"{number} {kind}" for kind, number in found.others.most_common(3))
     known = found.others.keys() & _OTHER_IMAGES
     if not groups:
-        received = f"no image ({', '.join(SUFFIXES)})" + (f", but {kinds}" if kinds else "")
+        received = f"no image ({', '.join(SUFFIXES)} or DICOM)" + (f", but {kinds}" if kinds else "")
         remedy = f"Convert {' and '.join(sorted(known))} to one of these." if known else "Give the folder with `--data`."
     elif find_hint(root.resolve().parent) and read_part(root.resolve().name).role:
         received = "one part of the pairs"
@@ -219,7 +220,7 @@ def _find_own_sides(classes: Classes) -> tuple[tuple[str, str], ...]:
 
 def find_renames(pairs: Sequence[Pair]) -> tuple[tuple[str, str], ...]:
     """Finds the rule by which an image's file name becomes its label's, where all pairs follow one: another ending or beginning."""
-    stems = [(stem_of(pair.images[0]), stem_of(pair.label)) for pair in pairs]
+    stems = [(stem_of_image(pair.images[0]), stem_of(pair.label)) for pair in pairs]
     ends, beginnings = set(), set()
     for image, label in stems:
         common = next((place for place, (one, other) in enumerate(zip(image, label, strict=False)) if one != other), None)

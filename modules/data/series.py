@@ -151,7 +151,8 @@ def choose_series(found: Found, wanted: str, place: Path) -> Series:
     chosen = usable or pictures
     if len(chosen) != 1:
         raise ValueError(
-            f"Expected one DICOM series in {place}. Received: {list_series(found.series)}. Choose one: --series UID, number or description."
+            f"Expected one DICOM series in {place}. Received: {list_series(found.series)}. "
+            "To predict, choose one by --series UID, number or description; to train, give each a folder of its own."
         )
     return chosen[0]
 

@@ -88,8 +88,10 @@ def _part_studies(found: Found) -> list[Found]:
         groups.append((keys, series, damaged))
 
     for one in found.series:
-        # A file of many frames is told from its neighbours by its study alone.
-        folders = set() if _is_one_file(one) and one.head.study else {("folder", str(file.parent)) for file in one.files}
+        # A file of many frames is told from its neighbours by its study alone. So are reports and segmentations, of which one folder
+        # may hold those of many people.
+        apart = bool(one.head.study) and (_is_one_file(one) or one.head.kind == "no image")
+        folders = set() if apart else {("folder", str(file.parent)) for file in one.files}
         add(folders | ({("study", one.head.study)} if one.head.study else set()), [one], {})
     for path, error in found.damaged.items():
         add({("folder", str(path.parent))}, [], {path: error})

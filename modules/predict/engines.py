@@ -57,7 +57,10 @@ def choose_engine(engine: str, folder: Path, converted: bool) -> str:
     if not has_openvino():
         lack, remedy = "the package openvino is not installed", "pip install openvino"
     elif not converted:
-        lack, remedy = f"no {' and '.join(OPENVINO_FILES)} in {folder}", "train.py writes them where openvino is installed"
+        lack, remedy = (
+            f"no {' and '.join(OPENVINO_FILES)} in {folder}",
+            "train.py writes them where openvino is installed and agrees with Keras",
+        )
     if lack and engine == "openvino":
         raise ValueError(f"Expected what engine 'openvino' needs. Received: {lack}. Give --engine keras, or: {remedy}.")
     if engine == "auto" and sees_gpu():

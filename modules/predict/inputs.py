@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from modules.data.case import Case, LabelRule, place_in_volume
+from modules.data.dicom_folders import stem_of_image
 from modules.data.files import DETACHED_SUFFIXES, SUFFIXES, stem_of, suffix_of, walk_files
 from modules.data.formats import list_files
 from modules.data.layout_names import LABEL_BEGINNING, LABEL_ENDING, LABEL_FOLDER, OUTPUTS
@@ -108,9 +109,9 @@ def _resolve(path: str, search: Search, series: str) -> list[tuple[FoundImage, b
         root = _find_plain_part(path)
         files = sorted(file for file in map(Path, glob.glob(path, recursive=True)) if not file.is_dir() and not file.name.startswith("."))
     images = [file for file in files if suffix_of(file)]
-    earlier = sum(stem_of(file).endswith(OUTPUTS) for file in images)
-    images = [file for file in images if not stem_of(file).endswith(OUTPUTS)]
     dicom = [file for file in files if not suffix_of(file) and not file.name.upper().startswith("DICOMDIR") and is_dicom(file)]
+    earlier = sum(stem_of_image(file).endswith(OUTPUTS) for file in [*images, *dicom])
+    images, dicom = ([file for file in kind if not stem_of_image(file).endswith(OUTPUTS)] for kind in (images, dicom))
     search.dicom |= set(dicom)
     scans, failures, remarks = find_scans(dicom, series) if dicom else ([], [], [])
     search.failures += failures

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from modules import score_tables
+from modules import score_lines, score_tables
 from modules.data.case import Case
 from modules.data.spec import DatasetSpec, choose_target
 from modules.run.budget import MINUTES, Share, start_clock
@@ -175,7 +175,7 @@ def pool_folds(run: RunFolder, settings: Settings, subjects: Mapping[str, str]) 
     title = f"{settings.dataset}{f' by {settings.mode}' if settings.mode else ''}: each subject tested once in {settings.folds} folds"
     picture = reports.draw_folds(run.figures / "folds.png", tested, subjects, title=title)
     intervals = score_tables.estimate_intervals(scores, subjects)
-    for line in score_tables.format_scores(score_tables.summarise(scores), intervals):
+    for line in score_lines.format_scores(score_tables.summarise(scores), intervals):
         log.info("%s", line)
     log.info("picture: %s", picture)
     write_json(run.summary, {"test": intervals})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from modules import score_tables, scoring
+from modules import score_lines, score_tables, scoring
 from modules.data.case import Case
 from modules.data.regions import IGNORE, name_shown, to_shown
 from modules.hardware import read_peak
@@ -58,7 +58,7 @@ def evaluate(
     score_tables.write_scores(run.scores, scores)
     means = score_tables.summarise(scores)
     intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
-    for line in score_tables.format_scores(means, intervals):
+    for line in score_lines.format_scores(means, intervals):
         log.info("%s", line)
     for line in describe_findings(scores):
         log.warning("%s", line)

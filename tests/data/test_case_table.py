@@ -36,6 +36,15 @@ def test_paths_may_be_those_of_the_data_too(tmp_path):
     assert pair.images == (tmp_path / "data/i/a.nii",)
 
 
+def test_a_row_may_name_a_folder_of_dicom_slices_or_a_file_of_many_frames(tmp_path):
+    plant(tmp_path, "series/1.dcm", "frames.dcm")
+    found = _read(tmp_path, "image,label\nseries,a_seg.nii\nframes.dcm,deep/b_seg.NII.GZ\n")
+    assert [(pair.name, pair.images) for pair in found.pairs] == [
+        ("series", (tmp_path / "series",)),
+        ("frames", (tmp_path / "frames.dcm",)),
+    ]
+
+
 def test_a_row_without_a_label_is_left_out(tmp_path):
     found = _read(tmp_path, "image,label\na.nii,a_seg.nii\nt2/a.nii,\n")
     assert (len(found.pairs), found.left_out) == (1, {"row without a label": ["a (row 3)"]})

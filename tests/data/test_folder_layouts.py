@@ -84,6 +84,47 @@ def test_channels_by_number_by_ending_and_by_folder(tmp_path, files, channels):
     assert pair.channels == channels
 
 
+@pytest.mark.parametrize(
+    ("slices", "label", "image"),
+    [
+        ("images/case1/a.dcm images/case1/b.dcm", "labels/case1.nii.gz", "images/case1"),
+        ("images/case1/IM1 images/case1/IM2", "labels/case1_seg.nrrd", "images/case1"),
+        ("images/case1/study/series/a.dcm images/case1/study/series/b.dcm", "labels/case1.nii.gz", "images/case1"),
+        ("batch2/case1/1.2/a.dcm", "batch2/case1_seg.nii.gz", "batch2/case1"),
+        ("case1/a.dcm case1/b.dcm", "case1_seg.nii.gz", "case1"),
+        ("case1/a.dcm case1/b.dcm", "case1/seg.nii.gz", "case1"),
+        ("case1/a.dcm case1/b.dcm", "case1/case1_seg.nii.gz", "case1"),
+        ("case1/dicom/a.dcm case1/dicom/b.dcm", "case1/seg.nii.gz", "case1/dicom"),
+        ("case1/images/a.dcm case1/images/b.dcm", "case1/labels/seg.nii.gz", "case1/images"),
+        ("train/images/p1/a.dcm", "train/labels/p1.nii.gz", "train/images/p1"),
+        ("images/case1.dcm", "labels/case1.png", "images/case1.dcm"),
+    ],
+)
+def test_a_folder_of_dicom_slices_is_one_image(tmp_path, slices, label, image):
+    plant(tmp_path, label)
+    for name in slices.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM")
+    files, left_out = _search(tmp_path)
+    assert list(files.values()) == [[image, label]]
+    assert not left_out
+
+
+def test_folders_of_dicom_series_are_channels_and_what_is_no_scan_stays_out(tmp_path):
+    plant(tmp_path, *(f"images/p{number}/{name}/1.dcm" for number in range(2) for name in ("t1", "t2")), "labels/p0.nii", "labels/p1.nii")
+    plant(tmp_path, "images/p1/note.pdf", "images/p1/junk.xyz", "images/DICOMDIR", "out/p1_prediction.dcm")
+    found = search_folder(tmp_path)
+    assert [(pair.name, pair.channels) for pair in found.pairs] == [("p0", ("t1", "t2")), ("p1", ("t1", "t2"))]
+    assert not found.left_out
+    assert found.others == {".xyz": 1, "without a suffix": 1, ".dcm": 1}
+
+
+def test_a_single_image_named_after_its_folder_is_no_channel_of_that_name(tmp_path):
+    plant(tmp_path, *(f"p{number}/{name}.nii" for number in range(3) for name in (f"p{number}", "seg")))
+    found = search_folder(tmp_path)
+    assert [(pair.name, pair.channels) for pair in found.pairs] == [("p0", ()), ("p1", ()), ("p2", ())]
+
+
 def test_numbers_of_slices_are_no_channels(tmp_path):
     names = [f"a_{number:04d}.png" for number in range(3)]
     files, _ = _search(plant(tmp_path, *(f"images/{name}" for name in names), *(f"labels/{name}" for name in names)))

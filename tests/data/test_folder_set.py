@@ -2,11 +2,13 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 from folder_helpers import plant, write, write_pairs
+from helpers import make_spec
 
-from modules.data.case import rename
+from modules.data.case import read_case, rename
 from modules.data.folder_layouts import Pair
 from modules.data.folder_set import Wishes, describe_folder, find_renames, find_sides
 from modules.data.regions import IGNORE
@@ -126,3 +128,41 @@ def test_8_bit_pictures_have_a_known_range(tmp_path):
     assert _describe(tmp_path)["preprocessing"].scale == 255
     write(tmp_path / "images/a.png", np.full((8, 6), 1000, np.uint16))
     assert _describe(tmp_path)["preprocessing"].scale == 1
+
+
+def _write_dicom(root, name, **fields):
+    """Writes a series into `images/name/` with a label of its grid in `labels/`; returns the pixels `(slices, rows, columns)`."""
+    from dicom_helpers import draw_volume, write_series
+
+    volume = draw_volume((4, 6, 8))
+    write_series(root / "images" / name, volume, **({"SeriesInstanceUID": f"1.{ord(name)}"} | fields))
+    # The series lies 0.75 x 1.5 x 2.5 mm from (-10, 20, 5) in LPS, see `dicom_helpers`.
+    affine = np.array([[-0.75, 0, 0, 10], [0, -1.5, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
+    (root / "labels").mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image((volume > 2000).astype(np.uint8).transpose(2, 1, 0), affine), root / "labels" / f"{name}_seg.nii.gz")
+    return volume
+
+
+def test_folders_of_dicom_slices_are_described_and_read_as_files_are(tmp_path):
+    pytest.importorskip("pydicom")
+    volume = {name: _write_dicom(tmp_path, name) for name in "ab"}["a"]
+    fields = _describe(tmp_path)
+    assert (fields["channels"], fields["class_names"], fields["preprocessing"].spatial_dims) == (("image",), ("background", "class 1"), 3)
+    rule = fields["label_rule"]
+    assert [rule.name_label(name) for name in ("a", "b")] == ["a_seg", "b_seg"]
+    case = fields["find"](tmp_path)[0]
+    assert (case.case_id, case.image_paths) == ("a", (tmp_path / "images" / "a",))
+    image, label = read_case(case, make_spec(fields["preprocessing"], rule.values))
+    np.testing.assert_array_equal(image.array[..., 0], volume.transpose(2, 1, 0))
+    np.testing.assert_array_equal(label, volume.transpose(2, 1, 0) > 2000)
+
+
+def test_a_folder_of_several_series_is_one_line_with_what_to_do(tmp_path):
+    pytest.importorskip("pydicom")
+    for name, series in (("a", "1.4"), ("b", "1.5")):
+        _write_dicom(tmp_path, name, SeriesInstanceUID=series, SeriesNumber=series[2:])
+    for path in (tmp_path / "images" / "b").iterdir():
+        path.rename(tmp_path / "images" / "a" / f"second {path.name}")
+    message = "Expected one DICOM series in .*images/a. Received: 2 series: 4 't1 mprage' .*; 5 .*; to train, give each a folder of its own"
+    with pytest.raises(ValueError, match=message):
+        _describe(tmp_path)

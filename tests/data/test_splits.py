@@ -16,7 +16,8 @@ from modules.data.case import Case
 from modules.data.colours import PALETTE
 from modules.data.splits import split_folds
 from modules.reports.folds import draw_folds
-from modules.score_tables import estimate_intervals, format_scores, map_subjects, score_subjects, summarise
+from modules.score_lines import format_scores
+from modules.score_tables import estimate_intervals, map_subjects, score_subjects, summarise
 from modules.scoring import AVERAGED, Score
 
 NAN = math.nan

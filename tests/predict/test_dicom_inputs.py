@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from command_helpers import expect_one_line
-from dicom_helpers import draw_volume, make_enhanced, write_series
+from dicom_helpers import draw_volume, make_enhanced, make_file, write_series
 
 import predict
 from modules.data.case import LabelRule
@@ -107,7 +107,8 @@ def test_series_of_one_study_are_listed_and_chosen(run, tmp_path, capsys):
         capsys,
         run(folder),
         f"Expected one DICOM series in {folder}. Received: 3 series: 1 '3-plane loc' (1 slice(s) of 7x6, MR, a localiser); 4 't1 mprage' "
-        "(5 slice(s) of 7x6, MR); 5 'FLAIR sag' (6 slice(s) of 8x7, MR). Choose one: --series UID, number or description.",
+        "(5 slice(s) of 7x6, MR); 5 'FLAIR sag' (6 slice(s) of 8x7, MR). To predict, choose one by --series UID, number or "
+        "description; to train, give each a folder of its own.",
     )
     expect_one_line(capsys, run(folder, "--series", "t2"), "Expected one DICOM series of the UID, number or description 't2' in ")
     expect_one_line(capsys, run(folder, "--series", "a"), "'a' in ")
@@ -144,6 +145,22 @@ def test_studies_are_scans_of_their_own_and_a_file_stands_for_its_series(tmp_pat
     found, search = _find(root)
     assert [name for name, *_ in found] == ["in/p1/t1"]
     assert f"Expected a whole DICOM file in {files[0]}. Received: " in str(search.failures[0])
+
+
+def test_segmentations_of_several_studies_in_one_folder_do_not_join_them(tmp_path):
+    for name in ("a", "b"):
+        study = {"StudyInstanceUID": f"1.{ord(name)}"}
+        write_series(tmp_path / "in" / name, draw_volume(), SeriesInstanceUID=f"1.{ord(name)}.1", **study)
+        seg = make_file(draw_volume((1, 6, 7))[0], Modality="SEG", SeriesInstanceUID=f"1.{ord(name)}.2", **study)
+        for folder, ending in (("out", "_prediction.dcm"), ("other", ".dcm")):
+            (tmp_path / "in" / folder).mkdir(exist_ok=True)
+            seg.save_as(tmp_path / "in" / folder / f"{name}{ending}", enforce_file_format=True)
+    scans, search = _find(tmp_path / "in")
+    # The name of a series is that of its own folder, wherever reports of its study lie.
+    assert [scan[2] for scan in scans] == ["a", "b"]
+    assert not search.failures
+    assert search.remarks[-1].startswith("2 file(s) at ")
+    assert "with names of earlier output" in search.remarks[-1]
 
 
 def test_files_of_many_frames_are_scans_of_their_own(tmp_path):

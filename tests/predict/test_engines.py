@@ -31,7 +31,8 @@ def test_auto_is_openvino_where_it_can_be(on_cpu, monkeypatch, caplog):
     monkeypatch.setattr(engines, "sees_gpu", lambda: True)
     assert engines.choose_engine("auto", Path("b"), True) == "keras"
     assert caplog.messages == [
-        "engine keras, not openvino: no openvino.xml and openvino.bin in b; train.py writes them where openvino is installed",
+        "engine keras, not openvino: no openvino.xml and openvino.bin in b; train.py writes them where openvino is installed and agrees "
+        "with Keras",
         "engine keras, not openvino: the package openvino is not installed; pip install openvino",
         "engine keras: an NVIDIA GPU is here; --engine openvino uses the CPU",
     ]
@@ -224,7 +225,7 @@ def test_an_engine_that_cannot_be_is_one_line(tmp_path, slice_path, capsys, on_c
     assert predict.main([str(slice_path), *flags, "--engine", "openvino"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert "Give --engine keras, or: train.py writes them where openvino is installed." in lines[0]
+    assert "Give --engine keras, or: train.py writes them where openvino is installed and agrees with Keras." in lines[0]
     assert predict.main([str(slice_path), *flags]) == 0
     assert "engine keras, not openvino: no openvino.xml" in capsys.readouterr().out
 
