@@ -27,8 +27,12 @@ def to_volume(array: np.ndarray, affine: np.ndarray | None, spacing_mm: Sequence
         raise ValueError(f"Expected `array` of {rank} axes, and one more for channels. Received: shape {array.shape}.")
     if array.dtype.kind not in "biuf":
         raise ValueError(f"Expected `array` of integers or real numbers. Received: {array.dtype}. Convert it.")
-    if array.dtype.kind == "f" and not (math.isfinite(array.max()) and math.isfinite(array.min())):
-        raise ValueError(f"Expected finite values in `array`. Received: {int((~np.isfinite(array)).sum())} NaN or infinite. Replace them.")
+    # A number too large for float32 becomes infinite.
+    with np.errstate(over="ignore"):
+        image = to_float32(array if array.ndim > rank else array[..., np.newaxis])
+    if not (math.isfinite(image.max()) and math.isfinite(image.min())):
+        count = int((~np.isfinite(image)).sum())
+        raise ValueError(f"Expected finite values in `array`. Received: {count} NaN or infinite in float32. Replace them.")
     if affine is not None and spacing_mm is not None:
         raise ValueError("Expected `affine` or `spacing_mm`. Received: both. Leave one out.")
     if affine is not None:
@@ -40,18 +44,26 @@ def to_volume(array: np.ndarray, affine: np.ndarray | None, spacing_mm: Sequence
         # A picture has no size in mm either.
         spacing_mm = (1.0,) * rank
     spacing = _check_spacing(spacing_mm, rank)
-    return Volume(to_float32(array if array.ndim > rank else array[..., np.newaxis]), affine, spacing)
+    return Volume(image, affine, spacing)
 
 
 def _check_affine(affine: np.ndarray) -> np.ndarray:
-    affine = np.asarray(affine, np.float64)
+    try:
+        affine = np.asarray(affine, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected an `affine` of 4 x 4 numbers. Received: {affine!r}.") from error
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise ValueError(f"Expected a finite `affine` of shape (4, 4). Received: shape {affine.shape}, {affine.tolist()}.")
+    if not np.allclose(affine[3], (0, 0, 0, 1)):
+        raise ValueError(f"Expected an `affine` whose last row is 0, 0, 0, 1. Received: {affine[3].tolist()}. Perhaps it is transposed.")
     return affine
 
 
 def _check_spacing(spacing_mm: Sequence[float], rank: int) -> tuple[float, ...]:
-    spacing = tuple(float(size) for size in spacing_mm)
+    try:
+        spacing = tuple(float(size) for size in spacing_mm)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected `spacing_mm` of {rank} numbers. Received: {spacing_mm!r}.") from error
     if len(spacing) != rank or not all(LEAST_MM <= size <= MOST_MM for size in spacing):
         raise ValueError(f"Expected voxels of {LEAST_MM:g} to {MOST_MM:g} mm along {rank} axes. Received: {spacing}.")
     return spacing

@@ -55,6 +55,9 @@ def translate(kind: type[MRIError]) -> Generator[None, None, None]:
     except Exception as error:
         if isinstance(error, EngineError) or is_lack_of_memory(error):
             raise PredictionError(to_line(error)) from error
+        if kind is InputError and isinstance(error.__cause__, ImportError):
+            # A reader of a format says itself which package it lacks.
+            raise MissingPackageError(to_line(error)) from error
         if isinstance(error, ValueError | OSError):
             raise kind(to_line(error)) from error
         raise

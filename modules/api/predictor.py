@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,7 +167,8 @@ class Predictor:
         """Predicts a file or a DICOM folder, with the same label map as predict.py writes for it.
 
         Args:
-            path: A file of any format that predict.py reads, a folder of one DICOM series, or a file for each channel.
+            path: A file of any format that predict.py reads, or a folder of one DICOM series; or one for each channel. Their names say
+                which is which, as for predict.py, else their order does.
             series: UID, number or description of the DICOM series, where a folder has several.
             probabilities: Whether to keep the probabilities of all classes.
 
@@ -248,7 +249,13 @@ class Predictor:
         return cases
 
     def _find_case(self, path: PathLike | Sequence[PathLike], series: str) -> Case:
-        cases = self._find_cases(_list_paths(path), series)
+        paths = _list_paths(path)
+        cases = self._find_cases(paths, series)
+        if len(cases) == len(paths) == len(self.channels) > 1:
+            # The names do not say which file is which channel, so the order does.
+            alone = [case for one in paths for case in self._find_cases([one], series)]
+            files = tuple(file for case in alone for file in case.image_paths)
+            cases = [replace(alone[0], image_paths=files, series=tuple(uid for case in alone for uid in case.series or ("",)))]
         if len(cases) != 1:
             names = ", ".join(str(case.image_paths[0]) for case in cases[:3]) + (", ..." if len(cases) > 3 else "")
             raise ValueError(f"Expected one scan. Received: {len(cases)}, {names}. Call this once for each.")

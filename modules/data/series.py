@@ -19,8 +19,6 @@ from modules.data.files import suffix_of, walk_files
 # A file with one of these suffixes must be DICOM. Others may be.
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _MARK = b"DICM"
-# The transfer syntax's element, which stands in the first bytes, and that of a deflated file.
-_SYNTAX, _DEFLATED, _MOST_META = b"\x02\x00\x10\x00UI", b"1.2.840.10008.1.2.1.99", 1 << 12
 # Kinds that hold no picture of a body, although some have pixels.
 _NO_IMAGES = ("SEG", "SR", "PR", "KO", "REG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "RWV", "DOC", "FID", "AU", "ECG", "HD")
 _LOCALISER = re.compile(r"(?i)(^|[^a-z])(locali[sz]ers?|loc|scouts?|survey|surview|topograms?|3[ _-]?pl(ane)?)($|[^a-z])")
@@ -228,32 +226,36 @@ def read_header(path: Path, tags: Sequence[str] = ()) -> Any:
         size = os.fstat(file.fileno()).st_size
         if not size:
             raise DicomError(f"Expected a DICOM file in {path}. Received: an empty file. Copy it again.")
-        start = file.read(_MOST_META)
-        if start[128:132] != _MARK:
+        if file.read(132)[128:] != _MARK:
             raise refuse(path, "no mark of DICOM at byte 128")
-        place = start.find(_SYNTAX, 132) + len(_SYNTAX) + 2
-        if start[place:].startswith(_DEFLATED):
-            # pydicom would inflate all of it, whatever its size.
-            raise DicomError(f"Expected a DICOM file that is not deflated in {path}. Received: one that is. Convert it: dcmconv +te")
         file.seek(0)
         bounded: Any = _BoundedFile(file, size)
         try:
             return pydicom.dcmread(bounded, stop_before_pixels=True, specific_tags=list(tags) or None)
+        except _DeflatedError as error:
+            line = f"Expected a DICOM file that is not deflated in {path}. Received: one that is. Convert it: dcmconv +te"
+            raise DicomError(line) from error
         except Exception as error:  # a damaged header can make pydicom fail in any way
             raise refuse(path, to_line(error, 300)) from error
 
 
+class _DeflatedError(Exception):
+    """The error of a file that pydicom is about to inflate."""
+
+
 class _BoundedFile:
-    """A file whose `read` never asks for more than there is: Python allocates what a lying length asks for."""
+    """A file that pydicom may read: never more than there is, as Python allocates what a lying length asks for, and no deflated one."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size = file, size
         self.tell, self.seek = file.tell, file.seek
 
     def read(self, number: int = -1) -> bytes:
-        """Reads up to `number` bytes."""
-        left = max(0, self._size - self._file.tell())
-        return self._file.read(left if number < 0 else min(number, left))
+        """Reads up to `number` bytes. Raises _DeflatedError without a number."""
+        if number < 0:
+            # pydicom asks for the rest of a file only to inflate it, whatever its size.
+            raise _DeflatedError
+        return self._file.read(min(number, max(0, self._size - self._file.tell())))
 
 
 def take_number(data: Any, name: str, default: int = 0) -> int:

@@ -7,6 +7,7 @@ when a scan lies in memory decides about the rest.
 import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,7 +150,8 @@ def estimate_reading(case: Case, bundles: Sequence[ModelBundle]) -> tuple[tuple[
         return (), 0
     voxels, total = math.prod(volume.array.shape[:-1]), 0
     for bundle in bundles:
-        geometry = bundle.preprocessing.measure(volume)
+        # The header does not show the foreground. To look for it in so many voxels as a lying header promises would fill the memory.
+        geometry = replace(bundle.preprocessing, foreground_crop=False).measure(volume)
         largest = math.prod(map(max, geometry.grid, geometry.shape))
         resampled = 16 * channels * largest if geometry.grid != geometry.shape else 0
         total = max(total, 4 * channels * voxels + max((4 * channels + 12) * voxels, resampled))

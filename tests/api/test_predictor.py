@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -16,12 +17,13 @@ import numpy as np
 import pytest
 
 import predict
-from modules import InputError, ModelError, MRIError, PredictionError, Predictor, TooLargeError, evaluate
+from modules import InputError, MissingPackageError, ModelError, MRIError, PredictionError, Predictor, TooLargeError, evaluate
 from modules.api.predictor import measure_volumes
 from modules.data.case import Case, LabelRule, Predicted, Volume
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import Region
+from modules.data.series import import_pydicom
 from modules.networks import with_head
 from modules.predict.bundle import ModelBundle
 from modules.predict.engines import EngineError, OpenVinoModel
@@ -217,11 +219,17 @@ WRONG = [
     ((np.zeros((0, 4, 4)),), {}, r"Received: shape \(0, 4, 4\)."),
     ((np.zeros((4, 4, 4), complex),), {}, "Expected `array` of integers or real numbers. Received: complex128."),
     ((np.full((4, 4, 4), np.nan), np.eye(4)), {}, "Expected finite values in `array`. Received: 64 NaN or infinite."),
+    ((np.full((4, 4, 4), 1e39), np.eye(4)), {}, "Received: 64 NaN or infinite in float32."),
     ((ARRAY,), {}, "Expected `affine` or `spacing_mm` for a volume. Received: neither."),
     ((ARRAY, np.eye(4), (1, 1, 1)), {}, "Expected `affine` or `spacing_mm`. Received: both."),
     ((ARRAY, np.eye(3)), {}, r"Expected a finite `affine` of shape \(4, 4\). Received: shape \(3, 3\)"),
     ((ARRAY,), {"spacing_mm": (1, 1)}, r"Expected voxels of .* mm along 3 axes. Received: \(1.0, 1.0\)."),
     ((ARRAY,), {"spacing_mm": (1, 1, 0)}, r"Received: \(1.0, 1.0, 0.0\)."),
+    ((ARRAY,), {"spacing_mm": 1.5}, "Expected `spacing_mm` of 3 numbers. Received: 1.5."),
+    ((ARRAY, "eye"), {}, "Expected an `affine` of 4 x 4 numbers. Received: .eye."),
+    ((ARRAY, nib.affines.from_matvec(np.eye(3), (3, 2, 7)).T), {}, r"last row is 0, 0, 0, 1. Received: \[3.0, 2.0, 7.0, 1.0\]."),
+    ((ARRAY, np.diag([1, 1, 0, 1])), {}, r"Received: \(1.0, 1.0, 0.0\)."),
+    ((ARRAY, np.eye(4) + np.eye(4, k=1) * [0, 1, 0, 0]), {}, "Expected axes at right angles in the array."),
     ((np.zeros((4, 4, 4, 2)), np.eye(4)), {}, r"Expected 1 channel\(s\) \(T1\) for this model. Received: 2 in the array."),
 ]
 
@@ -279,3 +287,40 @@ def test_scores_are_those_of_the_command(model, scan, tmp_path, monkeypatch):
     monkeypatch.setattr(OpenVinoModel, "predict_on_batch", fail)
     with pytest.raises(PredictionError, match="Expected an engine that computes .*scan.nii.gz. Received: broken"):
         evaluate(model, scan, tmp_path / "labels")
+
+
+def test_whatever_memory_an_array_lies_in_its_map_is_the_same(model, scan):
+    predictor, source = Predictor.load(model, "openvino"), nib.load(scan)
+    array = np.asarray(source.dataobj).round().astype(np.int16)
+    label = predictor.predict(array, source.affine).label
+    fixed = array.astype(np.float32)
+    fixed.flags.writeable = False
+    kinds = (array.astype(">i2"), array.astype(">f8"), array.astype(np.int64), np.ascontiguousarray(array), fixed)
+    for number, kind in enumerate((*kinds, np.repeat(array, 2, axis=1)[:, ::2], array[::-1].copy()[::-1])):
+        before = kind.copy()
+        np.testing.assert_array_equal(predictor.predict(kind, source.affine).label, label, err_msg=str(number))
+        np.testing.assert_array_equal(kind, before)
+
+
+def test_channels_are_told_by_names_and_else_by_their_order(model, tmp_path):
+    bundle = replace(ModelBundle.load(model, "openvino"), channels=("t1", "t2"))
+    predictor = Predictor([bundle], ())
+    array = np.random.default_rng(9).normal(100, 20, (20, 18, 16)).astype(np.float32)
+    seen = []
+    for names in (("b", "a"), ("x_t2", "x_t1")):
+        paths = [tmp_path / f"{name}.nii" for name in names]
+        for number, path in enumerate(paths):
+            nib.save(nib.Nifti1Image(array + number, np.eye(4)), path)
+        seen.append([path.stem for path in predictor._find_case(paths, "").image_paths])
+    assert seen == [["b", "a"], ["x_t1", "x_t2"]]
+    with pytest.raises(InputError, match=r"Expected one scan. Received: 3"):
+        predictor.predict_file([tmp_path / name for name in ("a.nii", "b.nii", "x_t1.nii")])
+
+
+def test_a_format_whose_package_is_missing_is_no_wrong_scan(model, tmp_path, monkeypatch):
+    (tmp_path / "a.dcm").write_bytes(b"a scan")
+    predictor = Predictor.load(model)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    import_pydicom.cache_clear()
+    with pytest.raises(MissingPackageError, match="Expected pydicom to read DICOM files. Received: it is not installed."):
+        predictor.predict_file(tmp_path / "a.dcm")

@@ -1,8 +1,10 @@
 """DICOM series: equal to their pixels and to SimpleITK's geometry, or refused in one line."""
 
 import hashlib
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from modules.data.case import Case, read_case, read_volume
 from modules.data.formats import hash_source, list_files, read_file, read_grid
 from modules.data.inventory import describe_files
 from modules.data.preprocess import Preprocessing
-from modules.data.series import import_pydicom
+from modules.data.series import import_pydicom, read_header
 from modules.run.proof import make_manifest
 
 OBLIQUE = (0.8, 0.6, 0, -0.36, 0.48, 0.8)
@@ -305,3 +307,16 @@ def test_reading_other_formats_imports_no_library_of_these():
         "sys.exit(bool({'pydicom', 'SimpleITK', 'nibabel'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize("name", [b"UI", b"SH"])
+def test_a_deflated_file_is_never_inflated(tmp_path, name):
+    def element(number, kind, value):
+        return struct.pack("<2H2sH", 2, number, kind, len(value)) + value
+
+    # The element that says so may lie far behind, and call itself something else.
+    head = element(3, b"UI", b"1" * 60_000) + element(16, name, b"1.2.840.10008.1.2.1.99")
+    path = tmp_path / "a.dcm"
+    path.write_bytes(bytes(128) + b"DICM" + head + zlib.compress(bytes(1 << 16), wbits=-15))
+    with pytest.raises(ValueError, match=r"Expected a DICOM file that is not deflated in .*a.dcm. Received: one that is."):
+        read_header(path)

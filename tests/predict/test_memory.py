@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from modules.data import preprocess
 from modules.data.case import Case, LabelRule
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
@@ -126,6 +127,11 @@ def test_reading_is_estimated_from_the_header(tmp_path):
     # Twice as many voxels along each axis: 4 x 6,000 and 16 x 48,000.
     finer = _make_bundle(preprocessing=Preprocessing(3, spacing_mm=(0.5, 0.5, 0.5)))
     assert estimate_reading(case, [finer])[1] == 24_000 + 768_000
+    # Only the voxels show the foreground, and a header may promise more of them than memory holds.
+    cropped = _make_bundle(preprocessing=Preprocessing(3, foreground_crop=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocess, "_find_foreground", None)
+        assert estimate_reading(case, [cropped]) == ((10, 20, 30), 20 * 6000)
     # An error is told when the file is read.
     case.image_paths[0].write_bytes(b"x")
     assert estimate_reading(case, [_make_bundle()]) == ((), 0)
