@@ -23,7 +23,7 @@ class Ends(NamedTuple):
 
 @dataclass(frozen=True)
 class Taken:
-    """What a new network has from a trained one.
+    """The weights that a new network has from a trained one.
 
     Attributes:
         taken: Number of weights that are taken, whole or in part.

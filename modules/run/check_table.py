@@ -1,4 +1,4 @@
-"""What `dataset.py check` measured, as a summary for people, as rows of `check.csv` and as records of `check.json`."""
+"""The results of `dataset.py check`, as a summary for people, as rows of `check.csv` and as records of `check.json`."""
 
 import math
 from collections import Counter

@@ -24,7 +24,7 @@ log = logging.getLogger("mri")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare.
+    """The task of a comparison.
 
     Attributes:
         paths: Runs and folders; the first is the baseline. None of them stands for a leaderboard of all runs below `runs`.

@@ -46,7 +46,7 @@ class Contestant:
 
 
 class _Guide(NamedTuple):
-    """What label maps mean: a `CaseRules` of `modules.data.case`, with the names of classes and cases.
+    """The meaning of label maps: a `CaseRules` of `modules.data.case`, with the names of classes and cases.
 
     Attributes:
         class_names: The classes, the background first.

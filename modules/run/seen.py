@@ -1,4 +1,4 @@
-"""Which scans a model has seen: written into its bundle, and compared with the scans that shall judge what is trained from it."""
+"""The scans that a model has seen: written into its bundle, and compared with the scans that shall judge what is trained from it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

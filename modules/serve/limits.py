@@ -1,4 +1,4 @@
-"""What a request may take, and how it is refused."""
+"""The limits of a request, and the errors that refuse it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
