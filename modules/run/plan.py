@@ -292,8 +292,8 @@ def _check_contrast(settings: Settings, preprocessing: Preprocessing) -> None:
     augmentation = AUGMENTATIONS[settings.augment or "none"]
     if augmentation and augmentation.synthetic and preprocessing.intensity in ("ct", "fixed"):
         raise ValueError(
-            f"Expected `intensity` measured in each scan beside `augment` '{settings.augment}'. Received: '{preprocessing.intensity}', whose "
-            "numbers fit one contrast. Leave `--augment` out, or give `--intensity zscore`."
+            f"Expected `intensity` measured in each scan beside `augment` '{settings.augment}'. Received: '{preprocessing.intensity}', "
+            "whose numbers fit one contrast. Leave `--augment` out, or give `--intensity zscore`."
         )
 
 
