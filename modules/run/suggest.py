@@ -81,7 +81,8 @@ def suggest(options: argparse.Namespace, datasets: Mapping[str, DatasetSpec]) ->
     """
     output, run = Path(options.output), RunFolder(options.run)
     _check(options, output)
-    bundles = [ModelBundle.load(path) for path in list_models([run.path])]
+    models = list_models([run.path])
+    bundles = [ModelBundle.load(path) for path in models]
     labelled = _find_labelled(run, datasets)
     cases = _find_unlabelled(options.paths, bundles[0], run, labelled, datasets)
     ranked = _rank(bundles, cases, options.number)
@@ -103,7 +104,8 @@ def suggest(options: argparse.Namespace, datasets: Mapping[str, DatasetSpec]) ->
     ignored = " --ignore-geometry" if any(case.ignore_geometry for _, case in labelled) else ""
     log.info("move each label map that you corrected to %s", output / LABELS)
     log.info("delete the rows of the others from %s", output / CASES_FILE)
-    log.info("then: python train.py --dataset folder --cases %s --init %s%s", output / CASES_FILE, options.run, ignored)
+    source = run.path if len(models) == 1 else models[0]
+    log.info("then: python train.py --dataset folder --cases %s --init %s%s", output / CASES_FILE, source, ignored)
 
 
 def _check(options: argparse.Namespace, output: Path) -> None:
@@ -120,14 +122,15 @@ def _check(options: argparse.Namespace, output: Path) -> None:
 
 def _find_labelled(run: RunFolder, datasets: Mapping[str, DatasetSpec]) -> list[tuple[str, Case]]:
     """Finds the labelled cases of the model's run again, each with its split; none, with a line that says why, where that fails."""
-    if not run.record.is_file():
-        log.info("the labelled scans of %s are not known: it is no run of its own", run.path)
+    splits = run.read_record().get("splits") if run.record.is_file() else None
+    if not isinstance(splits, dict):
+        log.info("the labelled scans of %s are not known: it is no single run", run.path)
         return []
     try:
-        settings, splits = run.read_settings(), run.read_record().get("splits")
+        settings = run.read_settings()
         _, cases = find_labelled(settings, datasets[settings.dataset])
         known = {case.case_id: case for case in cases if case.label_path is not None}
-        return [(split, known[name]) for split, names in dict(splits or {}).items() for name in names]
+        return [(split, known[name]) for split, names in splits.items() for name in names]
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("the labelled scans of %s are not found again: %s", run.path, to_line(error))
         return []
