@@ -11,7 +11,9 @@ from modules import devices, networks
 from modules.data.draws import AUGMENTATIONS, draw_parameters
 from modules.data.pipeline import DrawAugmentation, make_pipeline
 from modules.data.regions import IGNORE, list_parts
+from modules.data.resident import count_bytes, find_bases, find_obstacle, read_table
 from modules.data.spec import DatasetSpec
+from modules.hardware import describe_hardware
 from modules.predict.bundle import ModelBundle, add_provenance
 from modules.run.classes import describe_classes, describe_ignored_cases, find_classes
 from modules.run.folder import RunFolder, write_json
@@ -139,12 +141,13 @@ def _run_epochs(prepared: PreparedRun, trainer, checkpoint: "Checkpoint", keep_b
     steps, epochs = prepared.plan.steps_per_epoch, prepared.plan.epochs
     # A fit of its own finishes an interrupted epoch, because all epochs of a fit have one length in Keras.
     epoch, inside = divmod(checkpoint.step, steps)
+    table = put_on_device(prepared)
     for begin, end in ((epoch, epoch + 1), (epoch + 1, epochs)) if inside else ((epoch, epochs),):
         if begin >= end or keep_best.finished:
             break
         with name_failures() as failures:
             trainer.fit(
-                make_training_data(prepared, checkpoint.step, failures),
+                make_training_data(prepared, checkpoint.step, failures, table),
                 validation_data=make_validation_data(prepared, failures),
                 initial_epoch=begin,
                 epochs=end,
@@ -217,17 +220,60 @@ def make_validation_data(prepared: PreparedRun, failures: list[Exception] | None
     return make_pipeline(prepared.prepared["validate"], training=False, failures=failures, **_list_pipeline_options(prepared))
 
 
-def make_training_data(prepared: PreparedRun, first_step: int, failures: list[Exception] | None = None):
-    """Makes the endless training pipeline from a step on, see `modules.data.pipeline.make_pipeline`."""
-    return make_pipeline(
+def make_training_data(
+    prepared: PreparedRun, first_step: int, failures: list[Exception] | None = None, table: dict[str, Any] | None = None
+):
+    """Makes the endless training data from a step on, see `modules.data.pipeline.make_pipeline`.
+
+    With a `table` from `put_on_device` each batch holds the table and places in it, and its samples are the same.
+    """
+    pipeline = make_pipeline(
         prepared.prepared["train"],
         training=True,
         sampler=prepared.plan.sampler,
         draw_augmentation=make_draw_augmentation(prepared.settings, prepared.spec, prepared.plan),
         first_step=first_step,
         failures=failures,
+        bases=None if table is None else find_bases(prepared.prepared["train"]),
         **_list_pipeline_options(prepared),
     )
+    return pipeline if table is None else add_table(pipeline, table)
+
+
+def add_table(pipeline, table: dict[str, Any]):
+    """Adds the table on the device to each batch of a pipeline of places, without copying it."""
+    if devices.name_backend() == "tensorflow":
+        return pipeline.map(lambda batch: batch | table)
+    # Keras copies what a `tf.data.Dataset` holds through the host, but not what a generator does. It asks a generator for tuples.
+    return ((batch | table,) for batch in pipeline.as_numpy_iterator())
+
+
+def put_on_device(prepared: PreparedRun) -> dict[str, Any] | None:
+    """Puts all training cases into the device's memory as one table, as `--resident` says; None where batches are streamed.
+
+    Raises:
+        ValueError: If `--resident yes` asks for what cannot be.
+    """
+    from keras import ops
+
+    wish, cases, channels = prepared.settings.resident, prepared.prepared["train"], len(prepared.spec.channels)
+    hardware = describe_hardware()
+    on_gpu = hardware.kind == "gpu"
+    if wish == "no" or (wish == "auto" and not on_gpu):
+        return None
+    if len(prepared.devices) > 1:
+        obstacle = f"{len(prepared.devices)} devices share each batch"
+    elif on_gpu and devices.name_backend() == "tensorflow":
+        obstacle = "TensorFlow would copy them to the GPU in each step"
+    else:
+        obstacle = find_obstacle(cases, channels, hardware.device_bytes, hardware.memory_bytes)
+    if obstacle and wish == "yes":
+        raise ValueError(f"Expected --resident no or auto, as {obstacle}. Received: yes. Leave it out.")
+    if obstacle:
+        log.info("training cases: streamed, as %s", obstacle)
+        return None
+    log.info("training cases: %.2f GB in the device's memory", count_bytes(cases, channels) / 1e9)
+    return {name: ops.convert_to_tensor(array) for name, array in read_table(cases, channels).items()}
 
 
 def _list_pipeline_options(prepared: PreparedRun) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from modules.data.spec import DatasetSpec
 from modules.predict.bundle import ModelBundle
 from modules.run import proof
 from modules.run.division import divide
-from modules.run.fit import make_trainer, make_training_data, name_failures
+from modules.run.fit import make_trainer, make_training_data, name_failures, put_on_device
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.prepared import PreparedRun
 from modules.run.settings import Settings
@@ -159,7 +159,7 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
             log.warning("%s differs: %s had %s, here it is %s", name, run.path, record[name], now[name])
     trainer = make_trainer(prepared)
     with name_failures() as failures:
-        data = make_training_data(prepared, 0, failures)
+        data = make_training_data(prepared, 0, failures, put_on_device(prepared))
         trainer.fit(data, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)
     weights = proof.hash_weights(prepared.network)
     proof.check_equal(f"weights after {steps} steps", expected, weights, run.path)
