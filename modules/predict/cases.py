@@ -313,7 +313,8 @@ def _predict_tiled(
                 yield cut(array, start, tiling.window, fill=darkest)
 
     predict = make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order)
-    outputs = windows.predict_windows(predict, cut_windows(), images[0].tiling.batch_size, options.on_batch)
+    batch_size, compiled = images[0].tiling.batch_size, bundle.engine == "keras"
+    outputs = windows.predict_windows(predict, cut_windows(), batch_size, options.on_batch, one_shape=compiled)
     for _, geometry, tiling in images:
         merged = windows.merge_windows(islice(outputs, len(tiling.starts)), tiling)
         planes = bundle.preprocessing.restore_planes(merged, geometry, background, order)
