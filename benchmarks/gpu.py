@@ -26,6 +26,8 @@ from typing import Any
 import harness
 from harness import Table
 
+from modules.compiled import list_variables
+
 # Rank, filters, batch and size of the trained networks.
 NETWORKS = {"train2d": (2, 64, 64, "256x128"), "train3d": (3, 32, 2, "128x128x128")}
 SMALL = {"train2d": (2, 4, 4, "32x32"), "train3d": (3, 4, 2, "16x16x16")}
@@ -246,13 +248,8 @@ class Processes:
 
     def __init__(self, folder: Path, limit: float, workers: int) -> None:
         """Takes a folder for caches, the seconds that a process may take, and how many compile beside one another."""
-        compiled = folder / "compiled"
-        self._environment = {
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "JAX_COMPILATION_CACHE_DIR": str(compiled / "jax"),
-            "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
-            "TRITON_CACHE_DIR": str(compiled / "triton"),
-        }
+        # The same variables as train.py sets, for the peers too.
+        self._environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **list_variables(folder / "compiled")}
         self._turn, self._limit = {"BENCH_TURN": str(folder / "turn")}, limit
         self._many, self._two = ThreadPoolExecutor(workers), ThreadPoolExecutor(2 if workers > 1 else 1)
         self._new: dict[Job, Future] = {}

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("devices", "networks", "packages"),
     ("hardware",),
-    ("data", "model", "phantom"),
+    ("compiled", "data", "model", "phantom"),
     ("masks",),
     ("scoring",),
     ("score_lines", "score_tables", "predict"),
