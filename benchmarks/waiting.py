@@ -49,6 +49,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     network = networks.build("unet2d", (*size, 1), CLASSES, base_filters=options.base_filters)
     trainer = Trainer(network, SegmentationLoss("dice_ce"), Overlap([str(index) for index in range(CLASSES)]))
     trainer.compile(optimizer=keras.optimizers.Adam(1e-3))
+    harness.take_turn()
     trainer.fit(repeated, epochs=1, steps_per_epoch=2, verbose=0)
     rates = {"real": [], "repeated": []}
     for _ in range(3):

@@ -14,10 +14,10 @@ from modules.data.documents import to_line
 from modules.data.patches import cut, make_grid
 from modules.data.preprocess import Geometry, find_orientation
 from modules.data.regions import Region, paint_regions
-from modules.hardware import is_lack_of_memory
+from modules.hardware import is_lack_of_memory, sees_gpu
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
-from modules.predict.engines import EngineError, sees_gpu
+from modules.predict.engines import EngineError
 from modules.predict.flips import CANONICAL, Order, make_predictor
 from modules.predict.memory import MemoryLimit
 from modules.predict.postprocess import share
@@ -313,7 +313,8 @@ def _predict_tiled(
                 yield cut(array, start, tiling.window, fill=darkest)
 
     predict = make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order)
-    outputs = windows.predict_windows(predict, cut_windows(), images[0].tiling.batch_size, options.on_batch)
+    batch_size, compiled = images[0].tiling.batch_size, bundle.engine == "keras"
+    outputs = windows.predict_windows(predict, cut_windows(), batch_size, options.on_batch, one_shape=compiled)
     for _, geometry, tiling in images:
         merged = windows.merge_windows(islice(outputs, len(tiling.starts)), tiling)
         planes = bundle.preprocessing.restore_planes(merged, geometry, background, order)

@@ -197,6 +197,15 @@ def test_batches_are_padded_to_few_shapes(number, batch_size, rows):
         assert not batches[-1][number - sum(rows[:-1]) :].any()
 
 
+@pytest.mark.parametrize(("number", "rows"), [(1, [4]), (5, [4, 4]), (0, [])])
+def test_batches_are_padded_to_one_shape(number, rows):
+    batches = []
+    windows = (np.full((2, 3, 1), index + 1.0) for index in range(number))
+    outputs = list(predict_windows(lambda batch: batches.append(batch) or batch, windows, 4, one_shape=True))
+    assert [len(batch) for batch in batches] == rows
+    assert [output.item(0) for output in outputs] == list(range(1, number + 1))
+
+
 def test_windows_are_drawn_no_further_than_a_batch():
     drawn = []
     windows = (drawn.append(index) or np.zeros((2, 2, 1)) for index in range(100))
