@@ -133,16 +133,15 @@ class Sitting:
 
     def train_deterministic(self) -> Iterator[Work]:
         """Yields the cost of kernels that repeat bit for bit, and whether two processes get the same weights with and without them."""
+        settings = self._set_training("train2d")
         for backend in self.backends:
 
             def tell(found: Mapping[str, dict], new: Mapping[str, dict], backend: str = backend) -> None:
-                limit = "weights of two processes: " + ", ".join(
-                    f"{name} {'equal' if _repeats(found[name], new[name]) else 'not equal'}" for name in jobs
-                )
+                repeats = (f"{name} {'equal' if _repeats(found[name], new[name]) else 'not equal'}" for name in ("with", "without"))
                 rates = {"without": found["without"].get("rate")}
+                limit = f"weights of two processes: {', '.join(repeats)}"
                 self.table.add(f"train 2-D --deterministic, {backend}", "samples/s", found["with"].get("rate"), rates, limit)
 
-            settings = self._set_training("train2d")
             jobs = {
                 "with": self._job("training", "ours", backend, deterministic=1, **settings),
                 "without": self._job("training", "ours", backend, **settings),
@@ -151,7 +150,9 @@ class Sitting:
 
     def wait_for_data(self) -> Iterator[Work]:
         """Yields the share of its speed that a training keeps on real data: read from the cache, and on the device."""
-        settings: dict[str, Any] = {"batch": 4, "base_filters": 2, "steps": 3} if self.small else {"batch": 64, "base_filters": 32, "steps": 40}
+        settings: dict[str, Any] = (
+            {"batch": 4, "base_filters": 2, "steps": 3} if self.small else {"batch": 64, "base_filters": 32, "steps": 40}
+        )
         settings |= {"folder": self.folder, "precision": "bfloat16"}
         backend = self.backends[0]
         jobs = {

@@ -6,7 +6,6 @@ needed, because half of OpenVINO's gain is that a prediction does not wait for T
 
 import importlib.util
 import logging
-import os
 import queue
 import sys
 import warnings
