@@ -133,16 +133,15 @@ class Sitting:
 
     def train_deterministic(self) -> Iterator[Work]:
         """Yields the cost of kernels that repeat bit for bit, and whether two processes get the same weights with and without them."""
+        settings = self._set_training("train2d")
         for backend in self.backends:
 
             def tell(found: Mapping[str, dict], new: Mapping[str, dict], backend: str = backend) -> None:
-                limit = "weights of two processes: " + ", ".join(
-                    f"{name} {'equal' if _repeats(found[name], new[name]) else 'not equal'}" for name in jobs
-                )
+                repeats = (f"{name} {'equal' if _repeats(found[name], new[name]) else 'not equal'}" for name in ("with", "without"))
                 rates = {"without": found["without"].get("rate")}
+                limit = f"weights of two processes: {', '.join(repeats)}"
                 self.table.add(f"train 2-D --deterministic, {backend}", "samples/s", found["with"].get("rate"), rates, limit)
 
-            settings = self._set_training("train2d")
             jobs = {
                 "with": self._job("training", "ours", backend, deterministic=1, **settings),
                 "without": self._job("training", "ours", backend, **settings),
@@ -151,7 +150,9 @@ class Sitting:
 
     def wait_for_data(self) -> Iterator[Work]:
         """Yields the share of its speed that a training keeps on real data: read from the cache, and on the device."""
-        settings: dict[str, Any] = {"batch": 4, "base_filters": 2, "steps": 3} if self.small else {"batch": 64, "base_filters": 32, "steps": 40}
+        settings: dict[str, Any] = (
+            {"batch": 4, "base_filters": 2, "steps": 3} if self.small else {"batch": 64, "base_filters": 32, "steps": 40}
+        )
         settings |= {"folder": self.folder, "precision": "bfloat16"}
         backend = self.backends[0]
         jobs = {
@@ -246,10 +247,12 @@ DRAWN = {"hippocampus", "waiting", "predict"}
 class Processes:
     """Runs each job once as a new one, if it compiles, and once to measure; equal jobs are one."""
 
-    def __init__(self, folder: Path, limit: float, workers: int) -> None:
-        """Takes a folder for caches, the seconds that a process may take, and how many compile beside one another."""
+    def __init__(self, folder: Path, limit: float, workers: int, small: bool) -> None:
+        """Takes a folder for caches, the seconds that a process may take, how many compile beside one another, and whether all is tiny."""
         # The same variables as train.py sets, for the peers too.
         self._environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **list_variables(folder / "compiled")}
+        # On a CPU XLA would compile volumes for minutes.
+        self._environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if small else {}
         self._turn, self._limit = {"BENCH_TURN": str(folder / "turn")}, limit
         self._many, self._two = ThreadPoolExecutor(workers), ThreadPoolExecutor(2 if workers > 1 else 1)
         self._new: dict[Job, Future] = {}
@@ -288,7 +291,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Table:
     sitting = Sitting(options, folder)
     works = [work for make in (Sitting.measure_ceiling, *(ROWS[row] for row in options.rows)) for work in make(sitting)]
     jobs = [job for work in works for job in work.jobs.values()]
-    processes = Processes(folder, options.limit, 1 if options.small else max(1, min(4, (os.cpu_count() or 1) // 4)))
+    processes = Processes(folder, options.limit, 1 if options.small else max(1, min(4, (os.cpu_count() or 1) // 4)), options.small)
     processes.compile(jobs, sitting.draw() if DRAWN & set(options.rows) else [])
     print(f"compiled after {time.perf_counter() - options.began:.0f} s", flush=True)
     processes.measure(jobs)

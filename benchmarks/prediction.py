@@ -35,7 +35,7 @@ NAMES = tuple(f"class {index}" for index in range(CLASSES))
 
 
 def draw(options: argparse.Namespace) -> dict:
-    """Makes bundles and volumes of `--draw`; returns the multiplications and additions of a slice's, a cube's or a window's convolutions."""
+    """Makes what `--draw` names; returns the multiplications and additions of a case's convolutions (hippocampi: a window's)."""
     from training import count_flops
 
     from modules import devices, networks

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from modules.hardware import sees_gpu
+from modules.backend_choice import has_nvidia
 
 # The folder within the data cache.
 FOLDER = "compiled"
@@ -55,7 +55,7 @@ def list_variables(folder: Path) -> dict[str, str]:
         "TRITON_CACHE_DIR": str(folder / "triton"),
     }
     # On a CPU TensorFlow compiles nothing here.
-    if sees_gpu():
+    if has_nvidia():
         variables["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={folder / 'tensorflow'}"
     return variables
 

@@ -52,12 +52,6 @@ def look_up_hardware() -> Hardware:
     return Hardware("gpu" if memory else "cpu", "", count_cores(), find_memory(), memory, bool(memory) or has_cpu_bfloat16())
 
 
-def sees_gpu() -> bool:
-    """Returns whether this process may use an NVIDIA GPU, without asking TensorFlow."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
-
-
 def count_cores() -> int:
     """Counts the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)

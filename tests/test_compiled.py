@@ -71,7 +71,7 @@ def test_a_second_process_compiles_nothing_anew(tmp_path, variables):
 
 
 def test_all_backends_are_told_where(tmp_path, variables, monkeypatch):
-    monkeypatch.setattr(compiled, "sees_gpu", lambda: False)
+    monkeypatch.setattr(compiled, "has_nvidia", lambda: False)
     monkeypatch.setitem(sys.modules, "jax", None)
     monkeypatch.delitem(sys.modules, "jax")
     variables["TRITON_CACHE_DIR"] = "own"
@@ -81,7 +81,7 @@ def test_all_backends_are_told_where(tmp_path, variables, monkeypatch):
     assert variables["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "torch")
     assert variables["TRITON_CACHE_DIR"] == "own"
     assert "TF_XLA_FLAGS" not in variables
-    monkeypatch.setattr(compiled, "sees_gpu", lambda: True)
+    monkeypatch.setattr(compiled, "has_nvidia", lambda: True)
     keep_compiled(tmp_path / "cache")
     assert variables["TF_XLA_FLAGS"] == f"--tf_xla_persistent_cache_directory={folder / 'tensorflow'}"
 

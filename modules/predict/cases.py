@@ -14,10 +14,10 @@ from modules.data.documents import to_line
 from modules.data.patches import cut, make_grid
 from modules.data.preprocess import Geometry, find_orientation
 from modules.data.regions import Region, paint_regions
-from modules.hardware import is_lack_of_memory, sees_gpu
+from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
-from modules.predict.engines import EngineError
+from modules.predict.engines import EngineError, sees_gpu
 from modules.predict.flips import CANONICAL, Order, make_predictor
 from modules.predict.memory import MemoryLimit
 from modules.predict.postprocess import share

@@ -16,10 +16,9 @@ import numpy as np
 
 from modules import devices
 from modules.data.files import TEMPORARY, hash_file, name_failure
-from modules.hardware import sees_gpu
 from modules.predict import engines
 from modules.predict.bundle import ModelBundle, find_bundle, read_description, write_description
-from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino
+from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino, sees_gpu
 
 # Two right engines may differ by this factor more than a model does whose numbers move by their last place. Both round after each of many
 # operations, and each in another order.

@@ -16,7 +16,6 @@ import numpy as np
 
 from modules import devices, hardware
 from modules.data.documents import to_line
-from modules.hardware import sees_gpu
 
 ENGINES = ("auto", "keras", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -26,6 +25,12 @@ log = logging.getLogger("mri")
 
 
 # ---------------------------------------------------------------------------------------------------------------- choice
+
+
+def sees_gpu() -> bool:
+    """Returns whether this process may use an NVIDIA GPU, without asking TensorFlow."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def has_openvino() -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 from modules import devices
 from modules.data.cache import PreparedCase
 from modules.data.fingerprint import Fingerprint
-from modules.hardware import find_memory, read_memory, read_peak, sees_gpu
+from modules.hardware import find_memory, read_memory, read_peak
 from modules.predict.cases import choose_batch_size
-from modules.predict.engines import has_openvino
+from modules.predict.engines import has_openvino, sees_gpu
 from modules.run.plan import Plan
 
 # Bytes that the program takes with all its libraries, and the graphs that a training compiles.
