@@ -3,10 +3,11 @@
     python benchmarks/waiting.py --step ours --folder FOLDER       # where reading.py drew
 
 Both go through `Trainer.fit`, as train.py does, with light augmentation, on the slices of reading.py from a filled cache. They take
-turns, so that a machine that is busy for a while slows both.
+turns, so that a machine that is busy for a while slows both. With `--resident 1` the slices lie in the device's memory.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -25,6 +26,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from modules.data.patches import Window
     from modules.data.pipeline import make_pipeline
     from modules.data.preprocess import Preprocessing
+    from modules.data.resident import find_bases, read_table
+    from modules.run.fit import add_table
 
     devices.start_backend(42)
     import keras
@@ -43,9 +46,15 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     def draw(rng, spacing_mm):
         return draw_parameters(rng, AUGMENTATIONS["light"], size, 1, spacing_mm=spacing_mm)
 
-    real = make_pipeline(prepared, Window(size), 1, batch_size=options.batch, training=True, draw_augmentation=draw)
-    batch = next(iter(real))
-    repeated = tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2)
+    settings = {"batch_size": options.batch, "training": True, "draw_augmentation": draw}
+    if options.resident:
+        table = {name: keras.ops.convert_to_tensor(array) for name, array in read_table(prepared, 1).items()}
+        real = add_table(make_pipeline(prepared, Window(size), 1, bases=find_bases(prepared), **settings), table)
+        first = next(iter(real))
+        repeated = (first for _ in itertools.count())
+    else:
+        real = make_pipeline(prepared, Window(size), 1, **settings)
+        repeated = tf.data.Dataset.from_tensors(next(iter(real))).cache().repeat().prefetch(2)
     network = networks.build("unet2d", (*size, 1), CLASSES, base_filters=options.base_filters)
     trainer = Trainer(network, SegmentationLoss("dice_ce"), Overlap([str(index) for index in range(CLASSES)]))
     trainer.compile(optimizer=keras.optimizers.Adam(1e-3))
@@ -73,6 +82,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--resident", type=int, default=0, help="1 for cases in the device's memory")
     print(json.dumps(measure(parser.parse_args())))
 
 
