@@ -1,14 +1,14 @@
 """The tf.data pipelines that feed a training: whole slices and volumes, slices of volumes, and patches."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from modules.data.cache import PreparedCase
+from modules.data.cache import PreparedCase, share_checked
 from modules.data.patches import Window, count_starts, draw_start, nth_start
+from modules.data.readers import Layout, ReaderPool, make_arrays
 from modules.data.regions import IGNORE
 from modules.data.resident import find_place, list_places
 from modules.hardware import count_cores
@@ -136,18 +136,25 @@ class BatchReader:
         self._shown = list_shown(cases) if shows else {}
         example = draw_augmentation(np.random.default_rng(0), (1.0,) * len(window.axes)) if draw_augmentation else {}
         # Arrays keep the types of the cache. They are widened where they are computed with, so fewer bytes travel.
-        samples = {"image": ((*window.shape, channels), np.float16), "label": (window.shape, np.uint8)}
-        samples = samples if bases is None else list_places(window, channels)
+        samples: dict[str, tuple[tuple[int, ...], Any]] = {
+            "image": ((*window.shape, channels), np.float16),
+            "label": (window.shape, np.uint8),
+        }
+        if bases is not None:
+            samples = list_places(window, channels)
         samples |= {name: (array.shape, array.dtype) for name, array in example.items()}
-        self.layout = {name: ((size, *shape), np.dtype(dtype)) for name, (shape, dtype) in samples.items()}
+        self.layout: Layout = {name: ((size, *shape), np.dtype(dtype)) for name, (shape, dtype) in samples.items()}
 
-    def make_arrays(self) -> dict[str, np.ndarray]:
-        """Makes empty arrays for a batch, by name."""
-        return {name: _make_aligned(shape, dtype) for name, (shape, dtype) in self.layout.items()}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "checked": share_checked()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        share_checked(state.pop("checked"))
+        self.__dict__ |= state
 
     def read(self, samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
         """Reads samples by their numbers in an epoch `(B,)` and their positions in the training `(B,)`."""
-        batch = self.make_arrays()
+        batch = dict(zip(self.layout, make_arrays(self.layout), strict=True))
         sizes = self._window.sizes
         for row, (sample, position) in enumerate(zip(samples.tolist(), positions.tolist(), strict=True)):
             index, start = self._find_window(sample, position)
@@ -191,6 +198,7 @@ def make_pipeline(
     host_slice: tuple[int, int] = (0, 1),
     failures: list[Exception] | None = None,
     bases: np.ndarray | None = None,
+    pool: ReaderPool | None = None,
 ):
     """Makes a `tf.data.Dataset` of dicts: `image (B, *P, C)` float16, `label (B, *P)` uint8, and what `draw_augmentation` adds.
 
@@ -220,6 +228,7 @@ def make_pipeline(
         failures: Takes the errors of reading. TensorFlow wraps them in errors of its own, which are no single line.
         bases: The first row of each case in the table on the device. Batches then hold places in place of `image` and `label`, see
             `modules.data.resident`.
+        pool: Processes that read the batches; without them the threads of this process do.
 
     Raises:
         ValueError: If the hosts cannot divide a batch equally.
@@ -234,10 +243,12 @@ def make_pipeline(
     reader = BatchReader(
         cases, window, channels, size=part, training=training, sampler=sampler, draw_augmentation=draw_augmentation, seed=seed, bases=bases
     )
+    layout = reader.layout
+    read, readers = (pool.serve(reader), pool.number) if pool else (reader.read, min(MOST_READERS, count_cores()))
 
     def try_to_read(samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
         try:
-            return reader.read(samples, positions)
+            return read(samples, positions)
         except (OSError, ValueError) as error:
             if failures is not None:
                 failures.append(error)
@@ -260,11 +271,9 @@ def make_pipeline(
             batch["weight"] = tf.where(positions < number, np.float32(batches * batch_size / number), np.float32(0))
         return batch
 
-    layout = reader.layout
     low_seed = np.array(seed, np.int64).astype(np.int32)
     batches = -(-number // batch_size)
     first, last = (first_step, np.iinfo(np.int64).max) if training else (0, batches)
-    readers = min(MOST_READERS, count_cores())
     pipeline = tf.data.Dataset.range(first, last).map(load_batch, num_parallel_calls=readers, deterministic=True)
     return switch_tuning_off(pipeline.prefetch(BATCHES_AHEAD))
 
@@ -280,11 +289,3 @@ def switch_tuning_off(pipeline):
     options = tf.data.Options()
     options.autotune.enabled = False
     return pipeline.with_options(options)
-
-
-def _make_aligned(shape: Sequence[int], dtype: np.dtype | type) -> np.ndarray:
-    """Makes an empty array at a multiple of 64 bytes. TensorFlow takes such an array as it is, and copies others."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + 63, np.uint8)
-    first = -memory.ctypes.data % 64
-    return memory[first : first + size].view(dtype).reshape(shape)

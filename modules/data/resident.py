@@ -56,7 +56,7 @@ def find_obstacle(cases: Sequence[PreparedCase], channels: int, device_bytes: in
     return ""
 
 
-def list_places(window: Window, channels: int) -> dict[str, tuple[tuple[int, ...], type]]:
+def list_places(window: Window, channels: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Lists shapes and types of what says where a sample lies, by name.
 
     `base` is the row of the table that the voxel (0, ..., 0) of the case has, in the plane of a slice. `grid (3, r)` holds for each axis
