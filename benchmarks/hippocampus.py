@@ -29,7 +29,7 @@ def draw(options: argparse.Namespace) -> dict:
 def measure_ours(options: argparse.Namespace) -> dict:
     """Measures patches a second, seconds of the first step, and FLOPs a patch; see `training.measure_late`."""
     import train
-    from modules.run.fit import make_trainer, make_training_data, name_failures, put_on_device
+    from modules.run.fit import feed_training, make_trainer, name_failures
     from modules.run.proof import hash_weights
     from modules.run.settings import Settings
 
@@ -52,8 +52,8 @@ def measure_ours(options: argparse.Namespace) -> dict:
     )
     prepared = train.prepare(settings)
     trainer = make_trainer(prepared)
-    with name_failures() as failures:
-        fit = harness.make_fit(trainer, make_training_data(prepared, 0, failures, put_on_device(prepared)))
+    with name_failures() as failures, feed_training(prepared) as make_data:
+        fit = harness.make_fit(trainer, make_data(0, failures))
         harness.take_turn()
         found = measure_late(fit, options, lambda: hash_weights(prepared.network))
     return found | {"flops": count_flops(prepared.network), "window": list(prepared.plan.window.sizes)}

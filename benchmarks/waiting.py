@@ -22,12 +22,12 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from modules import devices, networks
     from modules.data import cache
     from modules.data.case import Case
-    from modules.data.draws import AUGMENTATIONS, draw_parameters
+    from modules.data.draws import AUGMENTATIONS, Drawer
     from modules.data.patches import Window
     from modules.data.pipeline import make_pipeline
     from modules.data.preprocess import Preprocessing
     from modules.data.resident import find_bases, read_table
-    from modules.run.fit import add_table
+    from modules.run.fit import add_table, start_readers
 
     devices.start_backend(42)
     import keras
@@ -38,15 +38,18 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from modules.model.trainer import Trainer
 
     devices.choose_precision(options.precision)
+    pool = start_readers()
     size = SIZES["slices"]
     cases = [Case(image.name[:-7], image.name[:-7], (image,), label) for image, label in list_pairs(options)]
     preprocessing = Preprocessing(2, shape=size)
     prepared = cache.prepare_cases(cases, harness.make_spec(preprocessing, CLASSES), preprocessing, options.folder / "cache")
 
-    def draw(rng, spacing_mm):
-        return draw_parameters(rng, AUGMENTATIONS["light"], size, 1, spacing_mm=spacing_mm)
-
-    settings = {"batch_size": options.batch, "training": True, "draw_augmentation": draw}
+    settings = {
+        "batch_size": options.batch,
+        "training": True,
+        "pool": pool,
+        "draw_augmentation": Drawer(AUGMENTATIONS["light"], size, 1, None),
+    }
     if options.resident:
         table = {name: keras.ops.convert_to_tensor(array) for name, array in read_table(prepared, 1).items()}
         real = add_table(make_pipeline(prepared, Window(size), 1, bases=find_bases(prepared), **settings), table)
@@ -68,6 +71,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             trainer.fit(data, epochs=1, steps_per_epoch=options.steps, verbose=0)
             rates[name].append(options.batch * options.steps / (time.perf_counter() - began))
     shares = [real / repeated for real, repeated in zip(rates["real"], rates["repeated"], strict=True)]
+    if pool:
+        pool.__exit__(None, None, None)
     return {"share": statistics.median(shares), "rate": statistics.median(rates["real"])}
 
 
