@@ -314,11 +314,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="Task04_Hippocampus, in place of drawn volumes")
     parser.add_argument("--output", type=Path, help="file for the rows as JSON, written after each row")
     parser.add_argument("--seconds", type=float, help="about so long for each rate (default 4)")
-    parser.add_argument("--limit", type=float, default=150, help="seconds after which a process is left out (default 150)")
+    parser.add_argument("--limit", type=float, help="seconds after which a process is left out (default 150, with --small 900)")
     options = parser.parse_args()
     options.began = time.perf_counter()
     options.backends = options.backends or ([os.environ.get("KERAS_BACKEND") or "tensorflow"] if options.small else ["jax", "torch"])
     options.seconds = options.seconds or (1 if options.small else 4)
+    options.limit = options.limit or (900 if options.small else 150)
     options.data = options.data and options.data.resolve()
     print(harness.describe(), flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
