@@ -127,11 +127,13 @@ class Sitting:
 
             def tell(found: Mapping[str, dict], new: Mapping[str, dict], backend: str = backend) -> None:
                 limit = f"aim 573; {self._describe(found['ours'], new['ours'])}"
-                self.table.add(f"train hippocampus, 8 x 40x56x40, {backend}", "patches/s", found["ours"].get("rate"), limit=limit)
+                rates = {"streamed": found["streamed"].get("rate")}
+                self.table.add(f"train hippocampus, 8 x 40x56x40, {backend}", "patches/s", found["ours"].get("rate"), rates, limit)
 
             settings = {"folder": self.folder, **self.common} | ({"data": self.data} if self.data else {})
             settings |= {"base_filters": 4, "batch": 2} if self.small else {}
-            yield Work({"ours": self._job("hippocampus", "ours", backend, **settings)}, tell)
+            jobs = {"ours": self._job("hippocampus", "ours", backend, **settings)}
+            yield Work(jobs | {"streamed": self._job("hippocampus", "ours", backend, resident="no", **settings)}, tell)
 
     def train_deterministic(self) -> Iterator[Work]:
         """Yields the cost of kernels that repeat bit for bit, and whether two processes get the same weights with and without them."""
@@ -158,7 +160,7 @@ class Sitting:
         settings |= {"folder": self.folder, "precision": "bfloat16"}
         backend = self.backends[0]
         jobs = {
-            name: self._job("waiting", "ours", backend, compiles=False, resident=resident, **settings)
+            name: self._job("waiting", "ours", backend, resident=resident, **settings)
             for name, resident in (("streamed", 0), ("on the device", 1))
         }
 
@@ -299,7 +301,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Table:
     sitting = Sitting(options, folder)
     works = [work for make in (Sitting.measure_ceiling, *(ROWS[row] for row in options.rows)) for work in make(sitting)]
     jobs = [job for work in works for job in work.jobs.values()]
-    processes = Processes(folder, options.limit, 1 if options.small else max(1, min(4, (os.cpu_count() or 1) // 4)), options.small)
+    processes = Processes(folder, options.limit, 1 if options.small else max(1, min(6, (os.cpu_count() or 1) // 2)), options.small)
     try:
         processes.compile(jobs, sitting.draw() if DRAWN & set(options.rows) else [])
         print(f"compiled after {time.perf_counter() - options.began:.0f} s", flush=True)

@@ -29,7 +29,7 @@ def draw(options: argparse.Namespace) -> dict:
 def measure_ours(options: argparse.Namespace) -> dict:
     """Measures patches a second, seconds of the first step, and FLOPs a patch; see `training.measure_late`."""
     import train
-    from modules.run.fit import make_trainer, make_training_data, name_failures
+    from modules.run.fit import feed_training, make_trainer, name_failures
     from modules.run.proof import hash_weights
     from modules.run.settings import Settings
 
@@ -44,6 +44,7 @@ def measure_ours(options: argparse.Namespace) -> dict:
         augment="strong",
         deep_supervision=True,
         ema=0.99,
+        resident=options.resident,
         precision=options.precision,
         deterministic=bool(options.deterministic),
         cache=str(options.folder / "cache_msd"),
@@ -51,8 +52,8 @@ def measure_ours(options: argparse.Namespace) -> dict:
     )
     prepared = train.prepare(settings)
     trainer = make_trainer(prepared)
-    with name_failures() as failures:
-        fit = harness.make_fit(trainer, make_training_data(prepared, 0, failures))
+    with name_failures() as failures, feed_training(prepared) as make_data:
+        fit = harness.make_fit(trainer, make_data(0, failures))
         harness.take_turn()
         found = measure_late(fit, options, lambda: hash_weights(prepared.network))
     return found | {"flops": count_flops(prepared.network), "window": list(prepared.plan.window.sizes)}
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--base-filters", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--resident", default="auto", help="as train.py has it")
     parser.add_argument("--deterministic", type=int, default=0)
     options = parser.parse_args()
     print(json.dumps(STEPS[options.step](options)), flush=True)

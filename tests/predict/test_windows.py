@@ -268,7 +268,7 @@ def test_batch_size_by_hand(window, expected):
 )
 def test_a_cpu_predicts_few_windows_together(monkeypatch, engine, gpu, expected):
     """Windows of 40x56x40 have 89,600 voxels, of which 2**18 hold two."""
-    monkeypatch.setattr(cases, "sees_gpu", lambda: gpu)
+    monkeypatch.setattr(cases, "has_nvidia", lambda: gpu)
     assert cases.choose_batch_size((40, 56, 40), engine) == expected
 
 
