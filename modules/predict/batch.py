@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,14 @@ class Batch:
         error.__traceback__ = error.__cause__ = error.__context__ = None
         self.errors.append(error)
         self._log.tell_failed(name, to_line(error))
+
+    @contextmanager
+    def attempt(self) -> Generator[None, None, None]:
+        """Notes an error of the block, which writes what concerns all cases, and goes on: the label maps are there already."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self.refuse(error)
 
     def describe(self) -> str:
         """Returns a line that counts what became of the cases."""

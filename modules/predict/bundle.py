@@ -193,6 +193,11 @@ def identify(folder: Path) -> str:
     return hash_file(find_bundle(folder) / DESCRIPTION_FILE)
 
 
+def read_channels(folder: Path) -> tuple[str, ...]:
+    """Reads the names of a model's channels without loading it; raises as `ModelBundle.load`."""
+    return tuple(read_description(find_bundle(folder))["channels"])
+
+
 def copy_bundle(source: Path, target: Path) -> None:
     """Copies a bundle into a new folder, without OpenVINO's files; `source` is the bundle, or the run that contains it."""
     source = find_bundle(source)

@@ -18,11 +18,9 @@ import pytest
 
 import predict
 from modules import InputError, MissingPackageError, ModelError, MRIError, PredictionError, Predictor, TooLargeError, evaluate
-from modules.api.predictor import measure_volumes
-from modules.data.case import Case, LabelRule, Predicted, Volume
+from modules.data.case import LabelRule
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
-from modules.data.regions import Region
 from modules.data.series import import_pydicom
 from modules.networks import with_head
 from modules.predict.bundle import ModelBundle
@@ -203,14 +201,6 @@ def test_slices_have_no_millilitres(tmp_path):
     np.testing.assert_array_equal(found.label, picture)
     assert found.probabilities.shape == (20, 16, 2)
     assert np.isnan(found.volumes_ml["a"])
-
-
-def test_volumes_of_regions_count_all_their_parts():
-    label = np.array([[[0, 1, 1, 2]]], np.uint8)
-    item = Predicted(Case("a", "a", ()), Volume(label[..., np.newaxis], None, (10.0, 10.0, 10.0)), None, label)
-    regions = (Region((1, 2), 1), Region((2,), 2))
-    assert measure_volumes(item, ("background", "whole", "core"), regions) == {"whole": 3.0, "core": 1.0}
-    assert measure_volumes(item, ("background", "a", "b"), ()) == {"a": 2.0, "b": 1.0}
 
 
 ARRAY = np.zeros((16, 16, 16))

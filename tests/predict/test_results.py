@@ -11,7 +11,7 @@ from output_helpers import AFFINE, save_bands
 import predict
 from modules import reports
 from modules.data.regions import Region
-from modules.predict.results import measure_classes
+from modules.predict.results import measure_classes, measure_sizes
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,8 @@ def test_regions_are_measured_whole_and_nothing_is_no_component():
     whole, core = measure_classes(label, names, regions, (1.0, 2.0, 5.0))
     assert (whole["voxels"], whole["ml"], whole["components"]) == (4, 0.04, 2)
     assert (core["voxels"], core["ml"], core["components"]) == (2, 0.02, 2)
+    assert measure_sizes(label, names, regions, (10.0, 10.0, 10.0)) == {"whole": (4, 4.0), "core": (2, 2.0)}
+    assert measure_sizes(label, names, (), (10.0, 10.0, 10.0)) == {"whole": (2, 2.0), "core": (2, 2.0)}
     (nothing,) = measure_classes(np.zeros((3, 3), np.uint8), ("background", "a"))
     assert nothing == {"name": "a", "voxels": 0, "ml": None, "components": 0}
 
