@@ -28,9 +28,7 @@ class DicomScan(NamedTuple):
     series: str
 
 
-def find_scans(
-    files: Sequence[Path], wanted: str, channels: Sequence[str] = ()
-) -> tuple[list[DicomScan], list[Exception], list[str]]:
+def find_scans(files: Sequence[Path], wanted: str, channels: Sequence[str] = ()) -> tuple[list[DicomScan], list[Exception], list[str]]:
     """Finds the series to predict among DICOM files.
 
     Args:
@@ -66,7 +64,8 @@ def find_scans(
         others = [one for one in study.series if one not in chosen]
         if others:
             names = " and ".join(one.describe_briefly() for one in chosen)
-            remarks.append(f"DICOM: {names} of {folder} {'is' if len(chosen) == 1 else 'are'} predicted; left out are {list_series(others)}")
+            verb = "is" if len(chosen) == 1 else "are"
+            remarks.append(f"DICOM: {names} of {folder} {verb} predicted; left out are {list_series(others)}")
     return scans, failures, remarks
 
 

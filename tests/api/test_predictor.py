@@ -271,6 +271,14 @@ def test_scores_are_those_of_the_command(model, scan, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Expected a label for"):
         evaluate(model, scan, tmp_path / "out")
 
+    def overflow(self, inputs):
+        return np.full((*inputs.shape[:-1], 3), np.nan, np.float32)
+
+    monkeypatch.setattr(OpenVinoModel, "predict_on_batch", overflow)
+    for call in (lambda: evaluate(model, scan, tmp_path / "labels"), lambda: Predictor.load(model, "openvino").predict_file(scan)):
+        with pytest.raises(PredictionError, match="^Expected finite probabilities. Received: NaN from the model for .*scan.nii.gz"):
+            call()
+
     def fail(self, inputs):
         raise EngineError("broken")
 
