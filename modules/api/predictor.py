@@ -4,7 +4,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,6 +125,8 @@ class Predictor:
             paths = tuple(Path(path).absolute() for path in _list_paths(model))
             if not paths:
                 raise ValueError("Expected at least one model. Received: none. Name a run.")
+            if threads is not None and not (isinstance(threads, int) and threads > 0):
+                raise ValueError(f"Expected `threads` of 1 or more, or None. Received: {threads!r}.")
             bundles = [ModelBundle.load(path, engine, precision, threads or 0) for path in list_models(paths)]
             if threads is not None and any(bundle.engine == "keras" for bundle in bundles):
                 raise ValueError(
@@ -304,7 +306,11 @@ def evaluate(
 
 
 def _list_paths(paths: PathLike | Sequence[PathLike]) -> list[str]:
-    return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths) if isinstance(paths, Iterable) else [paths]
+    for path in listed:
+        if not isinstance(path, str | os.PathLike):
+            raise ValueError(f"Expected a path, or several. Received: {paths!r}. Give it as a text or as `pathlib.Path`.")
+    return [os.fspath(path) for path in listed]
 
 
 def _check_memory(case: Case, bundles: Sequence[ModelBundle], most: int) -> None:

@@ -16,8 +16,8 @@ def find_dicom_images(root: Path, files: Iterable[Path], others: Collection[Path
     """Finds the images that DICOM files make.
 
     The files of one folder are one image of the folder's name: `images/case1/*.dcm`. Where folders above hold nothing else, the image is
-    the one that has the name of a label, else the uppermost: `images/case1/study/series/*.dcm`. Files right in the root, or in `images` or `train`, are an
-    image each: `images/case1.dcm`.
+    the one that has the name of a label, else the uppermost: `images/case1/study/series/*.dcm`. Files right in the root, or in `images`
+    or `train`, are an image each: `images/case1.dcm`.
 
     Args:
         root: The folder that is searched.

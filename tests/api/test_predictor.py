@@ -207,7 +207,8 @@ ARRAY = np.zeros((16, 16, 16))
 WRONG = [
     ((np.zeros((4, 4)),), {}, r"Expected `array` of 3 axes, and one more for channels. Received: shape \(4, 4\)."),
     ((np.zeros((0, 4, 4)),), {}, r"Received: shape \(0, 4, 4\)."),
-    ((np.zeros((4, 4, 4), complex),), {}, "Expected `array` of integers or real numbers. Received: complex128."),
+    ((np.zeros((4, 4, 4), complex),), {}, "Expected `array` of integers or real numbers. Received: ndarray of complex128."),
+    ((nib.Nifti1Image(np.zeros((4, 4, 4)), None),), {}, "Received: Nifti1Image of object. Convert it; of an image give its voxels"),
     ((np.full((4, 4, 4), np.nan), np.eye(4)), {}, "Expected finite values in `array`. Received: 64 NaN or infinite."),
     ((np.full((4, 4, 4), 1e39), np.eye(4)), {}, "Received: 64 NaN or infinite in float32."),
     ((ARRAY,), {}, "Expected `affine` or `spacing_mm` for a volume. Received: neither."),
@@ -241,6 +242,13 @@ def test_what_does_not_fit_is_refused_in_one_line(model, scan, tmp_path):
         Predictor.load([])
     with pytest.raises(ModelError, match=r"Expected `engine` in .* Received: 'tpu'"):
         Predictor.load(model, "tpu")
+    for threads in (0, -1, "2"):
+        with pytest.raises(ModelError, match=f"Expected `threads` of 1 or more, or None. Received: {threads!r}."):
+            Predictor.load(model, threads=threads)
+    with pytest.raises(ModelError, match="Expected a path, or several. Received: None."):
+        Predictor.load(None)
+    with pytest.raises(InputError, match="Expected a path, or several. Received: b'a.nii'."):
+        predictor.predict_file(b"a.nii")
 
 
 def test_an_engine_that_fails_is_told_from_a_scan_that_does_not_fit(model, scan, monkeypatch):
