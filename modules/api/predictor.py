@@ -26,7 +26,6 @@ from modules.predict.inputs import find_images, make_cases
 from modules.predict.memory import estimate_reading
 from modules.predict.outputs import write_maps
 from modules.predict.results import make_result, measure_sizes
-from modules.run.listing import list_models
 
 PathLike = str | os.PathLike[str]
 
@@ -121,6 +120,9 @@ class Predictor:
         Raises:
             ModelError: If there is no model, it is damaged, or the engine or the precision is not available.
         """
+        # The rooms that know runs take a third of the time of the import.
+        from modules.run.listing import list_models
+
         with translate(ModelError):
             paths = tuple(Path(path).absolute() for path in _list_paths(model))
             if not paths:
