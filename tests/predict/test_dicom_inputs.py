@@ -152,8 +152,8 @@ def test_each_channel_is_a_series_of_the_study_by_its_folder_or_description(bund
     ]
     image, _ = read_case(cases[0], replace(model, preprocessing=Preprocessing(3)))
     np.testing.assert_array_equal(image.array, np.stack([volume, volume + 1], axis=-1).transpose(2, 1, 0, 3))
-    # No description names the second channel, or both do, or one names both channels.
-    for first, second in (("t1", "t2"), ("t1", "t1 and flair"), ("t1 and flair", "t2")):
+    # No description names the second channel, or both name the first, or one names both.
+    for first, second in (("t1", "t2"), ("t1 a", "t1 and flair"), ("t1 and flair", "t2")):
         for name, uid, description in (("a", "1.1.4", first), ("b", "1.1.5", second)):
             own = {"StudyInstanceUID": "1.1", "SeriesInstanceUID": uid, "SeriesDescription": description}
             write_series(root / "p2" / name, volume, **own)
