@@ -179,7 +179,9 @@ def find_bundle(folder: Path) -> Path:
     Raises:
         FileNotFoundError: If there is no bundle.
     """
-    folder = recover(Path(folder))
+    folder = Path(folder)
+    # `.` and `..` have no names of their own, beside which an earlier bundle could lie.
+    folder = recover(folder.resolve() if folder.name in ("", "..") else folder)
     if recover(folder / "bundle").is_dir():
         folder = folder / "bundle"
     for name in (DESCRIPTION_FILE, MODEL_FILE):
