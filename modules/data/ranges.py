@@ -106,7 +106,9 @@ class TrainingRanges:
                 found.append(f"a field of view of {_list(extent)} {unit} (trained: {_list_spans(self.extent_mm)})")
         for channel, name in enumerate(channels):
             values = row[1 + 2 * rank + 5 * channel :][:5]
-            if departure := self._find_intensities(values, channel, preprocessing.intensity):
+            # Blank slices lie at the ends of many scans.
+            blank = "one value in every voxel" if rank == 3 and values[3] == 0 and values[4] == 1 else ""
+            if departure := blank or self._find_intensities(values, channel, preprocessing.intensity):
                 found.append(f"{departure} in {name}" if len(channels) > 1 else departure)
         return found
 
