@@ -6,7 +6,7 @@ resamples where it is told to, and it scales intensities. The rest is told, beca
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,10 @@ class TrainingRanges:
             share=tuple(channel[4] for channel in channels),
             in_mm=bool(rows[:, 0].all()),
         )
+
+    def allow_contrasts(self) -> "TrainingRanges":
+        """Returns ranges that no contrast leaves, for a network that was trained on many."""
+        return replace(self, quartiles=tuple(((0.0, 1.0),) * len(spans) for spans in self.quartiles))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the ranges as plain values."""

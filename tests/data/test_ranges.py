@@ -93,6 +93,10 @@ def test_intensities_are_compared_without_their_scale():
     assert _find(ranges, _scan(100 - SQUARE), preprocessing)[0].startswith(
         "intensities as of an inverted contrast with quartiles at 43, 74, 94 %"
     )
+    # A network that was trained on many contrasts is told about none, but still about voxels.
+    many = ranges.allow_contrasts()
+    assert not _find(many, _scan(100 - SQUARE), preprocessing)
+    assert len(_find(many, _scan(100 - SQUARE, spacing=(1.0, 1.0, 2.0)), preprocessing)) == 1
 
 
 def test_intensities_that_preprocessing_does_not_mend():
