@@ -1,8 +1,8 @@
 """Predicts label maps for scans, each on its own grid: `python predict.py image.nii.gz`.
 
 The model knows its preprocessing and classes. Without `--model` the run that finished last gives the model. A file that cannot be
-predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls.
-`--export` writes a run's model for other programs instead.
+predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls, and
+`--workers` makes these calls. `--export` writes a run's model for other programs instead.
 """
 
 import sys
@@ -33,6 +33,7 @@ from modules.predict.results import write_results
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
 from modules.run.prediction_flags import parse_prediction
+from modules.run.prediction_parts import predict_parts
 from modules.run.report import write_predictions_report
 from modules.run.shared_scores import add_scores, list_scored
 from modules.run.written import write_predictions
@@ -57,6 +58,8 @@ def _main(argv: Sequence[str] | None) -> int:
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series)
     if not found.images:
         raise found.failures[0]
+    if options.workers:
+        return predict_parts(Path(__file__), argv, options, runs, options.workers)
     bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision, options.threads)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     cases, unfit = part_unfit(cases, options.format, options.save)
