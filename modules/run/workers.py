@@ -192,8 +192,7 @@ def open_workers(options: WorkerOptions, folder: Path) -> Generator[Submit, None
 def _start_process(command: Sequence[str]) -> Job:
     """Starts a process of this machine. Ctrl-C reaches this process alone, which cancels the others."""
     output = tempfile.TemporaryFile()  # noqa: SIM115  (it is closed when the process has ended)
-    options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, start_new_session=True, **options)
+    process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
 
     def finish() -> Ended:
         status = process.wait()

@@ -79,12 +79,18 @@ def test_what_is_cancelled_is_not_begun_again():
 
 
 def test_an_error_cancels_what_still_runs(tmp_path):
-    with pytest.raises(ZeroDivisionError), open_workers(WorkerOptions("local"), tmp_path) as submit, Crew(submit) as crew:
-        crew.add("long", lambda: ["sleep", "60"])
-        crew.poll()
-        job = crew._tasks["long"].job
-        raise ZeroDivisionError
-    assert job.finish() == Ended(-15, "")
+    jobs = []
+
+    def fail():
+        with open_workers(WorkerOptions("local"), tmp_path) as submit, Crew(submit) as crew:
+            crew.add("long", lambda: ["sleep", "60"])
+            crew.poll()
+            jobs.append(crew._tasks["long"].job)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert jobs[0].finish() == Ended(-15, "")
 
 
 CHILD = """
