@@ -81,7 +81,7 @@ def cross_validate(settings: Settings, request: TrainingRequest, program: Progra
     with run:
         if request.workers:
             runs = {name: run.list_folds(settings.folds, name) for name in modes}
-            train_fold_parts(run, runs, modes, program.script, request.workers, request.devices, _find_training_share(settings))
+            train_fold_parts(run, runs, modes, program.script, request.workers, request.worker_flags, _find_training_share(settings))
         else:
             train_folds(run, settings, program, request.devices)
         cases = program.load(settings)[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import modules
 from modules import networks
-from modules.backend_choice import BACKENDS, choose_backend
+from modules.backend_choice import BACKENDS, choose_backend, name_for_workers
 from modules.data.documents import shorten
 from modules.data.spec import DatasetSpec, load_spec
 from modules.run.compare import Comparison
@@ -59,6 +59,7 @@ class TrainingRequest:
         devices: Number of devices of each host that share a batch; None for as many as can.
         comparison: What to compare in the place of a training; None for a training.
         joined: Coordinator, number of hosts, and index of this host, see `modules.devices.start_hosts`.
+        backend: The backend of Keras that the user names, for workers; None where nobody does.
         workers: Who trains the folds of a cross-validation, or the trials of a search; None for this process.
         search: Number of trainings that search for settings; 0 for an ordinary training.
         train_only: Whether to leave the test cases unseen after the training.
@@ -74,9 +75,15 @@ class TrainingRequest:
     devices: int | None = None
     comparison: Comparison | None = None
     joined: tuple[str | None, int | None, int | None] = (None, None, None)
+    backend: str | None = None
     workers: WorkerOptions | None = None
     search: int = 0
     train_only: bool = False
+
+    @property
+    def worker_flags(self) -> list[str]:
+        """The flags that a worker's training has as this command has them."""
+        return [*name_for_workers(self.backend), *(() if self.devices is None else ("--devices", str(self.devices)))]
 
     def __post_init__(self) -> None:
         divided = self.settings is not None and self.settings.folds and self.settings.fold is None
@@ -123,8 +130,9 @@ def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec],
         ValueError: For an unknown name, value, preset or data set, and for settings that are not those of the run to resume.
     """
     given = dict(values)
-    choose_backend(given.pop("backend", None))
+    choose_backend(backend := given.pop("backend", None))
     machines: dict[str, Any] = {
+        "backend": backend,
         "devices": given.pop("devices", None),
         "joined": tuple(given.pop(name, None) for name in ("coordinator", "hosts", "host")),
         "workers": take_worker_options(given),

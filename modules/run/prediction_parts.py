@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modules import score_lines, score_tables
+from modules.backend_choice import name_for_workers
 from modules.run.report import write_predictions_report
 from modules.run.shared_scores import SCORES
 from modules.run.workers import Crew, Ended, WorkerOptions, make_command, open_workers, strip_worker_flags
@@ -40,6 +41,8 @@ def predict_parts(script: Path, argv: Sequence[str] | None, options: Namespace, 
     arguments = strip_worker_flags(argv)
     if not options.model:
         arguments += ["--model", *map(str, models)]
+    if not options.backend:
+        arguments += name_for_workers(None)
     failed, errors = False, []
     with open_workers(workers, output / "workers") as submit, Crew(submit, accepted=_ACCEPTED) as crew:
         for index in range(workers.number):

@@ -92,11 +92,11 @@ def search(settings: Settings, request: TrainingRequest, program: Program) -> Ru
         minutes = run.read_record()["minutes"]
         study = _open_study(optuna, run, settings.seed)
         with open_workers(workers, run.workers) as submit, Crew(submit) as crew:
-            _Search(optuna, study, run, replace(settings, minutes=minutes), program.script, crew, request.devices).carry_out(
+            _Search(optuna, study, run, replace(settings, minutes=minutes), program.script, crew, request.worker_flags).carry_out(
                 request.search, workers.number or 1
             )
             best = RunFolder(_name_trial(run, _find_best(study, run).number))
-            _score(best, crew, program.script, settings, run)
+            _score(best, crew, program.script, settings, run, request.worker_flags)
         _write_table(study, run)
         log.info("best: %s; next: python predict.py IMAGE --model %s", best.path, run.path)
         write_json(run.summary, {"best_trial": best.path.name, "validation_dice": study.best_value, "settings": study.best_trial.params})
@@ -172,7 +172,7 @@ class _Search:
     settings: Settings
     script: Path
     crew: Crew
-    devices: int | None
+    flags: Sequence[str]
 
     def carry_out(self, number: int, workers: int) -> None:
         """Trains trials until there are so many, no more of them at the same time than there are workers."""
@@ -206,7 +206,7 @@ class _Search:
     def _start(self, running: dict[str, _Trial], trial, told: int = 0) -> None:
         one = _Trial(trial, RunFolder(_name_trial(self.run, trial.number)), told)
         own = self.settings.fill(trial.params)
-        flags = ["--train-only", *(() if self.devices is None else ("--devices", str(self.devices)))]
+        flags = ["--train-only", *self.flags]
         chosen = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in trial.params.items())
         log.info("%s: %s", one.run.path.name, chosen or "as planned")
         self.crew.add(one.run.path.name, lambda: make_training_command(self.script, one.run, own, self.run.workers, *flags))
@@ -244,11 +244,11 @@ def _find_best(study, run: RunFolder):
     return study.best_trial
 
 
-def _score(best: RunFolder, crew: Crew, script: Path, settings: Settings, run: RunFolder) -> None:
+def _score(best: RunFolder, crew: Crew, script: Path, settings: Settings, run: RunFolder, flags: Sequence[str]) -> None:
     """Scores the best trial on the test cases, by a worker."""
     if best.finished:
         return
-    crew.add(best.path.name, lambda: make_training_command(script, best, settings, run.workers))
+    crew.add(best.path.name, lambda: make_training_command(script, best, settings, run.workers, *flags))
     for _, ended in crew.wait():
         if not best.finished:
             raise ValueError(f"Expected test scores of {best.path}. Received: {ended.error}. Mend that, and go on by --resume {run.path}.")

@@ -36,7 +36,7 @@ def train_fold_parts(
     settings: Mapping[str, Settings],
     script: Path,
     workers: WorkerOptions,
-    max_devices: int | None,
+    flags: Sequence[str] = (),
     share: float = 1.0,
 ) -> None:
     """Trains the folds that are not finished, as many at the same time as there are workers.
@@ -49,7 +49,7 @@ def train_fold_parts(
         settings: The settings of each mode.
         script: The file of train.py.
         workers: Who works.
-        max_devices: The most devices of a worker.
+        flags: Flags of each training.
         share: The share of the time that the trainings get.
 
     Raises:
@@ -59,7 +59,6 @@ def train_fold_parts(
     if not todo:
         return
     rounds = math.ceil(len(todo) / (workers.number or len(todo)))
-    flags = () if max_devices is None else ("--devices", str(max_devices))
     most = 0 if workers.kind == "slurm" else workers.number
     failed = {}
     with open_workers(workers, run.workers) as submit, Crew(submit, most) as crew:

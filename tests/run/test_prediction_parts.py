@@ -9,6 +9,7 @@ from command_helpers import expect_one_line
 from worker_helpers import need_package, read_cases, read_maps, write_script
 
 import predict
+from modules import backend_choice
 from modules.run import workers
 
 FAILING = """
@@ -95,12 +96,13 @@ def test_the_newest_run_is_named_to_all_workers(monkeypatch, tmp_path):
         return [workers.Job(lambda: True, lambda: workers.Ended(0, "1 done, 0 failed, 0 skipped"), lambda: None) for _ in commands]
 
     monkeypatch.setattr(workers, "_start_process", lambda command: submit([command])[0])
+    monkeypatch.setattr(backend_choice, "_GIVEN", False)
     monkeypatch.setattr(predict, "find_newest_run", lambda: Path("runs/a"))
     write_scans(tmp_path, 1)
     output = ["--output", str(tmp_path / "out"), "--threads", "3"]
     assert predict.main([str(tmp_path / "scans"), "--workers", "2", *output]) == 0
     script = str(Path(predict.__file__).absolute())
-    shared = [sys.executable, script, str(tmp_path / "scans"), *output, "--model", "runs/a", "--shard"]
+    shared = [sys.executable, script, str(tmp_path / "scans"), *output, "--model", "runs/a", "--backend", "auto", "--shard"]
     assert [command[2:] for command in asked] == [[*shared, "0/2"], [*shared, "1/2"]]
 
 

@@ -180,7 +180,7 @@ def test_a_trial_below_the_others_is_stopped_and_one_that_fails_is_told(runs, tm
     optuna = SimpleNamespace(trial=SimpleNamespace(TrialState=states))
     settings = Settings("hipmri", loss="ce", augment="none", schedule="cosine", ema=0.0, epochs=3)
     with Crew(submit) as crew:
-        search._Search(optuna, study, run, settings, Path("train.py"), crew, 1).carry_out(3, 2)
+        search._Search(optuna, study, run, settings, Path("train.py"), crew, ["--devices", "1"]).carry_out(3, 2)
     assert study.told == {0: 0.9, 1: "pruned", 2: "failed"}
     assert cancelled == {"trial_001"}
     assert [trial.params for trial in study.trials] == [{}, *2 * [{"learning_rate": 3e-4, "base_filters": 8}]]
