@@ -59,7 +59,10 @@ def _main(argv: Sequence[str] | None) -> int:
     if not found.images:
         raise found.failures[0]
     if options.workers:
-        return predict_parts(Path(__file__), argv, options, runs, options.workers)
+        if not predict_parts(Path(__file__), argv, options, runs, options.workers):
+            return SOME_FAILED
+        # All is there but what failed. It is tried once more here, and the results of all shards are written.
+        options.overwrite, options.log_json = False, None
     bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision, options.threads)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     cases, unfit = part_unfit(cases, options.format, options.save)
@@ -98,7 +101,7 @@ def _main(argv: Sequence[str] | None) -> int:
     log.info("%s", batch.describe())
     if batch.errors and not batch.done and not batch.skipped:
         raise batch.errors[0]
-    if batch.done:
+    if (batch.done or options.workers) and not options.no_results:
         write_predictions_report(batch.output)
     log.info("label maps%s: %s", " and pictures" if can_draw() else "", batch.output)
     return SOME_FAILED if batch.errors else 0
@@ -134,8 +137,9 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
     finally:
         departures.summarise()
         scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
-        with hold(batch.record_path):
-            write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0])
+        if not options.no_results:
+            with hold(batch.record_path):
+                write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0])
     if options.labels:
         intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
         for line in score_lines.format_scores(score_tables.summarise(scores), intervals):

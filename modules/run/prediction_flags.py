@@ -72,6 +72,9 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="predict part I of N, from 0/N, beside calls for the other parts")
     add_worker_flags(parser)
+    parser.add_argument(
+        "--no-results", action="store_true", help="leave results.json, volumes.csv and report.html to a later call, as one of many shards"
+    )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine on a CPU (default: as many as cores)")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="windows computed together (default: by their size)")
     parser.add_argument(
@@ -109,6 +112,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "series",
             "ignore_geometry",
             "shard",
+            "no_results",
             "threads",
             "batch_size",
             "max_memory",
@@ -143,8 +147,9 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         if value != parser.get_default(name) and not 0 < value < math.inf:
             raise ValueError(f"Expected `{name}` above 0. Received: {value}. Leave it out for the default.")
     options.shard = parse_shard(options.shard)
-    if options.workers and options.shard.number > 1:
-        raise ValueError(f"Expected either --shard or workers. Received: --shard {options.shard} too. Leave one out.")
+    if options.workers and (options.shard.number > 1 or options.no_results):
+        other = "--no-results" if options.no_results else f"--shard {options.shard}"
+        raise ValueError(f"Expected workers without {other}. Received: both. Leave one out.")
     if options.backend or not options.export:
         choose_backend(options.backend)
     else:

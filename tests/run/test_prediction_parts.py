@@ -50,7 +50,7 @@ def test_a_killed_process_loses_nothing(command, tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert (tmp_path / "killed").exists()
     assert sum(line == "shard 0/2 is begun again: killed by signal 9" for line in lines) == 1
-    ends = sorted(line.partition(", whose")[0] for line in lines if " done, " in line)
+    ends = sorted(line for line in lines if line.startswith("shard") and " done, " in line)
     # A hash of the names puts five scans into the first shard. Two of them were done before the kill.
     assert ends == ["shard 0/2: 3 done, 0 failed, 2 skipped", "shard 1/2: 7 done, 0 failed, 0 skipped"]
     _compare(tmp_path / "one", tmp_path / "two")
@@ -85,7 +85,9 @@ def test_shards_that_fail_are_told(command, tmp_path, monkeypatch, capsys):
     expect_one_line(capsys, command("--workers", 2), "predict.py: error: Expected a bundle in x. Received: shard ")
     (tmp_path / "scans").rename(tmp_path / "half")
     assert predict.main([str(tmp_path / "half"), "--model", "x", "--output", str(tmp_path / "out"), "--workers", "2"]) == 3
-    assert "shard 0/2: predict.py: error: Expected a bundle in x. Received: shard 0/2." in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "failed: shard 0/2: predict.py: error: Expected a bundle in x. Received: shard 0/2." in text
+    assert "1 of 2 shards failed; the same command does the rest, and writes results.json" in text
 
 
 def test_the_newest_run_is_named_to_all_workers(monkeypatch, tmp_path):
@@ -95,6 +97,7 @@ def test_the_newest_run_is_named_to_all_workers(monkeypatch, tmp_path):
         asked.extend(commands)
         return [workers.Job(lambda: True, lambda: workers.Ended(0, "1 done, 0 failed, 0 skipped"), lambda: None) for _ in commands]
 
+    use_threshold(monkeypatch.setattr)
     monkeypatch.setattr(workers, "_start_process", lambda command: submit([command])[0])
     monkeypatch.setattr(backend_choice, "_GIVEN", False)
     monkeypatch.setattr(predict, "find_newest_run", lambda: Path("runs/a"))
@@ -102,7 +105,7 @@ def test_the_newest_run_is_named_to_all_workers(monkeypatch, tmp_path):
     output = ["--output", str(tmp_path / "out"), "--threads", "3"]
     assert predict.main([str(tmp_path / "scans"), "--workers", "2", *output]) == 0
     script = str(Path(predict.__file__).absolute())
-    shared = [sys.executable, script, str(tmp_path / "scans"), *output, "--model", "runs/a", "--backend", "auto", "--shard"]
+    shared = [sys.executable, script, str(tmp_path / "scans"), *output, "--no-results", "--model", "runs/a", "--backend", "auto", "--shard"]
     assert [command[2:] for command in asked] == [[*shared, "0/2"], [*shared, "1/2"]]
 
 
@@ -114,7 +117,7 @@ def test_the_newest_run_is_named_to_all_workers(monkeypatch, tmp_path):
         (("--workers", 2, "--slurm"), "Expected --slurm time=MINUTES: the most that a job may take. Received: none. Add it."),
         (("--workers", 2, "--slurm", "time=5", "--ray"), "Expected either --slurm or --ray. Received: both. Leave one out."),
         (("--workers", 2, "--ray", "scans/"), "Expected NAME=VALUE after --ray. Received: scans/. Name paths before the flag."),
-        (("--workers", 2, "--shard", "0/2"), "Expected either --shard or workers. Received: --shard 0/2 too. Leave one out."),
+        (("--workers", 2, "--shard", "0/2"), "Expected workers without --shard 0/2. Received: both. Leave one out."),
     ],
 )
 def test_what_cannot_be_is_one_line(command, tmp_path, capsys, flags, message):
@@ -127,3 +130,17 @@ def test_a_missing_package_is_one_line(command, tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, package, None)
         expect_one_line(capsys, command("--workers", 2, *flags), f"pip install {package}; the extra '{extra}' of this program has all")
     expect_one_line(capsys, predict.main([str(tmp_path), "--export", "onnx", "--workers", "2"]), "Expected --export alone with a run.")
+
+
+def test_a_broken_scan_fails_alone_and_a_shard_leaves_the_results_to_others(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "killed").touch()
+    monkeypatch.setattr(predict, "__file__", str(write_script(tmp_path)))
+    (tmp_path / "scans" / "case_003.nii").write_bytes(b"no scan")
+    assert command("--workers", 2, "--log-json", tmp_path / "log.jsonl") == 3
+    captured = capsys.readouterr()
+    assert captured.out.count("failed: Expected") == 1
+    assert len(read_cases(tmp_path / "out")) == 11
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 12
+    assert command("--no-results", "--shard", "0/2", output="part") in (0, 3)
+    left = {path.name for path in (tmp_path / "part").iterdir()}
+    assert left.isdisjoint({"results.json", "volumes.csv", "report.html"})
