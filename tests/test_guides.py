@@ -14,6 +14,7 @@ import predict
 import train
 from dataset import DATASETS
 from modules.run.flags import parse_training
+from modules.run.prediction_flags import parse_prediction
 from modules.score_tables import read_scores
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,18 @@ def test_the_service(runs, phantoms):
 
 
 # ------------------------------------------------------------------------------------------------------------------ pages
+
+
+def test_the_commands_for_many_machines_are_valid():
+    lines = [line.partition("  #")[0] for block in read_blocks("scaling.md", "") for line in block.splitlines()]
+    for line in lines:
+        _, script, *flags = shlex.split(line)
+        if script == "predict.py":
+            assert parse_prediction(flags).paths
+        elif "--resume" not in flags:
+            request = parse_training(flags, DATASETS)
+            assert request.search or request.workers
+    assert len(lines) == 8
 
 
 def _list_anchors(page):

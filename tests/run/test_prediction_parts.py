@@ -144,3 +144,14 @@ def test_a_broken_scan_fails_alone_and_a_shard_leaves_the_results_to_others(comm
     assert command("--no-results", "--shard", "0/2", output="part") in (0, 3)
     left = {path.name for path in (tmp_path / "part").iterdir()}
     assert left.isdisjoint({"results.json", "volumes.csv", "report.html"})
+
+
+def test_overwriting_is_the_work_of_the_workers(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "killed").touch()
+    monkeypatch.setattr(predict, "__file__", str(write_script(tmp_path)))
+    assert command() == 0
+    capsys.readouterr()
+    assert command("--workers", 1, "--overwrite") == 0
+    text = capsys.readouterr().out
+    assert "shard 0/1: 12 done, 0 failed, 0 skipped" in text
+    assert "\n0 done, 0 failed, 12 skipped" in text

@@ -67,6 +67,25 @@ def test_folds_by_workers_are_those_of_one_command(phantoms, tmp_path, monkeypat
     expect_one_line(capsys, train.main(["--resume", str(two), "--workers", "2"]), "Expected an interrupted run. Received: ")
 
 
+def test_a_training_leaves_the_test_cases_unseen_until_it_is_resumed(phantoms, tmp_path, monkeypatch):
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
+        pytest.skip("one backend suffices")
+    seen, evaluate = [], train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda splits, *rest: seen.append(len(splits["test"])) or evaluate(splits, *rest))
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--name", "a"]
+    fixed = ["--dataset", "oasis", "--data", str(phantoms / "oasis"), *TINY, "--epochs", "1", "--postprocess", "none"]
+    run = RunFolder(tmp_path / "runs" / "a")
+    for flags in ([*fixed, *places], ["--resume", str(run.path)]):
+        assert train.main([*flags, "--train-only"]) == 0
+        assert not run.finished
+        assert not run.scores.exists()
+        assert run.bundle.is_dir()
+    assert seen == []
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert run.finished
+    assert seen == [4]
+
+
 def test_commands_of_trainings_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(backend_choice, "_GIVEN", False)
     whole = RunFolder(tmp_path / "whole")
