@@ -12,6 +12,7 @@ from pathlib import Path
 import utils
 from dataset import DATASETS
 from modules import devices
+from modules.compiled import keep_compiled
 from modules.data.cache import prepare_splits
 from modules.data.case import Case
 from modules.data.fingerprint import measure
@@ -71,9 +72,10 @@ def carry_request(request: TrainingRequest, settings: Settings, *, quiet: bool =
         return carry_parts(settings, request, Program(load, prepare, train, resume, Path(__file__)))
     if request.plan_only:
         return log_lines(describe_prepared(prepare(settings, request.devices)))
-    if request.resume:
-        return resume(RunFolder(request.resume), settings, request.devices, scored=not request.train_only)
-    return train(settings, max_devices=request.devices, scored=not request.train_only)
+    most, scored = request.devices, not request.train_only
+    return (
+        resume(RunFolder(request.resume), settings, most, scored=scored) if request.resume else train(settings, None, most, scored=scored)
+    )
 
 
 def train(
@@ -125,6 +127,7 @@ def prepare(
         run: The run, where it has a folder or a name already.
         share: The part of the time that this training gets, where the command makes several.
     """
+    keep_compiled(Path(settings.cache))
     spec, cases = load(settings)
     log_lines(spec.found)
     splits, remarks = divide(cases, settings)
