@@ -72,10 +72,8 @@ def carry_request(request: TrainingRequest, settings: Settings, *, quiet: bool =
         return carry_parts(settings, request, Program(load, prepare, train, resume, Path(__file__)))
     if request.plan_only:
         return log_lines(describe_prepared(prepare(settings, request.devices)))
-    most, scored = request.devices, not request.train_only
-    return (
-        resume(RunFolder(request.resume), settings, most, scored=scored) if request.resume else train(settings, None, most, scored=scored)
-    )
+    begun, most, scored = request.resume, request.devices, not request.train_only
+    return resume(RunFolder(begun), settings, most, scored=scored) if begun else train(settings, None, most, scored=scored)
 
 
 def train(
