@@ -1,8 +1,8 @@
 """Predicts label maps for scans, each on its own grid: `python predict.py image.nii.gz`.
 
 The model knows its preprocessing and classes. Without `--model` the run that finished last gives the model. A file that cannot be
-predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls.
-`--export` writes a run's model for other programs instead.
+predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls, and
+`--workers` makes these calls. `--export` writes a run's model for other programs instead.
 """
 
 import sys
@@ -35,6 +35,7 @@ from modules.predict.results import write_results
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
 from modules.run.prediction_flags import parse_prediction
+from modules.run.prediction_parts import predict_parts
 from modules.run.report import write_predictions_report
 from modules.run.settings import Settings
 from modules.run.shared_scores import add_scores, list_scored
@@ -61,6 +62,11 @@ def _main(argv: Sequence[str] | None) -> int:
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series, read_channels(runs[0]))
     if not found.images:
         raise found.failures[0]
+    if options.workers:
+        if not predict_parts(Path(__file__), argv, options, runs, options.workers):
+            return SOME_FAILED
+        # All is there but what failed. It is tried once more here, and the results of all shards are written.
+        options.overwrite, options.log_json = False, None
     if (cache := Path(Settings.cache)).is_dir():
         # A prediction makes no such folder; a training has made it here.
         keep_compiled(cache)
@@ -100,7 +106,7 @@ def _main(argv: Sequence[str] | None) -> int:
     for error in [*found.failures, *unusable, *unfit] if options.shard.leads else []:
         batch.refuse(error)
     predict(bundles, cases, batch, options)
-    if batch.done:
+    if (batch.done or options.workers) and not options.no_results:
         with batch.attempt():
             write_predictions_report(batch.output)
     log.info("%s", batch.describe())
@@ -141,9 +147,10 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
         departures.summarise()
         with batch.attempt():
             scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
-        with batch.attempt(), hold(batch.record_path):
-            subjects = score_tables.map_subjects(cases)
-            write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0], subjects)
+        if not options.no_results:
+            with batch.attempt(), hold(batch.record_path):
+                subjects = score_tables.map_subjects(cases)
+                write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0], subjects)
     if options.labels:
         intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
         for line in score_lines.format_scores(score_tables.summarise(scores), intervals):

@@ -149,7 +149,7 @@ def _draw_contrast(image, label, parameters: dict, pairs: Sequence[tuple[int, in
     tissue_of = np.arange(tissues)
     for first, second in pairs:
         tissue_of[second] = first
-    tissue = _gather(ops.convert_to_tensor(tissue_of, dtype="int32"), ops.cast(label, "int32"))
+    tissue = gather(ops.convert_to_tensor(tissue_of, dtype="int32"), ops.cast(label, "int32"))
     sample = ops.reshape(ops.arange(ops.shape(image)[0], dtype="int32"), (-1, *(1 for _ in axes)))
     row = ((sample * tissues + tissue) * channels)[..., None] + ops.arange(channels, dtype="int32")
 
@@ -159,9 +159,9 @@ def _draw_contrast(image, label, parameters: dict, pairs: Sequence[tuple[int, in
     place = ops.clip((image - darkest) / ops.where(extent > 0, extent, 1.0), 0, 1) * (points - 1)
     low = ops.minimum(ops.floor(place), points - 2)
     curve, index = ops.reshape(parameters["curve"], (-1,)), row * points + ops.cast(low, "int32")
-    drawn = _gather(curve, index) * (1 - (place - low)) + _gather(curve, index + 1) * (place - low)
+    drawn = gather(curve, index) * (1 - (place - low)) + gather(curve, index + 1) * (place - low)
     is_air = drawn <= 0
-    grain = _gather(ops.reshape(parameters["texture"], (-1,)), row) * _make_noise(parameters["texture_seed"], image.shape[1:])
+    grain = gather(ops.reshape(parameters["texture"], (-1,)), row) * _make_noise(parameters["texture_seed"], image.shape[1:])
     drawn = ops.where(is_air, 0.0, drawn + grain)
     own_mean, own_deviation = _measure(drawn, ops.logical_not(is_air), axes)
     drawn = (drawn - own_mean) / ops.where(own_deviation > 0, own_deviation, 1.0) * deviation + mean

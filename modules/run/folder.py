@@ -150,6 +150,11 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def workers(self) -> Path:
+        """The folder of what workers are told, and of their logs."""
+        return self.path / "workers"
+
+    @property
     def ensemble(self) -> Path:
         """The folder of the models that a cross-validation chose."""
         return self.path / "ensemble"
