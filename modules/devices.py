@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from modules.backend_choice import BACKENDS, add_xla_flag, has_jax_for_gpu
+
 # TensorFlow's start-up messages say nothing to the user; an error still comes as an exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # By default TensorFlow uses oneDNN only on CPUs with AVX-512 VNNI or AMX. Without oneDNN, 3-D training takes four times as long.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-# The environment may choose another backend. Keras would also take it from `keras.json`, which the user may have forgotten.
-os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "tensorflow"
-
-_BACKENDS = ("tensorflow", "jax", "torch")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Several hosts ask one another only once in this many steps whether to stop. Otherwise every step would wait for the slowest host.
 AGREE_STEPS = 20
@@ -38,10 +36,13 @@ def import_keras() -> None:
     the file descriptor itself during the import. An error still comes as an exception.
     """
     backend = name_backend()
-    if backend not in _BACKENDS:
-        raise ValueError(f"Expected KERAS_BACKEND in {_BACKENDS}. Received: {backend!r}. Set it, or leave it out.")
+    if backend not in BACKENDS:
+        raise ValueError(f"Expected KERAS_BACKEND in {BACKENDS}. Received: {backend!r}. Set it, or leave it out.")
     if importlib.util.find_spec(backend) is None:
         raise ValueError(f"Expected the package of KERAS_BACKEND={backend}. Received: none. Install {backend}, or leave it out.")
+    if backend == "jax" and has_jax_for_gpu():
+        # XLA by itself lays volumes out with channels first, which cuDNN's fast kernels for bfloat16 do not read.
+        add_xla_flag("xla_gpu_force_conv_nhwc")
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     # Keras reads `keras.json` while it is imported, and refuses what it does not know there. There is none below this name.
@@ -110,8 +111,7 @@ def start_backend(seed: int, deterministic: bool = False) -> None:
     On a CPU this costs nothing. On a GPU TensorFlow then has no XLA, and all backends choose slower kernels.
     """
     if deterministic and os.environ.get("KERAS_BACKEND") == "jax":
-        # JAX reads these flags when it first looks for devices.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+        add_xla_flag("xla_gpu_deterministic_ops")
     import_keras()
     import keras
     import tensorflow as tf

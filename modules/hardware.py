@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from modules.backend_choice import has_nvidia
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -46,9 +48,7 @@ def describe_hardware() -> Hardware:
 
 def look_up_hardware() -> Hardware:
     """Describes the machine as far as it shows without the backend."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    on_gpu = Path("/dev/nvidia0").exists() and not hidden
-    memory = _ask_driver() if on_gpu else 0
+    memory = _ask_driver() if has_nvidia() else 0
     return Hardware("gpu" if memory else "cpu", "", count_cores(), find_memory(), memory, bool(memory) or has_cpu_bfloat16())
 
 

@@ -1,6 +1,7 @@
 """The machine as a plan knows it, and the peak of a process's memory."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_errors_of_memory_are_known_by_their_kind(error, expected):
 
 def test_a_gpu_that_is_hidden_is_none(monkeypatch):
     monkeypatch.setattr(hardware, "_ask_driver", lambda: 8 << 30)
-    monkeypatch.setattr(hardware.Path, "exists", lambda path: True)
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([Path("/dev/nvidia0")]))
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert (look_up_hardware().kind, look_up_hardware().device_bytes) == ("cpu", 0)

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # The floors from the ground up. A room imports from lower floors only.
 FLOORS = (
-    ("devices", "networks", "packages"),
+    ("backend_choice", "networks", "packages"),
+    ("devices",),
     ("hardware",),
     ("data", "model", "phantom"),
     ("masks",),

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from modules.model.augment import apply
+from modules.model.fast_layers import speed_up
 from modules.model.fused_norm import fuse_normalisations
 
 # The weight average forgets faster in the first 10 steps, so that it does not keep the random start.
@@ -50,6 +51,8 @@ class Trainer(keras.Model):
         # Only the network computes in half precision. Coordinates of a large volume, and averages, need all their bits.
         super().__init__(name=network.name, autocast=False, dtype="float32")
         fuse_normalisations(network)
+        for one in (network, *([deep] if deep else [])):
+            speed_up(one)
         self.network = network
         self.deep = deep
         self.overlap = overlap

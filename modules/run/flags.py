@@ -9,6 +9,7 @@ from typing import Any
 
 import modules
 from modules import networks
+from modules.backend_choice import BACKENDS, choose_backend
 from modules.data.documents import shorten
 from modules.data.spec import DatasetSpec, load_spec
 from modules.run.compare import Comparison
@@ -105,6 +106,7 @@ def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec],
         ValueError: For an unknown name, value, preset or data set, and for settings that are not those of the run to resume.
     """
     given = dict(values)
+    choose_backend(given.pop("backend", None))
     machines: dict[str, Any] = {
         "devices": given.pop("devices", None),
         "joined": tuple(given.pop(name, None) for name in ("coordinator", "hosts", "host")),
@@ -261,6 +263,7 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     )
     parser.add_argument("--labels", metavar="DIR", help="with --compare: folder of the references of label maps")
     parser.add_argument("--output", metavar="DIR", help=f"with --compare: where to write (default {Comparison.output})")
+    add_backend_flag(parser)
     parser.add_argument("--devices", type=int, metavar="INT", help="GPUs of each host that share a batch (default: as many as can)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0, to train on several hosts (JAX; Slurm needs none of these)")
     parser.add_argument("--hosts", type=int, metavar="INT", help="how many hosts train together")
@@ -280,6 +283,15 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
             texts.setdefault(option.help, []).append(f"{network} ({option.default})")
         _add_flag(group, name, " ".join(f"{', '.join(networks)}: {text}" for text, networks in texts.items()), None)
     return parser
+
+
+def add_backend_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that both commands have for Keras's backend."""
+    parser.add_argument(
+        "--backend",
+        choices=("auto", *BACKENDS),
+        help="what computes (default KERAS_BACKEND, else auto: jax where it finds an NVIDIA GPU, tensorflow elsewhere)",
+    )
 
 
 def _check_same(chosen: dict[str, Any], settings: Settings, run: Path) -> None:

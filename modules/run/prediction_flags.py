@@ -4,13 +4,14 @@ import argparse
 import math
 from collections.abc import Sequence
 
+from modules.backend_choice import choose_backend, choose_for_export
 from modules.data.files import LABEL_FORMATS, SUFFIXES
 from modules.predict import engines
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import EXPORT_PRECISIONS, FORMATS
 from modules.predict.outputs import SAVED
 from modules.predict.shards import parse_shard
-from modules.run.flags import OneLineParser
+from modules.run.flags import OneLineParser, add_backend_flag
 
 
 def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -30,6 +31,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUN",
         help="runs, cross-validations or bundles; several models are averaged (default: the run under runs/ that finished last)",
     )
+    add_backend_flag(parser)
     parser.add_argument(
         "--engine",
         choices=engines.ENGINES,
@@ -146,4 +148,8 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         if value != parser.get_default(name) and not 0 < value < math.inf:
             raise ValueError(f"Expected `{name}` above 0. Received: {value}. Leave it out for the default.")
     options.shard = parse_shard(options.shard)
+    if options.backend or not options.export:
+        choose_backend(options.backend)
+    else:
+        choose_for_export()
     return options

@@ -1,0 +1,67 @@
+"""The choice of Keras's backend, and what a backend must be told before it is imported."""
+
+import importlib.util
+import mmap
+import os
+import sys
+from pathlib import Path
+
+BACKENDS = ("tensorflow", "jax", "torch")
+# Whether the user's environment names a backend.
+_GIVEN = bool(os.environ.get("KERAS_BACKEND"))
+
+
+def choose_backend(name: str | None) -> None:
+    """Chooses the backend of Keras, before Keras is imported.
+
+    Args:
+        name: One of `BACKENDS`; "auto" for JAX where it finds an NVIDIA GPU, on which it trains fastest (docs/measurements.md), and
+            TensorFlow elsewhere. None keeps the environment's KERAS_BACKEND, or is "auto" where there is none.
+
+    Raises:
+        ValueError: If Keras is in use with another backend.
+    """
+    chosen = name or os.environ.get("KERAS_BACKEND") or "auto"
+    if chosen == "auto":
+        chosen = "jax" if has_jax_for_gpu() else "tensorflow"
+    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != chosen:
+        raise ValueError(f"Expected --backend before Keras is in use. Received: {chosen}. Set KERAS_BACKEND={chosen} instead.")
+    os.environ["KERAS_BACKEND"] = chosen
+
+
+def choose_for_export() -> None:
+    """Chooses TensorFlow, which alone writes models for other programs, unless the environment names another backend."""
+    if not _GIVEN:
+        choose_backend("tensorflow")
+
+
+def has_nvidia() -> bool:
+    """Returns whether there is an NVIDIA GPU that this process may see."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
+def has_jax_for_gpu() -> bool:
+    """Returns whether there is an NVIDIA GPU, and the part of JAX that drives it; imports nothing."""
+    plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+    return has_nvidia() and any(importlib.util.find_spec(name) is not None for name in plugins)
+
+
+def add_xla_flag(name: str) -> None:
+    """Sets a flag of XLA, which JAX reads when it first looks for devices.
+
+    A flag that the user has set stays. One that this version of XLA does not know would end the process, and is left out.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if name in flags:
+        return
+    found = importlib.util.find_spec("jaxlib")
+    library = Path(found.origin if found and found.origin else "").parent / "libjax_common.so"
+    if library.is_file():
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(name.encode()) < 0:
+                return
+    os.environ["XLA_FLAGS"] = f"{flags} --{name}=true".strip()
+
+
+# Keras would also take its backend from `keras.json`, which the user may have forgotten.
+choose_backend(sys.modules["keras"].backend.backend() if "keras" in sys.modules else None)
