@@ -315,8 +315,9 @@ def _predict_tiled(
         return
     for image in images:
         options.on_tiling(image.tiling)
-    # Regions have no map of the background. Nobody doubts what the network never saw.
-    background = [float(not bundle.regions), *[0.0] * (bundle.num_maps - 1 + options.maps)]
+    background = [0.0] * bundle.num_maps if bundle.regions else np.eye(len(bundle.class_names), dtype=np.float32)[0].tolist()
+    # Nobody doubts what the network never saw.
+    background += [0.0] * options.maps
 
     def cut_windows() -> Iterator[np.ndarray]:
         for array, _, tiling in images:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modules.predict.doubt import Doubt
-from modules.predict.traits import Traits, describe_trait, from_logit, name_group, to_logit
+from modules.predict.traits import Traits, compare, describe_trait, from_logit, name_group, to_logit
 
 # A single trait counts for so many spreads at most, so that one that was nearly constant does not decide alone.
 MOST_SPREADS = 8.0
@@ -51,12 +51,10 @@ class Quality:
 
     Attributes:
         temperatures: The temperature of each class but the background, see `modules.predict.doubt.calibrate`.
-        traits: Median and spread of each trait over the good cases, by name. "likeness/#" compares with `thumbnail`.
+        traits: Median and spread of each trait over the good cases, by name, with those of `modules.predict.traits.compare`.
         thumbnail: `(C, T)` mean thumbnail of the good cases.
         limit: The distance of the good cases that no more than about one in twenty exceeds.
-        intercepts: The log odds of the Dice of each class where those of the expected Dice are 0.
-        slope: Their change with the log odds of the expected Dice.
-        penalty: Their fall with the logarithm of the distance beyond the limit.
+        lines: Intercept of each class, slope and penalty, of scans within the limit and of those beyond it; see `predict_logits`.
         errors: Half widths of the interval in log odds, within the limit and beyond it.
         least_dice: The predicted Dice of each class below which somebody should look; 0 where no good case has the class.
         cases: Number of validation cases that it was learnt from.
@@ -67,9 +65,7 @@ class Quality:
     traits: Mapping[str, tuple[float, float]]
     thumbnail: tuple[tuple[float, ...], ...]
     limit: float
-    intercepts: tuple[float, ...]
-    slope: float
-    penalty: float
+    lines: tuple[tuple[float, ...], tuple[float, ...]]
     errors: tuple[float, float]
     least_dice: tuple[float, ...]
     cases: int
@@ -83,8 +79,9 @@ class Quality:
     def from_json(cls, values: Mapping[str, Any]) -> "Quality":
         """Makes it of plain values that were checked before."""
         made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        for name in ("lines", "thumbnail"):
+            made[name] = tuple(map(tuple, values[name]))
         made["traits"] = {name: (centre, spread) for name, (centre, spread) in values["traits"].items()}
-        made["thumbnail"] = tuple(map(tuple, values["thumbnail"]))
         return cls(**made)
 
     def judge(self, traits: Traits, doubt: Doubt, class_names: Sequence[str], least_dice: float | None = None) -> Judgement:
@@ -98,8 +95,9 @@ class Quality:
         """
         spreads = self.measure_spreads(traits)
         distance = combine(spreads) / self.limit
-        logits = predict_logits(doubt.expect_dice(np.array(self.temperatures)), distance, self.intercepts, self.slope, self.penalty)
-        error = self.errors[int(distance > 1)]
+        beyond = int(distance > 1)
+        logits = predict_logits(doubt.expect_dice(np.array(self.temperatures)), distance, self.lines[beyond])
+        error = self.errors[beyond]
         dice, low, high = (from_logit(logits + shift) for shift in (0.0, -error, error))
         reasons = _name_far(spreads) if distance > 1 else []
         limits = self.least_dice if least_dice is None else [least_dice] * len(dice)
@@ -110,21 +108,12 @@ class Quality:
 
     def measure_spreads(self, traits: Traits) -> dict[str, float]:
         """Measures how many spreads each trait lies above the median of the good cases, or below it (-); a trait that is not known 0."""
-        values = {**traits.values, "likeness/#": compare_thumbnails(traits.thumbnail, np.array(self.thumbnail))}
+        values = {**traits.values, **compare(traits.thumbnail, np.array(self.thumbnail))}
         spreads = {}
         for name, (centre, spread) in self.traits.items():
             value = values.get(name, math.nan)
             spreads[name] = float(np.clip((value - centre) / spread, -MOST_SPREADS, MOST_SPREADS)) if math.isfinite(value) else 0.0
         return spreads
-
-
-def compare_thumbnails(one: np.ndarray, other: np.ndarray) -> float:
-    """Compares two thumbnails `(C, T)`: the least correlation of a channel, by Fisher's transformation; 0 for nothing alike."""
-    if one.shape != other.shape:
-        return 0.0
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    correlation = float(np.min(np.sum(one * other, axis=1) / np.maximum(lengths, 1e-9)))
-    return math.atanh(min(max(correlation, -0.999), 0.999))
 
 
 def combine(spreads: Mapping[str, float]) -> float:
@@ -135,10 +124,19 @@ def combine(spreads: Mapping[str, float]) -> float:
     return max((math.sqrt(float(np.mean(np.square(group)))) for group in groups.values()), default=0.0)
 
 
-def predict_logits(expected: np.ndarray, distance: float, intercepts: Sequence[float], slope: float, penalty: float) -> np.ndarray:
-    """Predicts the log odds of the Dice of each class from the expected Dice `(F,)` and the distance, see `Quality`."""
-    excess = math.log(max(distance, 1.0))
-    return np.asarray(intercepts) + slope * to_logit(expected) - penalty * excess
+def predict_logits(expected: np.ndarray, distance: float, line: Sequence[float]) -> np.ndarray:
+    """Predicts the log odds of the Dice of each class.
+
+    They are the intercept of the class, and the slope times the log odds of the expected Dice, less the penalty times the logarithm of the
+    distance where that is above 1.
+
+    Args:
+        expected: `(F,)` the expected Dice, see `modules.predict.doubt.Doubt`.
+        distance: How unlike good cases the scan is.
+        line: Intercept of each class, slope and penalty.
+    """
+    *intercepts, slope, penalty = line
+    return np.array(intercepts) + slope * to_logit(expected) - penalty * math.log(max(distance, 1.0))
 
 
 def _name_far(spreads: Mapping[str, float]) -> list[str]:

@@ -110,9 +110,7 @@ _QUALITY = {
     "traits": mapping(_TRAIT, many(number(-1e30, 1e30), 2, 2)),
     "thumbnail": many(many(number(-1, 1), 1, traits.THUMBNAIL**3), 1, traits.MOST_CHANNELS),
     "limit": number(0, 1e6, above=True),
-    "intercepts": many(_ODDS, 1, MOST_CLASSES),
-    "slope": _ODDS,
-    "penalty": _ODDS,
+    "lines": many(many(_ODDS, 3, MOST_CLASSES + 2), 2, 2),
     "errors": many(number(0, 1e3), 2, 2),
     "least_dice": many(number(0, 1), 1, MOST_CLASSES),
     "cases": whole(0, 1 << 40),
@@ -233,9 +231,11 @@ def _find_wrong_steps(content: Mapping[str, Any]):
 def _find_wrong_quality(content: Mapping[str, Any]):
     """Yields field, expected and received of what a model learnt of its errors and does not fit its classes and channels."""
     quality, classes = content["quality"] or {}, len(content["class_names"]) - 1
-    for name in ("temperatures", "intercepts", "least_dice") if quality else ():
+    for name in ("temperatures", "least_dice") if quality else ():
         if len(quality[name]) != classes:
             yield f"quality.{name}", f"{classes} numbers, one a class,", shorten(quality[name])
+    if any(len(line) != classes + 2 for line in quality.get("lines", ())):
+        yield "quality.lines", f"lists of {classes + 2} numbers", shorten(quality["lines"])
     for name, (_, spread) in quality.get("traits", {}).items():
         if not spread > 0:
             yield f"quality.traits.{name}", "a spread above 0", f"{spread:g}"

@@ -6,6 +6,7 @@ where the network is sure of a wrong label map.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ MOST_CHANNELS = 4
 # So many voxels of a channel are looked at for its percentiles, on a regular grid.
 _SAMPLE = 1 << 16
 _LEAST_LOG = 1e-4
+# A scan that is so much more like upright ones than like turned ones is upright. More says nothing more.
+MOST_UPRIGHT = 0.5
 # All classes together, where a trait is about them.
 WHOLE = "the foreground"
 
@@ -39,6 +42,7 @@ KINDS = {
     "quartile": Kind("spread of intensities", 0.04),
     "detail": Kind("sharpness or noise", 0.08),
     "likeness": Kind("look as a whole", 0.1),
+    "turn": Kind("orientation", 0.1),
     "volume": Kind("size of {}", 0.15),
     "shape": Kind("shape of {}", 0.08),
     "pieces": Kind("pieces of {}", 0.04),
@@ -72,7 +76,9 @@ def _name_subject(name: str) -> str:
 
 
 def name_group(name: str) -> str:
-    """Names the group of a trait, within which traits are averaged: the class that it is about, or "" for the image."""
+    """Names the group of a trait, within which traits are averaged: the class that it is about, "turn", or "" for the rest of the image."""
+    if name.startswith("turn/"):
+        return "turn"
     about = _name_subject(name)
     return "" if about == WHOLE else about
 
@@ -186,3 +192,26 @@ def shrink(voxels: np.ndarray) -> np.ndarray:
     flat = voxels.ravel() - voxels.mean()
     length = float(np.linalg.norm(flat))
     return flat / length if length > 1e-9 else np.zeros_like(flat)
+
+
+def compare(thumbnail: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """Compares the thumbnail `(C, T)` of a case with that of good cases.
+
+    Returns:
+        The trait "likeness": the correlation by Fisher's transformation, of the channel where it is least. And the traits "turn": how
+        much more it is like the other than like the other flipped along an axis, or with two axes swapped; `MOST_UPRIGHT` at most. What
+        differs between people cancels in these. They turn negative for a scan that is flipped or turned itself.
+    """
+    rank = round(math.log(thumbnail.shape[1], THUMBNAIL))
+    cube = other.reshape(len(other), *(THUMBNAIL,) * rank)
+    turned = [np.flip(cube, axis + 1) for axis in range(rank)]
+    turned += [np.swapaxes(cube, one + 1, two + 1) for one, two in combinations(range(rank), 2)]
+    likeness = _correlate(thumbnail, other)
+    turns = [likeness - _correlate(thumbnail, part.reshape(other.shape)) for part in turned]
+    return {"likeness/#": likeness} | {f"turn/#{place}": min(turn, MOST_UPRIGHT) for place, turn in enumerate(turns)}
+
+
+def _correlate(one: np.ndarray, other: np.ndarray) -> float:
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    correlation = float(np.min(np.sum(one * other, axis=1) / np.maximum(lengths, 1e-9)))
+    return math.atanh(min(max(correlation, -0.999), 0.999))

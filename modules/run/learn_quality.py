@@ -17,8 +17,8 @@ from modules.data.case import Case, Predicted, read_case, require_label
 from modules.predict.bundle import ModelBundle, set_quality
 from modules.predict.cases import PredictionOptions, count_windows, predict_cases, predict_read
 from modules.predict.doubt import Doubt, fit_temperature
-from modules.predict.quality import CONFIDENCE, Quality, combine, compare_thumbnails
-from modules.predict.traits import KINDS, Traits, from_logit, measure_traits, to_logit
+from modules.predict.quality import CONFIDENCE, Quality, combine
+from modules.predict.traits import KINDS, Traits, compare, from_logit, measure_traits, to_logit
 from modules.run.budget import count_affordable, was_measured
 from modules.run.damage import DAMAGES, damage
 from modules.run.folder import RunFolder
@@ -26,13 +26,15 @@ from modules.run.plan import Plan
 from modules.scoring import LEVELS, score_case
 
 # The most predictions that are made to learn from, the fewest that are worth it, and the part of them that are good cases.
-MOST, LEAST, GOOD_SHARE = 100, 12, 0.4
+MOST, LEAST, GOOD_SHARE = 100, 24, 0.4
 # With fewer validation subjects than these, training cases stand beside them.
 FEW_SUBJECTS = 3
 # The limit of the distance lies beyond this part of the good cases, and by this factor.
 _WITHIN, _MARGIN = 0.95, 1.1
-# What needs no learning counts as much as so many cases.
-_PRIOR_CASES = 2.0
+# Good cases that are all alike still leave this much room, in spreads.
+_LEAST_LIMIT = 1.0
+# What needs no learning counts as much as so many cases: more for the slope, because cases of one kind hardly tell it from the intercept.
+_PRIOR_CASES, _PRIOR_OF_SLOPE = 2.0, 20.0
 # The log odds of the Dice fall so much with the logarithm of the distance, before anything is learnt.
 _PRIOR_PENALTY = 1.0
 # An interval is at least so wide in log odds, to either side: a Dice of 0.90 may be 0.88 or 0.92.
@@ -89,7 +91,7 @@ def learn_quality(
         "judgement of predictions, learnt from %d validation case(s) and %d damaged copies: `check this one` below a predicted Dice of %s",
         quality.cases, quality.copies, least,
     )  # fmt: skip
-    told = ("temperatures", "intercepts", "slope", "penalty", "errors", "least_dice", "limit", "cases", "copies")
+    told = ("temperatures", "lines", "errors", "least_dice", "limit", "cases", "copies")
     return bundle, {"quality": {name: getattr(quality, name) for name in told}}
 
 
@@ -166,25 +168,18 @@ def learn(observed: Sequence[Observation], class_names: Sequence[str]) -> Qualit
     truth = np.sum([one.doubt.truth for one in validated if one.doubt.truth is not None], axis=0)
     temperatures = np.array([fit_temperature(truth[index]) for index in range(number)])
     usual = _Usual(good)
-    # Each good case is compared with the others, as a new one will be with all.
-    distances = np.array(
-        [_Usual([*good[:place], *good[place + 1 :]]).measure(one) for place, one in enumerate(good)] if len(good) > 2 else [1.0]
-    )
-    limit = _MARGIN * _find_quantile(distances, _WITHIN)
+    limit = max(_LEAST_LIMIT, _MARGIN * _find_quantile(_measure_apart(good), _WITHIN))
     few = len({one.subject for one in validated}) < FEW_SUBJECTS
     rows = _Rows.collect([one for one in observed if few or one.origin != "train"], temperatures, usual, limit)
-    line = rows.fit()
-    errors, undamaged = rows.cross_validate()
-    least = [_find_least(undamaged[rows.classes[rows.good] == index]) for index in range(number)]
+    errors, predicted = rows.cross_validate()
+    least = [_find_least(predicted[rows.good & (rows.classes == index)]) for index in range(number)]
     copies = sum(one.origin == "damaged" for one in observed)
     return Quality(
         temperatures=tuple(temperatures.tolist()),
         traits=usual.describe(),
         thumbnail=tuple(tuple(round(value, 4) for value in channel) for channel in usual.thumbnail.tolist()),
         limit=round(limit, 4),
-        intercepts=tuple(round(value, 4) for value in line[:-2].tolist()),
-        slope=round(float(line[-2]), 4),
-        penalty=round(float(line[-1]), 4),
+        lines=rows.fit().describe(),
         errors=errors,
         least_dice=tuple(least),
         cases=len(validated),
@@ -205,8 +200,11 @@ class _Usual:
     def __init__(self, good: Sequence[Observation]) -> None:
         thumbnails = np.stack([one.traits.thumbnail for one in good])
         self.thumbnail, total = thumbnails.mean(axis=0), thumbnails.sum(axis=0)
-        others = [compare_thumbnails(own, total - own) for own in thumbnails] if len(good) > 1 else [math.atanh(0.99)]
-        self._values = {name: [one.traits.values[name] for one in good] for name in good[0].traits.values} | {"likeness/#": others}
+        # Each is compared with the mean of the others; one alone with itself.
+        seen = [
+            {**one.traits.values, **compare(own, total - own if len(good) > 1 else own)} for one, own in zip(good, thumbnails, strict=True)
+        ]
+        self._values = {name: [values[name] for values in seen] for name in seen[0]}
         self._quality = _make_plain(self.describe(), self.thumbnail)
 
     def describe(self) -> dict[str, tuple[float, float]]:
@@ -226,7 +224,19 @@ class _Usual:
 
 def _make_plain(traits: dict[str, tuple[float, float]], thumbnail: np.ndarray) -> Quality:
     """Makes a judgement that knows what is usual, and nothing else."""
-    return Quality((), traits, tuple(map(tuple, thumbnail.tolist())), 1.0, (), 1.0, 0.0, (0.0, 0.0), (), 0, 0)
+    return Quality((), traits, tuple(map(tuple, thumbnail.tolist())), 1.0, ((), ()), (0.0, 0.0), (), 0, 0)
+
+
+class _Lines(NamedTuple):
+    """The lines `(F + 2,)` of scans within the limit and of those beyond it: intercept of each class, slope and penalty."""
+
+    within: np.ndarray
+    beyond: np.ndarray
+
+    def describe(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Returns both lines, rounded."""
+        within, beyond = (tuple(round(value, 4) for value in line.tolist()) for line in self)
+        return within, beyond
 
 
 class _Rows(NamedTuple):
@@ -259,42 +269,47 @@ class _Rows(NamedTuple):
         inputs = np.array(columns[0], float).reshape(-1, number + 2)
         return cls(inputs, np.array(columns[1], float), np.array(columns[2], int), np.array(columns[3], bool), np.array(columns[4]))
 
-    def fit(self, kept: np.ndarray | None = None) -> np.ndarray:
-        """Fits intercepts, slope and penalty `(F + 2,)` by least squares drawn towards what needs no learning.
+    @property
+    def beyond(self) -> np.ndarray:
+        """Whether each row's case lies beyond the limit, `(n,)`."""
+        return self.inputs[:, -1] < 0
 
-        Good cases weigh as much together as damaged ones.
+    def fit(self, kept: np.ndarray | None = None) -> _Lines:
+        """Fits the lines by least squares, each drawn towards one that needs no learning: of scans beyond the limit, that within it.
 
         Args:
             kept: `(n,)` the rows to learn from; None for all.
         """
-        prior = np.zeros(self.inputs.shape[1])
-        prior[-2:] = 1.0, _PRIOR_PENALTY
         kept = np.ones(len(self.dice), bool) if kept is None else kept
-        weights = np.zeros(len(self.dice))
-        for part in (kept & self.good, kept & ~self.good):
-            weights[part] = kept.sum() / 2 / max(part.sum(), 1)
-        if not self.inputs.size:
-            return prior
-        weighted = self.inputs.T * weights
-        left = self.dice - self.inputs @ prior
-        return prior + np.linalg.solve(weighted @ self.inputs + _PRIOR_CASES * np.eye(prior.size), weighted @ left)
+        nothing = np.zeros(self.inputs.shape[1])
+        nothing[-2:] = 1.0, _PRIOR_PENALTY
+        within = self._fit_line(kept & ~self.beyond, nothing)
+        return _Lines(within, self._fit_line(kept & self.beyond, within))
+
+    def _fit_line(self, kept: np.ndarray, prior: np.ndarray) -> np.ndarray:
+        inputs = self.inputs[kept]
+        left = self.dice[kept] - inputs @ prior
+        strength = np.full(prior.size, _PRIOR_CASES)
+        strength[-2] = _PRIOR_OF_SLOPE
+        return prior + np.linalg.solve(inputs.T @ inputs + np.diag(strength), inputs.T @ left)
 
     def cross_validate(self) -> tuple[tuple[float, float], np.ndarray]:
         """Predicts each subject by a fit to the others.
 
         Returns:
-            The half widths of the interval in log odds, of good and of damaged cases; and the predicted log odds of the good rows. With
+            The half widths of the interval in log odds, within the limit and beyond it; and the predicted log odds of all rows. With
             one subject there are no others, so all are fitted and the interval is three times as wide.
         """
-        predicted = np.zeros(len(self.dice))
+        predicted, beyond = np.zeros(len(self.dice)), self.beyond
         subjects = np.unique(self.subjects)
         for subject in subjects:
             own = self.subjects == subject
-            predicted[own] = self.inputs[own] @ self.fit(None if len(subjects) == 1 else ~own)
+            lines = self.fit(None if len(subjects) == 1 else ~own)
+            predicted[own] = np.where(beyond[own], self.inputs[own] @ lines.beyond, self.inputs[own] @ lines.within)
         wider = 1 + 2 / len(subjects) if 0 < len(subjects) < 10 else 1.0
         missed = np.abs(self.dice - predicted)
-        good, damaged = (max(_LEAST_ERROR, wider * _find_quantile(missed[part], CONFIDENCE)) for part in (self.good, ~self.good))
-        return (round(good, 4), round(max(good, damaged), 4)), predicted[self.good]
+        near, far = (max(_LEAST_ERROR, wider * _find_quantile(missed[part], CONFIDENCE)) for part in (~beyond, beyond))
+        return (round(near, 4), round(max(near, far), 4)), predicted
 
 
 def _find_quantile(values: np.ndarray, share: float) -> float:
