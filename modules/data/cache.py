@@ -232,6 +232,12 @@ def read_pack(path: Path) -> dict[str, PreparedCase]:
 _SHARED: dict[tuple, tuple] = {}
 
 
+def share_checked(others: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, tuple[int, ...]]:
+    """Takes the files that another process has checked, with their states, and returns all. One that changes is checked anew."""
+    _CHECKED.update(others or {})
+    return _CHECKED
+
+
 def _check_pack(path: str, cases: Iterable[PreparedCase]) -> bool:
     """Returns whether all cases of a file have the checksums that they were written with; it reads an unchanged file only once."""
     state = _find_state(path)

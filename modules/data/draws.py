@@ -125,6 +125,27 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
 }
 
 
+@dataclass(frozen=True)
+class Drawer:
+    """Draws the augmentation of one sample after another, see `draw_parameters`. It is plain data, for processes that read.
+
+    Attributes:
+        augmentation: The effects that may be drawn.
+        shape: `P` of the samples.
+        channels: `C` of the images.
+        left_right: The axis that runs from left to right, if there is one.
+    """
+
+    augmentation: Augmentation
+    shape: tuple[int, ...]
+    channels: int
+    left_right: int | None = None
+
+    def __call__(self, rng: np.random.Generator, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
+        """Draws the parameters of a sample whose voxels have this size."""
+        return draw_parameters(rng, self.augmentation, self.shape, self.channels, spacing_mm=spacing_mm, left_right=self.left_right)
+
+
 def list_effects(augmentation: Augmentation | None) -> dict[str, Augmentation]:
     """Splits an augmentation into its effects for pictures of them: each alone, certain, and as strong as it gets."""
     if augmentation is None:

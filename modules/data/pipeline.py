@@ -1,14 +1,16 @@
 """The tf.data pipelines that feed a training: whole slices and volumes, slices of volumes, and patches."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from modules.data.cache import PreparedCase
+from modules.data.cache import PreparedCase, share_checked
 from modules.data.patches import Window, count_starts, draw_start, nth_start
+from modules.data.readers import Layout, ReaderPool, make_arrays
 from modules.data.regions import IGNORE
+from modules.data.resident import find_place, list_places
 from modules.hardware import count_cores
 
 # `tf.random.experimental.index_shuffle` puts this number before a seed of two numbers. Given a seed for each index, it puts it in the
@@ -57,7 +59,7 @@ def list_shown(cases: Sequence[PreparedCase]) -> dict[int, np.ndarray]:
 
 def draw_shown(
     cases: Sequence[PreparedCase], shown: Mapping[int, np.ndarray], window: Window, seeds: Sequence[int]
-) -> tuple[PreparedCase, tuple[int, ...]]:
+) -> tuple[int, tuple[int, ...]]:
     """Draws a slice that shows foreground; the draw is a pure function of `seeds`.
 
     Each class is as likely as the others, however many voxels it has. Of the cases that hold the class each is as likely, and then
@@ -70,24 +72,116 @@ def draw_shown(
         seeds: Numbers that decide the draw.
 
     Returns:
-        The case, and the first voxel of its window.
+        The case's place among the cases, and the first voxel of its window.
     """
     rng = np.random.default_rng(list(seeds))
     index = list(shown)[rng.integers(len(shown))]
-    case = cases[shown[index][rng.integers(len(shown[index]))]]
+    place = int(shown[index][rng.integers(len(shown[index]))])
+    case = cases[place]
     if all(size <= length for size, length in zip(case.shape, window.sizes, strict=True)):
-        return case, nth_start(case.shape, window.sizes, 0)
+        return place, nth_start(case.shape, window.sizes, 0)
     points = case.find_voxels(index)
     if 1 in window.sizes:
         places = points[:, window.sizes.index(1)]
         planes = np.unique(places)
         points = points[places == planes[rng.integers(len(planes))]]
-    return case, draw_start(rng, case.shape, window.sizes, points=[points], sampling="weighted")
+    return place, draw_start(rng, case.shape, window.sizes, points=[points], sampling="weighted")
 
 
 def count_samples(shapes: Sequence[Sequence[int]], window: Window, sampler: PatchSampler | None) -> int:
     """Counts the samples of an epoch from the shapes of the prepared cases: drawn patches, or the windows of a grid."""
     return len(shapes) * sampler.per_case if sampler and sampler.per_case else sum(count_starts(shape, window.sizes) for shape in shapes)
+
+
+class BatchReader:
+    """Reads the samples of a batch. It holds plain data alone, so that a process of its own may do it.
+
+    Attributes:
+        layout: Shape and type of each array of a batch, by name. There are `image (B, *P, C)` float16 and `label (B, *P)` uint8, then what
+            the augmentation draws. With `bases` the places of the windows come instead, see `modules.data.resident`.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        window: Window,
+        channels: int,
+        *,
+        size: int,
+        training: bool,
+        sampler: PatchSampler | None,
+        draw_augmentation: DrawAugmentation | None,
+        seed: int,
+        bases: np.ndarray | None = None,
+    ) -> None:
+        """Takes what decides the samples; see `make_pipeline`.
+
+        Args:
+            cases: The cases.
+            window: The size of a sample.
+            channels: `C`.
+            size: `B`, or this host's part of it.
+            training: Whether the samples are for training.
+            sampler: Draws patches or slices.
+            draw_augmentation: Draws the augmentation of a sample.
+            seed: Seed of all draws.
+            bases: The first row of each case in the table on the device, `(n,)`; None where images and labels are read.
+        """
+        self._cases, self._window, self._sampler, self._seed, self._bases = cases, window, sampler, seed, bases
+        self._draw_augmentation = draw_augmentation
+        self._on_grid = sampler is None or not sampler.per_case
+        self._firsts = np.cumsum([0, *(count_starts(case.shape, window.sizes) for case in cases)]) if self._on_grid else ()
+        # Volumes hold their foreground in each case; patches of them are drawn case by case.
+        shows = training and sampler and sampler.sampling == "foreground" and len(window.shape) == 2
+        self._shown = list_shown(cases) if shows else {}
+        example = draw_augmentation(np.random.default_rng(0), (1.0,) * len(window.axes)) if draw_augmentation else {}
+        # Arrays keep the types of the cache. They are widened where they are computed with, so fewer bytes travel.
+        samples: dict[str, tuple[tuple[int, ...], Any]] = {
+            "image": ((*window.shape, channels), np.float16),
+            "label": (window.shape, np.uint8),
+        }
+        if bases is not None:
+            samples = list_places(window, channels)
+        samples |= {name: (array.shape, array.dtype) for name, array in example.items()}
+        self.layout: Layout = {name: ((size, *shape), np.dtype(dtype)) for name, (shape, dtype) in samples.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "checked": share_checked()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        share_checked(state.pop("checked"))
+        self.__dict__ |= state
+
+    def read(self, samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
+        """Reads samples by their numbers in an epoch `(B,)` and their positions in the training `(B,)`."""
+        batch = dict(zip(self.layout, make_arrays(self.layout), strict=True))
+        sizes = self._window.sizes
+        for row, (sample, position) in enumerate(zip(samples.tolist(), positions.tolist(), strict=True)):
+            index, start = self._find_window(sample, position)
+            case = self._cases[index]
+            values: dict[str, Any] = {}
+            if self._bases is None:
+                case.read_into(batch["image"][row].reshape(*sizes, -1), batch["label"][row].reshape(sizes), start)
+            else:
+                values |= find_place(int(self._bases[index]), case, start, self._window)
+            if self._draw_augmentation:
+                # Augmentation has its own generator, so that it does not depend on how much the draw of the patch draws.
+                rng = np.random.default_rng([self._seed, position, 1])
+                values |= self._draw_augmentation(rng, [case.spacing_mm[axis] for axis in self._window.axes])
+            for name, value in values.items():
+                batch[name][row] = value
+        return list(batch.values())
+
+    def _find_window(self, sample: int, position: int) -> tuple[int, Sequence[int]]:
+        """Finds the case of a sample, by its place, and the first voxel of its window."""
+        cases, sizes = self._cases, self._window.sizes
+        if self._shown and position % 3 == 0:
+            return draw_shown(cases, self._shown, self._window, (self._seed, position))
+        if self._sampler and not self._on_grid:
+            turn, index = divmod(sample, len(cases))
+            return index, self._sampler.draw_start(cases[index], sizes, turn, (self._seed, position))
+        index = int(np.searchsorted(self._firsts, sample, "right")) - 1
+        return index, nth_start(cases[index].shape, sizes, sample - int(self._firsts[index]))
 
 
 def make_pipeline(
@@ -103,6 +197,8 @@ def make_pipeline(
     first_step: int = 0,
     host_slice: tuple[int, int] = (0, 1),
     failures: list[Exception] | None = None,
+    bases: np.ndarray | None = None,
+    pool: ReaderPool | None = None,
 ):
     """Makes a `tf.data.Dataset` of dicts: `image (B, *P, C)` float16, `label (B, *P)` uint8, and what `draw_augmentation` adds.
 
@@ -130,6 +226,9 @@ def make_pipeline(
         first_step: The step that training begins at.
         host_slice: `(i, n)` gives only the `i`-th of `n` equal parts of each batch: the part of one host among several.
         failures: Takes the errors of reading. TensorFlow wraps them in errors of its own, which are no single line.
+        bases: The first row of each case in the table on the device. Batches then hold places in place of `image` and `label`, see
+            `modules.data.resident`.
+        pool: Processes that read the batches; without them the threads of this process do.
 
     Raises:
         ValueError: If the hosts cannot divide a batch equally.
@@ -139,41 +238,17 @@ def make_pipeline(
     host, hosts = host_slice
     if batch_size % hosts:
         raise ValueError(f"Expected a `batch_size` that {hosts} hosts can share equally. Received: {batch_size}. Choose a multiple.")
-    shapes = [case.shape for case in cases]
-    number = count_samples(shapes, window, sampler)
-    on_grid = sampler is None or not sampler.per_case
-    firsts = () if not on_grid else np.cumsum([0, *(count_starts(shape, window.sizes) for shape in shapes)])
-    # Volumes hold their foreground in each case; patches of them are drawn case by case.
-    shown = list_shown(cases) if training and sampler and sampler.sampling == "foreground" and len(window.shape) == 2 else {}
+    number = count_samples([case.shape for case in cases], window, sampler)
     part = batch_size // hosts
-    example = draw_augmentation(np.random.default_rng(0), (1.0,) * len(window.axes)) if draw_augmentation else {}
-
-    def find_window(sample: int, position: int) -> tuple[PreparedCase, Sequence[int]]:
-        if shown and position % 3 == 0:
-            return draw_shown(cases, shown, window, (seed, position))
-        if sampler and not on_grid:
-            turn, index = divmod(sample, len(cases))
-            return cases[index], sampler.draw_start(cases[index], window.sizes, turn, (seed, position))
-        index = int(np.searchsorted(firsts, sample, "right")) - 1
-        return cases[index], nth_start(shapes[index], window.sizes, sample - int(firsts[index]))
-
-    def read_samples(samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
-        # Arrays keep the types of the cache. They are widened where they are computed with, so fewer bytes travel.
-        image, label = _make_aligned((part, *window.sizes, channels), np.float16), _make_aligned((part, *window.sizes), np.uint8)
-        drawn = []
-        for row, (sample, position) in enumerate(zip(samples.tolist(), positions.tolist(), strict=True)):
-            case, start = find_window(sample, position)
-            case.read_into(image[row], label[row], start)
-            if draw_augmentation:
-                # Augmentation has its own generator, so that it does not depend on how much the draw of the patch draws.
-                rng = np.random.default_rng([seed, position, 1])
-                drawn.append(draw_augmentation(rng, [case.spacing_mm[axis] for axis in window.axes]))
-        parameters = [np.stack([one[name] for one in drawn]) for name in example]
-        return [image.reshape(part, *window.shape, channels), label.reshape(part, *window.shape), *parameters]
+    reader = BatchReader(
+        cases, window, channels, size=part, training=training, sampler=sampler, draw_augmentation=draw_augmentation, seed=seed, bases=bases
+    )
+    layout = reader.layout
+    read, readers = (pool.serve(reader), pool.number) if pool else (reader.read, min(MOST_READERS, count_cores()))
 
     def try_to_read(samples: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
         try:
-            return read_samples(samples, positions)
+            return read(samples, positions)
         except (OSError, ValueError) as error:
             if failures is not None:
                 failures.append(error)
@@ -188,11 +263,10 @@ def make_pipeline(
             samples = tf.raw_ops.RandomIndexShuffle(index=positions % number, seed=seeds, max_index=np.int64(number - 1), rounds=4)
         # The function is not stateful: its result depends on the arguments alone. Deterministic pipelines run stateful functions one
         # by one.
-        types = [tf.float16, tf.uint8, *(array.dtype for array in example.values())]
-        arrays = tf.numpy_function(try_to_read, (samples % number, positions), types, stateful=False)
-        sizes = [(*window.shape, channels), window.shape, *(array.shape for array in example.values())]
-        arrays = [tf.ensure_shape(array, (part, *size)) for array, size in zip(arrays, sizes, strict=True)]
-        batch = dict(zip(("image", "label", *example), arrays, strict=True))
+        arrays = tf.numpy_function(try_to_read, (samples % number, positions), [dtype for _, dtype in layout.values()], stateful=False)
+        batch: dict[str, Any] = {
+            name: tf.ensure_shape(array, shape) for (name, (shape, _)), array in zip(layout.items(), arrays, strict=True)
+        }
         if not training:
             batch["weight"] = tf.where(positions < number, np.float32(batches * batch_size / number), np.float32(0))
         return batch
@@ -200,7 +274,6 @@ def make_pipeline(
     low_seed = np.array(seed, np.int64).astype(np.int32)
     batches = -(-number // batch_size)
     first, last = (first_step, np.iinfo(np.int64).max) if training else (0, batches)
-    readers = min(MOST_READERS, count_cores())
     pipeline = tf.data.Dataset.range(first, last).map(load_batch, num_parallel_calls=readers, deterministic=True)
     return switch_tuning_off(pipeline.prefetch(BATCHES_AHEAD))
 
@@ -216,11 +289,3 @@ def switch_tuning_off(pipeline):
     options = tf.data.Options()
     options.autotune.enabled = False
     return pipeline.with_options(options)
-
-
-def _make_aligned(shape: Sequence[int], dtype: type) -> np.ndarray:
-    """Makes an empty array at a multiple of 64 bytes. TensorFlow takes such an array as it is, and copies others."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + 63, np.uint8)
-    first = -memory.ctypes.data % 64
-    return memory[first : first + size].view(dtype).reshape(shape)

@@ -101,7 +101,7 @@ def _warp(image, label, matrix, elastic):
 
     def interpolate(axis: int, offset: int):
         if axis == rank:
-            return _gather(table, index + offset)
+            return gather(table, index + offset)
         near, far = interpolate(axis + 1, offset), interpolate(axis + 1, offset + (steps[axis] if shape[axis] > 1 else 0))
         low, high = weights[axis] if channels == 1 else (weight[..., None] for weight in weights[axis])
         # The shorter near + fraction * (far - near) does not end at `far` exactly.
@@ -110,10 +110,10 @@ def _warp(image, label, matrix, elastic):
     moved = interpolate(0, 0)
     moved = moved[..., None] if channels == 1 else moved
     darkest = ops.min(image, axis=tuple(range(1, rank + 1)), keepdims=True)
-    return ops.where(inside[..., None], moved, darkest), ops.where(inside, _gather(ops.reshape(label, (-1,)), index + nearest), 0)
+    return ops.where(inside[..., None], moved, darkest), ops.where(inside, gather(ops.reshape(label, (-1,)), index + nearest), 0)
 
 
-def _gather(table, index):
+def gather(table, index):
     """Gathers rows of a table.
 
     On JAX and PyTorch the checks of `ops.take` cost more than the reading. A plain index spares them.
@@ -126,7 +126,7 @@ def _swap_classes(label, mirrored, pairs: Sequence[tuple[int, int]]):
     order = np.arange(max(max(pair) for pair in pairs) + 1)
     for first, second in pairs:
         order[first], order[second] = second, first
-    swapped = _gather(ops.convert_to_tensor(order, dtype=label.dtype), ops.cast(ops.clip(label, 0, len(order) - 1), "int32"))
+    swapped = gather(ops.convert_to_tensor(order, dtype=label.dtype), ops.cast(ops.clip(label, 0, len(order) - 1), "int32"))
     chosen = ops.reshape(mirrored, (-1, *(1 for _ in label.shape[1:]))) > 0
     return ops.where(ops.logical_and(chosen, label < len(order)), swapped, label)
 

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from modules.model.augment import apply
+from modules.model.cut import cut_windows
 from modules.model.fast_layers import speed_up
 from modules.model.fused_norm import fuse_normalisations
 
@@ -21,7 +22,8 @@ class Trainer(keras.Model):
 
     Batches are dicts of `image (B, *P, C)` and `label (B, *P)`. In training they also hold the parameters of
     `modules.data.draws.draw_parameters`. In validation they also hold `weight (B,)`, which is 0 for a sample that only fills the
-    batch. The label is part of the input, because image and label are warped together.
+    batch. The label is part of the input, because image and label are warped together. Where the cases lie on the device, a batch holds
+    their table and the places of its windows instead, see `modules.model.cut`.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Trainer(keras.Model):
 
     def call(self, inputs, training=False):
         """Returns the list of logits, full resolution first, and the label that belongs to them."""
+        inputs = cut_windows(inputs, self.network.input_shape[1:-1])
         # Image and label arrive in the cache's small types, which halves the bytes on the way to the device.
         image, label = ops.cast(inputs["image"], "float32"), ops.cast(inputs["label"], "int32")
         parameters = {name: value for name, value in inputs.items() if name not in ("image", "label", "weight")}

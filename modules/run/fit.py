@@ -1,17 +1,21 @@
 """Fits the network of a prepared run: makes the trainer, its data and its callbacks, and trains."""
 
 import logging
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modules import devices, networks
-from modules.data.draws import AUGMENTATIONS, draw_parameters
-from modules.data.pipeline import DrawAugmentation, make_pipeline
+from modules.data.draws import AUGMENTATIONS, Drawer
+from modules.data.pipeline import MOST_READERS, DrawAugmentation, make_pipeline
+from modules.data.readers import ReaderPool
 from modules.data.regions import IGNORE, list_parts
+from modules.data.resident import count_bytes, find_bases, find_obstacle, read_table
 from modules.data.spec import DatasetSpec
+from modules.hardware import count_cores, describe_hardware
 from modules.predict.bundle import ModelBundle, add_provenance
 from modules.run.classes import describe_classes, describe_ignored_cases, find_classes
 from modules.run.folder import RunFolder, write_json
@@ -139,20 +143,21 @@ def _run_epochs(prepared: PreparedRun, trainer, checkpoint: "Checkpoint", keep_b
     steps, epochs = prepared.plan.steps_per_epoch, prepared.plan.epochs
     # A fit of its own finishes an interrupted epoch, because all epochs of a fit have one length in Keras.
     epoch, inside = divmod(checkpoint.step, steps)
-    for begin, end in ((epoch, epoch + 1), (epoch + 1, epochs)) if inside else ((epoch, epochs),):
-        if begin >= end or keep_best.finished:
-            break
-        with name_failures() as failures:
-            trainer.fit(
-                make_training_data(prepared, checkpoint.step, failures),
-                validation_data=make_validation_data(prepared, failures),
-                initial_epoch=begin,
-                epochs=end,
-                steps_per_epoch=steps - checkpoint.step % steps,
-                callbacks=callbacks,
-                shuffle=False,
-                verbose=0,
-            )
+    with feed_training(prepared) as make_data:
+        for begin, end in ((epoch, epoch + 1), (epoch + 1, epochs)) if inside else ((epoch, epochs),):
+            if begin >= end or keep_best.finished:
+                break
+            with name_failures() as failures:
+                trainer.fit(
+                    make_data(checkpoint.step, failures),
+                    validation_data=make_validation_data(prepared, failures),
+                    initial_epoch=begin,
+                    epochs=end,
+                    steps_per_epoch=steps - checkpoint.step % steps,
+                    callbacks=callbacks,
+                    shuffle=False,
+                    verbose=0,
+                )
 
 
 def make_trainer(prepared: PreparedRun):
@@ -217,17 +222,82 @@ def make_validation_data(prepared: PreparedRun, failures: list[Exception] | None
     return make_pipeline(prepared.prepared["validate"], training=False, failures=failures, **_list_pipeline_options(prepared))
 
 
-def make_training_data(prepared: PreparedRun, first_step: int, failures: list[Exception] | None = None):
-    """Makes the endless training pipeline from a step on, see `modules.data.pipeline.make_pipeline`."""
-    return make_pipeline(
+@contextmanager
+def feed_training(prepared: PreparedRun) -> Generator[Callable[[int, list[Exception]], Any]]:
+    """Yields a function of the first step and a list for errors that makes the training data, see `make_training_data`.
+
+    In the block the training cases lie on the device, if they shall, and processes read the batches, if the machine has the cores.
+    """
+    table = put_on_device(prepared)
+    with start_readers() or nullcontext() as pool:
+        yield partial(make_training_data, prepared, table=table, pool=pool)
+
+
+def start_readers() -> ReaderPool | None:
+    """Starts processes that read, where a GPU would wait for the threads of this one; None on a CPU, whose cores have other work."""
+    return ReaderPool(min(MOST_READERS, count_cores() - 2)) if devices.has_gpu() and count_cores() >= 4 else None
+
+
+def make_training_data(
+    prepared: PreparedRun,
+    first_step: int,
+    failures: list[Exception] | None = None,
+    *,
+    table: dict[str, Any] | None = None,
+    pool: ReaderPool | None = None,
+):
+    """Makes the endless training data from a step on, see `modules.data.pipeline.make_pipeline`.
+
+    With a `table` from `put_on_device` each batch holds the table and places in it, and its samples are the same.
+    """
+    pipeline = make_pipeline(
         prepared.prepared["train"],
         training=True,
         sampler=prepared.plan.sampler,
         draw_augmentation=make_draw_augmentation(prepared.settings, prepared.spec, prepared.plan),
         first_step=first_step,
         failures=failures,
+        bases=None if table is None else find_bases(prepared.prepared["train"]),
+        pool=pool,
         **_list_pipeline_options(prepared),
     )
+    return pipeline if table is None else add_table(pipeline, table)
+
+
+def add_table(pipeline, table: dict[str, Any]):
+    """Adds the table on the device to each batch of a pipeline of places, without copying it."""
+    if devices.name_backend() == "tensorflow":
+        return pipeline.map(lambda batch: batch | table)
+    # Keras copies what a `tf.data.Dataset` holds through the host, but not what a generator does. It asks a generator for tuples.
+    return ((batch | table,) for batch in pipeline.as_numpy_iterator())
+
+
+def put_on_device(prepared: PreparedRun) -> dict[str, Any] | None:
+    """Puts all training cases into the device's memory as one table, as `--resident` says; None where batches are streamed.
+
+    Raises:
+        ValueError: If `--resident yes` asks for what cannot be.
+    """
+    from keras import ops
+
+    wish, cases, channels = prepared.settings.resident, prepared.prepared["train"], len(prepared.spec.channels)
+    hardware = describe_hardware()
+    on_gpu = hardware.kind == "gpu"
+    if wish == "no" or (wish == "auto" and not on_gpu):
+        return None
+    if len(prepared.devices) > 1:
+        obstacle = f"{len(prepared.devices)} devices share each batch"
+    elif on_gpu and devices.name_backend() == "tensorflow":
+        obstacle = "TensorFlow would copy them to the GPU in each step"
+    else:
+        obstacle = find_obstacle(cases, channels, hardware.device_bytes, hardware.memory_bytes)
+    if obstacle and wish == "yes":
+        raise ValueError(f"Expected --resident no or auto, as {obstacle}. Received: yes. Leave it out.")
+    if obstacle:
+        log.info("training cases: streamed, as %s", obstacle)
+        return None
+    log.info("training cases: %.2f GB in the device's memory", count_bytes(cases, channels) / 1e9)
+    return {name: ops.convert_to_tensor(array) for name, array in read_table(cases, channels).items()}
 
 
 def _list_pipeline_options(prepared: PreparedRun) -> dict[str, Any]:
@@ -262,8 +332,4 @@ def make_draw_augmentation(settings: Settings, spec: DatasetSpec, plan: Plan) ->
     window, channels = plan.window, len(spec.channels)
     # Volumes are in canonical orientation, whose first axis runs from left to right. 2-D files do not say which axis does.
     left_right = 0 if spec.spatial_dims == 3 and window.sizes[0] > 1 else None
-
-    def draw_augmentation(rng: np.random.Generator, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
-        return draw_parameters(rng, augmentation, window.shape, channels, spacing_mm=spacing_mm, left_right=left_right)
-
-    return draw_augmentation
+    return Drawer(augmentation, window.shape, channels, left_right)

@@ -41,6 +41,7 @@ RESAMPLING = ("median", "none")
 MOST_VOXELS = 1 << 31
 POSTPROCESSINGS = ("learn", "none")
 KEPT = ("best", "last")
+RESIDENT = ("auto", "yes", "no")
 PREDICT_PRECISIONS = ("auto", "float32")
 PREDICT_MIRRORS = ("try", "never")
 PREDICT_QUALITIES = ("learn", "none")
@@ -121,6 +122,9 @@ class Settings:
         None, help="momentum of an average of the weights, which is validated and saved in their place; 0 for none"
     )
     precision: str = _setting("auto", help="precision of the network's layers; auto: bfloat16 where it is faster", choices=PRECISIONS)
+    resident: str = _setting(
+        "auto", help="keep all training cases in the device's memory; auto: on a GPU where they fit, except on TensorFlow", choices=RESIDENT
+    )
     deterministic: bool = _setting(False, help="make a training repeatable bit for bit on a GPU too, where that is slower")
     patience: int | None = _setting(None, help="epochs without a better validation Dice before stopping; 0 never stops early")
     keep: str = _setting("", help="epoch whose model is kept: the best by validation Dice, or the last", choices=KEPT)

@@ -12,7 +12,7 @@ from modules.data.spec import DatasetSpec
 from modules.predict.bundle import ModelBundle
 from modules.run import proof
 from modules.run.division import divide
-from modules.run.fit import make_trainer, make_training_data, name_failures
+from modules.run.fit import feed_training, make_trainer, name_failures
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.prepared import PreparedRun
 from modules.run.settings import Settings
@@ -158,9 +158,8 @@ def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Cal
         if now[name] != record[name]:
             log.warning("%s differs: %s had %s, here it is %s", name, run.path, record[name], now[name])
     trainer = make_trainer(prepared)
-    with name_failures() as failures:
-        data = make_training_data(prepared, 0, failures)
-        trainer.fit(data, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)
+    with feed_training(prepared) as make_data, name_failures() as failures:
+        trainer.fit(make_data(0, failures), epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)
     weights = proof.hash_weights(prepared.network)
     proof.check_equal(f"weights after {steps} steps", expected, weights, run.path)
     log.info("training: the first %d steps give the same weights, SHA-256 %.16s...", steps, weights)

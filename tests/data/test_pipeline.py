@@ -7,7 +7,7 @@ import pytest
 
 from modules.data.cache import Decoded, read_pack, write_pack
 from modules.data.patches import Window, choose_points
-from modules.data.pipeline import PatchSampler, _make_aligned, count_samples, make_pipeline
+from modules.data.pipeline import PatchSampler, count_samples, make_pipeline
 from modules.data.regions import IGNORE
 
 SHAPES = [(6, 5, 4), (6, 7, 4), (3, 5, 8)]
@@ -315,11 +315,3 @@ def test_counts_by_hand(cases):
     # Windows of 4, 4, 4 over (6, 5, 4), (6, 7, 4) and (3, 5, 8).
     assert count_samples([case.shape for case in cases], Window((4, 4, 4)), None) == 2 * 2 * 1 + 2 * 2 * 1 + 1 * 2 * 2
     assert count_samples([case.shape for case in cases], Window((4, 4, 4)), PatchSampler(per_case=5)) == 15
-
-
-@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (2, 256, 128, 1)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float16])
-def test_batches_lie_where_tensorflow_need_not_copy_them(shape, dtype):
-    array = _make_aligned(shape, dtype)
-    assert (array.shape, array.dtype, array.ctypes.data % 64) == (shape, dtype, 0)
-    assert array.flags.c_contiguous
