@@ -19,7 +19,7 @@ from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
 from modules.predict.doubt import Doubt, DoubtTally, measure_maps
-from modules.predict.engines import EngineError
+from modules.predict.engines import EngineError, NotFiniteError
 from modules.predict.flips import CANONICAL, Order, make_predictor
 from modules.predict.memory import MemoryLimit
 from modules.predict.postprocess import share
@@ -158,7 +158,7 @@ def _predict_chunk(
             prediction, probabilities, doubt, finite = _assemble(merged, item, bundles[0], order, keep, options)
             done += 1
             if not finite:
-                error = ValueError(
+                error = NotFiniteError(
                     f"Expected finite probabilities. Received: NaN from the model for {item.case.image_paths[0]}. Look at its intensities, "
                     "or train the model in `--precision float32`."
                 )
@@ -171,7 +171,7 @@ def _predict_chunk(
             yield Predicted(item.case, item.image, item.label, prediction, probabilities, doubt)
         return
     except Exception as error:
-        if not isinstance(error, EngineError) and not is_lack_of_memory(error):
+        if isinstance(error, NotFiniteError) or not (isinstance(error, EngineError) or is_lack_of_memory(error)):
             raise
         if len(chunk) == 1:
             named = _name_case(chunk[0].case, error)

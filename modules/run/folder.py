@@ -104,6 +104,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def subgroups(self) -> Path:
+        """The test means of groups of people, where somebody gave a table of these."""
+        return self.path / "subgroups.json"
+
+    @property
     def report(self) -> Path:
         """The page for people that shows all this."""
         return self.path / "report.html"

@@ -60,6 +60,13 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
     parser.add_argument(
+        "--subjects",
+        default="",
+        metavar="RULE",
+        help="who was scanned, for intervals and tables: a .csv of case,subject, or a regular expression with the subject in its first "
+        "group (default: as BIDS names it, else one subject a scan)",
+    )
+    parser.add_argument(
         "--tolerance-mm",
         type=float,
         nargs="+",
@@ -109,6 +116,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "mirror",
             "no_postprocess",
             "labels",
+            "subjects",
             "tolerance_mm",
             "series",
             "ignore_geometry",
