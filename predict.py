@@ -27,6 +27,7 @@ from modules.predict.cases import PredictionOptions, choose_batch_size, predict_
 from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.judge import can_judge
 from modules.predict.memory import MemoryLimit
 from modules.predict.outputs import check_packages, part_unfit
 from modules.predict.postprocess import describe_shared
@@ -95,6 +96,7 @@ def _main(argv: Sequence[str] | None) -> int:
     }
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     made_by |= {} if wanted else {"postprocess": False}
+    made_by |= {} if options.check_below is None else {"check_below": options.check_below}
     scoring.check_tolerance(options.tolerance_mm, bundles[0].class_names)
     # Scores of another tolerance do not mix with these.
     made_by |= {"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {}
@@ -137,9 +139,10 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
         with PredictionProgress(len(batch.todo), "predicting") as progress:
             reports = {"on_failure": batch.fail, "on_image": departures.check}
             chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
+            chosen |= {"doubt": can_judge(bundles) or "uncertainty" in options.save, "maps": "uncertainty" in options.save}
             settings = progress.options(**chosen, **reports, batch_size=options.batch_size, memory=memory)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
-            written = write_predictions(predicted, bundles, batch, spec.codes if spec else {})
+            written = write_predictions(predicted, bundles, batch, spec.codes if spec else {}, options.check_below)
             tolerance_mm = options.tolerance_mm
             for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions, tolerance_mm=tolerance_mm):
                 scores.append(score)
