@@ -14,6 +14,7 @@ from pathlib import Path
 import utils
 from dataset import DATASETS
 from modules import score_lines, score_tables, scoring
+from modules.compiled import keep_compiled
 from modules.data.case import Case
 from modules.data.files import hold
 from modules.data.inventory import describe_ignored
@@ -34,6 +35,7 @@ from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
 from modules.run.prediction_flags import parse_prediction
 from modules.run.report import write_predictions_report
+from modules.run.settings import Settings
 from modules.run.shared_scores import add_scores, list_scored
 from modules.run.written import write_predictions
 from utils import log
@@ -57,6 +59,9 @@ def _main(argv: Sequence[str] | None) -> int:
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series)
     if not found.images:
         raise found.failures[0]
+    if (cache := Path(Settings.cache)).is_dir():
+        # A prediction makes no such folder; a training has made it here.
+        keep_compiled(cache)
     bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision, options.threads)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     cases, unfit = part_unfit(cases, options.format, options.save)

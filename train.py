@@ -12,6 +12,7 @@ from pathlib import Path
 import utils
 from dataset import DATASETS
 from modules import devices
+from modules.compiled import keep_compiled
 from modules.data.cache import prepare_splits
 from modules.data.case import Case
 from modules.data.fingerprint import measure
@@ -69,9 +70,7 @@ def carry_request(request: TrainingRequest, settings: Settings, *, quiet: bool =
         return (plan_folds if request.plan_only else cross_validate)(settings, request, Program(load, prepare, train, resume))
     if request.plan_only:
         return log_lines(describe_prepared(prepare(settings, request.devices)))
-    if request.resume:
-        return resume(RunFolder(request.resume), settings, request.devices)
-    return train(settings, max_devices=request.devices)
+    return resume(RunFolder(request.resume), settings, request.devices) if request.resume else train(settings, max_devices=request.devices)
 
 
 def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None, share: Share | None = None) -> RunFolder:
@@ -121,6 +120,7 @@ def prepare(
         run: The run, where it has a folder or a name already.
         share: The part of the time that this training gets, where the command makes several.
     """
+    keep_compiled(Path(settings.cache))
     spec, cases = load(settings)
     log_lines(spec.found)
     splits, remarks = divide(cases, settings)

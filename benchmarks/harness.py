@@ -1,13 +1,15 @@
 """Shared parts of the benchmarks: processes of their own, medians over several runs, and one table at the end."""
 
+import fcntl
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,10 @@ class Table:
         if row.ours:
             print(row.format(), flush=True)
 
+    def save(self, path: Path) -> None:
+        """Writes all rows as JSON."""
+        path.write_text(json.dumps([asdict(row) for row in self.rows.values()], indent=1) + "\n")
+
     def print(self, runs: int) -> None:
         """Prints all rows, the medians of the runs."""
         print(f"\nmedians of {runs} run(s); in brackets the ratio ours / theirs, above 1 if ours is better")
@@ -73,21 +79,60 @@ class Table:
                 print(row.format())
 
 
-def run(script: str, step: str, environment: dict[str, str] | None = None, **options: Any) -> dict[str, Any] | None:
+def run(
+    script: str, step: str, environment: dict[str, str] | None = None, timeout: float | None = None, **options: Any
+) -> dict[str, Any] | None:
     """Runs `benchmarks/<script>.py --step step --name value ...` in a fresh process; returns the JSON it prints last, or None.
 
-    A process that fails is reported in a line and measured as nothing, so that one missing peer does not end the others.
+    A process that fails, or takes longer than `timeout` seconds, is reported in a line and measured as nothing. One missing peer does
+    not end the others.
     """
     command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--step", step]
     for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
+        command += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
     full = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, **(environment or {})}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=full, cwd=ROOT)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        print(f"  not measured: {script} {step} {options}: {reason:.300}", flush=True)
+    reason = None
+    # It leads a group, so that the processes that it started end with it.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=full, cwd=ROOT, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            reason = f"not done after {timeout:.0f} s"
+    if reason is None and process.returncode:
+        reason = (errors.strip().splitlines() or ["killed"])[-1]
+    if reason is not None:
+        given = {name: value for name, value in options.items() if not isinstance(value, Path)}
+        backend = full.get("KERAS_BACKEND", "")
+        print(f"  not measured: {script} {step} {backend} {given}: {reason:.300}", flush=True)
         return None
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(output.splitlines()[-1])
+
+
+def take_turn() -> None:
+    """Waits until no other process measures, and measures then to its end. The variable BENCH_TURN names the file that they lock.
+
+    Processes may thus load their libraries while another one measures. Without the variable there is no other.
+    """
+    path = os.environ.get("BENCH_TURN")
+    if path:
+        # The lock lasts as long as the number, which nobody closes.
+        fcntl.flock(os.open(path, os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
+
+
+def make_fit(trainer, data) -> Callable[[int], None]:
+    """Makes a function that trains so many steps on endless data through `Trainer.fit`, as train.py does, and waits for the last."""
+    from modules.run.finite import StepCallbacks
+
+    def fit(steps: int) -> None:
+        callbacks = StepCallbacks([], trainer)
+        trainer.fit(data, epochs=1, steps_per_epoch=steps, callbacks=callbacks, shuffle=False, verbose=0)
+
+    return fit
 
 
 def make_spec(preprocessing, num_classes: int):

@@ -4,10 +4,11 @@
     python benchmarks/prediction.py --step ours --folder FOLDER --kind slices --engine openvino
     python benchmarks/prediction.py --step monai --folder FOLDER --kind volumes
 
-Slices are those of reading.py, volumes are of 128x128x128 int16. The networks are `unet2d` with 32 and `unet3d` with 8 filters, of random
-weights. All programs have the same architecture. Volumes take windows of 64x64x64 that overlap by half, with Gaussian weights. "torch" is
-PyTorch with MONAI's sliding window, and with nibabel to read and write. "monai" has MONAI's transforms and writer too. "nnunet" is
-nnU-Net's predictor, without mirroring. The first volume, or the first batch of slices, is not counted.
+Slices are those of reading.py, volumes are of 128x128x128 int16, and hippocampi are about as large as real ones. The networks are `unet2d`
+with 32, and `unet3d` with 8 and 16 filters, of random weights. All programs have the same architecture. Volumes take windows of 64x64x64
+and hippocampi of 40x56x40 that overlap by half, with Gaussian weights. "torch" is PyTorch with MONAI's sliding window, and with nibabel to
+read and write. "monai" has MONAI's transforms and writer too. "nnunet" is nnU-Net's predictor, without mirroring. The first volume, or
+the first batch of slices, is not counted.
 """
 
 import argparse
@@ -18,19 +19,23 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import harness  # noqa: F401  (finds the modules)
+import harness
 import numpy as np
 from reading import CLASSES, draw_pairs
 
-SIZES = {"slices": (256, 128), "volumes": (128, 128, 128)}
-FILTERS = {"slices": 32, "volumes": 8}
-WINDOW = (64, 64, 64)
-BATCH = 8
+# Of hippocampi it is the least size; each axis has up to 12 voxels more.
+SIZES = {"slices": (256, 128), "volumes": (128, 128, 128), "hippocampi": (31, 42, 30)}
+FILTERS = {"slices": 32, "volumes": 8, "hippocampi": 16}
+WINDOWS = {"slices": (256, 128), "volumes": (64, 64, 64), "hippocampi": (40, 56, 40)}
+# The folder below `--folder` that holds them.
+FOLDERS = {"slices": "slices", "volumes": "cubes", "hippocampi": "hippocampi"}
+# What is predicted together: slices, or windows of a volume.
+BATCHES = {"slices": 8, "volumes": 2, "hippocampi": 2}
 NAMES = tuple(f"class {index}" for index in range(CLASSES))
 
 
 def draw(options: argparse.Namespace) -> dict:
-    """Makes the bundles and the volumes; returns the multiplications and additions of a case's convolutions."""
+    """Makes what `--draw` names; returns the multiplications and additions of a case's convolutions (hippocampi: a window's)."""
     from training import count_flops
 
     from modules import devices, networks
@@ -41,12 +46,19 @@ def draw(options: argparse.Namespace) -> dict:
     from modules.predict.convert import convert_bundle
 
     devices.start_backend(42)
-    draw_pairs(options.folder / "cubes", SIZES["volumes"], 2)
+    if "volumes" in options.draw:
+        draw_pairs(options.folder / FOLDERS["volumes"], SIZES["volumes"], 2)
+    if "hippocampi" in options.draw:
+        rng = np.random.default_rng(42)
+        for index in range(options.cases + BATCHES["slices"]):
+            size = [least + int(rng.integers(13)) for least in SIZES["hippocampi"]]
+            draw_pairs(options.folder / FOLDERS["hippocampi"], tuple(size), 1, index)
     flops = {}
-    for kind, size in SIZES.items():
-        window = size if kind == "slices" else WINDOW
+    for kind in options.draw:
+        size, window = SIZES[kind], WINDOWS[kind]
         network = networks.build(f"unet{len(size)}d", (*window, 1), CLASSES, base_filters=FILTERS[kind])
-        flops[kind] = count_flops(network) * math.prod(2 * whole // part - 1 for whole, part in zip(size, window, strict=True))
+        number = math.prod(max(1, 2 * whole // part - 1) for whole, part in zip(size, window, strict=True))
+        flops[kind] = count_flops(network) * number
         bundle = ModelBundle(
             model=networks.with_head(network),
             preprocessing=Preprocessing(len(size), shape=size if kind == "slices" else ()),
@@ -71,7 +83,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
 
     def predict(paths: Sequence[Path]) -> None:
         cases = [Case(path.name, path.name, (path,)) for path in paths]
-        for item in predict_cases([bundle], cases, PredictionOptions(batch_size=BATCH if options.kind == "slices" else 2)):
+        for item in predict_cases([bundle], cases, PredictionOptions(batch_size=options.batch)):
             source = item.case.image_paths[0]
             write_label_like(options.folder / "ours" / source.name, bundle.label_rule.to_file_values(item.prediction), source)
 
@@ -89,7 +101,8 @@ def measure_torch(options: argparse.Namespace) -> dict[str, float]:
     (options.folder / options.step).mkdir(exist_ok=True)
 
     def read(path: Path) -> torch.Tensor:
-        array = np.asarray(nib.load(path).dataobj, np.float32).reshape(SIZES[options.kind])
+        array = np.asarray(nib.load(path).dataobj, np.float32)
+        array = array.reshape(SIZES["slices"]) if options.kind == "slices" else array
         return torch.from_numpy((array - array.min()) / np.ptp(array))[None]
 
     def write(path: Path, label: torch.Tensor) -> None:
@@ -104,7 +117,7 @@ def measure_torch(options: argparse.Namespace) -> dict[str, float]:
     infer = INFERERS[options.step](options, network, compute)
 
     def predict(paths: Sequence[Path]) -> None:
-        group = BATCH if options.kind == "slices" else 1
+        group = options.batch if options.kind == "slices" else 1
         for first in range(0, len(paths), group):
             chosen = paths[first : first + group]
             with torch.inference_mode():
@@ -120,7 +133,7 @@ def _infer_by_monai(options: argparse.Namespace, network, compute: Callable) -> 
         return lambda batch: compute(batch).softmax(1)
     from monai.inferers import SlidingWindowInferer
 
-    infer = SlidingWindowInferer(WINDOW, sw_batch_size=2, overlap=0.5, mode="gaussian")
+    infer = SlidingWindowInferer(WINDOWS[options.kind], sw_batch_size=options.batch, overlap=0.5, mode="gaussian")
     return lambda batch: infer(batch, lambda window: compute(window).softmax(1))
 
 
@@ -133,7 +146,7 @@ def _infer_by_nnunet(options: argparse.Namespace, network, compute: Callable) ->
     on_gpu = options.device == "cuda"
     predictor = nnUNetPredictor(0.5, True, False, on_gpu, torch.device(options.device), False, False, allow_tqdm=False)
     predictor.network = network
-    predictor.configuration_manager = SimpleNamespace(patch_size=WINDOW)
+    predictor.configuration_manager = SimpleNamespace(patch_size=WINDOWS[options.kind])
     predictor.label_manager = SimpleNamespace(num_segmentation_heads=CLASSES)
     predictor.allowed_mirroring_axes = None
     return lambda batch: predictor.predict_sliding_window_return_logits(batch[0])[None]
@@ -167,7 +180,7 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
     infer = _infer_by_monai(options, network, compute)
 
     def predict(paths: Sequence[Path]) -> None:
-        group = BATCH if flat else 1
+        group = options.batch if flat else 1
         for first in range(0, len(paths), group):
             images = [load(path) for path in paths[first : first + group]]
             with torch.inference_mode():
@@ -186,9 +199,9 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
 
 def _measure(predict: Callable[[Sequence[Path]], None], options: argparse.Namespace) -> dict[str, float]:
     """Measures cases a second and the peak memory in GiB. The first case is left out: it starts threads and chooses kernels."""
-    folder = options.folder / ("slices" if options.kind == "slices" else "cubes")
-    paths = sorted(folder.glob("case_*.nii.gz"))
-    warm = BATCH if options.kind == "slices" else 1
+    paths = sorted((options.folder / FOLDERS[options.kind]).glob("case_*.nii.gz"), key=lambda path: int(path.name[5:-7]))
+    warm = 1 if options.kind == "volumes" else BATCHES["slices"]
+    harness.take_turn()
     predict(paths[:warm])
     chosen = paths[warm : warm + options.cases]
     began = time.perf_counter()
@@ -209,7 +222,10 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--cases", type=int, default=32, help="most to count")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=0, help=f"what is predicted together (default {BATCHES})")
+    parser.add_argument("--draw", choices=tuple(SIZES), nargs="+", default=("slices", "volumes"), help="what `draw` makes")
     options = parser.parse_args()
+    options.batch = options.batch or BATCHES[options.kind]
     (options.folder / "ours").mkdir(exist_ok=True)
     print(json.dumps(STEPS[options.step](options)), flush=True)
 

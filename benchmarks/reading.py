@@ -29,14 +29,14 @@ CLASSES = 6
 
 
 def draw(options: argparse.Namespace) -> dict:
-    """Draws both kinds."""
-    for kind, size in SIZES.items():
-        draw_pairs(options.folder / kind, size, COUNTS[kind])
+    """Draws both kinds, or with `--cases` so many of one."""
+    for kind in (options.kind,) if options.cases else SIZES:
+        draw_pairs(options.folder / kind, SIZES[kind], options.cases or COUNTS[kind])
     return {}
 
 
-def draw_pairs(folder: Path, size: tuple[int, ...], number: int) -> None:
-    """Writes pairs of image and label; noise makes them pack as badly as scans do."""
+def draw_pairs(folder: Path, size: tuple[int, ...], number: int, first: int = 0) -> None:
+    """Writes pairs of image and label, numbered from `first`; noise makes them pack as badly as scans do."""
     import nibabel as nib
 
     rng = np.random.default_rng(42)
@@ -45,7 +45,7 @@ def draw_pairs(folder: Path, size: tuple[int, ...], number: int) -> None:
     distance = np.sqrt(sum(axis**2 for axis in axes))
     label = np.clip(CLASSES - CLASSES * distance, 0, CLASSES - 1).astype(np.uint8)
     clean = np.where(distance < 0.95, 400 + 300 * np.cos(5 * distance), 0)
-    for index in range(number):
+    for index in range(first, first + number):
         image = np.where(clean > 0, clean + rng.integers(0, 40, size, np.int16), 0)
         image = image[..., None].astype(np.float64) if len(size) == 2 else image.astype(np.int16)
         nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"case_{index:03d}.nii.gz")
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=tuple(SIZES), default="slices")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cases", type=int, default=0, help="so many of `--kind` to draw, and no others")
     options = parser.parse_args()
     print(json.dumps(STEPS[options.step](options)), flush=True)
 

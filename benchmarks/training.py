@@ -4,6 +4,7 @@
     python benchmarks/training.py --step torch --rank 3 --base-filters 16 --batch 2 --size 64x64x64
 
 One batch is trained on again and again, with cross-entropy and Adam; ours goes through `modules.model.trainer` as train.py does. With
+`--late 1` ours goes through `Trainer.fit`, and all programs read their losses after several steps, as train.py does on a GPU. With
 `--profile 1` it prints the time of a step by kind of operation instead (ours: on TensorFlow).
 """
 
@@ -19,13 +20,15 @@ import harness
 import numpy as np
 
 CLASSES = 6
+# The weights of two runs are compared after so many steps.
+SAME_STEPS = 5
 
 
 def measure_ours(options: argparse.Namespace) -> dict[str, float]:
-    """Measures samples a second, seconds of the first step, and FLOPs a sample."""
+    """Measures samples a second, seconds of the first step, FLOPs a sample, and with `--late 1` the hash of the weights after 5 steps."""
     from modules import devices, networks
 
-    devices.start_backend(42)
+    devices.start_backend(42, bool(options.deterministic))
     import keras
 
     from modules.model.losses import SegmentationLoss
@@ -42,7 +45,16 @@ def measure_ours(options: argparse.Namespace) -> dict[str, float]:
     batch = {"image": image.astype(np.float16), "label": label.astype(np.uint8)}
     if options.profile:
         return profile_tensorflow(lambda: trainer.train_on_batch(batch))
-    return _measure(lambda: trainer.train_on_batch(batch), options) | {"flops": count_flops(network)}
+    if not options.late:
+        return _measure(lambda: trainer.train_on_batch(batch), options) | {"flops": count_flops(network)}
+    import tensorflow as tf
+
+    from modules.run.proof import hash_weights
+
+    data = tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2)
+    fit = harness.make_fit(trainer, data)
+    harness.take_turn()
+    return measure_late(fit, options, lambda: hash_weights(network)) | {"flops": count_flops(network)}
 
 
 def measure_torch(options: argparse.Namespace) -> dict[str, float]:
@@ -65,10 +77,22 @@ def measure_torch(options: argparse.Namespace) -> dict[str, float]:
             loss = torch.nn.functional.cross_entropy(forward(image), label)
         loss.backward()
         optimizer.step()
-        # Our step also returns its loss each time.
-        loss.item()
+        if not options.late:
+            # Our step also returns its loss each time.
+            loss.item()
 
-    return profile_torch(step) if options.profile else _measure(step, options)
+    def repeat(steps: int) -> None:
+        for _ in range(steps):
+            step()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+
+    if options.profile:
+        return profile_torch(step)
+    if not options.late:
+        return _measure(step, options)
+    harness.take_turn()
+    return measure_late(repeat, options)
 
 
 def measure_ceiling(options: argparse.Namespace) -> dict[str, float]:
@@ -84,6 +108,7 @@ def measure_ceiling(options: argparse.Namespace) -> dict[str, float]:
         product = matrix @ matrix
         product[0, 0].item()
 
+    harness.take_turn()
     step()
     return {"flops": 2 * size**3 * harness.rate(step, options.seconds)}
 
@@ -94,11 +119,12 @@ def count_flops(network) -> int:
 
     total = 0
     for layer in network.layers:
-        if isinstance(layer, keras.layers.Conv2DTranspose | keras.layers.Conv3DTranspose):
-            # Each input voxel is multiplied with the whole kernel.
-            total += 2 * int(np.prod(layer.input.shape[1:-1])) * int(np.prod(layer.kernel.shape))
-        elif isinstance(layer, keras.layers.Conv2D | keras.layers.Conv3D):
-            total += 2 * int(np.prod(layer.output.shape[1:-1])) * int(np.prod(layer.kernel.shape))
+        transposed = isinstance(layer, keras.layers.Conv2DTranspose | keras.layers.Conv3DTranspose)
+        if transposed or isinstance(layer, keras.layers.Conv2D | keras.layers.Conv3D):
+            # In a transposed one each input voxel is multiplied with the whole kernel.
+            shape = (layer.input if transposed else layer.output).shape
+            voxels = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
+            total += 2 * int(np.prod(voxels)) * int(np.prod(layer.kernel.shape))
     return total
 
 
@@ -145,6 +171,26 @@ def _make_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((*shape, 1)).astype(np.float32), rng.integers(0, CLASSES, shape)
 
 
+def measure_late(
+    repeat: Callable[[int], None], options: argparse.Namespace, describe: Callable[[], str] = lambda: ""
+) -> dict[str, float | str]:
+    """Measures a function that makes so many steps and waits for the last: samples a second, seconds of the first step.
+
+    `weights` is what `describe` says after `SAME_STEPS` steps, by which two runs are compared.
+    """
+    began = time.perf_counter()
+    repeat(1)
+    first = time.perf_counter() - began
+    repeat(SAME_STEPS - 1)
+    described = describe()
+    began = time.perf_counter()
+    repeat(2)
+    # There are about three rounds.
+    steps = max(1, round(2 * options.seconds / 3 / (time.perf_counter() - began)))
+    rate = steps * options.batch * harness.rate(lambda: repeat(steps), options.seconds)
+    return {"rate": rate, "first": first, "weights": described}
+
+
 def _measure(step: Callable[[], object], options: argparse.Namespace) -> dict[str, float]:
     began = time.perf_counter()
     step()
@@ -168,6 +214,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--profile", type=int, default=0, help="1 for where a step's time goes")
     parser.add_argument("--compile", type=int, default=0, help="1 for torch.compile")
+    parser.add_argument("--late", type=int, default=0, help="1 to read losses after several steps")
+    parser.add_argument("--deterministic", type=int, default=0, help="1 for kernels that repeat bit for bit (ours)")
     options = parser.parse_args()
     print(json.dumps(STEPS[options.step](options)))
 

@@ -52,6 +52,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     rates = {"real": [], "repeated": []}
     with start_readers() or nullcontext() as pool:
         real, repeated = make_data(prepared, size, options, pool)
+        harness.take_turn()
         for _ in range(3):
             for name, data in (("real", real), ("repeated", repeated)):
                 fit(data, 2)

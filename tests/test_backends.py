@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 
 
 # The folders are apart, so that two workers can share them.
-@pytest.mark.parametrize("folder", ["tests/networks", "tests/model"])
+@pytest.mark.parametrize("paths", [["tests/networks"], ["tests/model", "tests/predict/test_shapes.py"]], ids=["networks", "model"])
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_the_same_tests_pass(backend, folder):
+def test_the_same_tests_pass(backend, paths):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-4000:]

@@ -12,7 +12,7 @@ FLOORS = (
     ("backend_choice", "networks", "packages"),
     ("devices",),
     ("hardware",),
-    ("data", "model", "phantom"),
+    ("compiled", "data", "model", "phantom"),
     ("masks",),
     ("scoring",),
     ("score_lines", "score_tables", "predict"),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from modules.backend_choice import has_nvidia
 from modules.data.case import Case, Predicted, Volume, read_case
 from modules.data.documents import to_line
 from modules.data.patches import cut, make_grid
@@ -17,7 +18,7 @@ from modules.data.regions import Region, paint_regions
 from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
-from modules.predict.engines import EngineError, sees_gpu
+from modules.predict.engines import EngineError
 from modules.predict.flips import CANONICAL, Order, make_predictor
 from modules.predict.memory import MemoryLimit
 from modules.predict.postprocess import share
@@ -292,7 +293,7 @@ def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order:
 
 def choose_batch_size(window: Sequence[int], engine: str) -> int:
     """Chooses how many windows of these sizes an engine predicts together: on a CPU so few that they take little memory."""
-    on_gpu = engine == "keras" and sees_gpu()
+    on_gpu = engine == "keras" and has_nvidia()
     return windows.choose_batch_size(window, voxels=windows.GPU_VOXELS if on_gpu else windows.CPU_VOXELS)
 
 
@@ -313,7 +314,8 @@ def _predict_tiled(
                 yield cut(array, start, tiling.window, fill=darkest)
 
     predict = make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order)
-    outputs = windows.predict_windows(predict, cut_windows(), images[0].tiling.batch_size, options.on_batch)
+    batch_size, compiled = images[0].tiling.batch_size, bundle.engine == "keras"
+    outputs = windows.predict_windows(predict, cut_windows(), batch_size, options.on_batch, one_shape=compiled)
     for _, geometry, tiling in images:
         merged = windows.merge_windows(islice(outputs, len(tiling.starts)), tiling)
         planes = bundle.preprocessing.restore_planes(merged, geometry, background, order)

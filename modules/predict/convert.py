@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from modules import devices
+from modules.backend_choice import has_nvidia
 from modules.data.files import TEMPORARY, hash_file, name_failure
 from modules.predict import engines
 from modules.predict.bundle import ModelBundle, find_bundle, read_description, write_description
-from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino, sees_gpu
+from modules.predict.engines import OPENVINO_FILES, OpenVinoModel, import_openvino
 
 # Two right engines may differ by this factor more than a model does whose numbers move by their last place. Both round after each of many
 # operations, and each in another order.
@@ -141,7 +142,7 @@ def check_engine(
 def _compare(model, found: np.ndarray, images: np.ndarray, *, regions: bool) -> EngineCheck:
     expected = _compute(model, images)
     rounding = _measure_rounding(model, images, expected)
-    tolerance = MOST_TOLERANCE if sees_gpu() else min(max(LEAST_TOLERANCE, ROUNDINGS * rounding), MOST_TOLERANCE)
+    tolerance = MOST_TOLERANCE if has_nvidia() else min(max(LEAST_TOLERANCE, ROUNDINGS * rounding), MOST_TOLERANCE)
     if regions or expected.shape[-1] == 1:
         changed = ((expected > 0.5) != (found > 0.5)).any(axis=-1)
     else:

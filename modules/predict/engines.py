@@ -6,7 +6,6 @@ needed, because half of OpenVINO's gain is that a prediction does not wait for T
 
 import importlib.util
 import logging
-import os
 import queue
 import sys
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from modules import devices, hardware
+from modules.backend_choice import has_nvidia
 from modules.data.documents import to_line
 
 ENGINES = ("auto", "keras", "openvino")
@@ -25,12 +25,6 @@ log = logging.getLogger("mri")
 
 
 # ---------------------------------------------------------------------------------------------------------------- choice
-
-
-def sees_gpu() -> bool:
-    """Returns whether this process may use an NVIDIA GPU, without asking TensorFlow."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def has_openvino() -> bool:
@@ -63,7 +57,7 @@ def choose_engine(engine: str, folder: Path, converted: bool) -> str:
         )
     if lack and engine == "openvino":
         raise ValueError(f"Expected what engine 'openvino' needs. Received: {lack}. Give --engine keras, or: {remedy}.")
-    if engine == "auto" and sees_gpu():
+    if engine == "auto" and has_nvidia():
         log.info("engine keras: an NVIDIA GPU is here; --engine openvino uses the CPU")
         return "keras"
     if lack:

@@ -65,21 +65,24 @@ def predict_windows(
     windows: Iterable[np.ndarray],
     batch_size: int,
     on_batch: Callable[[int], None] = lambda number: None,
+    *,
+    one_shape: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Predicts windows in batches. Zeros pad an incomplete batch to a power of two, so that few shapes are compiled.
+    """Predicts windows in batches. Zeros pad an incomplete batch, so that few shapes are compiled.
 
     Args:
         predict: A function from `(B, *P, C)` to `(B, *P, K)`.
         windows: `(*P, C)` each, read lazily; they may belong to different cases.
         batch_size: `B`.
         on_batch: A function called after each batch with the number of its windows.
+        one_shape: Whether to pad to `B`, for a model that is compiled anew for each shape; otherwise to a power of two.
 
     Yields:
         `(*P, K)` for each window, in order.
     """
     windows = iter(windows)
     while batch := list(islice(windows, batch_size)):
-        rows = min(batch_size, 2 ** (len(batch) - 1).bit_length())
+        rows = batch_size if one_shape else min(batch_size, 2 ** (len(batch) - 1).bit_length())
         inputs = np.zeros((rows, *batch[0].shape), np.float32)
         for row, window in enumerate(batch):
             inputs[row] = window

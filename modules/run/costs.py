@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modules import devices
+from modules.backend_choice import has_nvidia
 from modules.data.cache import PreparedCase
 from modules.data.fingerprint import Fingerprint
 from modules.hardware import find_memory, read_memory, read_peak
 from modules.predict.cases import choose_batch_size
-from modules.predict.engines import has_openvino, sees_gpu
+from modules.predict.engines import has_openvino
 from modules.run.plan import Plan
 
 # Bytes that the program takes with all its libraries, and the graphs that a training compiles.
@@ -90,7 +91,7 @@ def estimate_end(plan: Plan, network: Any, fingerprint: Fingerprint) -> int:
         network: Its `keras.Model`.
         fingerprint: The fingerprint of the training cases, the largest of which stands for those that are predicted.
     """
-    engine = "openvino" if has_openvino() and not sees_gpu() else "keras"
+    engine = "openvino" if has_openvino() and not has_nvidia() else "keras"
     values = choose_batch_size(plan.window.deep, engine) * _count_values(network)
     prediction = ENGINE_BYTES + int(4 * PREDICTED_MAPS * values)
     channels, maps = network.input.shape[-1], network.output.shape[-1]

@@ -21,7 +21,7 @@ AFFINE = np.array([[-1.5, 0, 0, 30], [0, 0, 2.0, -20], [0, 1.25, 0, 7], [0, 0, 0
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     """Makes the machine one without a GPU."""
-    monkeypatch.setattr(engines, "sees_gpu", lambda: False)
+    monkeypatch.setattr(engines, "has_nvidia", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from modules.predict.convert import convert_bundle
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Makes the machine one without a GPU and with OpenVINO."""
-    monkeypatch.setattr(engines, "sees_gpu", lambda: False)
+    monkeypatch.setattr(engines, "has_nvidia", lambda: False)
     monkeypatch.setattr(engines, "has_openvino", lambda: True)
 
 

@@ -31,7 +31,7 @@ def _predict(image, window, preprocessing=FIXED, mirror=False, channels=1, **fie
     fields = {"class_names": ("background", "a"), "label_rule": LabelRule({0: 0, 1: 1})} | fields
     bundle = ModelBundle(model, preprocessing, Window(window), channels=names, **fields)
     volume = Volume(np.asarray(image, np.float32), np.eye(4), (1.0,) * 3)
-    (planes,) = ([*planes] for planes in predict_images(bundle, [volume], PredictionOptions(mirror=mirror)))
+    (planes,) = ([*planes] for planes in predict_images(bundle, [volume], PredictionOptions(batch_size=1, mirror=mirror)))
     return model.seen, np.stack(planes)
 
 

@@ -78,7 +78,7 @@ def _lose_bias(weights):
 @pytest.mark.parametrize("spoil", [_flip_kernel, _scale_kernel, _lose_bias])
 def test_a_layer_that_is_converted_wrongly_is_refused(tmp_path, monkeypatch, spoil):
     pytest.importorskip("openvino")
-    monkeypatch.setattr(convert, "sees_gpu", lambda: False)
+    monkeypatch.setattr(convert, "has_nvidia", lambda: False)
     model = _build("unet2d", 2, {"base_filters": 2, "levels": 1})
     right = convert._convert
 
@@ -98,7 +98,7 @@ def test_a_layer_that_is_converted_wrongly_is_refused(tmp_path, monkeypatch, spo
 @on_tensorflow
 def test_a_steep_network_may_differ_by_more_and_keeps_its_weights(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
-    monkeypatch.setattr(convert, "sees_gpu", lambda: False)
+    monkeypatch.setattr(convert, "has_nvidia", lambda: False)
     model = _build("unet2d", 2, {"base_filters": 2, "levels": 1, "norm": "instance"})
     images = _images(model, 2)
     flat = convert.write_openvino(model, tmp_path, images)
@@ -131,7 +131,7 @@ class _Constant:
 
 
 def test_the_check_counts_by_hand(monkeypatch):
-    monkeypatch.setattr(convert, "sees_gpu", lambda: False)
+    monkeypatch.setattr(convert, "has_nvidia", lambda: False)
     images = np.zeros((1, 2, 1), np.float32)
     right, turned = [[[0.501, 0.499], [0.9, 0.1]]], [[[0.499, 0.501], [0.9, 0.1]]]
     found = convert._compare(_Constant(right), np.array(turned, np.float32), images, regions=False)
@@ -148,7 +148,7 @@ def test_the_check_counts_by_hand(monkeypatch):
     for rounding, tolerance in ((1e-9, 1e-4), (1e-4, 8e-4), (1.0, 1e-2)):
         monkeypatch.setattr(convert, "_measure_rounding", lambda *_, rounding=rounding: rounding)
         assert convert._compare(_Constant(right), np.array(right, np.float32), images, regions=False).tolerance == pytest.approx(tolerance)
-    monkeypatch.setattr(convert, "sees_gpu", lambda: True)
+    monkeypatch.setattr(convert, "has_nvidia", lambda: True)
     assert convert._compare(_Constant(right), np.array(turned, np.float32), images, regions=False).tolerance == convert.MOST_TOLERANCE
 
 

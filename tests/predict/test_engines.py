@@ -28,7 +28,7 @@ def test_auto_is_openvino_where_it_can_be(on_cpu, monkeypatch, caplog):
     assert engines.choose_engine("auto", Path("b"), False) == "keras"
     monkeypatch.setattr(engines, "has_openvino", lambda: False)
     assert engines.choose_engine("auto", Path("b"), True) == "keras"
-    monkeypatch.setattr(engines, "sees_gpu", lambda: True)
+    monkeypatch.setattr(engines, "has_nvidia", lambda: True)
     assert engines.choose_engine("auto", Path("b"), True) == "keras"
     assert caplog.messages == [
         "engine keras, not openvino: no openvino.xml and openvino.bin in b; train.py writes them where openvino is installed and agrees "
@@ -100,15 +100,6 @@ def test_a_precision_that_cannot_be_is_refused(monkeypatch):
         engines.choose_precision("bfloat16", "bfloat16", "keras")
     with pytest.raises(ValueError, match=r"Expected `precision` in \('auto', 'float32', 'bfloat16'\). Received: 'half'."):
         engines.choose_precision("half", "float32", "openvino")
-
-
-@pytest.mark.parametrize("hidden", ["", "-1"])
-def test_a_hidden_gpu_is_none(monkeypatch, hidden):
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([Path("/dev/nvidia0")]))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert engines.sees_gpu()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert not engines.sees_gpu()
 
 
 # ---------------------------------------------------------------------------------------------------------------- bundles

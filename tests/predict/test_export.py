@@ -124,7 +124,7 @@ def test_exporting_another_model_forgets_the_first(own_run, tmp_path):
 
 @on_tensorflow
 def test_an_export_that_computes_something_else_is_refused_and_leaves_nothing(own_run, capsys, monkeypatch):
-    monkeypatch.setattr(convert, "sees_gpu", lambda: False)
+    monkeypatch.setattr(convert, "has_nvidia", lambda: False)
     monkeypatch.setattr(export, "_write", lambda model, kind, path: path.mkdir())
     load = "modules.predict.export_check._load_savedmodel"
 

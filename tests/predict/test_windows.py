@@ -197,6 +197,15 @@ def test_batches_are_padded_to_few_shapes(number, batch_size, rows):
         assert not batches[-1][number - sum(rows[:-1]) :].any()
 
 
+@pytest.mark.parametrize(("number", "rows"), [(1, [4]), (5, [4, 4]), (0, [])])
+def test_batches_are_padded_to_one_shape(number, rows):
+    batches = []
+    windows = (np.full((2, 3, 1), index + 1.0) for index in range(number))
+    outputs = list(predict_windows(lambda batch: batches.append(batch) or batch, windows, 4, one_shape=True))
+    assert [len(batch) for batch in batches] == rows
+    assert [output.item(0) for output in outputs] == list(range(1, number + 1))
+
+
 def test_windows_are_drawn_no_further_than_a_batch():
     drawn = []
     windows = (drawn.append(index) or np.zeros((2, 2, 1)) for index in range(100))
@@ -259,7 +268,7 @@ def test_batch_size_by_hand(window, expected):
 )
 def test_a_cpu_predicts_few_windows_together(monkeypatch, engine, gpu, expected):
     """Windows of 40x56x40 have 89,600 voxels, of which 2**18 hold two."""
-    monkeypatch.setattr(cases, "sees_gpu", lambda: gpu)
+    monkeypatch.setattr(cases, "has_nvidia", lambda: gpu)
     assert cases.choose_batch_size((40, 56, 40), engine) == expected
 
 

@@ -49,7 +49,7 @@ def _constants(monkeypatch):
     numbers |= {"ENGINE_BYTES": 10, "PREDICTED_MAPS": 0.5, "REPORT_BYTES": 5, "CHANNEL_BYTES": 12, "LABEL_BYTES": 8}
     for name, value in numbers.items():
         monkeypatch.setattr(costs, name, value)
-    monkeypatch.setattr(costs, "sees_gpu", lambda: False)
+    monkeypatch.setattr(costs, "has_nvidia", lambda: False)
     monkeypatch.setattr(costs, "has_openvino", lambda: True)
     monkeypatch.setattr(costs.devices, "has_gpu", lambda: False)
     monkeypatch.setattr(costs, "read_peak", lambda: 0)

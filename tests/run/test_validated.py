@@ -91,7 +91,7 @@ def run(runs, tmp_path, monkeypatch):
     """A copy of a finished run, on a machine whose CPU computes in bfloat16."""
     pytest.importorskip("openvino")
     monkeypatch.setattr(hardware, "has_cpu_bfloat16", lambda: True)
-    monkeypatch.setattr(engines, "sees_gpu", lambda: False)
+    monkeypatch.setattr(engines, "has_nvidia", lambda: False)
     shutil.copytree(runs["oasis"], tmp_path / "run")
     return RunFolder(tmp_path / "run")
 
