@@ -21,7 +21,7 @@ from modules.data.inventory import describe_ignored
 from modules.data.subjects import assign_subjects
 from modules.packages import can_draw
 from modules.predict.batch import Batch, find_incomplete
-from modules.predict.bundle import ModelBundle, identify, read_channels
+from modules.predict.bundle import ModelBundle, read_channels
 from modules.predict.case_log import CaseLog
 from modules.predict.cases import PredictionOptions, choose_batch_size, predict_cases
 from modules.predict.departures import Departures
@@ -35,7 +35,7 @@ from modules.predict.progress import PredictionProgress
 from modules.predict.results import write_results
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
-from modules.run.prediction_flags import parse_prediction
+from modules.run.prediction_flags import parse_prediction, record_choices
 from modules.run.prediction_parts import predict_parts
 from modules.run.report import write_predictions_report
 from modules.run.settings import Settings
@@ -84,22 +84,12 @@ def _main(argv: Sequence[str] | None) -> int:
         log.info("%s", remark)
     if options.overlap != PredictionOptions.overlap and all(bundle.preprocessing.resize for bundle in bundles):
         log.warning("--overlap has no effect: the model sees each scan whole")
-    steps, wanted = [bundle.postprocessing for bundle in bundles], not options.no_postprocess
-    if line := describe_shared(steps, bundles[0].class_names, bundles[0].preprocessing.spatial_dims, wanted=wanted):
+    steps, dims = [bundle.postprocessing for bundle in bundles], bundles[0].preprocessing.spatial_dims
+    if line := describe_shared(steps, bundles[0].class_names, dims, wanted=not options.no_postprocess):
         log.info("%s", line)
 
-    models = [[identify(run), bundle.engine, bundle.computed_in] for run, bundle in zip(runs, bundles, strict=True)]
-    made_by = {
-        "models": models,
-        "overlap": options.overlap,
-        "mirror": [bundle.mirror if options.mirror is None else options.mirror for bundle in bundles],
-    }
-    made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
-    made_by |= {} if wanted else {"postprocess": False}
-    made_by |= {} if options.check_below is None else {"check_below": options.check_below}
+    made_by = record_choices(options, runs, bundles)
     scoring.check_tolerance(options.tolerance_mm, bundles[0].class_names)
-    # Scores of another tolerance do not mix with these.
-    made_by |= {"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {}
     case_log = CaseLog(Path(options.log_json) if options.log_json else None)
     if not can_draw():
         log.info("no overlays: they need matplotlib and opencv-python-headless")

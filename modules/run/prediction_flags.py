@@ -3,10 +3,13 @@
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from modules.backend_choice import choose_backend, choose_for_export
 from modules.data.files import LABEL_FORMATS, SUFFIXES
 from modules.predict import engines
+from modules.predict.bundle import ModelBundle, identify
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import EXPORT_PRECISIONS, FORMATS
 from modules.predict.outputs import SAVED
@@ -173,3 +176,22 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     else:
         choose_for_export()
     return options
+
+
+def record_choices(options: argparse.Namespace, runs: Sequence[Path], bundles: Sequence[ModelBundle]) -> dict[str, Any]:
+    """Records all that a label map and its scores depend on: results of other choices do not mix with these.
+
+    Args:
+        options: The flags.
+        runs: The models, as the user named them.
+        bundles: The same, loaded.
+    """
+    choices: dict[str, Any] = {
+        "models": [[identify(run), bundle.engine, bundle.computed_in] for run, bundle in zip(runs, bundles, strict=True)],
+        "overlap": options.overlap,
+        "mirror": [bundle.mirror if options.mirror is None else options.mirror for bundle in bundles],
+    }
+    choices |= {"ignore_geometry": True} if options.ignore_geometry else {}
+    choices |= {"postprocess": False} if options.no_postprocess else {}
+    choices |= {} if options.check_below is None else {"check_below": options.check_below}
+    return choices | ({"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {})
