@@ -18,14 +18,16 @@ from modules.compiled import keep_compiled
 from modules.data.case import Case
 from modules.data.files import hold
 from modules.data.inventory import describe_ignored
+from modules.data.subjects import assign_subjects
 from modules.packages import can_draw
 from modules.predict.batch import Batch, find_incomplete
-from modules.predict.bundle import ModelBundle, identify
+from modules.predict.bundle import ModelBundle, identify, read_channels
 from modules.predict.case_log import CaseLog
 from modules.predict.cases import PredictionOptions, choose_batch_size, predict_cases
 from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.judge import can_judge
 from modules.predict.memory import MemoryLimit
 from modules.predict.outputs import check_packages, part_unfit
 from modules.predict.postprocess import describe_shared
@@ -57,7 +59,8 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     check_packages(options.format, options.save)
     runs = list_models(Path(run) for run in options.model or [find_newest_run()])
-    found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series)
+    # Wrong paths are told before a model is loaded.
+    found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series, read_channels(runs[0]))
     if not found.images:
         raise found.failures[0]
     if options.workers:
@@ -71,6 +74,7 @@ def _main(argv: Sequence[str] | None) -> int:
     bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision, options.threads)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     cases, unfit = part_unfit(cases, options.format, options.save)
+    cases = assign_subjects(cases, options.subjects)
     if options.ignore_geometry:
         cases = [replace(case, ignore_geometry=True) for case in cases]
     names = [f"{run} ({bundle.engine}, {bundle.computed_in})" for run, bundle in zip(runs, bundles, strict=True)]
@@ -92,6 +96,7 @@ def _main(argv: Sequence[str] | None) -> int:
     }
     made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
     made_by |= {} if wanted else {"postprocess": False}
+    made_by |= {} if options.check_below is None else {"check_below": options.check_below}
     scoring.check_tolerance(options.tolerance_mm, bundles[0].class_names)
     # Scores of another tolerance do not mix with these.
     made_by |= {"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {}
@@ -103,11 +108,12 @@ def _main(argv: Sequence[str] | None) -> int:
     for error in [*found.failures, *unusable, *unfit] if options.shard.leads else []:
         batch.refuse(error)
     predict(bundles, cases, batch, options)
+    if (batch.done or options.workers) and not options.no_results:
+        with batch.attempt():
+            write_predictions_report(batch.output)
     log.info("%s", batch.describe())
     if batch.errors and not batch.done and not batch.skipped:
         raise batch.errors[0]
-    if (batch.done or options.workers) and not options.no_results:
-        write_predictions_report(batch.output)
     log.info("label maps%s: %s", " and pictures" if can_draw() else "", batch.output)
     return SOME_FAILED if batch.errors else 0
 
@@ -133,18 +139,21 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
         with PredictionProgress(len(batch.todo), "predicting") as progress:
             reports = {"on_failure": batch.fail, "on_image": departures.check}
             chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
+            chosen |= {"doubt": can_judge(bundles) or "uncertainty" in options.save, "maps": "uncertainty" in options.save}
             settings = progress.options(**chosen, **reports, batch_size=options.batch_size, memory=memory)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
-            written = write_predictions(predicted, bundles, batch, spec.codes if spec else {})
+            written = write_predictions(predicted, bundles, batch, spec.codes if spec else {}, options.check_below)
             tolerance_mm = options.tolerance_mm
             for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions, tolerance_mm=tolerance_mm):
                 scores.append(score)
     finally:
         departures.summarise()
-        scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
+        with batch.attempt():
+            scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
         if not options.no_results:
-            with hold(batch.record_path):
-                write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0])
+            with batch.attempt(), hold(batch.record_path):
+                subjects = score_tables.map_subjects(cases)
+                write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0], subjects)
     if options.labels:
         intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
         for line in score_lines.format_scores(score_tables.summarise(scores), intervals):

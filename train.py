@@ -52,7 +52,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if request.comparison:
         compare(request.comparison)
     elif request.settings is None:
-        return report.write_reports(request.report, DATASETS) if request.report else log_lines(describe_choices(DATASETS))
+        return report.write_reports(request.report, DATASETS, request.people) if request.report else log_lines(describe_choices(DATASETS))
     else:
         carry_request(request, request.settings)
 

@@ -1,9 +1,11 @@
 """The wait for data: training speed on real data over that on one repeated batch; a child of cpu.py and gpu.py.
 
-    python benchmarks/waiting.py --step ours --folder FOLDER       # where reading.py drew
+    python benchmarks/waiting.py --step ours --folder FOLDER                                # where reading.py drew
+    python benchmarks/waiting.py --step ours --folder FOLDER --kind patches --resident 1    # draws its own volumes
 
-Both go through `Trainer.fit`, as train.py does, with light augmentation, on the slices of reading.py from a filled cache. They take
-turns, so that a machine that is busy for a while slows both. With `--resident 1` the slices lie in the device's memory.
+Both go through `Trainer.fit`, as train.py does, from a filled cache: the slices of reading.py with light augmentation, or patches of
+40x56x40 with a strong one. The repeated batch lies on the device already. With `--resident 1` all cases lie there, and batches are cut out.
+They take turns, so that a machine that is busy for a while slows both.
 """
 
 import argparse
@@ -11,69 +13,91 @@ import itertools
 import json
 import statistics
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import harness
-from reading import CLASSES, SIZES, list_pairs
+from reading import CLASSES, SIZES, draw_pairs, list_pairs
+
+# Sizes of a sample and of the volumes that are drawn for patches, and how many.
+PATCH, VOLUME, VOLUMES = (40, 56, 40), (48, 64, 48), 64
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Measures the share, and samples a second on real data."""
     from modules import devices, networks
-    from modules.data import cache
-    from modules.data.case import Case
-    from modules.data.draws import AUGMENTATIONS, Drawer
-    from modules.data.patches import Window
-    from modules.data.pipeline import make_pipeline
-    from modules.data.preprocess import Preprocessing
-    from modules.data.resident import find_bases, read_table
-    from modules.run.fit import add_table, start_readers
 
     devices.start_backend(42)
     import keras
-    import tensorflow as tf
 
     from modules.model.losses import SegmentationLoss
     from modules.model.metrics import Overlap
     from modules.model.trainer import Trainer
+    from modules.run.finite import StepCallbacks
+    from modules.run.fit import start_readers
 
     devices.choose_precision(options.precision)
-    pool = start_readers()
-    size = SIZES["slices"]
-    cases = [Case(image.name[:-7], image.name[:-7], (image,), label) for image, label in list_pairs(options)]
-    preprocessing = Preprocessing(2, shape=size)
-    prepared = cache.prepare_cases(cases, harness.make_spec(preprocessing, CLASSES), preprocessing, options.folder / "cache")
-
-    settings = {
-        "batch_size": options.batch,
-        "training": True,
-        "pool": pool,
-        "draw_augmentation": Drawer(AUGMENTATIONS["light"], size, 1, None),
-    }
-    if options.resident:
-        table = {name: keras.ops.convert_to_tensor(array) for name, array in read_table(prepared, 1).items()}
-        real = add_table(make_pipeline(prepared, Window(size), 1, bases=find_bases(prepared), **settings), table)
-        first = next(iter(real))
-        repeated = (first for _ in itertools.count())
-    else:
-        real = make_pipeline(prepared, Window(size), 1, **settings)
-        repeated = tf.data.Dataset.from_tensors(next(iter(real))).cache().repeat().prefetch(2)
-    network = networks.build("unet2d", (*size, 1), CLASSES, base_filters=options.base_filters)
+    sliced = options.kind == "slices"
+    size = SIZES["slices"] if sliced else PATCH
+    prepared = prepare(options, size)
+    network = networks.build("unet2d" if sliced else "unet3d", (*size, 1), CLASSES, base_filters=options.base_filters)
     trainer = Trainer(network, SegmentationLoss("dice_ce"), Overlap([str(index) for index in range(CLASSES)]))
     trainer.compile(optimizer=keras.optimizers.Adam(1e-3))
+
+    def fit(data, steps: int) -> float:
+        began = time.perf_counter()
+        trainer.fit(data, epochs=1, steps_per_epoch=steps, callbacks=StepCallbacks([], trainer), shuffle=False, verbose=0)
+        return options.batch * steps / (time.perf_counter() - began)
+
     harness.take_turn()
-    trainer.fit(repeated, epochs=1, steps_per_epoch=2, verbose=0)
     rates = {"real": [], "repeated": []}
-    for _ in range(3):
-        for name, data in (("real", real), ("repeated", repeated)):
-            trainer.fit(data, epochs=1, steps_per_epoch=1, verbose=0)
-            began = time.perf_counter()
-            trainer.fit(data, epochs=1, steps_per_epoch=options.steps, verbose=0)
-            rates[name].append(options.batch * options.steps / (time.perf_counter() - began))
+    with start_readers() or nullcontext() as pool:
+        real, repeated = make_data(prepared, size, options, pool)
+        for _ in range(3):
+            for name, data in (("real", real), ("repeated", repeated)):
+                fit(data, 2)
+                rates[name].append(fit(data, options.steps))
     shares = [real / repeated for real, repeated in zip(rates["real"], rates["repeated"], strict=True)]
-    if pool:
-        pool.__exit__(None, None, None)
     return {"share": statistics.median(shares), "rate": statistics.median(rates["real"])}
+
+
+def prepare(options: argparse.Namespace, size: tuple[int, ...]) -> list:
+    """Prepares the cases: slices that reading.py drew, or volumes that are drawn here."""
+    from modules.data import cache
+    from modules.data.case import Case
+    from modules.data.preprocess import Preprocessing
+
+    if len(size) == 3 and not list_pairs(options):
+        draw_pairs(options.folder / options.kind, VOLUME, VOLUMES)
+    cases = [Case(image.name[:-7], image.name[:-7], (image,), label) for image, label in list_pairs(options)]
+    preprocessing = Preprocessing(2, shape=size) if len(size) == 2 else Preprocessing(3)
+    return cache.prepare_cases(cases, harness.make_spec(preprocessing, CLASSES), preprocessing, options.folder / "cache")
+
+
+def make_data(prepared: list, size: tuple[int, ...], options: argparse.Namespace, pool) -> tuple:
+    """Makes the real data, and one batch of them again and again."""
+    import keras
+    import tensorflow as tf
+
+    from modules.data.draws import AUGMENTATIONS, Drawer
+    from modules.data.patches import Window
+    from modules.data.pipeline import PatchSampler, make_pipeline
+    from modules.data.resident import find_bases, read_table
+    from modules.run.fit import add_table
+
+    draw = Drawer(AUGMENTATIONS["light" if len(size) == 2 else "strong"], size, 1)
+    settings = {"batch_size": options.batch, "training": True, "draw_augmentation": draw}
+    settings |= {"sampler": PatchSampler() if len(size) == 3 else None}
+    batch = next(iter(make_pipeline(prepared, Window(size), 1, **settings)))
+    if keras.backend.backend() == "tensorflow":
+        repeated = tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2)
+    else:
+        placed = {name: keras.ops.convert_to_tensor(array.numpy()) for name, array in batch.items()}
+        repeated = ((one,) for one in itertools.repeat(placed))
+    if not options.resident:
+        return make_pipeline(prepared, Window(size), 1, pool=pool, **settings), repeated
+    table = {name: keras.ops.convert_to_tensor(array) for name, array in read_table(prepared, 1).items()}
+    return add_table(make_pipeline(prepared, Window(size), 1, pool=pool, bases=find_bases(prepared), **settings), table), repeated
 
 
 def main() -> None:
@@ -81,13 +105,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--step", choices=("ours",), required=True)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--kind", default="slices")
+    parser.add_argument("--kind", choices=("slices", "patches"), default="slices")
+    parser.add_argument("--resident", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--base-filters", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--resident", type=int, default=0, help="1 for cases in the device's memory")
     print(json.dumps(measure(parser.parse_args())))
 
 

@@ -24,9 +24,15 @@ def choose_backend(name: str | None) -> None:
     chosen = name or os.environ.get("KERAS_BACKEND") or "auto"
     if chosen == "auto":
         chosen = "jax" if has_jax_for_gpu() else "tensorflow"
-    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != chosen:
+    if _name_used_backend() not in (None, chosen):
         raise ValueError(f"Expected --backend before Keras is in use. Received: {chosen}. Set KERAS_BACKEND={chosen} instead.")
     os.environ["KERAS_BACKEND"] = chosen
+
+
+def _name_used_backend() -> str | None:
+    """Returns the backend of Keras, if that is imported. A program that blocks a package has None in its place."""
+    keras = sys.modules.get("keras")
+    return keras.backend.backend() if keras is not None else None
 
 
 def choose_for_export() -> None:
@@ -69,4 +75,4 @@ def add_xla_flag(name: str) -> None:
 
 
 # Keras would also take its backend from `keras.json`, which the user may have forgotten.
-choose_backend(sys.modules["keras"].backend.backend() if "keras" in sys.modules else None)
+choose_backend(_name_used_backend())

@@ -15,6 +15,14 @@ def can_draw() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in _DRAWING)
 
 
+def describe_missing_format(package: str, purpose: str) -> str:
+    """Describes in one line a package that a file format needs, and how to install it."""
+    return (
+        f"Expected {package} to {purpose}. Received: it is not installed. Install it: pip install {package}; the extra 'formats' of this "
+        "program has all such packages."
+    )
+
+
 def describe_missing(error: ModuleNotFoundError) -> str:
     """Describes in one line which package is missing, and how to install it; "" where a part of this program is missing."""
     name = (error.name or "").partition(".")[0]

@@ -5,13 +5,14 @@ prediction all use its result. It returns data that can be trusted (finite, of t
 raises an error that names the file. It repairs nothing.
 """
 
+import functools
 import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -87,6 +88,7 @@ class Predicted(NamedTuple):
         label: `(*S)` uint8 class indices and `IGNORE`, or None where the case has no label.
         prediction: `(*S)` uint8 class indices.
         probabilities: `(*S, K)` float32 if they were asked for, else None; of regions one map each, without the background.
+        doubt: What the probabilities tell of errors, a `modules.predict.doubt.Doubt`, if it was asked for, else None.
     """
 
     case: Case
@@ -94,6 +96,7 @@ class Predicted(NamedTuple):
     label: np.ndarray | None
     prediction: np.ndarray
     probabilities: np.ndarray | None = None
+    doubt: Any = None
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,7 @@ def _align(array: np.ndarray, affine: np.ndarray | None, image: Volume, image_pa
         return array
     if aligned is not None:
         # Turning gives a view, and resampling a copy.
-        how = "turned" if np.may_share_memory(aligned, array) else "taken from the nearest voxels"
-        log.info("%s %s has another grid over the same space than its image: %s", kind, path, how)
+        _tell_aligned(kind, path, "turned" if np.may_share_memory(aligned, array) else "taken from the nearest voxels")
         return aligned
     if (affine is None) != (image.affine is None):
         raise ValueError(
@@ -211,6 +213,12 @@ def _align(array: np.ndarray, affine: np.ndarray | None, image: Volume, image_pa
         f"Expected image and {kind} over the same space. Received: image {describe_grid(shape, image.affine)} in {image_path}; "
         f"{kind} {describe_grid(own, affine)} in {path}. Resample the {kind} onto its image, or correct a header{override}."
     )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _tell_aligned(kind: str, path: Path, how: str) -> None:
+    """Tells how a file was brought onto its image's grid, once: a training reads each file several times."""
+    log.info("%s %s has another grid over the same space than its image: %s", kind, path, how)
 
 
 def require_label(case: Case, label: np.ndarray | None) -> np.ndarray:

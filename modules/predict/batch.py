@@ -1,18 +1,22 @@
 """The cases of one call of predict.py: which are done, failed or there already, and a record that lets a later call go on."""
 
 import json
+import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modules.data.case import Case
 from modules.data.documents import to_line
-from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, append_line, fingerprint_files, name_result_suffix, suffix_of
+from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, append_line, fingerprint_files, name_result_suffix, suffix_of, sweep
 from modules.hardware import is_lack_of_memory
 from modules.predict.case_log import CaseLog
 from modules.predict.outputs import SAVED
+
+log = logging.getLogger("mri")
 
 RECORD = "predictions.jsonl"
 
@@ -97,6 +101,8 @@ class Batch:
             (self.skipped if whole else self.todo).extend(members)
         for case in self.skipped:
             self._log.tell_skipped(case.case_id, self.list_outputs(case))
+        if removed := sum(map(sweep, {self.list_outputs(case)["prediction"].parent for case in self.todo} | {self.output})):
+            log.info("%d half-written file(s) of a call that was killed are removed", removed)
         self._log.start(len(self.todo))
 
     def find_whole(self, cases: Iterable[Case], scored: Collection[str]) -> list[Case]:
@@ -109,10 +115,10 @@ class Batch:
         source = case.image_paths[0]
         suffix = name_result_suffix(source, self._label_format)
         files = {"prediction": f"_prediction{suffix}"} | ({"overlay": "_overlay.png"} if self._pictures else {})
-        if self._probabilities:
-            own = suffix_of(source)
-            files["probabilities"] = f"_probabilities{'.npz' if own in PICTURE_SUFFIXES else own if own in NIFTI_SUFFIXES else '.nii.gz'}"
-        files |= {kind: f"_prediction{SAVED[kind]}" for kind in self._save}
+        own = suffix_of(source)
+        numbers = ".npz" if own in PICTURE_SUFFIXES else own if own in NIFTI_SUFFIXES else ".nii.gz"
+        files |= {"probabilities": f"_probabilities{numbers}"} if self._probabilities else {}
+        files |= {kind: SAVED[kind] + (numbers if kind == "uncertainty" else "") for kind in self._save}
         return {kind: self.output / f"{case.case_id}{ending}" for kind, ending in files.items()}
 
     def begin(self, case: Case) -> None:
@@ -129,9 +135,9 @@ class Batch:
         self._note(case, {**made, "label": _fingerprint_label(case), "files": files, "result": dict(result)})
         self.done.append(case)
 
-    def tell_done(self, case: Case) -> None:
-        """Says in the log that a case is predicted, and scored where that is wanted."""
-        self._log.tell_done(case.case_id, self.list_outputs(case))
+    def tell_done(self, case: Case, reasons: Sequence[str] = ()) -> None:
+        """Says in the log that a case is predicted, and scored where that is wanted, and why somebody should look at it."""
+        self._log.tell_done(case.case_id, self.list_outputs(case), reasons)
 
     def list_finished(self) -> list[dict[str, Any]]:
         """Lists the entries of the finished cases of all calls whose label maps are still there."""
@@ -153,6 +159,14 @@ class Batch:
         error.__traceback__ = error.__cause__ = error.__context__ = None
         self.errors.append(error)
         self._log.tell_failed(name, to_line(error))
+
+    @contextmanager
+    def attempt(self) -> Generator[None, None, None]:
+        """Notes an error of the block, which writes what concerns all cases, and goes on: the label maps are there already."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self.refuse(error)
 
     def describe(self) -> str:
         """Returns a line that counts what became of the cases."""

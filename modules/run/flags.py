@@ -53,6 +53,7 @@ class TrainingRequest:
         resume: The run to go on with.
         verify: The run whose first steps are repeated.
         report: The finished run whose report is written anew.
+        people: The table of people by which that run is scored.
         plan_only: Whether to print the plan and stop.
         parts: Finished runs of folds to merge, by their place in the merged folder.
         places: Settings in `PLACES` that a run to resume or to verify has now, where the user names them.
@@ -69,6 +70,7 @@ class TrainingRequest:
     resume: Path | None = None
     verify: Path | None = None
     report: Path | None = None
+    people: Path | None = None
     plan_only: bool = False
     parts: Mapping[str, Path] = field(default_factory=dict)
     places: Mapping[str, Any] = field(default_factory=dict)
@@ -107,10 +109,13 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         ValueError: For an unknown flag, and as `make_request`.
     """
     given = vars(_make_parser(datasets).parse_args(argv))
+    people = given.pop("people")
     if report := given.pop("report"):
         if others := sorted(name for name, value in given.items() if value):
             raise ValueError(f"Expected --report alone with a run. Received: --{others[0].replace('_', '-')} too. Leave it out.")
-        return TrainingRequest(None, report=Path(report))
+        return TrainingRequest(None, report=Path(report), people=Path(people) if people else None)
+    if people:
+        raise ValueError("Expected --people beside --report RUN, once the run has finished. Received: --people alone. Add --report.")
     if comparison := _take_comparison(given):
         return TrainingRequest(None, comparison=comparison)
     return make_request(given, datasets)
@@ -294,6 +299,9 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; settings beside it must be its own, but for places")
     parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
     parser.add_argument("--report", metavar="RUN", help="write report.html of a finished run anew, from what lies in its folder")
+    parser.add_argument(
+        "--people", metavar="TABLE", help="with --report: scores by age, sex, scanner, ... as the columns of this table say"
+    )
     parser.add_argument(
         "--merge", nargs="+", metavar="RUN", help="finished runs of single folds, to score and combine as one cross-validation"
     )

@@ -94,9 +94,19 @@ class RunFolder:
         return self.path / "scores.csv"
 
     @property
+    def judged(self) -> Path:
+        """The table of the test cases with their predicted Dice."""
+        return self.path / "judged.csv"
+
+    @property
     def summary(self) -> Path:
         """The test means with their intervals. It is written last, so a run that has it is finished."""
         return self.path / "summary.json"
+
+    @property
+    def subgroups(self) -> Path:
+        """The test means of groups of people, where somebody gave a table of these."""
+        return self.path / "subgroups.json"
 
     @property
     def report(self) -> Path:

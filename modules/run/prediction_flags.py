@@ -61,6 +61,13 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
     parser.add_argument(
+        "--subjects",
+        default="",
+        metavar="RULE",
+        help="who was scanned, for intervals and tables: a .csv of case,subject, or a regular expression with the subject in its first "
+        "group (default: as BIDS names it, else one subject a scan)",
+    )
+    parser.add_argument(
         "--tolerance-mm",
         type=float,
         nargs="+",
@@ -91,7 +98,14 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         choices=SAVED,
         default=[],
-        help="write a segmentation with names and colours too: one of 3D Slicer, or one of DICOM for DICOM; may be given twice",
+        help="write more: a segmentation with names and colours for 3D Slicer, or one of DICOM for DICOM; maps of entropy and mutual "
+        "information; may be given several times",
+    )
+    parser.add_argument(
+        "--check-below",
+        type=float,
+        metavar="DICE",
+        help="say `check this one` where the predicted Dice of a class is below this (default: what the training learnt)",
     )
     parser.add_argument(
         "--export",
@@ -108,6 +122,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "mirror",
             "no_postprocess",
             "labels",
+            "subjects",
             "tolerance_mm",
             "series",
             "ignore_geometry",
@@ -121,6 +136,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "probabilities",
             "format",
             "save",
+            "check_below",
         )
         if options.export
         else ()
@@ -140,6 +156,8 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError("Expected --labels beside --tolerance-mm. Received: none, and nothing is scored. Name their folder.")
     if options.tolerance_mm and not min(options.tolerance_mm) > 0:
         raise ValueError(f"Expected --tolerance-mm above 0. Received: {min(options.tolerance_mm):g}. Give mm.")
+    if options.check_below is not None and not 0 <= options.check_below <= 1:
+        raise ValueError(f"Expected --check-below from 0 to 1. Received: {options.check_below:g}. Give a Dice.")
     if not 0 <= options.overlap < 1:
         raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
     for name in ("threads", "batch_size", "max_memory"):

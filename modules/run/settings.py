@@ -44,6 +44,7 @@ KEPT = ("best", "last")
 RESIDENT = ("auto", "yes", "no")
 PREDICT_PRECISIONS = ("auto", "float32")
 PREDICT_MIRRORS = ("try", "never")
+PREDICT_QUALITIES = ("learn", "none")
 TRACKERS = ("none", "mlflow", "tensorboard")
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
 # A table of subjects, cases or classes may have moved too: what follows from it must be what the run began with.
@@ -100,7 +101,7 @@ class Settings:
     loss: str = _setting("", help=f"{', '.join(LOSSES)}, or a weighted sum such as dice:1+focal:0.5")
     class_weights: str = _setting("none", help="class weights of the loss; balanced: rare classes weigh more", choices=CLASS_WEIGHTS)
     batch_dice: bool | None = _setting(None, help="sum overlaps over the whole batch, not over each sample")
-    augment: str = _setting("", help="strength of the random changes of training samples", choices=tuple(AUGMENTATIONS))
+    augment: str = _setting("", help="random changes of training samples; synthetic: other contrasts too", choices=tuple(AUGMENTATIONS))
     minutes: float | None = _setting(None, help="time for the whole command; the plan follows it (default 60 on a CPU, unless --epochs)")
     epochs: int | None = _setting(None, help="most epochs to train, in place of a time: passes over the training cases")
     batch_size: int | None = _setting(None, help="samples a step")
@@ -137,6 +138,9 @@ class Settings:
     )
     predict_mirror: str = _setting(
         "", help="predictions that average over flips; try: kept where they raise the validation Dice", choices=PREDICT_MIRRORS
+    )
+    predict_quality: str = _setting(
+        "learn", help="judgement of predictions; learn: from validation cases and damaged copies of them", choices=PREDICT_QUALITIES
     )
     folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
     fold: int | None = _setting(None, help="train and score only this fold, from 0")
