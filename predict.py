@@ -63,11 +63,8 @@ def _main(argv: Sequence[str] | None) -> int:
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series, read_channels(runs[0]))
     if not found.images:
         raise found.failures[0]
-    if options.workers:
-        if not predict_parts(Path(__file__), argv, options, runs, options.workers):
-            return SOME_FAILED
-        # All is there but what failed. It is tried once more here, and the results of all shards are written.
-        options.overwrite, options.log_json = False, None
+    if options.workers and not predict_parts(Path(__file__), argv, options, runs, options.workers):
+        return SOME_FAILED
     if (cache := Path(Settings.cache)).is_dir():
         # A prediction makes no such folder; a training has made it here.
         keep_compiled(cache)

@@ -26,7 +26,7 @@ def predict_parts(script: Path, argv: Sequence[str] | None, options: Namespace, 
     Args:
         script: The file of predict.py.
         argv: Its command line; None for the process's own.
-        options: What the command line says.
+        options: What the command line says. It becomes that of a call which only does what is missing.
         models: The runs or bundles that it stands for, so that all workers take the same.
         workers: Who works.
 
@@ -56,4 +56,6 @@ def predict_parts(script: Path, argv: Sequence[str] | None, options: Namespace, 
         raise ValueError(errors[0].partition("error: ")[2] or errors[0])
     if errors:
         log.error("%d of %d shards failed; the same command does the rest, and writes results.json", len(errors), workers.number)
+    # The caller then tries once more what failed, and writes the results of all shards.
+    options.overwrite, options.log_json = False, None
     return not errors

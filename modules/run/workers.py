@@ -8,9 +8,11 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -241,7 +243,11 @@ def _open_ray(options: WorkerOptions) -> Submit:
     import ray
 
     parameters = dict(options.parameters)
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(address=parameters.pop("address", None), log_to_driver=False, logging_level="ERROR")
+    if threading.current_thread() is threading.main_thread():
+        # Ray would end this process in its own way, without our line and exit status.
+        signal.signal(signal.SIGTERM, before)
     try:
         run = ray.remote(max_retries=0, **parameters)(subprocess.run)
     except (TypeError, ValueError) as error:
