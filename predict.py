@@ -1,8 +1,8 @@
 """Predicts label maps for scans, each on its own grid: `python predict.py image.nii.gz`.
 
 The model knows its preprocessing and classes. Without `--model` the run that finished last gives the model. A file that cannot be
-predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls.
-`--export` writes a run's model for other programs instead.
+predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls, and
+`--workers` makes these calls. `--export` writes a run's model for other programs instead.
 """
 
 import sys
@@ -21,12 +21,13 @@ from modules.data.inventory import describe_ignored
 from modules.data.subjects import assign_subjects
 from modules.packages import can_draw
 from modules.predict.batch import Batch, find_incomplete
-from modules.predict.bundle import ModelBundle, identify, read_channels
+from modules.predict.bundle import ModelBundle, read_channels
 from modules.predict.case_log import CaseLog
 from modules.predict.cases import PredictionOptions, choose_batch_size, predict_cases
 from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.judge import can_judge
 from modules.predict.memory import MemoryLimit
 from modules.predict.outputs import check_packages, part_unfit
 from modules.predict.postprocess import describe_shared
@@ -34,7 +35,8 @@ from modules.predict.progress import PredictionProgress
 from modules.predict.results import write_results
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
-from modules.run.prediction_flags import parse_prediction
+from modules.run.prediction_flags import parse_prediction, record_choices
+from modules.run.prediction_parts import predict_parts
 from modules.run.report import write_predictions_report
 from modules.run.settings import Settings
 from modules.run.shared_scores import add_scores, list_scored
@@ -61,6 +63,8 @@ def _main(argv: Sequence[str] | None) -> int:
     found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series, read_channels(runs[0]))
     if not found.images:
         raise found.failures[0]
+    if options.workers and not predict_parts(Path(__file__), argv, options, runs, options.workers):
+        return SOME_FAILED
     if (cache := Path(Settings.cache)).is_dir():
         # A prediction makes no such folder; a training has made it here.
         keep_compiled(cache)
@@ -77,21 +81,12 @@ def _main(argv: Sequence[str] | None) -> int:
         log.info("%s", remark)
     if options.overlap != PredictionOptions.overlap and all(bundle.preprocessing.resize for bundle in bundles):
         log.warning("--overlap has no effect: the model sees each scan whole")
-    steps, wanted = [bundle.postprocessing for bundle in bundles], not options.no_postprocess
-    if line := describe_shared(steps, bundles[0].class_names, bundles[0].preprocessing.spatial_dims, wanted=wanted):
+    steps, dims = [bundle.postprocessing for bundle in bundles], bundles[0].preprocessing.spatial_dims
+    if line := describe_shared(steps, bundles[0].class_names, dims, wanted=not options.no_postprocess):
         log.info("%s", line)
 
-    models = [[identify(run), bundle.engine, bundle.computed_in] for run, bundle in zip(runs, bundles, strict=True)]
-    made_by = {
-        "models": models,
-        "overlap": options.overlap,
-        "mirror": [bundle.mirror if options.mirror is None else options.mirror for bundle in bundles],
-    }
-    made_by |= {"ignore_geometry": True} if options.ignore_geometry else {}
-    made_by |= {} if wanted else {"postprocess": False}
+    made_by = record_choices(options, runs, bundles)
     scoring.check_tolerance(options.tolerance_mm, bundles[0].class_names)
-    # Scores of another tolerance do not mix with these.
-    made_by |= {"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {}
     case_log = CaseLog(Path(options.log_json) if options.log_json else None)
     if not can_draw():
         log.info("no overlays: they need matplotlib and opencv-python-headless")
@@ -100,7 +95,7 @@ def _main(argv: Sequence[str] | None) -> int:
     for error in [*found.failures, *unusable, *unfit] if options.shard.leads else []:
         batch.refuse(error)
     predict(bundles, cases, batch, options)
-    if batch.done:
+    if (batch.done or options.workers) and not options.no_results:
         with batch.attempt():
             write_predictions_report(batch.output)
     log.info("%s", batch.describe())
@@ -131,9 +126,10 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
         with PredictionProgress(len(batch.todo), "predicting") as progress:
             reports = {"on_failure": batch.fail, "on_image": departures.check}
             chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
+            chosen |= {"doubt": can_judge(bundles) or "uncertainty" in options.save, "maps": "uncertainty" in options.save}
             settings = progress.options(**chosen, **reports, batch_size=options.batch_size, memory=memory)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))
-            written = write_predictions(predicted, bundles, batch, spec.codes if spec else {})
+            written = write_predictions(predicted, bundles, batch, spec.codes if spec else {}, options.check_below)
             tolerance_mm = options.tolerance_mm
             for score in scoring.score_predictions(written, bundles[0].class_names, bundles[0].regions, tolerance_mm=tolerance_mm):
                 scores.append(score)
@@ -141,9 +137,10 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
         departures.summarise()
         with batch.attempt():
             scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
-        with batch.attempt(), hold(batch.record_path):
-            subjects = score_tables.map_subjects(cases)
-            write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0], subjects)
+        if not options.no_results:
+            with batch.attempt(), hold(batch.record_path):
+                subjects = score_tables.map_subjects(cases)
+                write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0], subjects)
     if options.labels:
         intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
         for line in score_lines.format_scores(score_tables.summarise(scores), intervals):

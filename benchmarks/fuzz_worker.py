@@ -255,6 +255,7 @@ def judge_bundle(folder: Path, found: dict[str, Any]) -> None:
         (None if bundle.flipped_axes is None else list(bundle.flipped_axes), content["flipped_axes"]),
         (bundle.postprocessing.to_json(), content.get("postprocessing", [])),
         (bundle.precision, content.get("precision", "float32")),
+        (bundle.quality and json.loads(json.dumps(bundle.quality.to_json())), content.get("quality")),
         # A model that lays windows over slices needs no shape.
         ({**prepared, "shape": []} if not prepared["resize"] else prepared, json.loads(json.dumps(vars(bundle.preprocessing)))),
     ]

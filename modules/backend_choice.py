@@ -41,6 +41,11 @@ def choose_for_export() -> None:
         choose_backend("tensorflow")
 
 
+def name_for_workers(name: str | None) -> list[str]:
+    """Names the flag by which a worker on another machine has the user's backend, or chooses one for itself where nobody named any."""
+    return ["--backend", name or (os.environ["KERAS_BACKEND"] if _GIVEN else "auto")]
+
+
 def has_nvidia() -> bool:
     """Returns whether there is an NVIDIA GPU that this process may see."""
     return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")

@@ -41,7 +41,8 @@ def keep_compiled(cache: Path) -> None:
     _limit_size(folder, MOST_BYTES)
     for name, value in list_variables(folder).items():
         os.environ.setdefault(name, value)
-    if "jax" in sys.modules:
+    # A program may forbid an import by None.
+    if sys.modules.get("jax"):
         _tell_jax()
 
 

@@ -9,6 +9,7 @@ from modules.data.case import LabelRule
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.predict.bundle import ModelBundle
+from modules.run import prediction_flags
 
 
 class Threshold:
@@ -25,7 +26,7 @@ def use_threshold(setattr=setattr):
     rule = LabelRule({0: 0, 1: 1})
     bundle = ModelBundle(Threshold(), Preprocessing(3), Window((4, 4, 4)), ("background", "bright"), ("T1",), rule)
     setattr(ModelBundle, "load", lambda *_: bundle)
-    setattr(predict, "identify", lambda run: "x")
+    setattr(prediction_flags, "identify", lambda run: "x")
     setattr(predict, "read_channels", lambda run: ("T1",))
     setattr(reports, "draw_overlay", lambda path, *_, **__: path.touch())
 

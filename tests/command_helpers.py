@@ -12,11 +12,11 @@ TINY = [
     *("--epochs", "3", "--base-filters", "2", "--levels", "1", "--dropout", "0.2", "--batch-size", "4", "--shape", "64", "64"),
     # The plan would choose these by what was measured last.
     *("--optimizer", "adam", "--learning-rate", "1e-3", "--schedule", "cosine", "--warmup-epochs", "0", "--ema", "0"),
-    # Not every CPU would try bfloat16.
-    *("--predict-precision", "float32"),
+    # Not every CPU would try bfloat16. To judge predictions is learnt from many of them, so one data set does it for all.
+    *("--predict-precision", "float32", "--predict-quality", "none"),
 ]
 # One data set trains with augmentation, because runs must repeat and resume with it too, and with its own documented intensities.
-OWN = {"oasis": ["--augment", "light", "--intensity", "own", "--crop", "own"]}
+OWN = {"oasis": ["--augment", "light", "--intensity", "own", "--crop", "own", "--predict-quality", "learn"]}
 
 
 def train_tiny(folder, data, *flags):

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from modules.predict.cases import PredictionOptions, choose_order, predict_cases
 from modules.predict.class_files import ClassRow, list_segments
 from modules.predict.departures import Departures
 from modules.predict.inputs import find_images, make_cases
+from modules.predict.judge import can_judge, judge_case
 from modules.predict.memory import estimate_reading
 from modules.predict.outputs import write_maps
 from modules.predict.results import make_result, measure_sizes
@@ -40,11 +41,16 @@ class Prediction:
         probabilities: `(*S, K)` float32 of all classes, if they were asked for, else None. Of regions there is one map each, without the
             background.
         volumes_ml: The volume of each class but the background, in millilitres; NaN for a slice, which has none.
+        predicted_dice: The Dice that the model expects of each class but the background; NaN for one that is not predicted. Empty where
+            the model learnt no judgement.
+        check: Why somebody should look at the label map, in words; nothing where nobody needs to, or the model cannot tell.
     """
 
     label: np.ndarray
     probabilities: np.ndarray | None
     volumes_ml: Mapping[str, float]
+    predicted_dice: Mapping[str, float] = field(default_factory=dict)
+    check: tuple[str, ...] = ()
 
 
 class Saved(NamedTuple):
@@ -214,11 +220,11 @@ class Predictor:
                 _check_memory(case, self._bundles, max_bytes)
             image, _ = read_case(case, first)
             self._check_image(case, image)
-        predicted = self._compute(case, image, PredictionOptions(on_batch=on_batch))
+        predicted = self._compute(case, image, PredictionOptions(on_batch=on_batch, doubt=can_judge(self._bundles)))
         label = Path(folder) / f"{case.case_id}_prediction{name_result_suffix(case.image_paths[0])}"
         with translate(PredictionError):
             write_maps(predicted, first, {"prediction": label}, {})
-        result = make_result(predicted, self._bundles, time.perf_counter() - begun)
+        result = make_result(predicted, self._bundles, time.perf_counter() - begun, judge_case(predicted, self._bundles))
         return Saved(label, result, Departures(self._bundles).find(image))
 
     def evaluate(self, images: PathLike | Sequence[PathLike], labels: PathLike, *, series: str = "") -> Evaluation:
@@ -268,10 +274,13 @@ class Predictor:
         with translate(InputError):
             self._check_image(case, image)
             Departures(self._bundles).check(case, image)
-        predicted = self._compute(case, image, PredictionOptions(), keep_probabilities=probabilities)
+        options = PredictionOptions(doubt=can_judge(self._bundles))
+        predicted = self._compute(case, image, options, keep_probabilities=probabilities)
         sizes = measure_sizes(predicted.prediction, self.class_names, self._bundles[0].regions, predicted.image.spacing_mm)
         volumes_ml = {name: math.nan if size.ml is None else size.ml for name, size in sizes.items()}
-        return Prediction(predicted.prediction, predicted.probabilities, volumes_ml)
+        judgement = judge_case(predicted, self._bundles)
+        dice = dict(zip(self.class_names[1:], map(float, judgement.dice), strict=True)) if judgement else {}
+        return Prediction(predicted.prediction, predicted.probabilities, volumes_ml, dice, judgement.reasons if judgement else ())
 
     def _check_image(self, case: Case, image: Volume) -> None:
         for bundle in self._bundles:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -88,6 +88,7 @@ class Predicted(NamedTuple):
         label: `(*S)` uint8 class indices and `IGNORE`, or None where the case has no label.
         prediction: `(*S)` uint8 class indices.
         probabilities: `(*S, K)` float32 if they were asked for, else None; of regions one map each, without the background.
+        doubt: What the probabilities tell of errors, a `modules.predict.doubt.Doubt`, if it was asked for, else None.
     """
 
     case: Case
@@ -95,6 +96,7 @@ class Predicted(NamedTuple):
     label: np.ndarray | None
     prediction: np.ndarray
     probabilities: np.ndarray | None = None
+    doubt: Any = None
 
 
 @dataclass(frozen=True)

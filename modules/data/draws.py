@@ -232,7 +232,7 @@ def draw_parameters(
         raise ValueError(f"Expected `spacing_mm` of {rank} positive lengths. Received: {spacing_mm}.")
     finest = spacing.min() / spacing
 
-    mirrored = (rng.random(rank) < augmentation.flip) & np.isin(np.arange(rank), flips)
+    mirrored = (rng.random(rank) < augmentation.flip) & np.array([axis in flips for axis in range(rank)])
     matrix = _draw_matrix(rng, augmentation, np.asarray(shape), spacing)
     matrix[mirrored] *= -1
     drawn = {"matrix": matrix, "mirrored": np.array(left_right is not None and mirrored[left_right], np.int32)}
@@ -303,7 +303,8 @@ def _draw_matrix(rng: np.random.Generator, augmentation: Augmentation, shape: np
     linear = np.eye(rank)
     planes = [(0, 1)] if rank == 2 else [(1, 2), (2, 0), (0, 1)]
     for (first, second), degrees in zip(planes, _draw_values(rng, augmentation, "rotation", len(planes)), strict=True):
-        if max(spacing[first] / spacing[second], spacing[second] / spacing[first]) <= ANISOTROPY:
+        # Most samples do not turn, and a product takes longer than the question.
+        if degrees and max(spacing[first] / spacing[second], spacing[second] / spacing[first]) <= ANISOTROPY:
             turn = np.eye(rank)
             cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
             turn[[first, first, second, second], [first, second, first, second]] = cosine, -sine, sine, cosine

@@ -99,9 +99,11 @@ class ReaderPool:
         try:
             return _ask(process, b"" if told is before else told, layout, np.stack([samples, positions]).astype(np.int64))
         except (EOFError, BrokenPipeError) as error:
-            end = "the end of the training" if self._closed else f"its end with status {process.wait()}"
+            if self._closed:
+                # Batches that nobody waits for any more: no error of reading, which would hide what ended the training.
+                raise RuntimeError("the training is over") from error
             raise ValueError(
-                f"Expected a process that reads training samples to go on. Received: {end}. "
+                f"Expected a process that reads training samples to go on. Received: its end with status {process.wait()}. "
                 "The machine may lack memory. Go on with `train.py --resume RUN`."
             ) from error
         finally:

@@ -14,8 +14,8 @@ import numpy as np
 from modules.data.cache import PreparedCase
 from modules.data.patches import Window
 
-# The share of the device's memory, and of the host's, that the table may take.
-DEVICE_SHARE, HOST_SHARE = 0.3, 0.5
+# The share of the device's memory, and of the host's, that the table may take. The plan gives the network at most 0.7 of the device's.
+DEVICE_SHARE, HOST_SHARE = 0.2, 0.5
 # Indices of voxels are int32 on the device.
 _MOST_VALUES = 2**31 - 1
 

@@ -115,10 +115,10 @@ class Batch:
         source = case.image_paths[0]
         suffix = name_result_suffix(source, self._label_format)
         files = {"prediction": f"_prediction{suffix}"} | ({"overlay": "_overlay.png"} if self._pictures else {})
-        if self._probabilities:
-            own = suffix_of(source)
-            files["probabilities"] = f"_probabilities{'.npz' if own in PICTURE_SUFFIXES else own if own in NIFTI_SUFFIXES else '.nii.gz'}"
-        files |= {kind: f"_prediction{SAVED[kind]}" for kind in self._save}
+        own = suffix_of(source)
+        numbers = ".npz" if own in PICTURE_SUFFIXES else own if own in NIFTI_SUFFIXES else ".nii.gz"
+        files |= {"probabilities": f"_probabilities{numbers}"} if self._probabilities else {}
+        files |= {kind: SAVED[kind] + (numbers if kind == "uncertainty" else "") for kind in self._save}
         return {kind: self.output / f"{case.case_id}{ending}" for kind, ending in files.items()}
 
     def begin(self, case: Case) -> None:
@@ -135,9 +135,9 @@ class Batch:
         self._note(case, {**made, "label": _fingerprint_label(case), "files": files, "result": dict(result)})
         self.done.append(case)
 
-    def tell_done(self, case: Case) -> None:
-        """Says in the log that a case is predicted, and scored where that is wanted."""
-        self._log.tell_done(case.case_id, self.list_outputs(case))
+    def tell_done(self, case: Case, reasons: Sequence[str] = ()) -> None:
+        """Says in the log that a case is predicted, and scored where that is wanted, and why somebody should look at it."""
+        self._log.tell_done(case.case_id, self.list_outputs(case), reasons)
 
     def list_finished(self) -> list[dict[str, Any]]:
         """Lists the entries of the finished cases of all calls whose label maps are still there."""

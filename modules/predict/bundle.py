@@ -18,9 +18,10 @@ from modules.data.ranges import TrainingRanges
 from modules.data.regions import Region
 from modules.predict import engines, schema
 from modules.predict.postprocess import NOTHING, Postprocessing
+from modules.predict.quality import Quality
 from modules.predict.schema import DESCRIPTION_FILE, MODEL_FILE
 
-FORMAT = 8
+FORMAT = 9
 INTENDED_USE = "Research and teaching. Not a medical device: its label maps must not guide the care of a patient."
 
 
@@ -43,6 +44,7 @@ class ModelBundle:
         mirror: Whether predictions average over flips unless the user says otherwise; the validation decided it.
         trained: What the training cases measured; None where nobody wrote it down. A prediction tells of scans that leave it.
         postprocessing: The steps that every label map of the model goes through.
+        quality: What the model learnt of its own errors; None where it learnt nothing.
         precision: The precision that predictions on a CPU were decided to compute in, "float32" or "bfloat16".
         provenance: Data set, seed, versions and scores. No prediction reads them.
         engine: The engine that computes the model, "keras" or "openvino". It is chosen on loading and is not saved.
@@ -61,6 +63,7 @@ class ModelBundle:
     mirror: bool = False
     trained: TrainingRanges | None = None
     postprocessing: Postprocessing = NOTHING
+    quality: Quality | None = None
     precision: str = "float32"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "keras"
@@ -110,6 +113,7 @@ class ModelBundle:
             "mirror": self.mirror,
             "trained": None if self.trained is None else self.trained.to_json(),
             "postprocessing": self.postprocessing.to_json(),
+            "quality": None if self.quality is None else self.quality.to_json(),
             "precision": self.precision,
             "provenance": dict(self.provenance),
             "intended_use": INTENDED_USE,
@@ -166,6 +170,7 @@ class ModelBundle:
             mirror=description["mirror"],
             trained=None if description["trained"] is None else TrainingRanges.from_json(description["trained"]),
             postprocessing=Postprocessing.from_json(description["postprocessing"]),
+            quality=None if description["quality"] is None else Quality.from_json(description["quality"]),
             precision=description["precision"],
             provenance=description["provenance"],
             engine=engine,
@@ -267,6 +272,12 @@ def set_precision(folder: Path, precision: str, reason: Mapping[str, Any] | None
     write_description(folder, description | {"precision": precision, "provenance": provenance})
 
 
+def set_quality(folder: Path, quality: Quality | None) -> None:
+    """Sets how a saved bundle judges its predictions; `folder` is the bundle, or the run that contains it."""
+    folder = find_bundle(folder)
+    write_description(folder, read_description(folder) | {"quality": None if quality is None else quality.to_json()})
+
+
 def set_mirror(folder: Path, mirror: bool) -> None:
     """Sets whether a saved bundle predicts with flips; `folder` is the bundle, or the run that contains it."""
     folder = find_bundle(folder)
@@ -284,7 +295,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"Expected a bundle's description in {path}. Received: {shorten(description)}. {schema.REMEDY}")
     received = description.get("format")
-    if received not in (3, 4, 5, 6, 7, FORMAT):
+    if received not in range(3, FORMAT + 1):
         raise ValueError(
             f"Expected a bundle of `format` 3 to {FORMAT} in {path}. Received: {shorten(received)}. Train it again, or update this program."
         )
@@ -309,12 +320,13 @@ def _convert_old_format(description: dict[str, Any]) -> dict[str, Any]:
     """Gives a description of an earlier format what it lacks.
 
     Format 4 did not say what the training cases measured, and format 5 knew no clip, no postprocessing and no regions. Format 6 always
-    predicted in float32, and format 7 without flips.
+    predicted in float32, and format 7 without flips. Format 8 did not judge its predictions.
     """
     preprocessing = description.get("preprocessing")
     if isinstance(preprocessing, dict):
         description |= {"preprocessing": {"clip": [], **preprocessing}}
-    return {"trained": None, "postprocessing": [], "regions": [], "precision": "float32", "mirror": False, **description, "format": FORMAT}
+    lacking = {"trained": None, "postprocessing": [], "regions": [], "precision": "float32", "mirror": False, "quality": None}
+    return lacking | description | {"format": FORMAT}
 
 
 def _convert_format_3(description: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modules.data.files import append_line
 from modules.hardware import read_peak, reset_peak
+
+# What is said of a case whose label map somebody should look at.
+CHECK = "check this one"
 
 log = logging.getLogger("mri")
 
@@ -42,11 +45,12 @@ class CaseLog:
         self._number, self._total = 0, total
         self._measure()
 
-    def tell_done(self, name: str, files: Mapping[str, Path]) -> None:
-        """Tells that a case was predicted, and its files by kind."""
+    def tell_done(self, name: str, files: Mapping[str, Path], reasons: Sequence[str] = ()) -> None:
+        """Tells that a case was predicted, its files by kind, and why somebody should look at it, if anybody should."""
         seconds, peak_bytes = measured = self._measure()
         self._number += 1
-        log.info("%d/%d %s: %.1f s, %.1f GiB", self._number, self._total, name, seconds, peak_bytes / 2**30)
+        check = f"; {CHECK}: {'; '.join(reasons)}" if reasons else ""
+        log.info("%d/%d %s: %.1f s, %.1f GiB%s", self._number, self._total, name, seconds, peak_bytes / 2**30, check)
         self._write(name, "done", measured, None, files)
 
     def tell_failed(self, name: str | None, error: str) -> None:

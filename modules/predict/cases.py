@@ -14,10 +14,11 @@ from modules.data.case import Case, Predicted, Volume, read_case
 from modules.data.documents import to_line
 from modules.data.patches import cut, make_grid
 from modules.data.preprocess import Geometry, find_orientation
-from modules.data.regions import Region, paint_regions
+from modules.data.regions import Region, list_parts, paint_regions
 from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
+from modules.predict.doubt import Doubt, DoubtTally, measure_maps
 from modules.predict.engines import EngineError, NotFiniteError
 from modules.predict.flips import CANONICAL, Order, make_predictor
 from modules.predict.memory import MemoryLimit
@@ -38,6 +39,8 @@ class PredictionOptions:
         memory: The bound on memory, by which `batch_size` may be smaller and sums may lie on disk; None for no bound.
         mirror: Whether to average over flips as well; None as each model's bundle says.
         postprocess: Whether label maps go through the models' postprocessing. Probabilities never do.
+        doubt: Whether to gather what the probabilities tell of errors, see `modules.predict.doubt`.
+        maps: Whether to gather its voxel maps too; it needs `doubt`.
         on_tiling: A function called with each image's windows before the first of them is predicted.
         on_batch: A function called after each batch with the number of its windows.
         on_image: A function called with each case and its image as it lies on disk, before it is predicted.
@@ -50,6 +53,8 @@ class PredictionOptions:
     memory: MemoryLimit | None = None
     mirror: bool | None = None
     postprocess: bool = True
+    doubt: bool = False
+    maps: bool = False
     on_tiling: Callable[[windows.Tiling], None] = _do_nothing
     on_batch: Callable[[int], None] = _do_nothing
     on_image: Callable[[Case, Volume], None] = _do_nothing
@@ -150,7 +155,7 @@ def _predict_chunk(
         streams = [_predict_tiled(bundle, images, options, order) for bundle, images in zip(bundles, tiled, strict=True)]
         for item, planes in zip(chunk, zip(*streams, strict=True), strict=True):
             merged = windows.average_planes(planes)
-            prediction, probabilities, finite = _assemble(merged, item.image, bundles[0], order, keep)
+            prediction, probabilities, doubt, finite = _assemble(merged, item, bundles[0], order, keep, options)
             done += 1
             if not finite:
                 error = NotFiniteError(
@@ -163,7 +168,7 @@ def _predict_chunk(
                 continue
             if options.postprocess:
                 steps.apply(prediction, item.image.spacing_mm)
-            yield Predicted(item.case, item.image, item.label, prediction, probabilities)
+            yield Predicted(item.case, item.image, item.label, prediction, probabilities, doubt)
         return
     except Exception as error:
         if isinstance(error, NotFiniteError) or not (isinstance(error, EngineError) or is_lack_of_memory(error)):
@@ -185,8 +190,8 @@ def _fit_memory(
     """Returns the images of each model with the batch size, and the place of the slab, for which there is memory."""
     if options.memory is None:
         return tiled
-    maps = tiled[0][0].tiling.num_classes
-    kept_bytes = max((1 + (4 * maps if keep else 0)) * math.prod(item.image.array.shape[:-1]) for item in chunk)
+    numbers = (tiled[0][0].tiling.num_classes if keep else 0) + (2 if options.maps else 0)
+    kept_bytes = max((1 + 4 * numbers) * math.prod(item.image.array.shape[:-1]) for item in chunk)
     chosen = options.memory.fit([[image.tiling for image in images] for images in tiled], kept_bytes)
     return [
         [image._replace(tiling=replace(image.tiling, batch_size=batch_size, disk=disk)) for image in images]
@@ -249,6 +254,12 @@ def cut_sample(bundle: ModelBundle, image: Volume, part: int = 2) -> np.ndarray:
     return (sample if bundle.window.across is None else sample.squeeze(bundle.window.across)).astype(np.float32)
 
 
+def count_windows(bundle: ModelBundle, image: Volume) -> int:
+    """Counts the windows that a model lays over an image, each as often as it is flipped."""
+    flips = 2 ** len(bundle.flipped_axes or ()) if bundle.mirror else 1
+    return flips * len(_tile(bundle, image, PredictionOptions(), CANONICAL).tiling.starts)
+
+
 def _read_chunk(
     bundles: Sequence[ModelBundle], cases: deque[Case], options: PredictionOptions, order: Order
 ) -> tuple[list[_ReadCase], Exception | None]:
@@ -288,7 +299,7 @@ def _tile(bundle: ModelBundle, image: Volume, options: PredictionOptions, order:
     window = tuple(bundle.window.deep[axis] for axis in order)
     starts = tuple(make_grid(array.shape[:-1], window, options.overlap))
     batch_size = options.batch_size or choose_batch_size(window, bundle.engine)
-    return _TiledImage(array, geometry, windows.Tiling(array.shape[:-1], window, starts, bundle.num_maps, batch_size))
+    return _TiledImage(array, geometry, windows.Tiling(array.shape[:-1], window, starts, bundle.num_maps + options.maps, batch_size))
 
 
 def choose_batch_size(window: Sequence[int], engine: str) -> int:
@@ -305,7 +316,9 @@ def _predict_tiled(
         return
     for image in images:
         options.on_tiling(image.tiling)
-    background = [0.0] * bundle.num_maps if bundle.regions else np.eye(len(bundle.class_names), dtype=np.float32)[0]
+    background = [0.0] * bundle.num_maps if bundle.regions else np.eye(len(bundle.class_names), dtype=np.float32)[0].tolist()
+    # Nobody doubts what the network never saw.
+    background += [0.0] * options.maps
 
     def cut_windows() -> Iterator[np.ndarray]:
         for array, _, tiling in images:
@@ -313,7 +326,7 @@ def _predict_tiled(
             for start in tiling.starts:
                 yield cut(array, start, tiling.window, fill=darkest)
 
-    predict = make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order)
+    predict = make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order, doubt=options.maps)
     batch_size, compiled = images[0].tiling.batch_size, bundle.engine == "keras"
     outputs = windows.predict_windows(predict, cut_windows(), batch_size, options.on_batch, one_shape=compiled)
     for _, geometry, tiling in images:
@@ -337,28 +350,41 @@ def _decide(probabilities: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
 
 
 def _assemble(
-    planes: Iterable[np.ndarray], image: Volume, bundle: ModelBundle, order: Order, keep: bool
-) -> tuple[np.ndarray, np.ndarray | None, bool]:
-    """Assembles canonical planes to the label map `(*S)` on the image's grid, and to the probabilities `(*S, K)` if they are kept.
+    planes: Iterable[np.ndarray], item: _ReadCase, bundle: ModelBundle, order: Order, keep: bool, options: PredictionOptions
+) -> tuple[np.ndarray, np.ndarray | None, Doubt | None, bool]:
+    """Assembles canonical planes to what is wanted on the image's grid.
 
-    It also returns whether all probabilities are finite. NaN would be taken for the background.
+    Returns:
+        The label map `(*S)`; the probabilities `(*S, K)` if they are kept; the doubt if it is wanted; and whether all probabilities are
+        finite. NaN would be taken for the background.
     """
-    spatial = image.array.shape[:-1]
-    axes, flipped = find_orientation(image)
+    spatial = item.image.array.shape[:-1]
+    axes, flipped = find_orientation(item.image)
     geometry = Geometry(axes, flipped, spatial, (), ())
     prediction = np.empty(spatial, np.uint8)
     probabilities = np.empty((*spatial, bundle.num_maps), np.float32) if keep else None
-    # These are views of the arrays above, so that filling them in canonical order fills the image's grid.
-    turned = geometry.turn(prediction)
-    turned_probabilities = None if probabilities is None else geometry.turn(probabilities)
-    if len(spatial) == 3:
-        turned = turned.transpose(order)
-        turned_probabilities = None if turned_probabilities is None else turned_probabilities.transpose(*order, 3)
+    maps = np.empty((*spatial, 2), np.float32) if options.maps else None
+
+    def turn(array: np.ndarray) -> np.ndarray:
+        # It is a view, so that filling it in canonical order fills the image's grid.
+        turned = geometry.turn(array)
+        return turned.transpose(*order, *range(3, turned.ndim)) if len(spatial) == 3 else turned
+
+    turned = turn(prediction)
+    turned_probabilities, turned_maps, turned_label = (
+        None if array is None else turn(array) for array in (probabilities, maps, item.label)
+    )
+    tally = DoubtTally(list_parts(bundle.class_names, bundle.regions), regions=bool(bundle.regions)) if options.doubt else None
     finite = True
     for index, plane in enumerate(planes):
         finite = finite and math.isfinite(float(plane.sum()))
         place = index if len(spatial) == 3 else ...
-        turned[place] = _decide(plane, bundle.regions)
+        own = plane[..., : bundle.num_maps]
+        turned[place] = _decide(own, bundle.regions)
         if turned_probabilities is not None:
-            turned_probabilities[place] = plane
-    return prediction, probabilities, finite
+            turned_probabilities[place] = own
+        if turned_maps is not None:
+            turned_maps[place] = measure_maps(plane, regions=bool(bundle.regions))
+        if tally is not None:
+            tally.add(own, None if turned_label is None else turned_label[place])
+    return prediction, probabilities, tally.finish(maps, labelled=item.label is not None) if tally else None, finite

@@ -8,14 +8,18 @@ import numpy as np
 from modules.data.documents import to_line
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
+from modules.predict.doubt import add_entropy
 
 log = logging.getLogger("mri")
 Order = tuple[int, int, int]
 CANONICAL: Order = (0, 1, 2)
 
 
-def make_predictor(bundle: ModelBundle, mirror: bool, order: Order) -> Callable[[np.ndarray], np.ndarray]:
-    """Makes a function from windows `(B, *window, C)` with their axes in `order` to probabilities, for any rank and head of a model."""
+def make_predictor(bundle: ModelBundle, mirror: bool, order: Order, *, doubt: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes a function from windows `(B, *window, C)` with their axes in `order` to probabilities, for any rank and head of a model.
+
+    With `doubt` their entropy is one number more, see `modules.predict.doubt.add_entropy`.
+    """
     across = None if bundle.window.across is None else bundle.window.across + 1
 
     def predict_canonical(inputs: np.ndarray) -> np.ndarray:
@@ -25,6 +29,8 @@ def make_predictor(bundle: ModelBundle, mirror: bool, order: Order) -> Callable[
         return outputs if across is None else np.expand_dims(outputs, across)
 
     predict: Callable[[np.ndarray], np.ndarray] = predict_canonical
+    if doubt:
+        predict = add_entropy(predict, regions=bool(bundle.regions))
     if mirror:
         # Only volumes in canonical orientation have a known axis from left to right: the first.
         left_right = 1 if bundle.preprocessing.spatial_dims == 3 else None

@@ -14,8 +14,8 @@ from modules.predict.bundle import ModelBundle
 from modules.predict.class_files import ClassRow, list_segments, list_values, to_note
 from modules.predict.dicom_seg import Codes, import_highdicom, write_dicom_seg
 
-# Kinds of files that `--save` knows, and their endings.
-SAVED = {"seg.nrrd": ".seg.nrrd", "dicom-seg": ".dcm"}
+# Kinds of files that `--save` knows. Segmentations have an ending of their own; maps of uncertainty are written as probabilities are.
+SAVED = {"seg.nrrd": "_prediction.seg.nrrd", "dicom-seg": "_prediction.dcm", "uncertainty": "_uncertainty"}
 
 
 def check_packages(label_format: str, save: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ def part_unfit(cases: Iterable[Case], label_format: str, save: Sequence[str]) ->
         refers to.
     """
     fit, errors = [], []
-    wanted = [f"--format {label_format}"] * bool(label_format) + [f"--save {kind}" for kind in save]
+    wanted = [f"--format {label_format}"] * bool(label_format) + [f"--save {kind}" for kind in save if kind != "uncertainty"]
     for case in cases:
         path = case.image_paths[0]
         if wanted and suffix_of(path) in PICTURE_SUFFIXES:
@@ -64,6 +64,8 @@ def write_maps(item: Predicted, bundle: ModelBundle, files: Mapping[str, Path], 
     write_label_like(files["prediction"], values, source, affine, to_note(list_values(bundle)))
     if item.probabilities is not None:
         write_probabilities_like(files["probabilities"], item.probabilities, source, affine)
+    if "uncertainty" in files and item.doubt is not None:
+        write_probabilities_like(files["uncertainty"], item.doubt.maps, source, affine)
     if "seg.nrrd" in files and affine is not None:
         masks = [find_mask(item.prediction, segment.parts) for segment in segments] if bundle.regions else []
         array = to_volume(np.stack(masks, axis=-1).view(np.uint8), values=1) if masks else to_volume(values)

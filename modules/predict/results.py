@@ -20,6 +20,7 @@ from modules.data.regions import Region, find_mask, list_parts
 from modules.predict.bundle import INTENDED_USE, ModelBundle
 from modules.predict.class_files import list_segments, list_values, write_class_files
 from modules.predict.objects import find_objects
+from modules.predict.quality import Judgement
 
 RESULTS_FILE, VOLUMES_FILE = "results.json", "volumes.csv"
 COLUMNS = ("level", "subject", "case", "class", "voxels", "ml", "components")
@@ -69,18 +70,22 @@ def measure_classes(
     ]
 
 
-def make_result(item: Predicted, bundles: Sequence[ModelBundle], seconds: float) -> dict[str, Any]:
+def make_result(item: Predicted, bundles: Sequence[ModelBundle], seconds: float, judgement: Judgement | None = None) -> dict[str, Any]:
     """Makes the result of one case, as plain values for the record.
 
     Args:
         item: The predicted case.
         bundles: The models that predicted it.
         seconds: The time that it took.
+        judgement: The models' judgement of it, if they make one.
     """
     case, image, first = item.case, item.image, bundles[0]
     spacing_mm = image.spacing_mm if image.affine is not None else None
     measures = measure_classes(item.prediction, first.class_names, first.regions, spacing_mm)
-    rows = list_segments(first)
+    classes = [measure | {"value": row.value, "colour": row.colour} for measure, row in zip(measures, list_segments(first), strict=True)]
+    if judgement:
+        for place, one in enumerate(classes):
+            one |= {f"predicted_{key}": _shorten(getattr(judgement, key)[place]) for key in ("dice", "low", "high")}
     return {
         "subject": case.subject_id,
         "scan": case.volume_id,
@@ -89,8 +94,16 @@ def make_result(item: Predicted, bundles: Sequence[ModelBundle], seconds: float)
         "shape": list(item.prediction.shape),
         "spacing_mm": None if spacing_mm is None else [float(length) for length in spacing_mm],
         "seconds": round(seconds, 2),
-        "classes": [measure | {"value": row.value, "colour": row.colour} for measure, row in zip(measures, rows, strict=True)],
+        "check": None if judgement is None else judgement.check,
+        "check_reasons": list(judgement.reasons) if judgement else [],
+        "distance": None if judgement is None else _shorten(judgement.distance),
+        "classes": classes,
     }
+
+
+def _shorten(value: float) -> float | None:
+    """Rounds to four digits behind the point, which is more than a judgement is worth; None for NaN."""
+    return round(float(value), 4) if math.isfinite(value) else None
 
 
 def write_results(
@@ -138,9 +151,10 @@ def _describe_case(entry: Mapping[str, Any], subjects: Mapping[str, str]) -> dic
         {"run": run, "bundle_json_sha256": digest, "engine": engine, "computed_in": precision}
         for run, (digest, engine, precision) in zip(result["runs"], entry["made_by"]["models"], strict=True)
     ]
-    kept = ("subject", "scan", "shape", "spacing_mm", "seconds", "classes")
+    kept = ("subject", "scan", "shape", "spacing_mm", "seconds", "check", "check_reasons", "distance", "classes")
+    # A record of an earlier version knows no judgement.
     return {"case": entry["case"], "images": entry["images"], "files": entry["files"], "models": models} | {
-        name: result[name] for name in kept
+        name: result.get(name) for name in kept
     }
 
 

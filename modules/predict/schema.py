@@ -28,6 +28,7 @@ from modules.data.documents import (
 from modules.data.files import LEAST_MM, MOST_MM
 from modules.data.preprocess import INTENSITIES, INTERPOLATIONS
 from modules.data.regions import IGNORE, MOST_CLASSES, Region, find_fault
+from modules.predict import traits
 from modules.predict.engines import OPENVINO_FILES, PRECISIONS
 from modules.predict.postprocess import KINDS
 
@@ -70,6 +71,7 @@ _FIELDS = {
     "mirror": flag(),
     "trained": anything(),
     "postprocessing": many(anything(), 0, len(KINDS) * MOST_CLASSES),
+    "quality": anything(),
     "precision": choice(PRECISIONS[1:]),
     "provenance": Rule("an object", lambda value: isinstance(value, dict)),
     "intended_use": text(2_000),
@@ -97,6 +99,22 @@ _TRAINED = {
     "spread": many(_SPAN, 1, 4096),
     "share": many(_SPAN, 1, 4096),
     "in_mm": flag(),
+}
+_TRAIT = Rule(
+    f"a name that begins with one of {', '.join(traits.KINDS)} and a slash",
+    lambda value: isinstance(value, str) and "/" in value and value.partition("/")[0] in traits.KINDS,
+)
+_ODDS = number(-1e3, 1e3)
+_QUALITY = {
+    "temperatures": many(number(0, 1e3, above=True), 1, MOST_CLASSES),
+    "traits": mapping(_TRAIT, many(number(-1e30, 1e30), 2, 2)),
+    "thumbnail": many(many(number(-1, 1), 1, traits.THUMBNAIL**3), 1, traits.MOST_CHANNELS),
+    "limit": number(0, 1e6, above=True),
+    "lines": many(many(_ODDS, 3, MOST_CLASSES + 2), 2, 2),
+    "errors": many(number(0, 1e3), 2, 2),
+    "least_dice": many(number(0, 1), 1, MOST_CLASSES),
+    "cases": whole(0, 1 << 40),
+    "copies": whole(0, 1 << 40),
 }
 _STEP = {"kind": choice(KINDS), "target": whole(0, MOST_CLASSES - 1), "size": number(0, 1e30)}
 _REGION = {
@@ -128,9 +146,12 @@ def check_description(content: Any, path: Path) -> None:
         check_fields(region, _REGION, path, REMEDY, within=f"regions[{place}]")
     if content["trained"] is not None:
         check_fields(content["trained"], _TRAINED, path, REMEDY, within="trained")
+    if content["quality"] is not None:
+        check_fields(content["quality"], _QUALITY, path, REMEDY, within="quality")
     for index, step in enumerate(content["postprocessing"]):
         check_fields(step, _STEP, path, REMEDY, within=f"postprocessing[{index}]")
-    for name, expected, received in (*_find_wrong_sizes(content), *_find_wrong_classes(content), *_find_wrong_steps(content)):
+    faults = (*_find_wrong_sizes(content), *_find_wrong_classes(content), *_find_wrong_steps(content), *_find_wrong_quality(content))
+    for name, expected, received in faults:
         raise refuse_field(name, expected, received, path, REMEDY)
     if MODEL_FILE not in content["files_sha256"]:
         raise refuse_field("files_sha256", f"an entry {MODEL_FILE}", "none", path, REMEDY)
@@ -205,6 +226,23 @@ def _find_wrong_steps(content: Mapping[str, Any]):
         if (kind, target) in known:
             yield f"postprocessing[{index}]", "each step once", f"{kind} of class {target} again"
         known.add((kind, target))
+
+
+def _find_wrong_quality(content: Mapping[str, Any]):
+    """Yields field, expected and received of what a model learnt of its errors and does not fit its classes and channels."""
+    quality, classes = content["quality"] or {}, len(content["class_names"]) - 1
+    for name in ("temperatures", "least_dice") if quality else ():
+        if len(quality[name]) != classes:
+            yield f"quality.{name}", f"{classes} numbers, one a class,", shorten(quality[name])
+    if any(len(line) != classes + 2 for line in quality.get("lines", ())):
+        yield "quality.lines", f"lists of {classes + 2} numbers", shorten(quality["lines"])
+    for name, (_, spread) in quality.get("traits", {}).items():
+        if not spread > 0:
+            yield f"quality.traits.{name}", "a spread above 0", f"{spread:g}"
+    shape = min(len(content["channels"]), traits.MOST_CHANNELS), traits.THUMBNAIL ** content["preprocessing"]["spatial_dims"]
+    thumbnail = quality.get("thumbnail")
+    if thumbnail and [len(channel) for channel in thumbnail] != [shape[1]] * shape[0]:
+        yield "quality.thumbnail", f"{shape[0]} lists of {shape[1]} numbers", shorten(thumbnail)
 
 
 def check_files(folder: Path, listed: Mapping[str, str]) -> list[str]:

@@ -18,6 +18,7 @@ from modules.reports.folds import draw_folds
 from modules.reports.montage import draw_montage
 from modules.reports.painting import DIFFERENCE_COLOURS, DIFFERENCE_NAMES, difference_map
 from modules.reports.pairs import draw_pairs
+from modules.reports.reliability import draw_reliability
 from modules.reports.sheet import Checked, draw_augmentation, draw_cases, draw_checked
 from modules.reports.slices import draw_slice_comparison, draw_slice_overlay
 from modules.reports.viewer import cut_viewer, write_viewer
@@ -39,6 +40,7 @@ __all__ = [
     "draw_montage",
     "draw_overlay",
     "draw_pairs",
+    "draw_reliability",
     "find_kept_epoch",
     "plot_history",
     "write_viewer",

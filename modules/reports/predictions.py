@@ -22,6 +22,7 @@ _MOST_BYTES = 1 << 30
 # A longer table does not help a reader; `volumes.csv` has all rows.
 MOST_ROWS = 500
 VIEWERS = 2
+_PREDICTED = ("dice", "low", "high")
 
 
 def write_predictions_page(folder: Path) -> Path | None:
@@ -56,12 +57,35 @@ def write_predictions_page(folder: Path) -> Path | None:
         element("p", str(results.get("intended_use") or ""), class_="note"),
     ]
     sections = [
+        ("Check these", _show_checks(results)),
         ("Sizes of the structures", _show_sizes(results)),
         ("Scores", _show_scores(scores)),
         ("Look at slices", viewers),
         ("Pictures" + (", the lowest Dice first" if means else ""), _show_pictures(cases, folder, album)),
     ]
     return write_page(folder / PAGE, f"Predictions in {folder.absolute().name}", sections, lead=join(lead))
+
+
+def _show_checks(results: Source) -> Html | None:
+    """Shows the Dice that the model expects of each class of each case, those to check first; None where the model cannot tell."""
+    cases = [(place, entry) for place, entry in enumerate(results.content["cases"]) if entry.get("check") is not None]
+    if not cases:
+        return None
+    names = list(dict.fromkeys(one["name"] for _, entry in cases for one in entry["classes"]))
+    wanted = sum(entry["check"] for _, entry in cases)
+    rows = []
+    for place, entry in sorted(cases, key=lambda pair: (not pair[1]["check"], -(pair[1]["distance"] or 0)))[:MOST_ROWS]:
+        cells = dict.fromkeys(names, "")
+        for index, one in enumerate(entry["classes"]):
+            dice, low, high = (results.show("cases", str(place), "classes", str(index), f"predicted_{key}", digits=2) for key in _PREDICTED)
+            cells[one["name"]] = join([dice, element("small", " [", low, " to ", high, "]")])
+        rows.append([entry["case"], "check this one" if entry["check"] else "", "; ".join(entry["check_reasons"]), *cells.values()])
+    text = (
+        f"Cases that somebody should look at: {wanted:,} of {len(cases):,}. The predicted Dice is what the model expects of its own label "
+        "map, with an interval that was made to hold 9 of 10 true values. It was not compared with any truth."
+    )
+    head = ["case", "check", "why", *names]
+    return join([element("p", text), make_table(head, rows, caption="Predicted Dice of each class", sortable=True)])
 
 
 def _show_sizes(results: Source) -> Html:

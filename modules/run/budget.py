@@ -38,6 +38,8 @@ EPOCH_SECONDS = 0.6
 END_SECONDS = 18.0
 # Seconds to read a scan or a slice, score it, and write it down.
 CASE_SECONDS = {3: 0.15, 2: 0.03}
+# The part of the time that learning to judge predictions may take, see `modules.run.learn_quality`.
+JUDGING_SHARE = 0.05
 # Widths from narrow to wide. Each step up takes about twice as long.
 WIDTHS, MIDDLE = (8, 12, 16, 24, 32), 16
 # Seconds of a step, before any is measured.
@@ -82,14 +84,16 @@ class Work:
         validate: Windows of one validation.
         test: Windows of the predictions after the training, with their overlap.
         cases_s: Seconds to read and score the cases of these predictions.
+        judging: The part of the time after that which goes into learning to judge predictions.
     """
 
     validate: int
     test: int
     cases_s: float
+    judging: float = 0.0
 
     @classmethod
-    def count(cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan, *, decisions: int) -> "Work":
+    def count(cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan, *, decisions: int, judging: float = 0.0) -> "Work":
         """Counts the windows of the prepared cases, where the validation cases are predicted `decisions` times after the training."""
         window = plan.window.sizes
         predicted = [*prepared["test"], *decisions * list(prepared["validate"])]
@@ -97,6 +101,7 @@ class Work:
             sum(count_starts(case.shape, window) for case in prepared["validate"]),
             sum(len(make_grid(case.shape, window, 0.5)) for case in predicted),
             sum(CASE_SECONDS[len(case.shape)] for case in predicted),
+            judging,
         )
 
 
@@ -150,6 +155,27 @@ def draft_share(
     return replace(plan, recipe=like.recipe, costs=like.costs, reasons=reasons)
 
 
+def was_measured(plan: Plan) -> bool:
+    """Returns whether a plan was fitted to a time by measured steps."""
+    return "validation_s" in plan.costs
+
+
+def count_affordable(plan: Plan, windows: int, rank: int) -> int:
+    """Counts the predictions that fit into `JUDGING_SHARE` of a training. It follows from the plan alone, so that a run repeats.
+
+    Args:
+        plan: The plan.
+        windows: Windows of one prediction.
+        rank: The rank of a scan.
+    """
+    if not was_measured(plan):
+        # No time was measured or promised. A step computes each sample about three times.
+        return int(JUDGING_SHARE * 3 * plan.epochs * plan.steps_per_epoch * plan.batch_size / windows)
+    window_s = plan.costs["validation_s"] / plan.batch_size
+    # A damaged copy is read and measured as well as scored.
+    return int(JUDGING_SHARE * plan.costs["seconds"] / (2 * CASE_SECONDS[rank] + windows * window_s))
+
+
 def find_schedule(seconds: float, timing: Timing, work: Work, batch_size: int) -> Schedule:
     """Finds how many steps fit into a time.
 
@@ -164,7 +190,7 @@ def find_schedule(seconds: float, timing: Timing, work: Work, batch_size: int) -
     """
     window_s = timing.validation_s / batch_size
     epoch_s = math.ceil(work.validate / batch_size) * timing.validation_s + EPOCH_SECONDS
-    training_s = seconds - timing.first_s - END_SECONDS - work.test * window_s - work.cases_s
+    training_s = (1 - work.judging) * (seconds - timing.first_s - END_SECONDS - work.test * window_s - work.cases_s)
     epochs = max(LEAST_EPOCHS, min(MOST_EPOCHS, int(VALIDATION_SHARE * training_s / epoch_s)))
     epochs = max(1, min(epochs, int(MOST_VALIDATION * training_s / epoch_s)))
     steps = int((training_s - epochs * epoch_s) / timing.step_s)
@@ -202,12 +228,13 @@ def fit_to_time(
     bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10))
     guess = _guess_schedule(settings, minutes)
     decisions = _count_decisions(settings, spec, hardware)
+    judging = JUDGING_SHARE if settings.predict_quality == "learn" else 0.0
 
     def find_steps(one: _Candidate) -> Schedule:
         return find_schedule(
             60 * minutes - find_elapsed(),
             one.timing,
-            Work.count(prepared, one.plan, decisions=decisions),
+            Work.count(prepared, one.plan, decisions=decisions, judging=judging),
             one.plan.batch_size,
         )
 

@@ -17,8 +17,10 @@ from modules.predict.convert import convert_bundle
 from modules.predict.departures import Departures
 from modules.predict.progress import PredictionProgress
 from modules.run.budget import find_elapsed
+from modules.run.calibration import Calibration, describe_calibration, write_judged
 from modules.run.classes import describe_findings
 from modules.run.folder import RunFolder, without_nan, write_json
+from modules.run.learn_quality import learn_quality
 from modules.run.proof import hash_weights
 from modules.run.report import write_report
 from modules.run.settings import Settings
@@ -49,10 +51,12 @@ def evaluate(
     saved = ModelBundle.load(run.path, "keras")
     convert_bundle(saved, run.path, lambda: cut_samples(saved, splits["validate"]))
     bundle, decided = decide(run, splits["validate"], settings.postprocess, settings.predict_precision, settings.predict_mirror)
+    bundle, learnt = learn_quality(run, bundle, splits, settings.predict_quality)
     log.info("scored by engine %s in %s", bundle.engine, bundle.computed_in)
-    departures = Departures([bundle])
+    departures, calibration = Departures([bundle]), Calibration(bundle)
     with PredictionProgress(len(cases), "scoring") as progress:
-        predicted = progress.count(predict_cases([bundle], cases, progress.options(on_image=departures.check)))
+        predicted = progress.count(predict_cases([bundle], cases, progress.options(on_image=departures.check, doubt=True)))
+        predicted = calibration.watch(predicted)
         scores = list(scoring.score_predictions(predicted, bundle.class_names, bundle.regions, tolerance_mm=settings.tolerance_mm))
     departures.summarise()
     score_tables.write_scores(run.scores, scores)
@@ -62,6 +66,7 @@ def evaluate(
         log.info("%s", line)
     for line in describe_findings(scores):
         log.warning("%s", line)
+    calibrated = _write_calibration(calibration, scores, run)
     _draw_examples(bundle, scores, cases, run)
     add_provenance(run.path, scores=without_nan(means))
     write_json(
@@ -69,6 +74,8 @@ def evaluate(
         {
             **summary,
             **decided,
+            **learnt,
+            "calibration": calibrated,
             "first_steps": dict(zip(("steps", "weights_sha256"), read_proof(run), strict=True)),
             "bundle_weights_sha256": hash_weights(saved.model),
             "engine": bundle.engine,
@@ -83,6 +90,27 @@ def evaluate(
     tracker.log_summary(means)
     write_report(run)
     log.info("pictures: %s\nnext: python predict.py IMAGE --model %s", run.figures, run.path)
+
+
+def _write_calibration(calibration: Calibration, scores: Sequence[scoring.Score], run: RunFolder) -> dict[str, Any]:
+    """Writes the table and the picture of what the model says of its errors; returns the entry of `summary.json`."""
+    from modules import reports
+
+    judged = calibration.list_judged(scores)
+    summary = calibration.summarise(judged)
+    if judged:
+        write_judged(run.judged, judged)
+    for line in describe_calibration(summary):
+        log.info("%s", line)
+    if classes := summary.get("classes"):
+        rows = {name: [] for name in classes}
+        for one in judged:
+            if not math.isnan(one.dice + one.predicted):
+                rows[one.class_name].append((one.predicted, one.low, one.high, one.dice, one.check))
+        bins = {name: of_class["bins"] for name, of_class in classes.items()}
+        title = "What the model says of its errors, beside what the test cases show"
+        reports.draw_reliability(run.figures / "reliability.png", bins, rows, title=title)
+    return summary
 
 
 def _draw_examples(bundle: ModelBundle, scores: Sequence[scoring.Score], cases: Sequence[Case], run: RunFolder) -> None:

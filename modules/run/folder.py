@@ -94,6 +94,11 @@ class RunFolder:
         return self.path / "scores.csv"
 
     @property
+    def judged(self) -> Path:
+        """The table of the test cases with their predicted Dice."""
+        return self.path / "judged.csv"
+
+    @property
     def summary(self) -> Path:
         """The test means with their intervals. It is written last, so a run that has it is finished."""
         return self.path / "summary.json"
@@ -148,6 +153,11 @@ class RunFolder:
     def export(self) -> Path:
         """The folder of the model for other programs."""
         return self.path / "export"
+
+    @property
+    def workers(self) -> Path:
+        """The folder of what workers are told, and of their logs."""
+        return self.path / "workers"
 
     @property
     def ensemble(self) -> Path:

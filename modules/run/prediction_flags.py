@@ -3,15 +3,19 @@
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from modules.backend_choice import choose_backend, choose_for_export
 from modules.data.files import LABEL_FORMATS, SUFFIXES
 from modules.predict import engines
+from modules.predict.bundle import ModelBundle, identify
 from modules.predict.cases import PredictionOptions
 from modules.predict.export import EXPORT_PRECISIONS, FORMATS
 from modules.predict.outputs import SAVED
 from modules.predict.shards import parse_shard
 from modules.run.flags import OneLineParser, add_backend_flag
+from modules.run.workers import add_worker_flags, take_worker_options
 
 
 def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -77,6 +81,10 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--series", default="", metavar="ID", help="DICOM series to predict: its UID, number, or description or part of it")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="predict part I of N, from 0/N, beside calls for the other parts")
+    add_worker_flags(parser)
+    parser.add_argument(
+        "--no-results", action="store_true", help="leave results.json, volumes.csv and report.html to a later call, as one of many shards"
+    )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine on a CPU (default: as many as cores)")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="windows computed together (default: by their size)")
     parser.add_argument(
@@ -93,7 +101,14 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         choices=SAVED,
         default=[],
-        help="write a segmentation with names and colours too: one of 3D Slicer, or one of DICOM for DICOM; may be given twice",
+        help="write more: a segmentation with names and colours for 3D Slicer, or one of DICOM for DICOM; maps of entropy and mutual "
+        "information; may be given several times",
+    )
+    parser.add_argument(
+        "--check-below",
+        type=float,
+        metavar="DICE",
+        help="say `check this one` where the predicted Dice of a class is below this (default: what the training learnt)",
     )
     parser.add_argument(
         "--export",
@@ -101,6 +116,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         help="predict nothing; write the model of the run PATH for other programs, and how to use it",
     )
     options = parser.parse_args(argv)
+    options.workers = take_worker_options(vars(options))
     for name in (
         (
             "model",
@@ -114,6 +130,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "series",
             "ignore_geometry",
             "shard",
+            "no_results",
             "threads",
             "batch_size",
             "max_memory",
@@ -122,6 +139,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "probabilities",
             "format",
             "save",
+            "check_below",
         )
         if options.export
         else ()
@@ -129,6 +147,8 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(options, name) != parser.get_default(name):
             flag = name.replace("_", "-")
             raise ValueError(f"Expected --export alone with a run. Received: --{flag} too, which only a prediction reads. Leave one out.")
+    if options.export and options.workers:
+        raise ValueError("Expected --export alone with a run. Received: workers too, which only a prediction has. Leave one out.")
     if options.precision != "auto" and options.export not in (None, "openvino"):
         raise ValueError(f"Expected --export openvino beside --precision. Received: --export {options.export}. Leave --precision out.")
     if options.precision not in engines.PRECISIONS and not options.export:
@@ -139,6 +159,8 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError("Expected --labels beside --tolerance-mm. Received: none, and nothing is scored. Name their folder.")
     if options.tolerance_mm and not min(options.tolerance_mm) > 0:
         raise ValueError(f"Expected --tolerance-mm above 0. Received: {min(options.tolerance_mm):g}. Give mm.")
+    if options.check_below is not None and not 0 <= options.check_below <= 1:
+        raise ValueError(f"Expected --check-below from 0 to 1. Received: {options.check_below:g}. Give a Dice.")
     if not 0 <= options.overlap < 1:
         raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
     for name in ("threads", "batch_size", "max_memory"):
@@ -146,8 +168,30 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         if value != parser.get_default(name) and not 0 < value < math.inf:
             raise ValueError(f"Expected `{name}` above 0. Received: {value}. Leave it out for the default.")
     options.shard = parse_shard(options.shard)
+    if options.workers and (options.shard.number > 1 or options.no_results):
+        other = "--no-results" if options.no_results else f"--shard {options.shard}"
+        raise ValueError(f"Expected workers without {other}. Received: both. Leave one out.")
     if options.backend or not options.export:
         choose_backend(options.backend)
     else:
         choose_for_export()
     return options
+
+
+def record_choices(options: argparse.Namespace, runs: Sequence[Path], bundles: Sequence[ModelBundle]) -> dict[str, Any]:
+    """Records all that a label map and its scores depend on: results of other choices do not mix with these.
+
+    Args:
+        options: The flags.
+        runs: The models, as the user named them.
+        bundles: The same, loaded.
+    """
+    choices: dict[str, Any] = {
+        "models": [[identify(run), bundle.engine, bundle.computed_in] for run, bundle in zip(runs, bundles, strict=True)],
+        "overlap": options.overlap,
+        "mirror": [bundle.mirror if options.mirror is None else options.mirror for bundle in bundles],
+    }
+    choices |= {"ignore_geometry": True} if options.ignore_geometry else {}
+    choices |= {"postprocess": False} if options.no_postprocess else {}
+    choices |= {} if options.check_below is None else {"check_below": options.check_below}
+    return choices | ({"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {})

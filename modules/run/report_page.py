@@ -12,6 +12,7 @@ from modules.reports.viewer import show_viewer
 from modules.run.costs import format_time
 from modules.run.folder import REMEDY, RunFolder
 from modules.run.listing import list_runs
+from modules.run.report_calibration import show_calibration
 from modules.run.report_facts import RunFacts, show_card, show_costs, show_data, show_decisions, show_plan, show_repeat
 
 # Intervals over fewer subjects are much too narrow; see `modules.score_tables.estimate_intervals`.
@@ -42,6 +43,7 @@ def draw_report(run: RunFolder, about: Mapping[str, str]) -> Path:
         ("Data", show_data(facts)),
         ("Plan and its reasons", show_plan(facts)),
         ("What the validation cases decided", show_decisions(facts)),
+        ("What the model knows of its errors", show_calibration(facts.summary, run.figures / "reliability.png", album)),
         ("Costs", show_costs(facts)),
         ("How to repeat it", show_repeat(facts)),
         ("Model card", show_card(facts)),

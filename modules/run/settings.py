@@ -44,6 +44,7 @@ KEPT = ("best", "last")
 RESIDENT = ("auto", "yes", "no")
 PREDICT_PRECISIONS = ("auto", "float32")
 PREDICT_MIRRORS = ("try", "never")
+PREDICT_QUALITIES = ("learn", "none")
 TRACKERS = ("none", "mlflow", "tensorboard")
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
 # A table of subjects, cases or classes may have moved too: what follows from it must be what the run began with.
@@ -137,6 +138,9 @@ class Settings:
     )
     predict_mirror: str = _setting(
         "", help="predictions that average over flips; try: kept where they raise the validation Dice", choices=PREDICT_MIRRORS
+    )
+    predict_quality: str = _setting(
+        "learn", help="judgement of predictions; learn: from validation cases and damaged copies of them", choices=PREDICT_QUALITIES
     )
     folds: int = _setting(0, help="cross-validate with this many folds, so that each subject is tested once; 0 for none")
     fold: int | None = _setting(None, help="train and score only this fold, from 0")

@@ -33,7 +33,7 @@ def describe_model(predictor: Predictor, name: str) -> dict[str, Any]:
 def make_answer(kind: str, saved: Saved, name: str) -> Response:
     """Makes the answer to a prediction: results as JSON, the label map's file, or a zip of both."""
     label = f"label{suffix_of(saved.label)}"
-    kept = ("shape", "spacing_mm", "seconds", "classes")
+    kept = ("shape", "spacing_mm", "seconds", "check", "check_reasons", "distance", "classes")
     results: dict[str, Any] = {"model": name, "version": modules.__version__, "intended_use": INTENDED_USE, "label": label}
     results |= {key: saved.result[key] for key in kept} | {"departures": saved.departures}
     if kind == "json":

@@ -75,6 +75,15 @@ def test_a_process_that_dies_is_told_in_one_line_and_none_is_left(cases):
     assert process.poll() == -9
 
 
+def test_batches_read_ahead_are_no_failure_once_the_training_is_over(cases):
+    with ReaderPool(1) as pool:
+        batches = iter(make_pipeline(cases, Window((4, 4, 5)), 2, pool=pool, failures=(failures := []), **OPTIONS))
+        next(batches)
+    with pytest.raises(Exception, match="the training is over"):
+        list(islice(batches, 20))
+    assert failures == []
+
+
 def test_no_process_outlives_a_killed_training():
     program = "import time; from modules.data.readers import ReaderPool; pool = ReaderPool(2)\n"
     program += "print(*(process.pid for process in pool._processes), flush=True); time.sleep(60)"

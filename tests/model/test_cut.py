@@ -80,11 +80,11 @@ def test_the_table_by_hand(tmp_path):
 
 def test_what_does_not_fit_is_said(tmp_path):
     cases = _write_cases(tmp_path, [(2, 3), (1, 2)], 2)
-    # Eight voxels of two channels take 40 bytes: exactly 0.3 of 134 bytes, less than half of 80.
-    assert find_obstacle(cases, 2, 134, 80) == ""
+    # Eight voxels of two channels take 40 bytes: a fifth of 200 bytes, and half of 80.
+    assert find_obstacle(cases, 2, 200, 80) == ""
     assert find_obstacle(cases, 2, 0, 0) == ""
-    assert find_obstacle(cases, 2, 133, 80) == "the cases take 0.0 GB, more than 30% of the device's memory"
-    assert find_obstacle(cases, 2, 134, 79) == "the cases take 0.0 GB, more than 50% of the host's memory"
+    assert find_obstacle(cases, 2, 199, 80) == "the cases take 0.0 GB, more than 20% of the device's memory"
+    assert find_obstacle(cases, 2, 200, 79) == "the cases take 0.0 GB, more than 50% of the host's memory"
     large = cases[0]._replace(shape=(1 << 10, 1 << 10, 1 << 10))
     assert find_obstacle([large], 1, 0, 0) == ""
     assert find_obstacle([large], 2, 0, 0) == "the cases have more than 2^31 voxels"

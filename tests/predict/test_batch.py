@@ -11,6 +11,7 @@ import predict
 from modules.predict import engines
 from modules.predict.bundle import ModelBundle
 from modules.predict.engines import OpenVinoModel
+from modules.run import prediction_flags
 
 
 class ResourceExhaustedError(Exception):
@@ -55,7 +56,7 @@ def load(monkeypatch):
             make_bundle(), preprocessing=Preprocessing(2, intensity="fixed", scale=255.0), model=_compile(error), engine="openvino"
         )
         monkeypatch.setattr(ModelBundle, "load", lambda *_: bundle)
-        monkeypatch.setattr(predict, "identify", lambda run: "x")
+        monkeypatch.setattr(prediction_flags, "identify", lambda run: "x")
         monkeypatch.setattr(predict, "read_channels", lambda run: ("T1",))
 
     return use

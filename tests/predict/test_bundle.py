@@ -14,9 +14,10 @@ from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import IGNORE, Region
 from modules.networks import build, with_head
-from modules.predict.bundle import ModelBundle, find_bundle, set_mirror, set_postprocessing, write_description
+from modules.predict.bundle import ModelBundle, find_bundle, set_mirror, set_postprocessing, set_quality, write_description
 from modules.predict.cases import PredictionOptions, cut_samples, predict_cases, predict_images
 from modules.predict.postprocess import Postprocessing, Step
+from modules.predict.quality import Quality
 from modules.run.proof import hash_weights
 
 
@@ -35,7 +36,15 @@ def make_bundle(num_classes=3, channels=("T1",)):
         postprocessing=Postprocessing((Step("remove_small", 1, 2.5), Step("fill_holes", 1))),
         precision="bfloat16",
         provenance={"dataset": "oasis", "seed": 42},
+        quality=make_quality(num_classes - 1, len(channels)),
     )
+
+
+def make_quality(classes=2, channels=1):
+    """A judgement that was learnt from next to nothing."""
+    line = (*[0.1] * classes, 1.0, 0.5)
+    thumbnail = ((0.5, -0.5, *[0.0] * 62),) * min(channels, 4)
+    return Quality((1.5,) * classes, {"volume/a#": (3.0, 0.5)}, thumbnail, 1.5, (line, line), (0.3, 0.9), (0.6,) * classes, 2, 12)
 
 
 def _volume(rows, columns, channels=1, seed=0):
@@ -226,7 +235,7 @@ def test_a_bundle_of_format_3_is_converted_and_an_unknown_one_refused(tmp_path):
     assert loaded.label_rule == dataclasses.replace(bundle.label_rule, renames=())
     assert (loaded.window, loaded.preprocessing, loaded.mirrored_labels) == (bundle.window, bundle.preprocessing, bundle.mirrored_labels)
     write_description(tmp_path / "bundle", old | {"format": 2})
-    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 8 in .*bundle.json. Received: 2. Train it again"):
+    with pytest.raises(ValueError, match=r"Expected a bundle of `format` 3 to 9 in .*bundle.json. Received: 2. Train it again"):
         ModelBundle.load(tmp_path)
 
 
@@ -244,7 +253,7 @@ def test_a_bundle_of_format_5_is_read_and_has_no_postprocessing(tmp_path):
     # What sets the postprocessing writes the present format.
     set_postprocessing(tmp_path, bundle.postprocessing)
     assert ModelBundle.load(tmp_path, "keras").postprocessing == bundle.postprocessing
-    assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["format"] == 8
+    assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["format"] == 9
 
 
 def test_a_bundle_of_format_7_predicts_without_flips(tmp_path):
@@ -256,6 +265,19 @@ def test_a_bundle_of_format_7_predicts_without_flips(tmp_path):
     old = {name: value for name, value in record.items() if name not in ("mirror", "bundle_sha256")}
     write_description(tmp_path / "bundle", old | {"format": 7})
     assert not ModelBundle.load(tmp_path, "keras").mirror
+
+
+def test_a_bundle_of_format_8_judges_nothing(tmp_path):
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    record = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    old = {name: value for name, value in record.items() if name not in ("quality", "bundle_sha256")}
+    write_description(tmp_path / "bundle", old | {"format": 8})
+    assert ModelBundle.load(tmp_path, "keras").quality is None
+    set_quality(tmp_path, bundle.quality)
+    assert ModelBundle.load(tmp_path, "keras").quality == bundle.quality
+    set_quality(tmp_path, None)
+    assert ModelBundle.load(tmp_path, "keras").quality is None
 
 
 def test_flips_without_axes_are_refused(tmp_path):

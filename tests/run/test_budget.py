@@ -12,7 +12,7 @@ from dataset import DATASETS
 from modules.hardware import Hardware
 from modules.predict import engines
 from modules.run import budget, recipe
-from modules.run.budget import Share, Work, draft_share, find_schedule, fit_to_time, start_probe
+from modules.run.budget import Share, Work, count_affordable, draft_share, find_schedule, fit_to_time, start_probe
 from modules.run.plan import Plan, make_plan
 from modules.run.probe import Timing
 from modules.run.recipe import Schedule
@@ -167,9 +167,9 @@ def _fit(probe, share=None, **settings):
 def test_measured_steps_are_written_down():
     probe = _Probe()
     plan = _fit(probe, minutes=10.0, batch_size=4)
-    # 600 - 30 - 10 - 18 s, 60 / 4 * 0.25 s to predict 20 test and 40 validation slices, and 1.8 s to read them: 536.45 s are left for
-    # 13 validations of 3.1 s, and 1550 steps of 0.32 s.
-    assert (plan.recipe["base_filters"], plan.epochs, plan.steps_per_epoch) == (32, 13, 119)
+    # 600 - 30 - 10 - 18 s, 60 / 4 * 0.25 s to predict 20 test and 40 validation slices, and 1.8 s to read them: 536.45 s are left. A
+    # twentieth pays for the judgement of predictions, and 509.6 s for 13 validations of 3.1 s, and 1466 steps of 0.32 s.
+    assert (plan.recipe["base_filters"], plan.epochs, plan.steps_per_epoch) == (32, 13, 112)
     assert [settings.network_options["base_filters"] for settings in probe.asked] == [16, 24, 32]
     assert plan.recipe["precision"] == "float32"
     assert plan.costs == {"seconds": 600.0, "first_s": 10.0, "step_s": 0.32, "validation_s": 0.25, "weights": 32000, **MEMORY}
@@ -195,12 +195,13 @@ def test_flags_override_what_is_measured():
 @pytest.mark.parametrize(
     ("wanted", "installed", "hardware", "steps"),
     [
-        # 542 s less 100 windows of 1/16 s and 100 slices of 0.03 s are 532.75 s: 13 validations of 3.1 s, and 4103 steps of 0.12 s.
-        ("auto", True, {"bfloat16": True}, 315),
-        # Predicted once, 60 windows and slices leave 536.45 s, and 4134 steps.
-        ("float32", True, {"bfloat16": True}, 318),
-        ("auto", False, {"bfloat16": True}, 318),
-        ("auto", True, {}, 318),
+        # 542 s less 100 windows of 1/16 s and 100 slices of 0.03 s are 532.75 s. 19 parts in 20 of these pay for 13
+        # validations of 3.1 s, and 3881 steps of 0.12 s.
+        ("auto", True, {"bfloat16": True}, 298),
+        # Predicted once, 60 windows and slices leave 536.45 s, and 3911 steps.
+        ("float32", True, {"bfloat16": True}, 300),
+        ("auto", False, {"bfloat16": True}, 300),
+        ("auto", True, {}, 300),
     ],
 )
 def test_the_time_counts_what_bfloat16_is_judged_by(monkeypatch, wanted, installed, hardware, steps):
@@ -208,6 +209,17 @@ def test_the_time_counts_what_bfloat16_is_judged_by(monkeypatch, wanted, install
     own = {"precision": "float32", "predict_precision": wanted, "network_options": {"base_filters": 12}}
     plan = _fit(_Probe(**hardware), minutes=10.0, batch_size=4, **own)
     assert (plan.epochs, plan.steps_per_epoch) == (13, steps)
+
+
+def test_a_twentieth_of_a_training_pays_for_the_judgement_of_predictions():
+    timed = _fit(_Probe(), minutes=10.0, batch_size=4)
+    # A twentieth of 600 s; a slice takes twice 0.03 s and 8 windows of 0.25 / 4 s.
+    assert count_affordable(timed, 8, 2) == int(30 / (0.06 + 0.5))
+    # Without a time 3 passes of 10 epochs of 20 batches of 4 count, in windows.
+    given = replace(timed, costs={"seconds": 9e9}, epochs=10, steps_per_epoch=20)
+    assert count_affordable(given, 8, 2) == 3 * 10 * 20 * 4 // 20 // 8
+    without = _fit(_Probe(), minutes=10.0, batch_size=4, predict_quality="none")
+    assert without.epochs * without.steps_per_epoch > timed.epochs * timed.steps_per_epoch
 
 
 def test_an_hour_on_a_cpu_and_the_whole_recipe_on_a_gpu():

@@ -1,5 +1,7 @@
 """Tests of the parts of a training: its rates, seeds, sides and averages, and the step at which it goes on."""
 
+import json
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -9,8 +11,10 @@ import pytest
 from helpers import make_spec
 from keras import ops
 
+import train
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.hardware import Hardware
 from modules.run import fit as fitting
 from modules.run.fit import make_trainer
 from modules.run.folder import RunFolder
@@ -122,3 +126,56 @@ def test_a_training_goes_on_at_the_very_step(step, fits, monkeypatch):
     prepared = SimpleNamespace(plan=SimpleNamespace(steps_per_epoch=STEPS, epochs=3))
     fitting._run_epochs(prepared, SimpleNamespace(fit=fit), checkpoint, SimpleNamespace(finished=False), [])
     assert done == fits
+
+
+GPU = Hardware("gpu", "a GPU", 16, 1 << 40, 1500)
+
+
+@pytest.mark.parametrize(
+    ("wish", "hardware", "names", "backend", "voxels", "expected"),
+    [
+        ("auto", Hardware(memory_bytes=1 << 40), 1, "jax", 100, None),
+        ("yes", Hardware(memory_bytes=1 << 40), 1, "tensorflow", 100, "table"),
+        ("no", GPU, 1, "jax", 100, None),
+        ("auto", GPU, 1, "jax", 100, "table"),
+        ("auto", GPU, 1, "torch", 101, "streamed, as the cases take 0.0 GB, more than 20% of the device's memory"),
+        ("auto", GPU, 2, "jax", 100, "streamed, as 2 devices share each batch"),
+        ("auto", GPU, 1, "tensorflow", 100, "streamed, as TensorFlow would copy them to the GPU in each step"),
+        ("yes", GPU, 2, "jax", 100, "Expected --resident no or auto, as 2 devices share each batch. Received: yes. Leave it out."),
+    ],
+)
+def test_cases_lie_on_the_device_where_they_can(wish, hardware, names, backend, voxels, expected, monkeypatch, caplog):
+    caplog.set_level("INFO", "mri")
+    # A voxel takes three bytes.
+    cases = [SimpleNamespace(voxels=voxels)]
+    spec, settings = SimpleNamespace(channels=("T1",)), SimpleNamespace(resident=wish)
+    prepared = SimpleNamespace(settings=settings, prepared={"train": cases}, spec=spec, devices=["gpu"] * names)
+    monkeypatch.setattr(fitting, "describe_hardware", lambda: hardware)
+    monkeypatch.setattr(fitting.devices, "name_backend", lambda: backend)
+    monkeypatch.setattr(fitting, "read_table", lambda cases, channels: {"table": np.zeros(voxels)})
+    if wish == "yes" and expected != "table":
+        with pytest.raises(ValueError, match=expected):
+            fitting.put_on_device(prepared)
+        return
+    table = fitting.put_on_device(prepared)
+    assert (table is not None) == (expected == "table")
+    lines = {None: [], "table": ["training cases: 0.00 GB in the device's memory"]}.get(expected, [f"training cases: {expected}"])
+    assert caplog.messages == lines
+
+
+@pytest.mark.parametrize(("gpu", "cores", "number"), [(False, 16, None), (True, 3, None), (True, 4, 2), (True, 16, 14), (True, 64, 16)])
+def test_processes_read_only_beside_a_gpu(gpu, cores, number, monkeypatch):
+    monkeypatch.setattr(fitting.devices, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(fitting, "count_cores", lambda: cores)
+    monkeypatch.setattr(fitting, "ReaderPool", lambda number: number)
+    assert fitting.start_readers() == number
+
+
+def test_a_run_verifies_with_its_cases_on_the_device(runs, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(runs["oasis"], run)
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["resident"] = "yes"
+    (run / "run.json").write_text(json.dumps(record))
+    assert train.main(["--verify", str(run)]) == 0
+    assert "in the device's memory" in caplog.text

@@ -94,7 +94,7 @@ def test_curves_and_slices_get_the_room_of_a_small_page(copy, monkeypatch):
     assert train.main(["--report", str(copy)]) == 0
     page = Page(copy / "report.html")
     assert [attributes["alt"].split()[0] for tag, attributes in page.tags if tag == "img"] == ["Loss", "Dice", "Share"]
-    assert page.text.count("This page has no room for it.") == 4
+    assert page.text.count("This page has no room for it.") == 5
     assert page.text.count("this page has no room for its slices.") == 2
 
 
@@ -103,7 +103,9 @@ def test_predictions_get_their_page_at_the_end(runs, phantoms, tmp_path, capsys)
     assert predict.main([str(image), "--model", str(runs["oasis"]), "--output", str(tmp_path / "out")]) == 0
     assert f"report: {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
     page = Page(tmp_path / "out" / "report.html")
-    assert check_numbers(page, tmp_path / "out", "results.json") == [f"/cases/0/classes/{index}/voxels" for index in range(3)]
+    judged = [f"/cases/0/classes/{index}/predicted_{key}" for index in range(3) for key in ("dice", "low", "high")]
+    sizes = [f"/cases/0/classes/{index}/voxels" for index in range(3)]
+    assert check_numbers(page, tmp_path / "out", "results.json") == [*judged, *sizes]
     assert page.list_loads() == []
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [f"{image.name.split('.')[0]} with its prediction"]
     assert [attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img"]
