@@ -38,10 +38,10 @@ def scans(tmp_path_factory):
 
 def test_the_commands_of_the_documentation_run(runs, scans, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    # Scores and pictures of a run are tested elsewhere.
-    monkeypatch.setattr(train, "evaluate", lambda *_: None)
     Path("runs").mkdir()
     Path("runs/first").symlink_to(runs["hipmri"])
+    # Scores and pictures of a run are tested elsewhere. The shared run above has its own, for other tests too.
+    monkeypatch.setattr(train, "evaluate", lambda *_: None)
     Path("scans").symlink_to(scans)
     commands = re.search(r"```bash\n(.*?)```", (ROOT / "docs" / "few_labels.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     for line in commands.splitlines():
