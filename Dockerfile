@@ -6,8 +6,8 @@ ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 WORKDIR /build
 COPY requirements.lock requirements-dev.lock ./
-# The packages that read MetaImage, NRRD and DICOM are locked with those of the tests. pip checks the SHA-256 of every file.
-RUN awk '/^[^ #]/ { keep = /^(pydicom|pyjpegls|pylibjpeg|pylibjpeg-openjpeg|simpleitk)==/ } keep' requirements-dev.lock > formats.lock \
+# The packages for MetaImage, NRRD and DICOM are locked with those of the tests. pip checks the SHA-256 of every file.
+RUN awk '/^[^ #]/ { keep = /^(highdicom|pydicom|pyjpegls|pylibjpeg|pylibjpeg-openjpeg|simpleitk)==/ } keep' requirements-dev.lock > formats.lock \
     && python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r requirements.lock -r formats.lock
 WORKDIR /app

@@ -3,7 +3,8 @@
 To add a data set, write its finder and its entry in `DATASETS` below. The flags, the help and the checks find it by themselves.
 
 `python dataset.py show --dataset NAME` draws some of its cases. With `--augment` it draws what each effect of an augmentation does to
-one. `python dataset.py check --dataset NAME` reads all cases, and tells what is wrong or unusual.
+one. `python dataset.py check --dataset NAME` reads all cases, and tells what is wrong or unusual. `python dataset.py suggest RUN SCANS`
+tells which unlabelled scans to label next.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from modules.data.splits import SPLITS
 from modules.run.check import PICTURES, check
 from modules.run.flags import OneLineParser
 from modules.run.show import show
+from modules.run.suggest import NUMBER, suggest
 
 # ---------------------------------------------------------------------------------------------------------------- finders
 
@@ -298,21 +300,22 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python dataset.py show ...` or `check ...`; returns its exit status. A check that finds an error returns 1."""
+    """Runs `show`, `check` or `suggest`; returns its exit status. A check that finds an error returns 1."""
     return utils.run_command("dataset.py", lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int | None:
     options = _parse(argv)
     utils.start_log()
-    return {"show": show, "check": check}[options.command](options, DATASETS)
+    return {"show": show, "check": check, "suggest": suggest}[options.command](options, DATASETS)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(prog="dataset.py", description="Looks at a data set.")
+    parser = OneLineParser(prog="dataset.py", description="Looks at data sets, and at scans that could join one.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=OneLineParser)
     looks = commands.add_parser("show", help="draw some cases with their labels, or what an augmentation does to one")
     checks = commands.add_parser("check", help="read all cases and tell what is wrong or unusual; exit status 1 for an error")
+    suggests = commands.add_parser("suggest", help="rank unlabelled scans by what labelling them would teach, with label maps to correct")
     for command in (looks, checks):
         command.add_argument("--dataset", required=True, choices=tuple(DATASETS), help="data set to look at")
         command.add_argument("--data", default="", metavar="FOLDER", help="its folder; without it $MRI_DATA/<dataset> or data/<dataset>")
@@ -333,6 +336,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--pictures", type=int, default=PICTURES, metavar="INT", help="scans to draw, the odd ones first (default %(default)s)"
     )
     checks.add_argument("--fix", default="", metavar="DIR", help="write a copy there, with headers and types mended that can be")
+    suggests.add_argument("run", metavar="RUN", help="the run or bundle whose model is to learn")
+    suggests.add_argument("paths", nargs="+", metavar="SCANS", help="files and folders of unlabelled scans, as in predict.py")
+    suggests.add_argument("--number", type=int, default=NUMBER, metavar="INT", help="scans to label (default %(default)s)")
+    suggests.add_argument("--output", default="suggestions", metavar="DIR", help="new folder for the results (default %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -1,8 +1,8 @@
 """Predicts label maps for scans, each on its own grid: `python predict.py image.nii.gz`.
 
 The model knows its preprocessing and classes. Without `--model` the run that finished last gives the model. A file that cannot be
-predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls.
-`--export` writes a run's model for other programs instead.
+predicted does not end the others; the exit status is then 3. `--shard` predicts one part of the scans beside other such calls, and
+`--workers` makes these calls. `--export` writes a run's model for other programs instead.
 """
 
 import sys
@@ -18,9 +18,10 @@ from modules.compiled import keep_compiled
 from modules.data.case import Case
 from modules.data.files import hold
 from modules.data.inventory import describe_ignored
+from modules.data.subjects import assign_subjects
 from modules.packages import can_draw
 from modules.predict.batch import Batch, find_incomplete
-from modules.predict.bundle import ModelBundle, identify
+from modules.predict.bundle import ModelBundle, identify, read_channels
 from modules.predict.case_log import CaseLog
 from modules.predict.cases import PredictionOptions, choose_batch_size, predict_cases
 from modules.predict.departures import Departures
@@ -34,6 +35,7 @@ from modules.predict.results import write_results
 from modules.run.folder import RunFolder
 from modules.run.listing import find_newest_run, list_models
 from modules.run.prediction_flags import parse_prediction
+from modules.run.prediction_parts import predict_parts
 from modules.run.report import write_predictions_report
 from modules.run.settings import Settings
 from modules.run.shared_scores import add_scores, list_scored
@@ -56,15 +58,22 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     check_packages(options.format, options.save)
     runs = list_models(Path(run) for run in options.model or [find_newest_run()])
-    found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series)
+    # Wrong paths are told before a model is loaded.
+    found = find_images(options.paths, [spec.label_rule for spec in DATASETS.values()], options.series, read_channels(runs[0]))
     if not found.images:
         raise found.failures[0]
+    if options.workers:
+        if not predict_parts(Path(__file__), argv, options, runs, options.workers):
+            return SOME_FAILED
+        # All is there but what failed. It is tried once more here, and the results of all shards are written.
+        options.overwrite, options.log_json = False, None
     if (cache := Path(Settings.cache)).is_dir():
         # A prediction makes no such folder; a training has made it here.
         keep_compiled(cache)
     bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision, options.threads)) for run in runs]
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     cases, unfit = part_unfit(cases, options.format, options.save)
+    cases = assign_subjects(cases, options.subjects)
     if options.ignore_geometry:
         cases = [replace(case, ignore_geometry=True) for case in cases]
     names = [f"{run} ({bundle.engine}, {bundle.computed_in})" for run, bundle in zip(runs, bundles, strict=True)]
@@ -97,11 +106,12 @@ def _main(argv: Sequence[str] | None) -> int:
     for error in [*found.failures, *unusable, *unfit] if options.shard.leads else []:
         batch.refuse(error)
     predict(bundles, cases, batch, options)
+    if (batch.done or options.workers) and not options.no_results:
+        with batch.attempt():
+            write_predictions_report(batch.output)
     log.info("%s", batch.describe())
     if batch.errors and not batch.done and not batch.skipped:
         raise batch.errors[0]
-    if batch.done:
-        write_predictions_report(batch.output)
     log.info("label maps%s: %s", " and pictures" if can_draw() else "", batch.output)
     return SOME_FAILED if batch.errors else 0
 
@@ -135,9 +145,12 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
                 scores.append(score)
     finally:
         departures.summarise()
-        scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
-        with hold(batch.record_path):
-            write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0])
+        with batch.attempt():
+            scores = add_scores(batch, scores, cases, overwrite=options.overwrite) if options.labels else []
+        if not options.no_results:
+            with batch.attempt(), hold(batch.record_path):
+                subjects = score_tables.map_subjects(cases)
+                write_results(batch.output, batch.list_finished(), find_incomplete(batch.failed), bundles[0], subjects)
     if options.labels:
         intervals = score_tables.estimate_intervals(scores, score_tables.map_subjects(cases))
         for line in score_lines.format_scores(score_tables.summarise(scores), intervals):

@@ -33,9 +33,10 @@ from modules.run.listing import list_runs
 from modules.run.plan import Plan, draft_plan
 from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun, build_network
+from modules.run.search import search
 from modules.run.settings import Settings
 from modules.run.verify import check_backend, check_resumable, describe_run, hash_data, verify
-from utils import log
+from utils import log, log_lines
 
 ROOT = Path(__file__).parent
 
@@ -51,7 +52,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if request.comparison:
         compare(request.comparison)
     elif request.settings is None:
-        return report.write_reports(request.report, DATASETS) if request.report else log_lines(describe_choices(DATASETS))
+        return report.write_reports(request.report, DATASETS, request.people) if request.report else log_lines(describe_choices(DATASETS))
     else:
         carry_request(request, request.settings)
 
@@ -66,14 +67,18 @@ def carry_request(request: TrainingRequest, settings: Settings, *, quiet: bool =
         raise ValueError("Expected a single training for several hosts. Received: --verify, or --folds. Give --hosts 1, or one --fold.")
     if request.verify:
         return verify_runs(request)
-    if all_folds:
-        return (plan_folds if request.plan_only else cross_validate)(settings, request, Program(load, prepare, train, resume))
+    if request.search or all_folds:
+        carry_parts = search if request.search else plan_folds if request.plan_only else cross_validate
+        return carry_parts(settings, request, Program(load, prepare, train, resume, Path(__file__)))
     if request.plan_only:
         return log_lines(describe_prepared(prepare(settings, request.devices)))
-    return resume(RunFolder(request.resume), settings, request.devices) if request.resume else train(settings, max_devices=request.devices)
+    begun, most, scored = request.resume, request.devices, not request.train_only
+    return resume(RunFolder(begun), settings, most, scored=scored) if begun else train(settings, None, most, scored=scored)
 
 
-def train(settings: Settings, run: RunFolder | None = None, max_devices: int | None = None, share: Share | None = None) -> RunFolder:
+def train(
+    settings: Settings, run: RunFolder | None = None, max_devices: int | None = None, share: Share | None = None, *, scored: bool = True
+) -> RunFolder:
     """Trains a new run on at most `max_devices` devices a host, scores it and draws its pictures; of several it gets its `share`."""
     if devices.is_main():
         (run or RunFolder.name(settings)).check_new()
@@ -84,10 +89,10 @@ def train(settings: Settings, run: RunFolder | None = None, max_devices: int | N
     measured = prepared.fingerprint.to_json(prepared.spec.class_names)
     devices.on_main(lambda: run.create(settings, prepared.plan, prepared.manifest, measured, **environment, **prepared.record_data()))
     with run:
-        return carry_out(prepared, run, environment)
+        return carry_out(prepared, run, environment, scored=scored)
 
 
-def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -> RunFolder:
+def resume(run: RunFolder, settings: Settings, max_devices: int | None = None, *, scored: bool = True) -> RunFolder:
     """Goes on with an interrupted run; raises ValueError for a run that is finished, in training, or made of other data."""
     devices.on_main(run.claim)
     with run:
@@ -97,7 +102,7 @@ def resume(run: RunFolder, settings: Settings, max_devices: int | None = None) -
         environment = describe_run(prepared, ROOT, run)
         check_resumable(run, environment, prepared.manifest, prepared.spec)
         devices.on_main(run.sweep)
-        return carry_out(prepared, run, environment)
+        return carry_out(prepared, run, environment, scored=scored)
 
 
 def load(settings: Settings) -> tuple[DatasetSpec, list[Case]]:
@@ -144,8 +149,8 @@ def prepare(
     return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, fingerprint, begun)
 
 
-def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> RunFolder:
-    """Fits the network from the run's last checkpoint, scores the best model on the test cases, draws pictures, and returns the run."""
+def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict, *, scored: bool = True) -> RunFolder:
+    """Fits the network from the run's last checkpoint. If `scored`, it scores the best model on the test cases and draws pictures."""
     settings = prepared.settings
     log.info("run: %s  (%s, %s, %s)", run.path, environment["backend"], ", ".join(prepared.devices), prepared.precision)
     log_lines(describe_prepared(prepared))
@@ -156,7 +161,8 @@ def carry_out(prepared: PreparedRun, run: RunFolder, environment: dict) -> RunFo
             best_epoch = fit(prepared, bundle, run, tracker)
             summary = {"best_epoch": best_epoch, "weights_sha256": proof.hash_weights(prepared.network), **environment}
             devices.distribute([])
-            devices.on_main(lambda: evaluate(prepared.splits, run, summary, tracker, settings))
+            if scored:
+                devices.on_main(lambda: evaluate(prepared.splits, run, summary, tracker, settings))
         except KeyboardInterrupt:
             log.info("stopped; go on with: python train.py --resume %s", run.whole)
             raise
@@ -168,12 +174,6 @@ def verify_runs(request: TrainingRequest) -> None:
     for run in map(RunFolder, list_runs([request.verify] if request.verify else [])):
         settings, plan = replace(run.read_settings(), **request.places), run.read_plan()
         verify(run, partial(hash_data, load, settings), partial(prepare, settings, request.devices, plan, run), ROOT)
-
-
-def log_lines(lines: Sequence[str]) -> None:
-    """Logs lines one by one."""
-    for line in lines:
-        log.info("%s", line)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from modules.data.documents import to_line
@@ -37,6 +37,12 @@ def start_log(*, quiet: bool = False) -> None:
         if isinstance(handler, _ConsoleHandler):
             log.removeHandler(handler)
     log.addHandler(_ConsoleHandler(logging.WARNING if quiet else logging.INFO))
+
+
+def log_lines(lines: Iterable[str]) -> None:
+    """Logs lines one by one."""
+    for line in lines:
+        log.info("%s", line)
 
 
 def run_command(name: str, command: Callable[[], int | None]) -> int:

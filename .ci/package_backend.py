@@ -1,8 +1,9 @@
 """Builds the package `mri_segmentation` from the repository's own layout, for pip (PEP 517).
 
 In the repository the rooms lie in `modules`, and the commands beside it. Installed, these names would collide with those of other programs.
-So the wheel holds `modules` as `mri_segmentation`, and the commands as `mri_segmentation.commands`. Only import lines change. Each changed
-file is parsed again and compared with what it must be. An import that this file does not understand ends the build.
+So the wheel holds `modules` as `mri_segmentation`, and the commands as `mri_segmentation.commands`. Import lines change, and in texts the
+names of the commands: `python train.py` becomes `mri-train`. Each changed file is parsed again and compared with what it must be. An import
+that this file does not understand ends the build.
 """
 
 import ast
@@ -16,6 +17,8 @@ from setuptools.command.build_py import build_py
 
 PACKAGE = "mri_segmentation"
 COMMANDS = ("dataset", "predict", "train", "utils")
+# The scripts of pyproject.toml have these names with `mri-` before them.
+_TYPED = re.compile(r"\b(?:python )?(dataset|predict|train)\.py\b")
 # Texts that are code or name a module for Python. No rewritten import line reaches them.
 _HIDDEN = re.compile(rf"\b(from|import)\s+(modules|{'|'.join(COMMANDS)})\b(?!\.py)|modules(\.\w+)+")
 
@@ -51,12 +54,17 @@ class BuildPackage(build_py):
         target = Path(self.get_module_outfile(self.build_lib, package.split("."), module))
         target.parent.mkdir(parents=True, exist_ok=True)
         source = Path(module_file).read_text(encoding="utf-8")
-        target.write_text(rewrite(source, module_file), encoding="utf-8")
+        target.write_text(rewrite(name_commands(source), module_file), encoding="utf-8")
         return str(target), True
 
     def get_source_files(self) -> list[str]:
         """Lists what a source distribution holds, this file too."""
         return [*super().get_source_files(), os.path.relpath(__file__)]
+
+
+def name_commands(source: str) -> str:
+    """Names the commands in a source text as those who installed them type them."""
+    return _TYPED.sub(r"mri-\1", source)
 
 
 def rewrite(source: str, name: str) -> str:

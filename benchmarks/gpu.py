@@ -15,6 +15,8 @@ start beside one another then, but only one of them uses the GPU. A process that
 import argparse
 import math
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -283,6 +285,12 @@ class Processes:
         """Waits for a job, and returns what it found when measured, and what it found when new; {} for nothing."""
         return tuple(futures[job].result() if job in futures else {} for futures in (self._found, self._new))
 
+    def close(self) -> None:
+        """Ends what still runs, and starts nothing more."""
+        for pool in (self._many, self._two):
+            pool.shutdown(wait=False, cancel_futures=True)
+        harness.end_all()
+
     def _run(self, job: Job, turn: Mapping[str, str], **changes: Any) -> dict:
         environment = {**self._environment, **turn, **({"KERAS_BACKEND": job.backend} if job.backend else {})}
         return harness.run(job.script, job.step, environment, self._limit, **{**dict(job.options), **changes}) or {}
@@ -294,14 +302,17 @@ def measure(options: argparse.Namespace, folder: Path) -> Table:
     works = [work for make in (Sitting.measure_ceiling, *(ROWS[row] for row in options.rows)) for work in make(sitting)]
     jobs = [job for work in works for job in work.jobs.values()]
     processes = Processes(folder, options.limit, 1 if options.small else max(1, min(6, (os.cpu_count() or 1) // 2)), options.small)
-    processes.compile(jobs, sitting.draw() if DRAWN & set(options.rows) else [])
-    print(f"compiled after {time.perf_counter() - options.began:.0f} s", flush=True)
-    processes.measure(jobs)
-    for work in works:
-        results = {name: processes.get(job) for name, job in work.jobs.items()}
-        work.tell(*({name: pair[index] for name, pair in results.items()} for index in range(2)))
-        if options.output:
-            sitting.table.save(options.output)
+    try:
+        processes.compile(jobs, sitting.draw() if DRAWN & set(options.rows) else [])
+        print(f"compiled after {time.perf_counter() - options.began:.0f} s", flush=True)
+        processes.measure(jobs)
+        for work in works:
+            results = {name: processes.get(job) for name, job in work.jobs.items()}
+            work.tell(*({name: pair[index] for name, pair in results.items()} for index in range(2)))
+            if options.output:
+                sitting.table.save(options.output)
+    finally:
+        processes.close()
     return sitting.table
 
 
@@ -317,6 +328,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, help="seconds after which a process is left out (default 150, with --small 900)")
     options = parser.parse_args()
     options.began = time.perf_counter()
+    # `timeout` ends the command in this way; the processes that it started must end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.backends = options.backends or ([os.environ.get("KERAS_BACKEND") or "tensorflow"] if options.small else ["jax", "torch"])
     options.seconds = options.seconds or (1 if options.small else 4)
     options.limit = options.limit or (900 if options.small else 150)

@@ -1,5 +1,6 @@
 """Shared parts of the benchmarks: processes of their own, medians over several runs, and one table at the end."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+# Groups of the processes that run now.
+_running: set[int] = set()
 
 
 @dataclass
@@ -96,6 +99,7 @@ def run(
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=full, cwd=ROOT, start_new_session=True
     ) as process:
+        _running.add(process.pid)
         try:
             output, errors = process.communicate(timeout=timeout)
         except BaseException as error:
@@ -103,6 +107,8 @@ def run(
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             reason = f"not done after {timeout:.0f} s"
+        finally:
+            _running.discard(process.pid)
     if reason is None and process.returncode:
         reason = (errors.strip().splitlines() or ["killed"])[-1]
     if reason is not None:
@@ -111,6 +117,13 @@ def run(
         print(f"  not measured: {script} {step} {backend} {given}: {reason:.300}", flush=True)
         return None
     return json.loads(output.splitlines()[-1])
+
+
+def end_all() -> None:
+    """Ends all processes that run now, with those that they started."""
+    for group in tuple(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def take_turn() -> None:

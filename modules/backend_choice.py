@@ -24,15 +24,26 @@ def choose_backend(name: str | None) -> None:
     chosen = name or os.environ.get("KERAS_BACKEND") or "auto"
     if chosen == "auto":
         chosen = "jax" if has_jax_for_gpu() else "tensorflow"
-    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != chosen:
+    if _name_used_backend() not in (None, chosen):
         raise ValueError(f"Expected --backend before Keras is in use. Received: {chosen}. Set KERAS_BACKEND={chosen} instead.")
     os.environ["KERAS_BACKEND"] = chosen
+
+
+def _name_used_backend() -> str | None:
+    """Returns the backend of Keras, if that is imported. A program that blocks a package has None in its place."""
+    keras = sys.modules.get("keras")
+    return keras.backend.backend() if keras is not None else None
 
 
 def choose_for_export() -> None:
     """Chooses TensorFlow, which alone writes models for other programs, unless the environment names another backend."""
     if not _GIVEN:
         choose_backend("tensorflow")
+
+
+def name_for_workers(name: str | None) -> list[str]:
+    """Names the flag by which a worker on another machine has the user's backend, or chooses one for itself where nobody named any."""
+    return ["--backend", name or (os.environ["KERAS_BACKEND"] if _GIVEN else "auto")]
 
 
 def has_nvidia() -> bool:
@@ -64,4 +75,4 @@ def add_xla_flag(name: str) -> None:
 
 
 # Keras would also take its backend from `keras.json`, which the user may have forgotten.
-choose_backend(sys.modules["keras"].backend.backend() if "keras" in sys.modules else None)
+choose_backend(_name_used_backend())

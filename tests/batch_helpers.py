@@ -26,6 +26,7 @@ def use_threshold(setattr=setattr):
     bundle = ModelBundle(Threshold(), Preprocessing(3), Window((4, 4, 4)), ("background", "bright"), ("T1",), rule)
     setattr(ModelBundle, "load", lambda *_: bundle)
     setattr(predict, "identify", lambda run: "x")
+    setattr(predict, "read_channels", lambda run: ("T1",))
     setattr(reports, "draw_overlay", lambda path, *_, **__: path.touch())
 
 

@@ -20,7 +20,7 @@ devices.import_keras()
 # Files whose tests take longest, the longest first. A worker must not begin one of them when the other worker is nearly done.
 LONG = (
     *("test_resume", "test_devices", "test_backends", "test_commands", "test_predict", "test_networks", "test_volumes", "test_utils"),
-    *("test_convert", "test_engines"),
+    *("test_convert", "test_engines", "test_guides", "test_training_parts"),
 )
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -59,6 +59,14 @@ import os
     )
 
 
+def test_messages_name_the_commands_as_they_are_typed(backend):
+    source = 'run("train.py", "go on with: python train.py --resume %s", "dataset.py, or my_train.py and predict.pyc")'
+    expected = 'run("mri-train", "go on with: mri-train --resume %s", "mri-dataset, or my_train.py and predict.pyc")'
+    assert backend.name_commands(source) == expected
+    scripts = {f"mri-{name}" for name in backend.COMMANDS if name != "utils"}
+    assert scripts <= set(PROJECT["project"]["scripts"])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -132,7 +140,7 @@ def test_a_wheel_has_one_name_and_runs(tmp_path):
     use = subprocess.run(
         [sys.executable, "-c", USE, tmp_path / "site"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert "usage: train.py" in use.stdout, use.stderr
+    assert "usage: mri-train" in use.stdout, use.stderr
 
 
 def test_an_editable_installation_is_refused(backend):

@@ -93,7 +93,7 @@ def test_a_volume_is_cut_where_its_structures_are():
     assert cut.letters == ("R", "L", "S", "I")
 
 
-@pytest.mark.parametrize("name", ["light", "strong"])
+@pytest.mark.parametrize("name", ["light", "strong", "synthetic"])
 def test_each_effect_has_three_panels_and_the_preset_a_row(sample, tmp_path, monkeypatch, name):
     seen = {}
     monkeypatch.setattr(sheet, "write_panels", lambda path, grid, title, legends, **_: seen.update(grid=grid) or path)
@@ -106,6 +106,7 @@ def test_each_effect_has_three_panels_and_the_preset_a_row(sample, tmp_path, mon
             "flip", "rotation", "scaling", "shear", "shift", "elastic", "bias", "blur", "lowres", "noise", "gamma", "contrast",
             "brightness",
         ],
+        "synthetic": ["synthetic", "rotation", "scaling", "bias", "blur", "lowres", "noise", "gamma", "contrast", "brightness"],
     }[name]  # fmt: skip
     assert len(panels) == 3 * len(titles)
     assert [panel.caption for panel in seen["grid"][-1]] == [f"all together, draw {number}" for number in range(1, 7)]

@@ -22,11 +22,14 @@ def to_volume(array: np.ndarray, affine: np.ndarray | None, spacing_mm: Sequence
     Raises:
         ValueError: If they do not fit one another, or hold NaN or infinity.
     """
-    array = np.asarray(array)
+    given, array = type(array).__name__, np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"Expected `array` of integers or real numbers. Received: {given} of {array.dtype}. Convert it; of an image give its voxels, "
+            "or its file to `predict_file`."
+        )
     if array.ndim not in (rank, rank + 1) or not array.size:
         raise ValueError(f"Expected `array` of {rank} axes, and one more for channels. Received: shape {array.shape}.")
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"Expected `array` of integers or real numbers. Received: {array.dtype}. Convert it.")
     # A number too large for float32 becomes infinite.
     with np.errstate(over="ignore"):
         image = to_float32(array if array.ndim > rank else array[..., np.newaxis])

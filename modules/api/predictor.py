@@ -4,7 +4,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from modules.api.errors import InputError, ModelError, PredictionError, TooLarge
 from modules.data.case import Case, LabelRule, Predicted, Volume, read_case
 from modules.data.files import PICTURE_SUFFIXES, name_result_suffix, suffix_of
 from modules.data.formats import read_grid
-from modules.data.regions import Region, list_parts
 from modules.predict.bundle import ModelBundle
 from modules.predict.cases import PredictionOptions, choose_order, predict_cases, predict_read
 from modules.predict.class_files import ClassRow, list_segments
@@ -26,8 +25,7 @@ from modules.predict.departures import Departures
 from modules.predict.inputs import find_images, make_cases
 from modules.predict.memory import estimate_reading
 from modules.predict.outputs import write_maps
-from modules.predict.results import make_result
-from modules.run.listing import list_models
+from modules.predict.results import make_result, measure_sizes
 
 PathLike = str | os.PathLike[str]
 
@@ -122,10 +120,15 @@ class Predictor:
         Raises:
             ModelError: If there is no model, it is damaged, or the engine or the precision is not available.
         """
+        # The rooms that know runs take a third of the time of the import.
+        from modules.run.listing import list_models
+
         with translate(ModelError):
             paths = tuple(Path(path).absolute() for path in _list_paths(model))
             if not paths:
                 raise ValueError("Expected at least one model. Received: none. Name a run.")
+            if threads is not None and not (isinstance(threads, int) and threads > 0):
+                raise ValueError(f"Expected `threads` of 1 or more, or None. Received: {threads!r}.")
             bundles = [ModelBundle.load(path, engine, precision, threads or 0) for path in list_models(paths)]
             if threads is not None and any(bundle.engine == "keras" for bundle in bundles):
                 raise ValueError(
@@ -242,7 +245,7 @@ class Predictor:
 
     def _find_cases(self, paths: Sequence[str], series: str, rules: Sequence[LabelRule] = (), labels: Path | None = None) -> list[Case]:
         """Finds the scans as predict.py does; raises an error for the first that cannot be used."""
-        found = find_images(paths, rules, series)
+        found = find_images(paths, rules, series, self.channels)
         cases, failures = make_cases(found.images, labels, self._bundles[0])
         for error in (*found.failures, *failures):
             raise error
@@ -266,7 +269,8 @@ class Predictor:
             self._check_image(case, image)
             Departures(self._bundles).check(case, image)
         predicted = self._compute(case, image, PredictionOptions(), keep_probabilities=probabilities)
-        volumes_ml = measure_volumes(predicted, self.class_names, self._bundles[0].regions)
+        sizes = measure_sizes(predicted.prediction, self.class_names, self._bundles[0].regions, predicted.image.spacing_mm)
+        volumes_ml = {name: math.nan if size.ml is None else size.ml for name, size in sizes.items()}
         return Prediction(predicted.prediction, predicted.probabilities, volumes_ml)
 
     def _check_image(self, case: Case, image: Volume) -> None:
@@ -304,7 +308,11 @@ def evaluate(
 
 
 def _list_paths(paths: PathLike | Sequence[PathLike]) -> list[str]:
-    return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths) if isinstance(paths, Iterable) else [paths]
+    for path in listed:
+        if not isinstance(path, str | os.PathLike):
+            raise ValueError(f"Expected a path, or several. Received: {paths!r}. Give it as a text or as `pathlib.Path`.")
+    return [os.fspath(path) for path in listed]
 
 
 def _check_memory(case: Case, bundles: Sequence[ModelBundle], most: int) -> None:
@@ -319,12 +327,3 @@ def _check_memory(case: Case, bundles: Sequence[ModelBundle], most: int) -> None
             f"Expected a scan that takes {most >> 20:,} MiB of memory or less. Received: {case.image_paths[0]}, whose header promises "
             f"{'x'.join(map(str, shapes[0]))} numbers, for {needed >> 20:,} MiB on the model's grid. Crop or resample it."
         )
-
-
-def measure_volumes(predicted: Predicted, class_names: Sequence[str], regions: Sequence[Region]) -> dict[str, float]:
-    """Measures the volume of each class but the background in millilitres; NaN for slices, whose files do not say how thick they are."""
-    label = predicted.prediction
-    voxel_ml = math.prod(predicted.image.spacing_mm) / 1000 if label.ndim == 3 else math.nan
-    counts = np.bincount(label.ravel(), minlength=256)
-    parts = list_parts(class_names, regions)
-    return {name: int(counts[list(members)].sum()) * voxel_ml for name, members in zip(class_names[1:], parts, strict=True)}

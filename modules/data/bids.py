@@ -4,7 +4,8 @@ Labels are `*_dseg`, or where there are none `*_mask`, below `derivatives` or be
 `key-value`, joined by `_`.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ _OF_LABELS = ("space", "desc", "res", "den", "label", "from", "to", "mode", "hem
 _OWN_SPACES = ("orig", "native", "individual", "scanner", "T1w", "T2w", "anat")
 _FIRST = "T1w"
 _LABELS = ("dseg", "mask", "msk")
+_SUBJECT = re.compile(r"(?:^|[/_])(sub-[0-9A-Za-z]+)")
 
 
 class _Name(NamedTuple):
@@ -35,8 +37,7 @@ def find_bids(root: Path, files: Sequence[File], found: Found) -> bool:
         ValueError: If two labels fit one image, or two images one label.
     """
     names = [name for name in map(_read_name, files) if name is not None]
-    labels = [name for name in names if name.suffix == "dseg"]
-    labels = labels or [name for name in names if name.suffix in ("mask", "msk") and name.entities.get("desc") != "brain"]
+    labels = _choose_labels(names)
     images = [name for name in names if name.file.parts[0].startswith("sub-") and name.suffix not in _LABELS]
     if not labels or not images:
         return False
@@ -67,13 +68,51 @@ def find_bids(root: Path, files: Sequence[File], found: Found) -> bool:
     return True
 
 
+def find_subject(name: str) -> str | None:
+    """Finds the subject in the name of a case, such as `sub-07` in `sub-07/anat/sub-07_T1w`; None where it names none."""
+    match = _SUBJECT.search(name)
+    return match[1] if match else None
+
+
+def match_labels(image: str, labels: Iterable[str]) -> list[str]:
+    """Lists the labels that belong to an image by their names: `sub-01_dseg` and `sub-01_desc-manual_dseg` to `sub-01_T1w`.
+
+    Args:
+        image: Stem of the image's file.
+        labels: Stems of the files that may be labels. A `*_mask` is one where there is no `*_dseg`.
+
+    Returns:
+        The stems, those in the image's own space where there are such; nothing for names of another kind.
+    """
+    own = _read_stem(_to_file(image))
+    named = [name for name in (_read_stem(_to_file(label)) for label in labels) if name is not None]
+    if own is None:
+        return []
+    fitting = [name for name in _choose_labels(named) if _fit(name, {own.entities["sub"]: [own]}, own.suffix)]
+    return [name.file.stem for name in _prefer_own_space(fitting)]
+
+
+def _to_file(stem: str) -> File:
+    return File(Path(stem), stem, (), "", None, ())
+
+
 def _read_name(file: File) -> _Name | None:
     """Reads the name of a file in a subject's folder; None for a name of another kind."""
+    name = _read_stem(file)
+    return name if name is not None and f"sub-{name.entities['sub']}" in file.parts else None
+
+
+def _read_stem(file: File) -> _Name | None:
+    """Reads the name of a file of a subject, wherever it lies; None for a name of another kind."""
     *pairs, suffix = file.stem.split("_")
     entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
-    if len(entities) < len(pairs) or not entities.get("sub") or f"sub-{entities['sub']}" not in file.parts:
-        return None
-    return _Name(file, entities, suffix)
+    return _Name(file, entities, suffix) if len(entities) == len(pairs) and entities.get("sub") else None
+
+
+def _choose_labels(names: Sequence[_Name]) -> list[_Name]:
+    """Chooses the labels among files: segmentations, or masks where there are none. A mask of the brain is no label."""
+    labels = [name for name in names if name.suffix == "dseg"]
+    return labels or [name for name in names if name.suffix in ("mask", "msk") and name.entities.get("desc") != "brain"]
 
 
 def _fit(label: _Name, by_subject: Mapping[str, Sequence[_Name]], suffix: str) -> list[_Name]:
@@ -89,10 +128,14 @@ def _strip_entities(name: _Name) -> dict[str, str]:
 
 def _prefer(image: _Name, labels: Sequence[_Name]) -> _Name | None:
     """Chooses the label in the image's own space; raises ValueError if several are."""
-    own = [label for label in labels if label.entities.get("space", "orig") in _OWN_SPACES] or list(labels)
+    own = _prefer_own_space(labels)
     if len(own) > 1:
         raise refuse_two_labels(image.file.path, own[0].file.path, own[1].file.path)
     return own[0] if own else None
+
+
+def _prefer_own_space(labels: Sequence[_Name]) -> list[_Name]:
+    return [label for label in labels if label.entities.get("space", "orig") in _OWN_SPACES] or list(labels)
 
 
 def _leave_out(root: Path, files: Sequence[File], found: Found, chosen: str) -> None:

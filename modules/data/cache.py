@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from modules.data.case import Case, read_case, require_label
-from modules.data.files import fingerprint_files, replace_file
+from modules.data.files import fingerprint_files, replace_file, sweep
 from modules.data.patches import choose_points, cut_into
 from modules.data.preprocess import Preprocessing
 from modules.data.ranges import measure_scan
@@ -370,6 +370,7 @@ def _find_whole(folder: Path, wanted: set[str]) -> dict[str, PreparedCase]:
         path.unlink(missing_ok=True)
         return {}
 
+    sweep(folder)
     # A hidden file is one that another process still writes.
     packs = sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as executor:

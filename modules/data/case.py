@@ -5,6 +5,7 @@ prediction all use its result. It returns data that can be trusted (finite, of t
 raises an error that names the file. It repairs nothing.
 """
 
+import functools
 import logging
 import math
 import re
@@ -192,8 +193,7 @@ def _align(array: np.ndarray, affine: np.ndarray | None, image: Volume, image_pa
         return array
     if aligned is not None:
         # Turning gives a view, and resampling a copy.
-        how = "turned" if np.may_share_memory(aligned, array) else "taken from the nearest voxels"
-        log.info("%s %s has another grid over the same space than its image: %s", kind, path, how)
+        _tell_aligned(kind, path, "turned" if np.may_share_memory(aligned, array) else "taken from the nearest voxels")
         return aligned
     if (affine is None) != (image.affine is None):
         raise ValueError(
@@ -211,6 +211,12 @@ def _align(array: np.ndarray, affine: np.ndarray | None, image: Volume, image_pa
         f"Expected image and {kind} over the same space. Received: image {describe_grid(shape, image.affine)} in {image_path}; "
         f"{kind} {describe_grid(own, affine)} in {path}. Resample the {kind} onto its image, or correct a header{override}."
     )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _tell_aligned(kind: str, path: Path, how: str) -> None:
+    """Tells how a file was brought onto its image's grid, once: a training reads each file several times."""
+    log.info("%s %s has another grid over the same space than its image: %s", kind, path, how)
 
 
 def require_label(case: Case, label: np.ndarray | None) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Reads the table of `--cases`, which says which files make a case: image or image_0, image_1, ..., label, subject, split, case."""
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,34 +10,9 @@ from modules.data.files import SUFFIXES, suffix_of
 from modules.data.folder_layouts import Found, Pair
 from modules.data.layout_names import find_split
 from modules.data.series import is_dicom
+from modules.data.tables import read_table
 
 _COLUMNS = "image (or image_0, image_1, ...) and label, and if known subject, split and case"
-_DELIMITERS = ",;\t"
-
-
-def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Reads a table of text, separated by commas, semicolons or tabs.
-
-    Returns:
-        The cells of the first row, and those of the others, without space around them. Empty rows are left out.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is empty or no text in UTF-8.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a table in {path}. Received: no such file. Check the path.")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        first = next(iter(text.splitlines()), "")
-        delimiter = max(_DELIMITERS, key=lambda mark: (first.count(mark), -_DELIMITERS.index(mark)))
-        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"Expected a table of UTF-8 text in {path}. Received: {error}. Save it as CSV again.") from error
-    rows = [row for row in rows if any(row)]
-    if not rows:
-        raise ValueError(f"Expected a table in {path}. Received: an empty file. Write its columns into the first line.")
-    return rows[0], rows[1:]
 
 
 def read_case_table(path: Path, root: Path) -> Found:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modules.data import msd
-from modules.data.case_table import read_table
 from modules.data.documents import MOST_NAME, shorten, text, to_line
 from modules.data.label_values import LabelValues
 from modules.data.regions import IGNORE, MOST_CLASSES, Region
+from modules.data.tables import read_table, read_text
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".label", ".lbl", ".ctbl", "dataset.json")
 # Names of files that are tables of classes.
@@ -81,6 +81,8 @@ def choose_classes(
         if path.name.lower() == "dataset.json":
             return _take_description(path, found, (), tolerant)
         return _name_found(_read_named(path), found, f"named in {path}", path, tolerant)
+    if len(given) == 1 and Path(given[0]).suffix and Path(given[0]).is_file():
+        raise ValueError(f"Expected names in `classes`, or a file ending in {', '.join(_SUFFIXES)}. Received: {given[0]}. Save it as one.")
     if given:
         return _name_given(given, found, tolerant)
     table, remarks = _find_table(folders)
@@ -221,7 +223,7 @@ def _read_named(path: Path) -> dict[int, str]:
         ValueError: If it holds no values with names, or one value twice.
     """
     header, rows = read_table(path)
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(path).splitlines()
     for pattern in (_SNAP, _COLOURS):
         if matches := [match for match in map(pattern.match, lines) if match]:
             return _collect(path, [(match[1], match[2]) for match in matches])

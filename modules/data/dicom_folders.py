@@ -15,9 +15,9 @@ from modules.data.series import DICOM_SUFFIXES, is_dicom
 def find_dicom_images(root: Path, files: Iterable[Path], others: Collection[Path]) -> tuple[list[Path], set[Path]]:
     """Finds the images that DICOM files make.
 
-    The files of one folder are one image of the folder's name: `images/case1/*.dcm`. Where a folder above holds nothing else and has the
-    name of a label, the image is that one: `images/case1/study/series/*.dcm`. Files right in the root, or in `images` or `train`, are an
-    image each: `images/case1.dcm`.
+    The files of one folder are one image of the folder's name: `images/case1/*.dcm`. Where folders above hold nothing else, the image is
+    the one that has the name of a label, else the uppermost: `images/case1/study/series/*.dcm`. Files right in the root, or in `images`
+    or `train`, are an image each: `images/case1.dcm`.
 
     Args:
         root: The folder that is searched.
@@ -39,8 +39,8 @@ def find_dicom_images(root: Path, files: Iterable[Path], others: Collection[Path
         if not _names_case(root, folder):
             images += members
             continue
-        wrapping = [above for above in folder.parents if numbers[above] == 1 and _names_case(root, above)]
-        images.append(next((one for one in (folder, *wrapping) if stem_of(one) in labels), folder))
+        wrapping = [folder, *(above for above in folder.parents if numbers[above] == 1 and _names_case(root, above))]
+        images.append(next((one for one in wrapping if stem_of(one) in labels), wrapping[-1]))
     return images, {path for members in folders.values() for path in members}
 
 

@@ -1,8 +1,8 @@
 """Augmentation, first half: the draws for each sample, in NumPy. `modules.model.augment` applies them.
 
 `draw_parameters` is a pure function of its generator. It gives a few small arrays for each sample. Their shapes do not depend on the
-draw: an effect that is not drawn has its neutral value. The effects on intensities follow the order of an acquisition: the coil's
-field, the resolution, the noise, then the scaling for display.
+draw: an effect that is not drawn has its neutral value. The effects on intensities follow the order of an acquisition: the contrast of
+the tissues, the coil's field, the resolution, the noise, then the scaling for display.
 """
 
 import math
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from modules.data.regions import IGNORE
 
 # Control points of the cubic B-splines along each axis; one lies beyond the sample on each side. Seven span four intervals; TorchIO
 # uses seven for elastic deformation (Perez-Garcia et al., 2021). Five span two intervals, as smooth as a coil's field.
@@ -25,6 +27,14 @@ NEUTRAL = {
     "contrast": 1, "brightness": 0,
 }  # fmt: skip
 SPATIAL = ("rotation", "scaling", "shear", "shift", "elastic")
+# A synthetic contrast gives each value of a label map a curve of its own, from the sample's intensities to new ones in (0, 1].
+TISSUES, CURVE_POINTS = 256, 6
+# The curve of a class spans at most this much, so that the class stays one tissue. That of the background spans everything.
+TISSUE_SPREAD = 0.5
+# Largest standard deviation of the grain within a tissue, and the darkest tissue. Air has no signal: 0.
+TEXTURE, DARKEST_TISSUE = 0.1, 0.1
+# In most sequences and wherever a brain was cut out the darkest background is air; in the others it is any tissue.
+AIR_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,11 @@ class Augmentation:
         gamma: Exponent, on the image's own range. Mean and standard deviation are restored.
         contrast: Factor of the distance from the mean.
         brightness: Addend, in standard deviations of the image.
+        synthetic: Probability that a sample is drawn anew from its label map, in a contrast that no scanner need have.
     """
 
     flip: float = 0.0
+    synthetic: float = 0.0
     rotation: Effect = Effect()
     scaling: Effect = Effect()
     shear: Effect = Effect()
@@ -87,7 +99,9 @@ class Augmentation:
 # has no margin that could come in. Brightness is added: on normalised images a factor would be contrast again. Noise is stronger.
 # Gamma is never inverted. Shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "light" has
 # no effect that could hide a small structure. "mild" does not flip: bodies do not lie upside down, and a short training learns faster
-# where front and back stay apart. Its bias field, gamma and contrast stand for other scanners and coils.
+# where front and back stay apart. Its bias field, gamma and contrast stand for other scanners and coils. "synthetic" follows the idea
+# of SynthSeg (Billot et al., 2023): half of its samples have random intensities for each class, so that a network learns shapes and not
+# one contrast. It does not flip either. Its blur and low resolution are frequent, because edges drawn from a label map are too sharp.
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     "mild": Augmentation(
@@ -122,6 +136,18 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
         contrast=Effect(0.15, 0.75, 1.25),
         brightness=Effect(0.15, -0.25, 0.25),
     ),
+    "synthetic": Augmentation(
+        synthetic=0.5,
+        rotation=Effect(0.3, -15, 15),
+        scaling=Effect(0.3, 0.85, 1.15),
+        bias=Effect(0.5, 0.3, 1.5),
+        blur=Effect(0.5, 0.5, 1.0),
+        lowres=Effect(0.5, 0.33, 1.0),
+        noise=Effect(0.3, 0.0, 0.2),
+        gamma=Effect(0.3, 0.7, 1.5),
+        contrast=Effect(0.2, 0.8, 1.2),
+        brightness=Effect(0.2, -0.2, 0.2),
+    ),
 }
 
 
@@ -150,7 +176,7 @@ def list_effects(augmentation: Augmentation | None) -> dict[str, Augmentation]:
     """Splits an augmentation into its effects for pictures of them: each alone, certain, and as strong as it gets."""
     if augmentation is None:
         return {}
-    effects = {"flip": Augmentation(flip=1.0)} if augmentation.flip else {}
+    effects = {name: replace(Augmentation(), **{name: 1.0}) for name in ("flip", "synthetic") if getattr(augmentation, name)}
     for name, neutral in NEUTRAL.items():
         effect = getattr(augmentation, name)
         if effect.probability:
@@ -187,7 +213,10 @@ def draw_parameters(
         Arrays by name, float32 if not said otherwise. `matrix` is `(r, r + 1)`, from voxels of the result to voxels of the sample,
         both counted from the middle. `mirrored` is `()` int32, 1 where left and right changed places. `elastic` is `(7, ..., 7, r)`:
         displacements of control points in voxels. `bias` is `(5, ..., 5)`: logarithms at control points. `blur` is `(r,)` in voxels,
-        and `lowres` is `(r,)`. `noise`, `gamma`, `contrast` and `brightness` are `(C,)`. `noise_seed` is `(2,)` int32.
+        and `lowres` is `(r,)`. `noise`, `gamma`, `contrast` and `brightness` are `(C,)`. `noise_seed` is `(2,)` int32. `synthetic` is
+        `()` int32, 1 where the sample is drawn from its label map. `curve` is `(256, C, 6)`: new intensities of each value of a label at
+        six places from the darkest to the brightest of the sample; 0 stands for air. `texture` is `(256, C)`, and `texture_seed` is
+        `(2,)` int32.
 
     Raises:
         ValueError: If the rank is not 2 or 3, or if an axis or the spacing does not fit it.
@@ -222,6 +251,11 @@ def draw_parameters(
         kept |= {"matrix", "mirrored"}
     if "noise" in kept:
         kept.add("noise_seed")
+    if augmentation.synthetic > 0:
+        # These draws are the last ones, so that they move no other.
+        contrast = _draw_contrast(rng, augmentation.synthetic, channels)
+        drawn |= contrast
+        kept |= set(contrast)
     return {name: value if value.dtype == np.int32 else value.astype(np.float32) for name, value in drawn.items() if name in kept}
 
 
@@ -229,6 +263,27 @@ def _make_strongest(effect: Effect, neutral: float) -> Effect:
     """Returns the effect, certain, at the end of its range that is farther from doing nothing."""
     value = max(effect.high, effect.low, key=(lambda end: abs(math.log(end / neutral))) if neutral else abs)
     return Effect(1.0, value, value)
+
+
+def _draw_contrast(rng: np.random.Generator, probability: float, channels: int) -> dict[str, np.ndarray]:
+    """Draws the contrast of a synthetic sample: a curve and a grain for each tissue, in each channel.
+
+    The curve of a class is nearly flat. Its slope keeps some of the structure within the class, turned about as often as not. The
+    background is many tissues, so that its curve goes anywhere: it keeps the structure of skull and neck, in other intensities.
+    """
+    middle = rng.uniform(DARKEST_TISSUE, 1, (TISSUES, channels, 1))
+    spread = rng.uniform(0, TISSUE_SPREAD, (TISSUES, channels, 1))
+    curve = np.clip(middle + spread * rng.uniform(-0.5, 0.5, (TISSUES, channels, CURVE_POINTS)), DARKEST_TISSUE, 1)
+    # Nobody knows what ignored voxels are.
+    curve[[0, IGNORE]] = rng.uniform(DARKEST_TISSUE, 1, (2, channels, CURVE_POINTS))
+    if rng.random() < AIR_SHARE:
+        curve[0, :, 0] = 0
+    return {
+        "curve": curve,
+        "texture": rng.uniform(0, TEXTURE, (TISSUES, channels)),
+        "texture_seed": rng.integers(-(2**31), 2**31, 2).astype(np.int32),
+        "synthetic": np.array(rng.random() < probability, np.int32),
+    }
 
 
 def _draw_values(rng: np.random.Generator, augmentation: Augmentation, name: str, size: int | tuple[int, ...] = ()) -> np.ndarray:

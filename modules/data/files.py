@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import time
 import unicodedata
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 LEAST_MM, MOST_MM = 1e-4, 5e3
 # Every name that we write under before a file or folder is whole begins like this, so that a sweep knows ours from a user's.
 TEMPORARY = ".mri-part-"
+# A file that is being written changes from second to second.
+_OLD_SECONDS = 3600
 
 # The mask can only be read by changing it, and that is not safe once there are threads.
 _UMASK = os.umask(0)
@@ -183,6 +186,20 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> int:
+    """Removes files in a folder, not below it, that a killed command left half written; returns how many.
+
+    A younger file than `_OLD_SECONDS` stays: another command may be writing it.
+    """
+    removed = 0
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError):  # another command removed it, or it is not ours to remove
+            if path.is_file() and time.time() - path.stat().st_mtime > _OLD_SECONDS:
+                path.unlink()
+                removed += 1
+    return removed
 
 
 @contextmanager

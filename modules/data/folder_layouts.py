@@ -189,6 +189,7 @@ class _Matcher:
     def __init__(self, images: Sequence[File]) -> None:
         self.pairs: list[Pair] = []
         self.ways: Counter[str] = Counter()
+        self._labels: Counter[tuple[str | None, tuple[str, ...]]] = Counter()
         # {image: the label that has it, and the name that they share}
         self.taken: dict[Path, tuple[Path, str]] = {}
         self._places: dict[tuple[str | None, tuple[str, ...]], list[File]] = {}
@@ -204,7 +205,8 @@ class _Matcher:
         """Matches labels; returns those that fit no image."""
         stages = (self._by_name, self._by_number, self._by_other_word, self._by_channel, self._by_case_folder)
         left = sorted(labels, key=lambda label: (-max(map(len, _list_bases(label))), label.path))
-        for stage in (*stages, self._by_image_folder, self._by_channel_folder, self._anywhere, self._by_tail):
+        self._labels = Counter((label.split, label.folder) for label in labels)
+        for stage in (*stages, self._by_image_folder, self._by_channel_folder, self._anywhere, self._by_tail, self._alone):
             left = [label for label in left if not any(stage(label, base) for base in _list_bases(label))]
         return left
 
@@ -306,6 +308,14 @@ class _Matcher:
         members = self._list_free(self._ends[place].find(base[::-1]), base) if base and place in self._ends else []
         images = [one for one in members if one.stem[: -len(base)][-1:] in _SEPARATORS]
         return self._take(label, base, images[:1] if len(images) == 1 else [], (), "equal ends of the names")
+
+    def _alone(self, label: File, base: str) -> bool:
+        """Takes the only image of a case's folder for its only label, whatever both are called."""
+        place, folders = (label.split, label.folder), _name_folders(label)
+        images = self._places.get(place, [])
+        if not folders or self._labels[place] > 1 or len(images) > 1:
+            return False
+        return self._take(label, base, self._list_free(images, base), (), "the only image and label in a folder", folders[-1])
 
 
 class _Ordered:

@@ -303,7 +303,9 @@ def measure_grid(box: Sequence[tuple[int, int]], spacing_mm: Sequence[float], pr
         return preprocessing.shape
     if not preprocessing.spacing_mm:
         return grid
-    return tuple(max(1, round(n * now / then)) for n, now, then in zip(grid, spacing_mm, preprocessing.spacing_mm, strict=True))
+    lengths = [n * now / then for n, now, then in zip(grid, spacing_mm, preprocessing.spacing_mm, strict=True)]
+    # Of one scan a header and an affine say sizes that differ in the last digits. At half a voxel they would give two shapes.
+    return tuple(max(1, round(round(length, 4))) for length in lengths)
 
 
 def _check_angles(image: Volume, name: str) -> None:

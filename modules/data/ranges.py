@@ -6,7 +6,7 @@ resamples where it is told to, and it scales intensities. The rest is told, beca
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,10 @@ class TrainingRanges:
             in_mm=bool(rows[:, 0].all()),
         )
 
+    def allow_contrasts(self) -> "TrainingRanges":
+        """Returns ranges that no contrast leaves, for a network that was trained on many."""
+        return replace(self, quartiles=tuple(((0.0, 1.0),) * len(spans) for spans in self.quartiles))
+
     def to_json(self) -> dict[str, Any]:
         """Returns the ranges as plain values."""
         return asdict(self)
@@ -102,7 +106,9 @@ class TrainingRanges:
                 found.append(f"a field of view of {_list(extent)} {unit} (trained: {_list_spans(self.extent_mm)})")
         for channel, name in enumerate(channels):
             values = row[1 + 2 * rank + 5 * channel :][:5]
-            if departure := self._find_intensities(values, channel, preprocessing.intensity):
+            # Blank slices lie at the ends of many scans.
+            blank = "one value in every voxel" if rank == 3 and values[3] == 0 and values[4] == 1 else ""
+            if departure := blank or self._find_intensities(values, channel, preprocessing.intensity):
                 found.append(f"{departure} in {name}" if len(channels) > 1 else departure)
         return found
 

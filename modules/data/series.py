@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from modules.data.documents import to_line
 from modules.data.files import suffix_of, walk_files
+from modules.packages import describe_missing_format
 
 # A file with one of these suffixes must be DICOM. Others may be.
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -301,7 +302,7 @@ def import_pydicom() -> ModuleType:
         import pydicom.encaps
         import pydicom.pixels
     except ImportError as error:
-        raise ValueError("Expected pydicom to read DICOM files. Received: it is not installed. Install it: pip install pydicom") from error
+        raise ValueError(describe_missing_format("pydicom", "read DICOM files")) from error
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"pydicom")
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE

@@ -1,6 +1,5 @@
 """Subjects: who was scanned in each case, by the user's own rule, and signs that one person is in two splits."""
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from modules.data.case import Case
 from modules.data.files import stem_of
+from modules.data.tables import read_table
 
 COLUMNS = ["case", "subject"]
 # Words for a visit within a name, with their number or letter: `_visit2`, `_ses-b`, `_week_1`, `-baseline`, `_m12`, `_MR1`, `_frame01`.
@@ -48,7 +48,7 @@ def check_subjects(subjects: str) -> None:
 
 def is_table(subjects: str) -> bool:
     """Returns whether the setting `subjects` names a table and is no regular expression."""
-    return subjects.lower().endswith(".csv")
+    return subjects.lower().endswith((".csv", ".tsv"))
 
 
 def assign_subjects(cases: Sequence[Case], subjects: str) -> list[Case]:
@@ -56,8 +56,8 @@ def assign_subjects(cases: Sequence[Case], subjects: str) -> list[Case]:
 
     Args:
         cases: The cases.
-        subjects: A regular expression, whose first group is the subject in the case's name or else in its file's name. Or a CSV with
-            the columns case and subject. A row may name a case, the scan that slices were cut from, or the image's file.
+        subjects: A regular expression, whose first group is the subject in the case's name or else in its file's name. Or a table
+            (.csv, .tsv) with the columns case and subject. A row may name a case, the scan that slices were cut from, or the image's file.
 
     Raises:
         FileNotFoundError, ValueError: If the rule is wrong, or says nothing of a case; the case is named.
@@ -94,24 +94,21 @@ def _look_up(case: Case, table: Mapping[str, str]) -> str | None:
 
 
 def _read_table(path: Path) -> dict[str, str]:
-    """Reads `{case: subject}` from a CSV with these two columns; other columns are passed over."""
+    """Reads `{case: subject}` from a table with these two columns; other columns are passed over."""
     if not path.is_file():
         raise FileNotFoundError(
             f"Expected a table in {path} for `subjects`. Received: no such file. Check the path; with --resume too, `--subjects` names it."
         )
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, header = list(reader), list(reader.fieldnames or [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"Expected a table of UTF-8 text in {path}. Received: {error}. Save it as CSV again.") from error
-    if not set(COLUMNS) <= set(header):
+    header, rows = read_table(path)
+    names = [name.lower() for name in header]
+    if not set(COLUMNS) <= set(names):
         raise ValueError(
             f"Expected the columns case,subject in {path}. Received: {','.join(header) or 'none'}. Name them in its first line."
         )
     table: dict[str, str] = {}
     for number, row in enumerate(rows, 2):
-        case, subject = ((row[name] or "").strip() for name in COLUMNS)
+        cells = dict(zip(names, row, strict=False))
+        case, subject = (cells.get(name, "") for name in COLUMNS)
         if not case or not subject:
             raise ValueError(
                 f"Expected a case and its subject in each row of {path}. Received: {case!r},{subject!r} in row {number}. Fill it in."

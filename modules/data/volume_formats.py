@@ -18,6 +18,7 @@ import numpy as np
 
 from modules.data.nibabel_files import Grid, import_nibabel
 from modules.data.nifti import check_size, inflater
+from modules.packages import describe_missing_format
 
 # Bytes that a text header may have, and that may lie behind the voxels of a packed file.
 _MOST_HEADER = 1 << 20
@@ -358,8 +359,6 @@ def import_sitk() -> ModuleType:
     try:
         import SimpleITK
     except ImportError as error:
-        raise ValueError(
-            "Expected SimpleITK to read or write MetaImage and NRRD. Received: it is not installed. Install it: pip install SimpleITK"
-        ) from error
+        raise ValueError(describe_missing_format("SimpleITK", "read or write MetaImage and NRRD")) from error
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     return SimpleITK

@@ -47,6 +47,8 @@ def apply(image, label, parameters: dict, *, left_right_swaps: Sequence[tuple[in
         image, label = _warp(image, label, parameters["matrix"], parameters.get("elastic"))
         if left_right_swaps:
             label = _swap_classes(label, parameters["mirrored"], left_right_swaps)
+    if "synthetic" in parameters:
+        image = _draw_contrast(image, label, parameters, left_right_swaps)
     # Each effect is the image plus a difference, which is 0 for neutral parameters.
     if "bias" in parameters:
         field = _make_field(parameters["bias"][..., None], image.shape[1:-1])[:, 0]
@@ -129,6 +131,50 @@ def _swap_classes(label, mirrored, pairs: Sequence[tuple[int, int]]):
     swapped = gather(ops.convert_to_tensor(order, dtype=label.dtype), ops.cast(ops.clip(label, 0, len(order) - 1), "int32"))
     chosen = ops.reshape(mirrored, (-1, *(1 for _ in label.shape[1:]))) > 0
     return ops.where(ops.logical_and(chosen, label < len(order)), swapped, label)
+
+
+# A curve ends so many standard deviations above the mean of a sample's bright voxels. What is brighter has its last intensity.
+_BRIGHTEST = 2.5
+
+
+def _draw_contrast(image, label, parameters: dict, pairs: Sequence[tuple[int, int]]):
+    """Draws samples anew from their label maps, in the contrast of `parameters`; others stay as they are, to the last bit.
+
+    Each class has a curve from the intensities of the sample to new ones, and a grain. Classes of a pair are one tissue on two sides. Air
+    is 0 and has no grain. The other voxels get mean and standard deviation of the voxels that were brighter than the darkest, by which
+    preprocessing scales a scan of any contrast.
+    """
+    axes, channels = tuple(range(1, len(image.shape) - 1)), image.shape[-1]
+    tissues, points = parameters["curve"].shape[1], parameters["curve"].shape[3]
+    tissue_of = np.arange(tissues)
+    for first, second in pairs:
+        tissue_of[second] = first
+    tissue = gather(ops.convert_to_tensor(tissue_of, dtype="int32"), ops.cast(label, "int32"))
+    sample = ops.reshape(ops.arange(ops.shape(image)[0], dtype="int32"), (-1, *(1 for _ in axes)))
+    row = ((sample * tissues + tissue) * channels)[..., None] + ops.arange(channels, dtype="int32")
+
+    darkest = ops.min(image, axis=axes, keepdims=True)
+    mean, deviation = _measure(image, image > darkest, axes)
+    extent = mean + _BRIGHTEST * deviation - darkest
+    place = ops.clip((image - darkest) / ops.where(extent > 0, extent, 1.0), 0, 1) * (points - 1)
+    low = ops.minimum(ops.floor(place), points - 2)
+    curve, index = ops.reshape(parameters["curve"], (-1,)), row * points + ops.cast(low, "int32")
+    drawn = gather(curve, index) * (1 - (place - low)) + gather(curve, index + 1) * (place - low)
+    is_air = drawn <= 0
+    grain = gather(ops.reshape(parameters["texture"], (-1,)), row) * _make_noise(parameters["texture_seed"], image.shape[1:])
+    drawn = ops.where(is_air, 0.0, drawn + grain)
+    own_mean, own_deviation = _measure(drawn, ops.logical_not(is_air), axes)
+    drawn = (drawn - own_mean) / ops.where(own_deviation > 0, own_deviation, 1.0) * deviation + mean
+    chosen = ops.reshape(parameters["synthetic"], (-1, *(1 for _ in axes), 1)) > 0
+    return ops.where(chosen, drawn, image)
+
+
+def _measure(image, mask, axes: tuple[int, ...]):
+    """Measures mean and standard deviation of the voxels of a mask; both are 0 where it is empty."""
+    weight = ops.cast(mask, "float32")
+    number = ops.maximum(ops.sum(weight, axis=axes, keepdims=True), 1.0)
+    mean = ops.sum(image * weight, axis=axes, keepdims=True) / number
+    return mean, ops.sqrt(ops.sum(ops.square(image - mean) * weight, axis=axes, keepdims=True) / number)
 
 
 def _contract(values, matrices: Sequence):

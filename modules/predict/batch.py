@@ -1,18 +1,22 @@
 """The cases of one call of predict.py: which are done, failed or there already, and a record that lets a later call go on."""
 
 import json
+import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modules.data.case import Case
 from modules.data.documents import to_line
-from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, append_line, fingerprint_files, name_result_suffix, suffix_of
+from modules.data.files import NIFTI_SUFFIXES, PICTURE_SUFFIXES, append_line, fingerprint_files, name_result_suffix, suffix_of, sweep
 from modules.hardware import is_lack_of_memory
 from modules.predict.case_log import CaseLog
 from modules.predict.outputs import SAVED
+
+log = logging.getLogger("mri")
 
 RECORD = "predictions.jsonl"
 
@@ -97,6 +101,8 @@ class Batch:
             (self.skipped if whole else self.todo).extend(members)
         for case in self.skipped:
             self._log.tell_skipped(case.case_id, self.list_outputs(case))
+        if removed := sum(map(sweep, {self.list_outputs(case)["prediction"].parent for case in self.todo} | {self.output})):
+            log.info("%d half-written file(s) of a call that was killed are removed", removed)
         self._log.start(len(self.todo))
 
     def find_whole(self, cases: Iterable[Case], scored: Collection[str]) -> list[Case]:
@@ -153,6 +159,14 @@ class Batch:
         error.__traceback__ = error.__cause__ = error.__context__ = None
         self.errors.append(error)
         self._log.tell_failed(name, to_line(error))
+
+    @contextmanager
+    def attempt(self) -> Generator[None, None, None]:
+        """Notes an error of the block, which writes what concerns all cases, and goes on: the label maps are there already."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self.refuse(error)
 
     def describe(self) -> str:
         """Returns a line that counts what became of the cases."""

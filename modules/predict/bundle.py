@@ -179,7 +179,9 @@ def find_bundle(folder: Path) -> Path:
     Raises:
         FileNotFoundError: If there is no bundle.
     """
-    folder = recover(Path(folder))
+    folder = Path(folder)
+    # `.` and `..` have no names of their own, beside which an earlier bundle could lie.
+    folder = recover(folder.resolve() if folder.name in ("", "..") else folder)
     if recover(folder / "bundle").is_dir():
         folder = folder / "bundle"
     for name in (DESCRIPTION_FILE, MODEL_FILE):
@@ -191,6 +193,11 @@ def find_bundle(folder: Path) -> Path:
 def identify(folder: Path) -> str:
     """Returns a hash that tells a bundle from others: that of its description, which holds the hashes of its files."""
     return hash_file(find_bundle(folder) / DESCRIPTION_FILE)
+
+
+def read_channels(folder: Path) -> tuple[str, ...]:
+    """Reads the names of a model's channels without loading it; raises as `ModelBundle.load`."""
+    return tuple(read_description(find_bundle(folder))["channels"])
 
 
 def copy_bundle(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from modules.data.regions import Region, paint_regions
 from modules.hardware import is_lack_of_memory
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
-from modules.predict.engines import EngineError
+from modules.predict.engines import EngineError, NotFiniteError
 from modules.predict.flips import CANONICAL, Order, make_predictor
 from modules.predict.memory import MemoryLimit
 from modules.predict.postprocess import share
@@ -153,7 +153,7 @@ def _predict_chunk(
             prediction, probabilities, finite = _assemble(merged, item.image, bundles[0], order, keep)
             done += 1
             if not finite:
-                error = ValueError(
+                error = NotFiniteError(
                     f"Expected finite probabilities. Received: NaN from the model for {item.case.image_paths[0]}. Look at its intensities, "
                     "or train the model in `--precision float32`."
                 )
@@ -166,7 +166,7 @@ def _predict_chunk(
             yield Predicted(item.case, item.image, item.label, prediction, probabilities)
         return
     except Exception as error:
-        if not isinstance(error, EngineError) and not is_lack_of_memory(error):
+        if isinstance(error, NotFiniteError) or not (isinstance(error, EngineError) or is_lack_of_memory(error)):
             raise
         if len(chunk) == 1:
             named = _name_case(chunk[0].case, error)

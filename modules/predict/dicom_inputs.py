@@ -1,10 +1,12 @@
 """Turns the DICOM files that a user gives into scans: one series of each study, named after its folder.
 
 Series belong together if they are of one study or lie in one folder. Of these exactly one is predicted: the one that is asked for, or the
-only one beside localisers. A series that is one file of many frames is a scan of its own, as a NIfTI file is.
+only one beside localisers. For a model of several channels there is one for each, in a folder or with a description of the channel's name.
+A series that is one file of many frames is a scan of its own, as a NIfTI file is.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,15 +28,16 @@ class DicomScan(NamedTuple):
     series: str
 
 
-def find_scans(files: Sequence[Path], wanted: str) -> tuple[list[DicomScan], list[Exception], list[str]]:
+def find_scans(files: Sequence[Path], wanted: str, channels: Sequence[str] = ()) -> tuple[list[DicomScan], list[Exception], list[str]]:
     """Finds the series to predict among DICOM files.
 
     Args:
         files: The files.
         wanted: UID, number or description of the series that is wanted of each study, or "".
+        channels: Names of the model's channels.
 
     Returns:
-        The scans, an error for each study without exactly one series, and remarks on what is left out.
+        The scans, an error for each study without exactly one series or one for each channel, and remarks on what is left out.
     """
     scans: list[DicomScan] = []
     failures: list[Exception] = []
@@ -45,17 +48,57 @@ def find_scans(files: Sequence[Path], wanted: str) -> tuple[list[DicomScan], lis
             remarks.append(f"DICOM files without pictures are left out: {list_series(study.series)}")
             continue
         folder = _find_folder([*(file for one in pictures for file in one.files), *study.damaged])
+        usable = [one for one in pictures if not one.head.kind]
         try:
-            chosen = choose_series(study, wanted, folder)
+            if len(channels) > 1 and len(usable) > 1 and not wanted and not study.damaged:
+                chosen = _choose_channels(usable, channels, folder)
+                scans += [
+                    DicomScan(folder, f"{folder.name}_{channel}", one.head.uid) for channel, one in zip(channels, chosen, strict=True)
+                ]
+            else:
+                chosen = (choose_series(study, wanted, folder),)
+                scans.append(_make_scan(chosen[0], folder, alone=len(usable) < 2))
         except ValueError as error:
             failures.append(error)
             continue
-        usable = [one for one in pictures if not one.head.kind]
-        scans.append(_make_scan(chosen, folder, alone=len(usable) < 2))
-        others = [one for one in study.series if one is not chosen]
+        others = [one for one in study.series if one not in chosen]
         if others:
-            remarks.append(f"DICOM: {chosen.describe_briefly()} of {folder} is predicted; left out are {list_series(others)}")
+            names = " and ".join(one.describe_briefly() for one in chosen)
+            verb = "is" if len(chosen) == 1 else "are"
+            remarks.append(f"DICOM: {names} of {folder} {verb} predicted; left out are {list_series(others)}")
     return scans, failures, remarks
+
+
+def _choose_channels(series: Sequence[Series], channels: Sequence[str], folder: Path) -> tuple[Series, ...]:
+    """Chooses the series of each channel: by the name of a folder that holds it alone, by its description, or by a word of that.
+
+    Raises:
+        ValueError: If not exactly one series fits a channel, or one fits two.
+    """
+    chosen = tuple(match for match in (_match_channel(series, channel, folder) for channel in channels) if match is not None)
+    if len({one.head.uid for one in chosen}) < len(channels):
+        raise ValueError(
+            f"Expected a DICOM series for each channel of the model, {', '.join(channels)}, in {folder}. Received: {list_series(series)}. "
+            "Put each into a folder of its channel's name."
+        )
+    return chosen
+
+
+def _match_channel(series: Sequence[Series], channel: str, folder: Path) -> Series | None:
+    name = channel.casefold()
+    word = re.compile(rf"(?<![a-z0-9]){re.escape(name)}(?![a-z0-9])")
+    tests = (
+        lambda one: all(name in _list_folders(file, folder) for file in one.files),
+        lambda one: one.head.description.casefold() == name,
+        lambda one: bool(word.search(one.head.description.casefold())),
+    )
+    matches = next((matches for test in tests if (matches := [one for one in series if test(one)])), [])
+    return matches[0] if len(matches) == 1 else None
+
+
+def _list_folders(file: Path, root: Path) -> list[str]:
+    """Lists the folders that hold a file, below the root."""
+    return [part.casefold() for part in file.parent.resolve().relative_to(root.resolve()).parts]
 
 
 def find_scan_of(file: Path, wanted: str) -> tuple[DicomScan, tuple[Path, ...]]:

@@ -17,6 +17,7 @@ from modules.data.files import replace_file
 from modules.data.regions import find_mask
 from modules.data.series import import_pydicom, take_list, take_number
 from modules.data.stack import Frame
+from modules.packages import describe_missing_format
 from modules.predict.class_files import ClassRow
 
 # SNOMED codes by the name of a class: value and meaning of its category, then of its type.
@@ -170,9 +171,7 @@ def import_highdicom() -> ModuleType:
         import highdicom
         import highdicom.seg
     except ImportError as error:
-        raise ValueError(
-            "Expected highdicom to write DICOM segmentations. Received: it is not installed. Install it: pip install highdicom"
-        ) from error
+        raise ValueError(describe_missing_format("highdicom", "write DICOM segmentations")) from error
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"highdicom")
     return highdicom

@@ -100,6 +100,10 @@ class EngineError(ValueError):
     """The error of an engine that fails in the middle of a prediction. Other cases may go well."""
 
 
+class NotFiniteError(EngineError):
+    """The error of a model that computes NaN for a scan. To compute it once more would not help."""
+
+
 class OpenVinoModel:
     """A converted model, computed on the CPU. It has those parts of a `keras.Model` that a bundle needs, and threads may share it.
 

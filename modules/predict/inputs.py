@@ -4,10 +4,11 @@ import glob
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from modules.data.bids import find_subject
 from modules.data.case import Case, LabelRule, place_in_volume
 from modules.data.dicom_folders import stem_of_image
 from modules.data.files import DETACHED_SUFFIXES, SUFFIXES, stem_of, suffix_of, walk_files
@@ -17,6 +18,7 @@ from modules.data.series import is_dicom
 from modules.predict.bundle import ModelBundle
 from modules.predict.channels import group_channels
 from modules.predict.dicom_inputs import DicomScan, find_scan_of, find_scans
+from modules.predict.labels import LabelFolder
 
 _MOST_NAMES = 8
 
@@ -59,7 +61,7 @@ class Search:
     dicom: set[Path] = field(default_factory=set)
 
 
-def find_images(paths: Sequence[str], rules: Sequence[LabelRule], series: str = "") -> Search:
+def find_images(paths: Sequence[str], rules: Sequence[LabelRule], series: str = "", channels: Sequence[str] = ()) -> Search:
     """Resolves files, folders (with all that is below them) and globs to images; leaves out reference labels and earlier output.
 
     Sub-folders of a folder are mirrored in the output. Linked folders are entered. Files of one name that were given one by one get
@@ -69,6 +71,7 @@ def find_images(paths: Sequence[str], rules: Sequence[LabelRule], series: str = 
         paths: Files, folders and globs.
         rules: Label rules of all data sets. They recognise a label by its name, in any folder.
         series: UID, number or description of the DICOM series that is wanted; "" for the only one that can be used.
+        channels: Names of the model's channels. Of several, each is a DICOM series of its own.
 
     Raises:
         ValueError: If a series is wanted, and there are no DICOM files.
@@ -77,7 +80,7 @@ def find_images(paths: Sequence[str], rules: Sequence[LabelRule], series: str = 
     found: list[tuple[FoundImage, bool]] = []
     known: set[tuple[str, str, str]] = set()
     for path in paths:
-        for image, searched in _resolve(path, search, series):
+        for image, searched in _resolve(path, search, series, channels):
             # Two ways may lead to one file, by a link or by a path that is given twice.
             place = os.path.realpath(image.path.parent), image.path.name, image.series
             if place not in known:
@@ -96,7 +99,7 @@ def find_images(paths: Sequence[str], rules: Sequence[LabelRule], series: str = 
     return search
 
 
-def _resolve(path: str, search: Search, series: str) -> list[tuple[FoundImage, bool]]:
+def _resolve(path: str, search: Search, series: str, channels: Sequence[str]) -> list[tuple[FoundImage, bool]]:
     """Returns the images at a path, each with whether it was found by searching a folder."""
     place = Path(path)
     if place.is_file() or (place.is_symlink() and not place.is_dir()):
@@ -113,7 +116,7 @@ def _resolve(path: str, search: Search, series: str) -> list[tuple[FoundImage, b
     earlier = sum(stem_of_image(file).endswith(OUTPUTS) for file in [*images, *dicom])
     images, dicom = ([file for file in kind if not stem_of_image(file).endswith(OUTPUTS)] for kind in (images, dicom))
     search.dicom |= set(dicom)
-    scans, failures, remarks = find_scans(dicom, series) if dicom else ([], [], [])
+    scans, failures, remarks = find_scans(dicom, series, channels) if dicom else ([], [], [])
     search.failures += failures
     search.remarks += remarks
     if not images and not scans and not failures:
@@ -259,81 +262,27 @@ def make_cases(images: Sequence[FoundImage], labels: Path | None, bundle: ModelB
     if labels is not None and not labels.is_dir():
         raise FileNotFoundError(f"Expected a folder of reference labels at {labels}. Received: no such folder. Check the path.")
     groups, failures = group_channels(images, bundle.channels)
-    candidates: dict[str, list[Path]] = {}
-    for path in walk_files(labels, failures.append) if labels is not None else ():
-        if suffix_of(path):
-            candidates.setdefault(stem_of(path), []).append(path)
+    given = None
+    if labels is not None:
+        given = LabelFolder(labels, [path for path in walk_files(labels, failures.append) if suffix_of(path)], bundle.label_rule)
     cases, lacking = [], []
     for group in groups:
         paths, name, folder = tuple(image.path for image in group.images), group.name, group.folder
         prefix = f"{folder}/" if folder else ""
         volume_id, index = place_in_volume(group.images[0].stem) if bundle.preprocessing.spatial_dims == 2 else (None, 0)
         label = None
-        if labels is not None:
+        if given is not None:
             try:
-                label = _find_label(group.images[0], name, candidates, bundle.label_rule, labels)
+                label = given.find(group.images[0].path, name, group.images[0].folder)
             except (FileNotFoundError, ValueError) as error:
                 lacking.append(error)
         volume_id = volume_id and prefix + volume_id
         series = tuple(image.series for image in group.images) if any(image.series for image in group.images) else ()
-        cases.append(Case(prefix + name, volume_id or prefix + name, paths, label, None, volume_id, index, series=series))
-    if labels is not None:
-        cases = _take_shared_labels(cases, [group.folder for group in groups], labels, lacking)
-    if labels is not None and cases and len(lacking) == len(cases):
-        raise lacking[0]
+        subject = find_subject(prefix + name) or volume_id or prefix + name
+        cases.append(Case(prefix + name, subject, paths, label, None, volume_id, index, series=series))
+    if given is not None:
+        cases, shared = given.take_shared(cases, [group.folder for group in groups])
+        lacking += shared
+        if cases and len(lacking) == len(cases):
+            raise lacking[0]
     return sorted(cases, key=lambda case: (case.volume_id or case.case_id, case.slice_index)), [*failures, *lacking]
-
-
-def _take_shared_labels(cases: Sequence[Case], folders: Sequence[str], labels: Path, lacking: list[Exception]) -> list[Case]:
-    """Takes a label away from cases that share it with others, except from the one in the label's own sub-folder; adds an error for each.
-
-    Scans of many people have one name, such as `T1`, and one label can be that of one person only.
-    """
-    users: dict[Path, list[int]] = {}
-    for number, case in enumerate(cases):
-        if case.label_path is not None:
-            users.setdefault(case.label_path, []).append(number)
-    result = list(cases)
-    for path, numbers in users.items():
-        near = [number for number in numbers if folders[number] == _to_folder(path.parent.relative_to(labels))]
-        for number in numbers if len(numbers) > 1 else ():
-            if near == [number]:
-                continue
-            other = next(cases[another].image_paths[0] for another in numbers if another != number)
-            lacking.append(
-                ValueError(
-                    f"Expected a label of its own for {cases[number].image_paths[0]}. Received: {path}, which {other} has too. Without it, "
-                    "it is not scored. Put the labels into sub-folders like the images'."
-                )
-            )
-            result[number] = replace(result[number], label_path=None)
-    return result
-
-
-def _find_label(image: FoundImage, name: str, candidates: dict[str, list[Path]], rule: LabelRule, labels: Path) -> Path:
-    """Finds an image's label among files by their stems: by the model's rule, by the image's name, or by that with an ending.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If there are several, and not one alone lies in the image's own sub-folder.
-    """
-    file = image.path
-    names = dict.fromkeys([rule.name_label(file.name), file.name])
-    if stem_of(file).startswith(stem_of(Path(next(iter(names))))) and not stem_of(file).endswith("_0000"):
-        # Only a channel's number may be taken away: p01 is not the label of p01_2019.
-        names = {file.name: None}
-    expected = dict.fromkeys([*(stem_of(Path(other)) for other in names), name])
-    marked = [stem for stem in candidates if (match := LABEL_ENDING.search(stem)) and stem[: match.start()] in expected]
-    # Labels of several endings may differ, so they are one way.
-    groups = (*([stem] for stem in expected), marked)
-    ways = [[path for stem in stems for path in candidates.get(stem, ()) if path != file] for stems in groups]
-    found = next(filter(None, ways), [])
-    if not found:
-        raise FileNotFoundError(
-            f"Expected a label for {file}. Received: no {' or '.join(names)} in {labels}. Without it, it is not scored."
-        )
-    near = [path for path in found if _to_folder(path.parent.relative_to(labels)) == image.folder]
-    found = near if len(near) == 1 else found
-    if len(found) > 1:
-        raise ValueError(f"Expected one label for {file}. Received: {found[0]} and {found[1]}. Name a folder with one of them.")
-    return found[0]

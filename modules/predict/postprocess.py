@@ -117,8 +117,11 @@ def measure_voxel(spacing_mm: Sequence[float], spatial_dims: int) -> float:
 
 
 def is_small(voxels: np.ndarray, voxel: float, size: float) -> np.ndarray:
-    """Tells of objects of so many voxels, each of the size `voxel`, which of them are smaller than `size`."""
-    return voxels * voxel < size
+    """Tells of objects of so many voxels, each of the size `voxel`, which of them are smaller than `size`.
+
+    Of one scan a header and an affine say sizes that differ in the last digits, so that a rounding below `size` counts as equal.
+    """
+    return voxels * voxel < size * (1 - 1e-6)
 
 
 def find_holes(label: np.ndarray, index: int) -> np.ndarray:

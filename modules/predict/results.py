@@ -7,15 +7,14 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import modules
-from modules.data.case import Case, Predicted
+from modules.data.case import Predicted
 from modules.data.files import replace_file
 from modules.data.regions import Region, find_mask, list_parts
 from modules.predict.bundle import INTENDED_USE, ModelBundle
@@ -24,8 +23,27 @@ from modules.predict.objects import find_objects
 
 RESULTS_FILE, VOLUMES_FILE = "results.json", "volumes.csv"
 COLUMNS = ("level", "subject", "case", "class", "voxels", "ml", "components")
-# BIDS names the subject in the name of a file or folder.
-_BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[0-9A-Za-z]+)")
+
+
+class Size(NamedTuple):
+    """The voxels of a class in a label map, and their volume in ml; None where nobody knows it."""
+
+    voxels: int
+    ml: float | None
+
+
+def measure_sizes(
+    prediction: np.ndarray, class_names: Sequence[str], regions: Sequence[Region] = (), spacing_mm: Sequence[float] | None = None
+) -> dict[str, Size]:
+    """Measures the size of each class but the background; see `measure_classes` for the arguments and for what has no volume."""
+    voxel_ml = math.prod(spacing_mm) / 1000 if spacing_mm is not None and prediction.ndim == 3 else None
+    counts = np.bincount(prediction.ravel(), minlength=256)
+    sizes = {}
+    for name, parts in zip(class_names[1:], list_parts(class_names, regions), strict=True):
+        voxels = int(counts[list(parts)].sum())
+        # Seven digits are all that a header in float32 is worth.
+        sizes[name] = Size(voxels, None if voxel_ml is None else float(f"{voxels * voxel_ml:.7g}"))
+    return sizes
 
 
 def measure_classes(
@@ -43,15 +61,12 @@ def measure_classes(
         Of each class `name`, `voxels`, `ml` and `components`. `ml` is None for a slice, which has no thickness, and where the voxel's size
         is not known. Voxels that touch at a face, an edge or a corner are one component.
     """
-    voxel_ml = math.prod(spacing_mm) / 1000 if spacing_mm is not None and prediction.ndim == 3 else None
-    measures = []
-    for name, parts in zip(class_names[1:], list_parts(class_names, regions), strict=True):
-        found = find_objects(find_mask(prediction, parts)).voxels
-        voxels = int(found.sum())
-        # Seven digits are all that a header in float32 is worth.
-        ml = None if voxel_ml is None else float(f"{voxels * voxel_ml:.7g}")
-        measures.append({"name": name, "voxels": voxels, "ml": ml, "components": len(found)})
-    return measures
+    sizes = measure_sizes(prediction, class_names, regions, spacing_mm)
+    parts = list_parts(class_names, regions)
+    return [
+        {"name": name, **size._asdict(), "components": len(find_objects(find_mask(prediction, members)).voxels)}
+        for (name, size), members in zip(sizes.items(), parts, strict=True)
+    ]
 
 
 def make_result(item: Predicted, bundles: Sequence[ModelBundle], seconds: float) -> dict[str, Any]:
@@ -67,7 +82,7 @@ def make_result(item: Predicted, bundles: Sequence[ModelBundle], seconds: float)
     measures = measure_classes(item.prediction, first.class_names, first.regions, spacing_mm)
     rows = list_segments(first)
     return {
-        "subject": _find_subject(case),
+        "subject": case.subject_id,
         "scan": case.volume_id,
         "slice": case.slice_index,
         "runs": [str(bundle.provenance.get("run") or "") for bundle in bundles],
@@ -78,12 +93,9 @@ def make_result(item: Predicted, bundles: Sequence[ModelBundle], seconds: float)
     }
 
 
-def _find_subject(case: Case) -> str:
-    match = _BIDS_SUBJECT.search(case.case_id)
-    return match[1] if match else case.subject_id
-
-
-def write_results(folder: Path, entries: Iterable[Mapping[str, Any]], incomplete: Iterable[str], bundle: ModelBundle) -> None:
+def write_results(
+    folder: Path, entries: Iterable[Mapping[str, Any]], incomplete: Iterable[str], bundle: ModelBundle, subjects: Mapping[str, str]
+) -> None:
     """Writes the results of all cases of an output folder, and the files of classes; nothing where no case is finished.
 
     Args:
@@ -91,12 +103,13 @@ def write_results(folder: Path, entries: Iterable[Mapping[str, Any]], incomplete
         entries: The finished entries of its record, see `modules.predict.batch.Batch.list_finished`.
         incomplete: Scans of which a slice failed. They have no sum of their slices.
         bundle: The model whose classes the label maps have.
+        subjects: The subject of each case by its name; others keep what an earlier call said.
     """
     ordered = sorted(entries, key=lambda entry: (entry["result"]["scan"] or entry["case"], entry["result"]["slice"], entry["case"]))
     if not ordered:
         return
     write_class_files(folder, list_values(bundle))
-    cases = [_describe_case(entry) for entry in ordered]
+    cases = [_describe_case(entry, subjects) for entry in ordered]
     scans = _sum_slices(cases, set(incomplete))
     head = {"version": modules.__version__, "intended_use": INTENDED_USE}
     # A line a case: people can read it, and a folder of 100,000 slices is written in seconds.
@@ -119,8 +132,8 @@ def _write_text(path: Path, text: str) -> None:
             temporary.write_bytes(data)
 
 
-def _describe_case(entry: Mapping[str, Any]) -> dict[str, Any]:
-    result = entry["result"]
+def _describe_case(entry: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str, Any]:
+    result = entry["result"] | {"subject": subjects.get(entry["case"], entry["result"]["subject"])}
     models = [
         {"run": run, "bundle_json_sha256": digest, "engine": engine, "computed_in": precision}
         for run, (digest, engine, precision) in zip(result["runs"], entry["made_by"]["models"], strict=True)

@@ -234,7 +234,7 @@ def draw_augmentation(
     last = cut_changed([(augmentation, None)] * _EFFECT_COLUMNS, range(1000, 1000 + _EFFECT_COLUMNS))
     grid.append([paint(cut, f"all together, draw {number + 1}") for number, cut in enumerate(last)])
     shares = ", ".join(
-        f"{name} {(augmentation.flip if name == 'flip' else getattr(augmentation, name).probability):.0%}" for name in effects
+        f"{name} {(value.probability if isinstance(value := getattr(augmentation, name), Effect) else value):.0%}" for name in effects
     )
     footer = f"How often each is drawn{' (flip: for each axis)' if 'flip' in effects else ''}: {shares}. vx: voxels of the finest axis. "
     present = set(np.unique(label).tolist())
@@ -303,6 +303,8 @@ def _describe(name: str, strongest: Augmentation, augmentation: Augmentation):
     """
     if name == "flip":
         return strongest, (0,), ("along all axes", "along the first axis")
+    if name == "synthetic":
+        return strongest, None, ("a contrast drawn at random", "another draw")
     effect, unit = getattr(augmentation, name), _UNITS.get(name, "")
     drawn = replace(Augmentation(), **{name: Effect(1.0, effect.low, effect.high)})
     span = f"\u00b1{effect.high:g}" if effect.low == -effect.high else f"{effect.low:g} to {effect.high:g}"

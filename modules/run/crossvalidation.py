@@ -6,6 +6,7 @@ Each subject is tested by a model that never saw it. The functions that train li
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from modules import score_lines, score_tables
 from modules.data.case import Case
@@ -21,6 +22,7 @@ from modules.run.plan_table import describe_prepared
 from modules.run.prepared import PreparedRun
 from modules.run.report import write_report
 from modules.run.settings import Settings
+from modules.run.training_parts import train_fold_parts
 
 # The part of the time that is kept for the scores of pairs, where there are several modes.
 CHOICE_SHARE = 0.1
@@ -37,12 +39,14 @@ class Program:
         prepare: Prepares a training: `prepare(settings, max_devices, share=share)`.
         train: Trains a new run: `train(settings, run, max_devices, share)`.
         resume: Goes on with a run: `resume(run, settings, max_devices)`.
+        script: Its file, which workers run.
     """
 
     load: Callable[[Settings], tuple[DatasetSpec, list[Case]]]
     prepare: Callable[..., PreparedRun]
     train: Callable[..., RunFolder]
     resume: Callable[..., RunFolder]
+    script: Path
 
 
 def cross_validate(settings: Settings, request: TrainingRequest, program: Program) -> RunFolder:
@@ -75,7 +79,11 @@ def cross_validate(settings: Settings, request: TrainingRequest, program: Progra
             check_parts(request.parts, _list_tests(cases, settings), settings.data_folder())
         run.create(settings, parts=request.parts)
     with run:
-        train_folds(run, settings, program, request.devices)
+        if request.workers:
+            runs = {name: run.list_folds(settings.folds, name) for name in modes}
+            train_fold_parts(run, runs, modes, program.script, request.workers, request.worker_flags, _find_training_share(settings))
+        else:
+            train_folds(run, settings, program, request.devices)
         cases = program.load(settings)[1]
         subjects = score_tables.map_subjects(cases)
         for name, own in modes.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import modules
 from modules import networks
-from modules.backend_choice import BACKENDS, choose_backend
+from modules.backend_choice import BACKENDS, choose_backend, name_for_workers
 from modules.data.documents import shorten
 from modules.data.spec import DatasetSpec, load_spec
 from modules.run.compare import Comparison
@@ -28,6 +28,7 @@ from modules.run.settings import (
     may_differ,
     read_preset,
 )
+from modules.run.workers import WorkerOptions, add_worker_flags, take_worker_options
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -52,24 +53,49 @@ class TrainingRequest:
         resume: The run to go on with.
         verify: The run whose first steps are repeated.
         report: The finished run whose report is written anew.
+        people: The table of people by which that run is scored.
         plan_only: Whether to print the plan and stop.
         parts: Finished runs of folds to merge, by their place in the merged folder.
         places: Settings in `PLACES` that a run to resume or to verify has now, where the user names them.
         devices: Number of devices of each host that share a batch; None for as many as can.
         comparison: What to compare in the place of a training; None for a training.
         joined: Coordinator, number of hosts, and index of this host, see `modules.devices.start_hosts`.
+        backend: The backend of Keras that the user names, for workers; None where nobody does.
+        workers: Who trains the folds of a cross-validation, or the trials of a search; None for this process.
+        search: Number of trainings that search for settings; 0 for an ordinary training.
+        train_only: Whether to leave the test cases unseen after the training.
     """
 
     settings: Settings | None
     resume: Path | None = None
     verify: Path | None = None
     report: Path | None = None
+    people: Path | None = None
     plan_only: bool = False
     parts: Mapping[str, Path] = field(default_factory=dict)
     places: Mapping[str, Any] = field(default_factory=dict)
     devices: int | None = None
     comparison: Comparison | None = None
     joined: tuple[str | None, int | None, int | None] = (None, None, None)
+    backend: str | None = None
+    workers: WorkerOptions | None = None
+    search: int = 0
+    train_only: bool = False
+
+    @property
+    def worker_flags(self) -> list[str]:
+        """The flags that a worker's training has as this command has them."""
+        return [*name_for_workers(self.backend), *(() if self.devices is None else ("--devices", str(self.devices)))]
+
+    def __post_init__(self) -> None:
+        divided = self.settings is not None and self.settings.folds and self.settings.fold is None
+        once = self.plan_only or self.verify or self.parts
+        if self.search and (divided or self.train_only or once):
+            raise ValueError("Expected --search alone. Received: --folds, --train-only, --plan-only, --verify or --merge. Leave one out.")
+        if self.workers and (once or not (divided or self.search)):
+            raise ValueError("Expected --folds or --search beside workers. Received: one training, which is not divided. Leave them out.")
+        if self.train_only and (divided or once):
+            raise ValueError("Expected one new training beside --train-only. Received: --folds, --plan-only or --verify. Leave one out.")
 
 
 def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpec]) -> TrainingRequest:
@@ -83,10 +109,13 @@ def parse_training(argv: Sequence[str] | None, datasets: Mapping[str, DatasetSpe
         ValueError: For an unknown flag, and as `make_request`.
     """
     given = vars(_make_parser(datasets).parse_args(argv))
+    people = given.pop("people")
     if report := given.pop("report"):
         if others := sorted(name for name, value in given.items() if value):
             raise ValueError(f"Expected --report alone with a run. Received: --{others[0].replace('_', '-')} too. Leave it out.")
-        return TrainingRequest(None, report=Path(report))
+        return TrainingRequest(None, report=Path(report), people=Path(people) if people else None)
+    if people:
+        raise ValueError("Expected --people beside --report RUN, once the run has finished. Received: --people alone. Add --report.")
     if comparison := _take_comparison(given):
         return TrainingRequest(None, comparison=comparison)
     return make_request(given, datasets)
@@ -106,11 +135,17 @@ def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec],
         ValueError: For an unknown name, value, preset or data set, and for settings that are not those of the run to resume.
     """
     given = dict(values)
-    choose_backend(given.pop("backend", None))
+    choose_backend(backend := given.pop("backend", None))
     machines: dict[str, Any] = {
+        "backend": backend,
         "devices": given.pop("devices", None),
         "joined": tuple(given.pop(name, None) for name in ("coordinator", "hosts", "host")),
+        "workers": take_worker_options(given),
+        "train_only": bool(given.pop("train_only", False)),
+        "search": given.pop("search", None) or 0,
     }
+    if machines["search"] < 0:
+        raise ValueError(f"Expected `search` of 1 training or more. Received: {machines['search']}.")
     preset, config, listed, plan_only = (given.pop(name, None) for name in ("preset", "config", "list", "plan_only"))
     resume, verify = (Path(run) if run else None for run in (given.pop("resume", None), given.pop("verify", None)))
     if plan_only and (resume or verify):
@@ -133,6 +168,7 @@ def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec],
         places = _take_places(chosen)
         # The tracker may differ as well, because it does not affect the results of a run.
         settings = replace(settings, track=chosen.get("track", settings.track), **places)
+        machines["search"] = read_search(RunFolder(run), machines["search"]) if resume else machines["search"]
         return TrainingRequest(settings, resume, verify, places=places, **machines)
     if chosen.get("dataset") not in datasets:
         where = f" in {config}" if config and "dataset" not in given else ""
@@ -157,6 +193,14 @@ def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec],
         # The time stands for the epochs of a preset.
         chosen.pop("epochs", None)
     return TrainingRequest(Settings.from_json(own | chosen, source), plan_only=bool(plan_only), **machines)
+
+
+def read_search(run: RunFolder, given: int) -> int:
+    """Reads the number of trainings of a search, 0 for another run; raises ValueError where the flag gives another number."""
+    number = run.read_record().get("search", 0)
+    if type(number) is not int or (given and given != number):
+        raise ValueError(f"Expected --search {shorten(number)}, as {run.path} has it. Received: {given}. Leave it out.")
+    return number
 
 
 def _take_comparison(given: dict[str, Any]) -> Comparison | None:
@@ -256,6 +300,9 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     parser.add_argument("--verify", metavar="RUN", help="check a run's data, program and model, and train its first steps again")
     parser.add_argument("--report", metavar="RUN", help="write report.html of a finished run anew, from what lies in its folder")
     parser.add_argument(
+        "--people", metavar="TABLE", help="with --report: scores by age, sex, scanner, ... as the columns of this table say"
+    )
+    parser.add_argument(
         "--merge", nargs="+", metavar="RUN", help="finished runs of single folds, to score and combine as one cross-validation"
     )
     parser.add_argument(
@@ -268,6 +315,11 @@ def _make_parser(datasets: Mapping[str, DatasetSpec]) -> OneLineParser:
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of host 0, to train on several hosts (JAX; Slurm needs none of these)")
     parser.add_argument("--hosts", type=int, metavar="INT", help="how many hosts train together")
     parser.add_argument("--host", type=int, metavar="INT", help="which of the hosts this is, from 0")
+    add_worker_flags(parser)
+    parser.add_argument(
+        "--search", type=int, metavar="N", help="search for settings by N trainings, which share the time (pip install optuna)"
+    )
+    parser.add_argument("--train-only", action="store_true", help="leave the test cases unseen; --resume scores them")
     for item in fields(Settings):
         if item.name != "network_options":
             choices = tuple(datasets) if item.name == "dataset" else item.metadata["choices"]

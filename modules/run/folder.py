@@ -99,6 +99,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def subgroups(self) -> Path:
+        """The test means of groups of people, where somebody gave a table of these."""
+        return self.path / "subgroups.json"
+
+    @property
     def report(self) -> Path:
         """The page for people that shows all this."""
         return self.path / "report.html"
@@ -143,6 +148,11 @@ class RunFolder:
     def export(self) -> Path:
         """The folder of the model for other programs."""
         return self.path / "export"
+
+    @property
+    def workers(self) -> Path:
+        """The folder of what workers are told, and of their logs."""
+        return self.path / "workers"
 
     @property
     def ensemble(self) -> Path:

@@ -1,15 +1,24 @@
-"""Finds the runs and models that a user's folder stands for: the folds of a cross-validation, the members of an ensemble."""
+"""Finds the runs and models that a user's folder stands for: folds, the members of an ensemble, the best trial of a search."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
+from modules.data.documents import read_json
 from modules.predict.ensemble import find_ensemble, list_members
-from modules.run.folder import RunFolder
+from modules.run.folder import REMEDY, RunFolder
 from modules.run.settings import MODES
+
+# The storage of a search for settings, in its folder.
+SEARCH_FILE = "search.jsonl"
 
 
 def list_runs(runs: Iterable[Path]) -> list[Path]:
-    """Lists the runs, and in place of a cross-validation its folds, mode by mode."""
+    """Lists the runs, and in place of a cross-validation its folds, mode by mode, and of a search its best trial.
+
+    Raises:
+        ValueError: If a search is not finished.
+    """
+    runs = [_find_best_trial(run) for run in runs]
     return [part for run in runs for part in _find_folds(run) or [part for mode in MODES for part in _find_folds(run / mode)] or [run]]
 
 
@@ -17,7 +26,7 @@ def list_models(runs: Iterable[Path]) -> list[Path]:
     """Lists the models that predict together: the members of an ensemble, the folds of a cross-validation, and single runs.
 
     Raises:
-        ValueError: If an ensemble was altered, or a cross-validation of several modes has not chosen yet.
+        ValueError: If an ensemble was altered, or a search or a cross-validation of several modes has not chosen yet.
     """
     models: list[Path] = []
     for run in runs:
@@ -47,3 +56,12 @@ def find_newest_run(runs: Path = Path("runs")) -> Path:
 def _find_folds(run: Path) -> list[Path]:
     """Finds the folds in a folder, in their order."""
     return sorted((path for path in run.glob("fold_*") if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
+
+
+def _find_best_trial(run: Path) -> Path:
+    """Finds the best trial of a search; another folder stands for itself."""
+    if not (run / SEARCH_FILE).is_file():
+        return run
+    if not RunFolder(run).finished:
+        raise ValueError(f"Expected a finished search. Received: {run}, which is not. Go on with it by --resume, or name a trial in it.")
+    return run / str(read_json(RunFolder(run).summary, REMEDY)["best_trial"])

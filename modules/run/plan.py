@@ -260,6 +260,7 @@ def make_plan(
         reasons=reasons,
     )
     _check_flips(plan.resolve(settings), spec)
+    _check_contrast(settings, preprocessing)
     return plan
 
 
@@ -283,6 +284,16 @@ def _check_flips(settings: Settings, spec: DatasetSpec) -> None:
         raise ValueError(
             f"Expected volumes for `augment` with flips of classes on the left and the right ({names}). Received: 2-D files of "
             f"'{spec.name}', which do not say which side is which. Leave `--augment` out."
+        )
+
+
+def _check_contrast(settings: Settings, preprocessing: Preprocessing) -> None:
+    """Raises ValueError if contrasts would be drawn where an intensity always means the same."""
+    augmentation = AUGMENTATIONS[settings.augment or "none"]
+    if augmentation and augmentation.synthetic and preprocessing.intensity in ("ct", "fixed"):
+        raise ValueError(
+            f"Expected `intensity` measured in each scan beside `augment` '{settings.augment}'. Received: '{preprocessing.intensity}', "
+            "whose numbers fit one contrast. Leave `--augment` out, or give `--intensity zscore`."
         )
 
 

@@ -12,6 +12,7 @@ from modules.predict.export import EXPORT_PRECISIONS, FORMATS
 from modules.predict.outputs import SAVED
 from modules.predict.shards import parse_shard
 from modules.run.flags import OneLineParser, add_backend_flag
+from modules.run.workers import add_worker_flags, take_worker_options
 
 
 def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -60,6 +61,13 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
     parser.add_argument("--labels", metavar="DIR", help="folder of reference labels: writes scores.csv and prints the means")
     parser.add_argument(
+        "--subjects",
+        default="",
+        metavar="RULE",
+        help="who was scanned, for intervals and tables: a .csv of case,subject, or a regular expression with the subject in its first "
+        "group (default: as BIDS names it, else one subject a scan)",
+    )
+    parser.add_argument(
         "--tolerance-mm",
         type=float,
         nargs="+",
@@ -70,6 +78,10 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--series", default="", metavar="ID", help="DICOM series to predict: its UID, number, or description or part of it")
     parser.add_argument("--ignore-geometry", action="store_true", help="use labels voxel by voxel, wherever their headers say they lie")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="predict part I of N, from 0/N, beside calls for the other parts")
+    add_worker_flags(parser)
+    parser.add_argument(
+        "--no-results", action="store_true", help="leave results.json, volumes.csv and report.html to a later call, as one of many shards"
+    )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine on a CPU (default: as many as cores)")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="windows computed together (default: by their size)")
     parser.add_argument(
@@ -94,6 +106,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         help="predict nothing; write the model of the run PATH for other programs, and how to use it",
     )
     options = parser.parse_args(argv)
+    options.workers = take_worker_options(vars(options))
     for name in (
         (
             "model",
@@ -102,10 +115,12 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "mirror",
             "no_postprocess",
             "labels",
+            "subjects",
             "tolerance_mm",
             "series",
             "ignore_geometry",
             "shard",
+            "no_results",
             "threads",
             "batch_size",
             "max_memory",
@@ -121,6 +136,8 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(options, name) != parser.get_default(name):
             flag = name.replace("_", "-")
             raise ValueError(f"Expected --export alone with a run. Received: --{flag} too, which only a prediction reads. Leave one out.")
+    if options.export and options.workers:
+        raise ValueError("Expected --export alone with a run. Received: workers too, which only a prediction has. Leave one out.")
     if options.precision != "auto" and options.export not in (None, "openvino"):
         raise ValueError(f"Expected --export openvino beside --precision. Received: --export {options.export}. Leave --precision out.")
     if options.precision not in engines.PRECISIONS and not options.export:
@@ -138,6 +155,9 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         if value != parser.get_default(name) and not 0 < value < math.inf:
             raise ValueError(f"Expected `{name}` above 0. Received: {value}. Leave it out for the default.")
     options.shard = parse_shard(options.shard)
+    if options.workers and (options.shard.number > 1 or options.no_results):
+        other = "--no-results" if options.no_results else f"--shard {options.shard}"
+        raise ValueError(f"Expected workers without {other}. Received: both. Leave one out.")
     if options.backend or not options.export:
         choose_backend(options.backend)
     else:

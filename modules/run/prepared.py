@@ -66,6 +66,7 @@ class PreparedRun:
         """Makes a bundle of the network with its head and all that prediction needs; it shares the network's weights."""
         augmentation, deep = AUGMENTATIONS[self.settings.augment], self.plan.window.deep
         flips = augmentation is not None and augmentation.flip > 0
+        trained = TrainingRanges.pool((case.measured for case in self.prepared["train"]), self.spec.spatial_dims)
         origin = {
             "network": self.plan.network,
             "network_options": fill_options(self.plan.network, list_options(self.settings, self.plan)),
@@ -81,7 +82,7 @@ class PreparedRun:
             mirrored_labels=self.spec.mirrored_indices(),
             regions=self.spec.regions,
             flipped_axes=tuple(axis for axis, size in enumerate(deep) if size > 1 and flips),
-            trained=TrainingRanges.pool((case.measured for case in self.prepared["train"]), self.spec.spatial_dims),
+            trained=trained.allow_contrasts() if augmentation is not None and augmentation.synthetic else trained,
             provenance=origin | dict(provenance),
         )
 

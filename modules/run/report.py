@@ -8,6 +8,7 @@ from modules.data.spec import DatasetSpec
 from modules.packages import can_draw
 from modules.run.folder import RunFolder
 from modules.run.listing import list_runs
+from modules.run.subgroups import write_subgroups
 
 log = logging.getLogger("mri")
 
@@ -37,17 +38,20 @@ def write_report(run: RunFolder, about: Mapping[str, str] = {}) -> Path:
     return run.report
 
 
-def write_reports(path: Path, datasets: Mapping[str, DatasetSpec]) -> None:
+def write_reports(path: Path, datasets: Mapping[str, DatasetSpec], people: Path | None = None) -> None:
     """Writes the report of a finished run anew; of a cross-validation those of its folds too.
 
     Args:
         path: The run's folder.
         datasets: The catalogue, for runs that did not write down who published their data.
+        people: A table of people, by which the run is scored too, see `modules.run.subgroups`.
 
     Raises:
         FileNotFoundError: If there is no run, or it has not finished.
-        ValueError: If a file of it is not what a run wrote.
+        ValueError: If a file of it is not what a run wrote, or the table does not fit.
     """
+    if people:
+        write_subgroups(RunFolder(path), people)
     for run in map(RunFolder, dict.fromkeys([*list_runs([path]), path])):
         spec = datasets.get(run.read_settings().dataset)
         write_report(run, spec.tell_source() if spec else {})

@@ -29,6 +29,7 @@ class RunFacts:
         record: `run.json`.
         costs: `plan.json`; empty for a cross-validation.
         fingerprint: `fingerprint.json`; empty where there is none.
+        subgroups: `subgroups.json`; empty where nobody gave a table of people.
         settings: Its settings, filled by the plan.
         plan: Its plan; None for a cross-validation.
         about: What the data set's publisher says.
@@ -40,6 +41,7 @@ class RunFacts:
     record: Source
     costs: Source
     fingerprint: Source
+    subgroups: Source
     settings: Settings
     plan: Plan | None
     about: Mapping[str, str]
@@ -63,6 +65,7 @@ class RunFacts:
             Source(run.record.name, record),
             read(run.plan),
             read(run.fingerprint),
+            read(run.subgroups),
             plan.resolve(settings) if plan else settings,
             plan,
             known or about,
@@ -215,7 +218,22 @@ def show_card(facts: RunFacts) -> Html:
         "Network": origin.get("network"),
         "Began from": facts.settings.init or "random weights",
     }
-    return join([make_facts(named), element("h3", "Limits"), make_list(_list_limits(facts))])
+    return join([make_facts(named), element("h3", "Limits"), make_list(_list_limits(facts)), _show_subgroups(facts)])
+
+
+def _show_subgroups(facts: RunFacts) -> Html | None:
+    """Shows the mean Dice of groups of people, a table for each column of the table that somebody gave."""
+    if not facts.subgroups.content or not facts.levels:
+        return None
+    level, tables = facts.levels[-1], []
+    for column, groups in facts.subgroups.content.items():
+        rows = [
+            [group, facts.subgroups.show(column, group, "subjects"), facts.subgroups.show_interval(column, group, level, "mean", "dice")]
+            for group in groups
+        ]
+        tables.append(make_table([column, "test subjects", "mean Dice"], rows, caption=f"By {column}, by {level}s, with 95 % intervals"))
+    note = "Groups of few people differ by chance: with five, such an interval holds the true mean in about 83 of 100 studies."
+    return join([element("h3", "Scores by subgroup"), element("p", note), *tables])
 
 
 def _list_limits(facts: RunFacts) -> list[str]:
@@ -233,7 +251,8 @@ def _list_limits(facts: RunFacts) -> list[str]:
         for name in classes:
             if not facts.summary.get(facts.intervals, level, name, "dice", "subjects"):
                 limits.append(f"No test case holds {name}, by {level}s. Nothing is known about it.")
-    limits.append("No scores by age, sex or scanner: the program has no table of these.")
+    if not facts.subgroups.content:
+        limits.append("No scores by age, sex or scanner: nobody gave a table of these. train.py --report RUN --people TABLE takes one.")
     return limits
 
 

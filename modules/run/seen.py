@@ -70,7 +70,7 @@ def read_seen(provenance: Mapping[str, Any], run: RunFolder | None, dataset: str
         content, record = read_json(run.data, REMEDY), run.read_record()
         for entry in content.values() if isinstance(content, dict) else ():
             if isinstance(entry, list) and len(entry) == 2 and entry[0] in ROLES:
-                files[entry[0]].add(str(entry[1])[:_DIGITS])
+                files[entry[0]].add(find_digest(str(entry[1])))
         splits, config = record.get("splits"), record["config"]
         if dataset and isinstance(splits, dict) and isinstance(config, dict) and config.get("dataset") == dataset:
             cases = {role: set(map(str, splits.get(role) or ())) for role in ROLES}
@@ -102,8 +102,13 @@ def describe_seen(found: Mapping[str, Mapping[str, Sequence[str]]], splits: Mapp
     return lines
 
 
+def find_digest(sha256: str) -> str:
+    """Returns the first digits of a SHA-256, by which a scan is known again."""
+    return sha256[:_DIGITS]
+
+
 def _list_digests(splits: Mapping[str, Sequence[Case]], prepared: Mapping[str, Sequence[PreparedCase]]) -> Iterable[tuple[Case, set[str]]]:
     """Yields each case with the first digits of the SHA-256 of its image files."""
     for split, cases in splits.items():
         for case, ready in zip(cases, prepared.get(split, ()), strict=False):
-            yield case, {digest[:_DIGITS] for digest in ready.sources_sha256[: len(case.image_paths)]}
+            yield case, {find_digest(digest) for digest in ready.sources_sha256[: len(case.image_paths)]}

@@ -100,7 +100,7 @@ class Settings:
     loss: str = _setting("", help=f"{', '.join(LOSSES)}, or a weighted sum such as dice:1+focal:0.5")
     class_weights: str = _setting("none", help="class weights of the loss; balanced: rare classes weigh more", choices=CLASS_WEIGHTS)
     batch_dice: bool | None = _setting(None, help="sum overlaps over the whole batch, not over each sample")
-    augment: str = _setting("", help="strength of the random changes of training samples", choices=tuple(AUGMENTATIONS))
+    augment: str = _setting("", help="random changes of training samples; synthetic: other contrasts too", choices=tuple(AUGMENTATIONS))
     minutes: float | None = _setting(None, help="time for the whole command; the plan follows it (default 60 on a CPU, unless --epochs)")
     epochs: int | None = _setting(None, help="most epochs to train, in place of a time: passes over the training cases")
     batch_size: int | None = _setting(None, help="samples a step")

@@ -1,6 +1,7 @@
 """The scores of a folder of predictions, to which several calls, and shards that run at the same time, add theirs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from modules import score_tables
@@ -43,6 +44,9 @@ def add_scores(batch: Batch, scores: Sequence[Score], cases: Sequence[Case], *, 
         whole = batch.find_whole(cases, {score.case for score in earlier})
         kept = {name for case in whole for name in (case.case_id, case.volume_id)}
         scores = [score for score in earlier if score.case in kept] + list(scores)
+        # A later call may say by `--subjects` who was scanned.
+        subjects = score_tables.map_subjects(cases)
+        scores = [replace(score, subject=subjects.get(score.case, score.subject)) for score in scores]
         incomplete = find_incomplete([*batch.failed, *(case for case in cases if case.label_path is None)])
         scores = score_tables.sort_by_case([score for score in scores if score.case not in incomplete], cases)
         if scores:

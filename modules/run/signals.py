@@ -16,6 +16,8 @@ ENFORCING = (signal.SIGINT, signal.SIGTERM)
 HANGUP: int | None = getattr(signal, "SIGHUP", None)
 # Seconds that a command has to end by itself after a second signal.
 GRACE = 5.0
+# A command with this variable in its environment ends when the process that began it is gone: nobody waits for its work any more.
+END_WITH_PARENT = "MRI_END_WITH_PARENT"
 
 log = logging.getLogger("mri")
 
@@ -72,6 +74,8 @@ def obey_signals(name: str, grace: float = GRACE) -> Generator[None, None, None]
     fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(reader, name, grace), daemon=True)
     watcher.start()
+    if os.environ.get(END_WITH_PARENT):
+        threading.Thread(target=_follow_parent, args=(os.getppid(), grace), daemon=True).start()
     try:
         yield
     finally:
@@ -116,4 +120,13 @@ def _watch(reader: socket.socket, name: str, grace: float) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"{name}: interrupted\n".encode())
     # No finally-block runs any more. Files are written under temporary names, and the system frees the run's lock.
+    os._exit(130)
+
+
+def _follow_parent(parent: int, grace: float) -> None:
+    """Stops this process when it has another parent, as a second signal would where that does not suffice."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace)
     os._exit(130)

@@ -38,12 +38,7 @@ def _main(argv: Sequence[str] | None) -> None:
     models = options.model or [str(find_newest_run())]
     predictor = Predictor.load(models, threads=options.threads)
     name = " + ".join(Path(model).absolute().name for model in models)
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    try:
-        place = socket.create_server((options.host, options.port), family=family, backlog=128)
-    except OSError as error:
-        line = f"Expected a free port at --host {options.host}. Received: {error.strerror} for {options.port}. Choose another --port."
-        raise ValueError(line) from error
+    place = open_place(options.host, options.port, options.max_seconds)
     app = make_app(predictor, name, limits)
     log.info("%s (%s) at http://%s:%d", name, ", ".join(predictor.engines), options.host, place.getsockname()[1])
     # Warnings of the other rooms name scans.
@@ -54,6 +49,23 @@ def _main(argv: Sequence[str] | None) -> None:
     except KeyboardInterrupt:
         # uvicorn has answered the requests that were there, and then passes the signal on.
         log.info("stopped")
+
+
+def open_place(host: str, port: int, seconds: float) -> socket.socket:
+    """Opens the socket that the server listens to. A client that takes nothing of its answer for so many seconds is cut off.
+
+    Raises:
+        ValueError: If the port is not free, or the host is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        place = socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        line = f"Expected a free port at --host {host}. Received: {error.strerror} for {port}. Choose another --port."
+        raise ValueError(line) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the sockets of its clients inherit it
+        place.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(math.ceil(1000 * seconds), 1 << 30))
+    return place
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 import modules
-from modules.api.errors import MRIError, PredictionError, TooLargeError
+from modules.api.errors import MissingPackageError, MRIError, PredictionError, TooLargeError
 from modules.api.predictor import Predictor
 from modules.serve.answers import ANSWERS, describe_model, make_answer
 from modules.serve.desk import Desk
@@ -28,6 +28,8 @@ log = logging.getLogger("mri.serve")
 
 # nginx's status for a client that went away; nobody receives it.
 CLIENT_GONE = 499
+# The first that fits. A package that is missing is no fault of the client's: this server cannot do what others can.
+_STATUSES = ((TooLargeError, 413), (PredictionError, 500), (MissingPackageError, 501))
 _FORM = {
     "type": "object",
     "properties": {"file": {"type": "string", "format": "binary"}, "series": {"type": "string"}},
@@ -133,6 +135,6 @@ class _Service:
                     on_batch=lambda windows: check(),
                 )
             except MRIError as error:
-                status = 413 if isinstance(error, TooLargeError) else 500 if isinstance(error, PredictionError) else 400
+                status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 400)
                 raise Refusal(status, str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), "the upload")) from error
             return make_answer(kind, saved, self._name)

@@ -94,6 +94,10 @@ def store_scan(form: FormData, folder: Path, channels: Sequence[str], most: int)
             most -= _unpack(part.file, path, most)
         else:
             path = folder / f"{stem}{_find_suffix(part)}"
+            if path.suffix in DICOM_SUFFIXES:
+                # DICOM files in one folder are looked at together, and a slice that is a channel must not be taken for its neighbour's.
+                path = folder / stem / path.name
+                path.parent.mkdir()
             part.file.seek(0)
             with path.open("xb") as target:
                 shutil.copyfileobj(part.file, target, _PIECE)

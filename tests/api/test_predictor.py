@@ -18,11 +18,9 @@ import pytest
 
 import predict
 from modules import InputError, MissingPackageError, ModelError, MRIError, PredictionError, Predictor, TooLargeError, evaluate
-from modules.api.predictor import measure_volumes
-from modules.data.case import Case, LabelRule, Predicted, Volume
+from modules.data.case import LabelRule
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
-from modules.data.regions import Region
 from modules.data.series import import_pydicom
 from modules.networks import with_head
 from modules.predict.bundle import ModelBundle
@@ -205,19 +203,12 @@ def test_slices_have_no_millilitres(tmp_path):
     assert np.isnan(found.volumes_ml["a"])
 
 
-def test_volumes_of_regions_count_all_their_parts():
-    label = np.array([[[0, 1, 1, 2]]], np.uint8)
-    item = Predicted(Case("a", "a", ()), Volume(label[..., np.newaxis], None, (10.0, 10.0, 10.0)), None, label)
-    regions = (Region((1, 2), 1), Region((2,), 2))
-    assert measure_volumes(item, ("background", "whole", "core"), regions) == {"whole": 3.0, "core": 1.0}
-    assert measure_volumes(item, ("background", "a", "b"), ()) == {"a": 2.0, "b": 1.0}
-
-
 ARRAY = np.zeros((16, 16, 16))
 WRONG = [
     ((np.zeros((4, 4)),), {}, r"Expected `array` of 3 axes, and one more for channels. Received: shape \(4, 4\)."),
     ((np.zeros((0, 4, 4)),), {}, r"Received: shape \(0, 4, 4\)."),
-    ((np.zeros((4, 4, 4), complex),), {}, "Expected `array` of integers or real numbers. Received: complex128."),
+    ((np.zeros((4, 4, 4), complex),), {}, "Expected `array` of integers or real numbers. Received: ndarray of complex128."),
+    ((nib.Nifti1Image(np.zeros((4, 4, 4)), None),), {}, "Received: Nifti1Image of object. Convert it; of an image give its voxels"),
     ((np.full((4, 4, 4), np.nan), np.eye(4)), {}, "Expected finite values in `array`. Received: 64 NaN or infinite."),
     ((np.full((4, 4, 4), 1e39), np.eye(4)), {}, "Received: 64 NaN or infinite in float32."),
     ((ARRAY,), {}, "Expected `affine` or `spacing_mm` for a volume. Received: neither."),
@@ -251,6 +242,13 @@ def test_what_does_not_fit_is_refused_in_one_line(model, scan, tmp_path):
         Predictor.load([])
     with pytest.raises(ModelError, match=r"Expected `engine` in .* Received: 'tpu'"):
         Predictor.load(model, "tpu")
+    for threads in (0, -1, "2"):
+        with pytest.raises(ModelError, match=f"Expected `threads` of 1 or more, or None. Received: {threads!r}."):
+            Predictor.load(model, threads=threads)
+    with pytest.raises(ModelError, match="Expected a path, or several. Received: None."):
+        Predictor.load(None)
+    with pytest.raises(InputError, match="Expected a path, or several. Received: b'a.nii'."):
+        predictor.predict_file(b"a.nii")
 
 
 def test_an_engine_that_fails_is_told_from_a_scan_that_does_not_fit(model, scan, monkeypatch):
@@ -280,6 +278,14 @@ def test_scores_are_those_of_the_command(model, scan, tmp_path, monkeypatch):
     assert found.summary["volume"]["a"]["dice"] == found.scores[0].dice
     with pytest.raises(InputError, match="Expected a label for"):
         evaluate(model, scan, tmp_path / "out")
+
+    def overflow(self, inputs):
+        return np.full((*inputs.shape[:-1], 3), np.nan, np.float32)
+
+    monkeypatch.setattr(OpenVinoModel, "predict_on_batch", overflow)
+    for call in (lambda: evaluate(model, scan, tmp_path / "labels"), lambda: Predictor.load(model, "openvino").predict_file(scan)):
+        with pytest.raises(PredictionError, match="^Expected finite probabilities. Received: NaN from the model for .*scan.nii.gz"):
+            call()
 
     def fail(self, inputs):
         raise EngineError("broken")

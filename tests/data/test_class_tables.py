@@ -158,3 +158,10 @@ def test_a_grey_mask_in_three_equal_channels_is_read_and_colours_are_not(tmp_pat
     colours = write(tmp_path / "c.png", np.dstack([mask, mask, opaque]))
     with pytest.raises(ValueError, match=r"Expected a label of one channel. Received: 3 channels in .*c.png. Colours are no classes"):
         survey_labels([colours])
+
+
+def test_a_file_of_another_kind_is_no_name_of_a_class(tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"Expected names in `classes`, or a file ending in .csv, .*json. Received: .*classes.json"):
+        _choose([0, 1], [str(path)])

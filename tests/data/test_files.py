@@ -23,6 +23,7 @@ from modules.data.files import (
     replace_file,
     stem_of,
     suffix_of,
+    sweep,
 )
 
 
@@ -205,3 +206,16 @@ def test_a_lock_keeps_another_out_until_it_ends(tmp_path):
         assert third
     with hold(tmp_path / "none") as held:
         assert not held
+
+
+def test_what_a_killed_command_left_is_removed_when_it_is_old(tmp_path):
+    old, young, own = (tmp_path / name for name in (f"{TEMPORARY}a.nii", f"{TEMPORARY}b.nii", "c.nii"))
+    for path in (old, young, own):
+        path.touch()
+    (tmp_path / f"{TEMPORARY}bundle").mkdir()
+    hours_ago = time.time() - 2 * 3600
+    for path in (old, own, tmp_path / f"{TEMPORARY}bundle"):
+        os.utime(path, (hours_ago, hours_ago))
+    assert sweep(tmp_path) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{TEMPORARY}b.nii", f"{TEMPORARY}bundle", "c.nii"]
+    assert sweep(tmp_path / "absent") == 0

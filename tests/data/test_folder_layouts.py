@@ -43,6 +43,8 @@ def _search(root):
         ("p1/images/a.png", "p1/labels/a.png"),
         ("case1/t1.nii.gz", "case1/seg.nii.gz"),
         ("case1/images/t1.nii.gz", "case1/labels/mask.nii.gz"),
+        ("case1/image/mri.nii.gz", "case1/label/tumour.nii.gz"),
+        ("case1/mri.nii.gz", "case1/tumour_mask.nii.gz"),
         ("images/a_T1.nii.gz", "labels/a.nii.gz"),
         ("T1/a.nii.gz", "labels/a.nii.gz"),
         ("scans/p1/a.nii.gz", "labels/a.nii.gz"),
@@ -96,6 +98,8 @@ def test_channels_by_number_by_ending_and_by_folder(tmp_path, files, channels):
         ("case1/a.dcm case1/b.dcm", "case1/case1_seg.nii.gz", "case1"),
         ("case1/dicom/a.dcm case1/dicom/b.dcm", "case1/seg.nii.gz", "case1/dicom"),
         ("case1/images/a.dcm case1/images/b.dcm", "case1/labels/seg.nii.gz", "case1/images"),
+        ("case1/study/T1/a.dcm case1/study/T1/b.dcm", "case1/seg.nii.gz", "case1/study"),
+        ("case1/dicom/a.dcm case1/dicom/b.dcm", "case1/label/tumour.nii.gz", "case1/dicom"),
         ("train/images/p1/a.dcm", "train/labels/p1.nii.gz", "train/images/p1"),
         ("images/case1.dcm", "labels/case1.png", "images/case1.dcm"),
     ],
@@ -295,3 +299,11 @@ def test_an_empty_list_has_no_pairs(tmp_path):
     found = search_folder(tmp_path)
     find_pairs(tmp_path, [], found)
     assert (found.pairs, found.left_out, found.layout) == ([], {}, "")
+
+
+def test_names_that_differ_are_a_pair_only_where_nothing_else_is_there(tmp_path):
+    plant(tmp_path, "p1/mri.nii", "p1/tumour_mask.nii", "p1/kidney_mask.nii", "p2/t1.nii", "p2/t2.nii", "p2/tumour_mask.nii")
+    plant(tmp_path, "p3/mri.nii", "p3/tumour_mask.nii", "images/a.nii", "labels/b.nii")
+    files, left_out = _search(tmp_path)
+    assert files == {"p3": ["p3/mri.nii", "p3/tumour_mask.nii"]}
+    assert len(left_out[NO_IMAGE]) == len(left_out[NO_LABEL]) == 4

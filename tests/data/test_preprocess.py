@@ -320,3 +320,12 @@ def test_a_fill_on_either_side_leaves_the_object_its_contrast(intensity, fill, s
     assert (np.diff(kept) >= 0).all()
     outside = array[5:].ravel()
     assert (outside <= kept.min()).all() if fill < 0 else (outside >= kept.max()).all()
+
+
+def test_sizes_that_differ_in_the_last_digits_give_one_grid():
+    grids = set()
+    for size in (1.5, np.nextafter(np.float32(1.5), np.float32(1)), np.nextafter(np.float32(1.5), np.float32(2))):
+        image = Volume(np.zeros((25, 4, 4, 1), np.float32), None, (float(size), 1.0, 1.0))
+        grids.add(Preprocessing(3, spacing_mm=(1.0, 1.0, 1.0)).measure(image).grid)
+    # 25 x 1.5 is 37.5, half way between two grids.
+    assert grids == {(38, 4, 4)}

@@ -93,7 +93,10 @@ def test_intensities_are_compared_without_their_scale():
     assert _find(ranges, _scan(100 - SQUARE), preprocessing)[0].startswith(
         "intensities as of an inverted contrast with quartiles at 43, 74, 94 %"
     )
-    assert not _find(ranges, _scan(np.full(101, 7, np.float32)), preprocessing)
+    # A network that was trained on many contrasts is told about none, but still about voxels.
+    many = ranges.allow_contrasts()
+    assert not _find(many, _scan(100 - SQUARE), preprocessing)
+    assert len(_find(many, _scan(100 - SQUARE, spacing=(1.0, 1.0, 2.0)), preprocessing)) == 1
 
 
 def test_intensities_that_preprocessing_does_not_mend():
@@ -106,6 +109,14 @@ def test_intensities_that_preprocessing_does_not_mend():
     assert _find(ranges, _scan(hot), preprocessing) == ["a few outliers that leave 9.8 % of the range to the rest (trained: 98 to 98)"]
     ranges, preprocessing = _pool(_scan(), intensity="zscore")
     assert not _find(ranges, _scan(hot), preprocessing)
+
+
+def test_a_scan_of_one_value_is_told_and_one_of_few_bright_voxels_is_not():
+    ranges, preprocessing = _pool(_scan())
+    assert _find(ranges, _scan(np.full_like(RAMP, 7)), preprocessing) == ["one value in every voxel"]
+    sparse = np.zeros_like(RAMP)
+    sparse[-1] = 1000
+    assert "one value in every voxel" not in _find(ranges, _scan(sparse), preprocessing)
 
 
 def test_each_channel_is_compared_on_its_own():

@@ -56,6 +56,7 @@ def load(monkeypatch):
         )
         monkeypatch.setattr(ModelBundle, "load", lambda *_: bundle)
         monkeypatch.setattr(predict, "identify", lambda run: "x")
+        monkeypatch.setattr(predict, "read_channels", lambda run: ("T1",))
 
     return use
 

@@ -14,7 +14,7 @@ from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import IGNORE, Region
 from modules.networks import build, with_head
-from modules.predict.bundle import ModelBundle, set_mirror, set_postprocessing, write_description
+from modules.predict.bundle import ModelBundle, find_bundle, set_mirror, set_postprocessing, write_description
 from modules.predict.cases import PredictionOptions, cut_samples, predict_cases, predict_images
 from modules.predict.postprocess import Postprocessing, Step
 from modules.run.proof import hash_weights
@@ -358,3 +358,13 @@ def test_a_reader_that_brings_the_old_bundle_back_does_not_end_the_training_that
     newer.save(tmp_path / "bundle")
     assert ModelBundle.load(tmp_path).provenance == {"seed": 43}
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_is_found_from_within_its_run(tmp_path, monkeypatch):
+    make_bundle().save(tmp_path / "run" / "bundle")
+    for place, path in (("run", "."), ("run/bundle", "."), ("run/bundle", "..")):
+        monkeypatch.chdir(tmp_path / place)
+        assert find_bundle(Path(path)) == tmp_path / "run" / "bundle"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="Expected a trained model in .* Received: no bundle.json there."):
+        find_bundle(Path("."))

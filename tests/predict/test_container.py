@@ -70,7 +70,7 @@ def test_every_package_is_locked_with_its_hash(tmp_path):
     command = re.search(r"awk .* requirements-dev\.lock", DOCKERFILE)[0]
     found = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     packages = re.findall(r"^(\S+)==", found, re.MULTILINE)
-    assert packages == ["pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "simpleitk"]
+    assert packages == ["highdicom", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "simpleitk"]
     blocks = re.split(r"^(?=\S+==)", found, flags=re.MULTILINE)[1:]
     assert all("--hash=sha256:" in block for block in blocks)
 

@@ -1,5 +1,7 @@
 """Scans of every volume format through predict.py: the same label map in the same place, or one line."""
 
+from dataclasses import replace
+
 import keras
 import nibabel as nib
 import numpy as np
@@ -8,13 +10,13 @@ from command_helpers import expect_one_line
 from dicom_helpers import draw_volume, make_enhanced, make_file, write_series
 
 import predict
-from modules.data.case import LabelRule
+from modules.data.case import LabelRule, read_case
 from modules.data.formats import read_file
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
 from modules.networks import with_head
 from modules.predict.bundle import ModelBundle
-from modules.predict.inputs import find_images
+from modules.predict.inputs import find_images, make_cases
 
 OBLIQUE = (0.8, 0.6, 0, -0.36, 0.48, 0.8)
 LOCALISER = {
@@ -130,6 +132,36 @@ def test_the_only_series_beside_localisers_is_taken_and_the_others_are_told(tmp_
     assert found == [("p1", "", "p1", "1.2.3.4")]
     assert not search.failures
     assert "left out are 2 series: 1 '3-plane loc' (1 slice(s) of 7x6, MR, a localiser); 4 't1 mprage' (1 slice(s)" in search.remarks[0]
+
+
+def test_each_channel_is_a_series_of_the_study_by_its_folder_or_description(bundle, tmp_path, capsys):
+    model = replace(ModelBundle.load(bundle, "keras"), channels=("t1", "flair"))
+    root, volume = tmp_path / "in", draw_volume()
+    for number, (name, folders) in enumerate({"p1": ("T1", "flair"), "p2": ("a", "b")}.items()):
+        own = {"StudyInstanceUID": f"1.{number}"}
+        write_series(root / name / folders[1], volume + np.int16(1), **own, **FLAIR | {"SeriesInstanceUID": f"1.{number}.5"})
+        write_series(root / name / folders[0], volume, SeriesInstanceUID=f"1.{number}.4", **own)
+        write_series(root / name / "loc", volume[:1], **own, **LOCALISER | {"SeriesInstanceUID": f"1.{number}.1"})
+    search = find_images([str(root)], [], "", model.channels)
+    assert "series 4 't1 mprage' and series 5 'FLAIR sag' of " in search.remarks[0]
+    cases, failures = make_cases(search.images, None, model)
+    assert not failures
+    assert not search.failures
+    assert [(case.case_id, case.image_paths, case.series) for case in cases] == [
+        (f"p{number + 1}", (root / f"p{number + 1}",) * 2, (f"1.{number}.4", f"1.{number}.5")) for number in range(2)
+    ]
+    image, _ = read_case(cases[0], replace(model, preprocessing=Preprocessing(3)))
+    np.testing.assert_array_equal(image.array, np.stack([volume, volume + 1], axis=-1).transpose(2, 1, 0, 3))
+    # No description names the second channel, or both name the first, or one names both.
+    for first, second in (("t1", "t2"), ("t1 a", "t1 and flair"), ("t1 and flair", "t2")):
+        for name, uid, description in (("a", "1.1.4", first), ("b", "1.1.5", second)):
+            own = {"StudyInstanceUID": "1.1", "SeriesInstanceUID": uid, "SeriesDescription": description}
+            write_series(root / "p2" / name, volume, **own)
+        search = find_images([str(root)], [], "", model.channels)
+        (failure,) = search.failures
+        line = f"Expected a DICOM series for each channel of the model, t1, flair, in {root / 'p2'}. Received: 2 series: 4 't1"
+        assert line in str(failure)
+        assert len(search.images) == 2
 
 
 def test_studies_are_scans_of_their_own_and_a_file_stands_for_its_series(tmp_path):

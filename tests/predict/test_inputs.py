@@ -229,3 +229,22 @@ def test_labels_of_bids_are_found_by_the_rule_of_the_training(folder):
     bundle = _bundle(renames=((r"_T1w((?i:\.nii))$", r"_dseg\1"),))
     cases, lacking = make_cases(find_images(["sub-1/anat/sub-1_T1w.nii"], RULES).images, Path("derivatives"), bundle)
     assert (cases[0].label_path, lacking) == (Path("derivatives/m/sub-1_dseg.nii"), [])
+
+
+def test_labels_of_bids_are_found_without_such_a_rule(folder):
+    folder(
+        *(f"sub-{number}/anat/sub-{number}_T1w.nii" for number in range(1, 6)),
+        "derivatives/m/sub-1_dseg.nii", "derivatives/m/sub-1_space-MNI152_dseg.nii", "derivatives/m/sub-1_desc-brain_mask.nii",
+        "derivatives/m/sub-2_label-lesion_mask.nii", "derivatives/m/sub-3_ses-2_dseg.nii", "derivatives/m/sub-4_desc-brain_mask.nii",
+        "derivatives/m/sub-5_desc-a_dseg.nii", "derivatives/m/sub-5_desc-b_dseg.nii",
+    )  # fmt: skip
+    cases, lacking = make_cases(find_images(["."], RULES).images, Path("derivatives"), _bundle())
+    assert [(case.subject_id, case.label_path and case.label_path.name) for case in cases] == [
+        ("sub-1", "sub-1_dseg.nii"),
+        ("sub-2", "sub-2_label-lesion_mask.nii"),
+        ("sub-3", None),
+        ("sub-4", None),
+        ("sub-5", None),
+    ]
+    assert ["no sub-3_T1w.nii in" in str(lacking[0]), "no sub-4_T1w.nii in" in str(lacking[1])] == [True, True]
+    assert "Expected one label for sub-5/anat/sub-5_T1w.nii. Received: derivatives/m/sub-5_desc-a_dseg.nii and " in str(lacking[2])

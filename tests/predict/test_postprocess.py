@@ -108,3 +108,11 @@ def test_an_ensemble_takes_the_steps_that_all_share_with_the_smallest_size():
     assert share([models[0], *none]) == Postprocessing()
     texts = Postprocessing((Step("keep_largest", FOREGROUND), holes)).describe(NAMES, 3)
     assert texts == ["keep the largest object of the whole foreground", "fill holes of a"]
+
+
+def test_sizes_that_differ_in_the_last_digits_leave_the_same_objects():
+    label = np.zeros((4, 4, 4), np.uint8)
+    label[0, 0, :3] = 1
+    for size in (1.1, float(np.nextafter(np.float32(1.1), np.float32(1)))):
+        assert _apply(label, Step("remove_small", 1, 3 * 1.1), spacing_mm=(1.0, 1.0, size)).sum() == 3
+    assert _apply(label, Step("remove_small", 1, 3 * 1.1), spacing_mm=(1.0, 1.0, 1.0999)).sum() == 0

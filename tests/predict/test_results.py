@@ -2,16 +2,18 @@
 
 import csv
 import json
+import re
 
 import nibabel as nib
 import numpy as np
 import pytest
+from command_helpers import expect_one_line
 from output_helpers import AFFINE, save_bands
 
 import predict
 from modules import reports
 from modules.data.regions import Region
-from modules.predict.results import measure_classes
+from modules.predict.results import measure_classes, measure_sizes
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,8 @@ def test_regions_are_measured_whole_and_nothing_is_no_component():
     whole, core = measure_classes(label, names, regions, (1.0, 2.0, 5.0))
     assert (whole["voxels"], whole["ml"], whole["components"]) == (4, 0.04, 2)
     assert (core["voxels"], core["ml"], core["components"]) == (2, 0.02, 2)
+    assert measure_sizes(label, names, regions, (10.0, 10.0, 10.0)) == {"whole": (4, 4.0), "core": (2, 2.0)}
+    assert measure_sizes(label, names, (), (10.0, 10.0, 10.0)) == {"whole": (2, 2.0), "core": (2, 2.0)}
     (nothing,) = measure_classes(np.zeros((3, 3), np.uint8), ("background", "a"))
     assert nothing == {"name": "a", "voxels": 0, "ml": None, "components": 0}
 
@@ -187,3 +191,34 @@ def test_the_files_of_a_folder_of_scans_are_those_of_the_scans(run, tmp_path):
     for _ in range(2):
         assert run(tmp_path / "out", "--save", "seg.nrrd") == 0
         assert [case["case"] for case in _read_json(tmp_path)["cases"]] == ["a"]
+
+
+def test_subjects_are_those_of_the_user_and_a_later_call_corrects_them(run, tmp_path, write_nifti, capsys):
+    for name in ("a_1", "a_2", "b_1"):
+        write_nifti(f"in/{name}.nii.gz", _make_scan(), AFFINE)
+        write_nifti(f"labels/{name}.nii.gz", np.zeros(_make_scan().shape, np.uint8), AFFINE)
+    labels = ["--labels", tmp_path / "labels"]
+    assert run(tmp_path / "in", *labels) == 0
+    assert [row["subject"] for row in _read_rows(tmp_path)][::2] == ["a_1", "a_2", "b_1"]
+    capsys.readouterr()
+    assert run(tmp_path / "in", *labels, "--subjects", "^(.)_") == 0
+    text = capsys.readouterr().out
+    assert "0 done, 0 failed, 3 skipped" in text
+    # The means are over two subjects.
+    assert re.search(r"grey matter +0.000 \[.* 2 +0\n", text), text
+    assert [row["subject"] for row in _read_rows(tmp_path)][::2] == ["a", "a", "b"]
+    assert [case["subject"] for case in _read_json(tmp_path)["cases"]] == ["a", "a", "b"]
+    with (tmp_path / "out" / "scored_cases.csv").open(newline="") as file:
+        assert [row["subject"] for row in csv.DictReader(file)] == ["a", "a", "b"]
+    expect_one_line(capsys, run(tmp_path / "in", "--subjects", "^(a)_"), "Expected the subject of every case from `subjects`, ^(a)_.")
+
+
+def test_tables_that_cannot_be_written_do_not_hide_that_the_label_maps_are_there(run, tmp_path, write_nifti, capsys):
+    path = write_nifti("a.nii.gz", _make_scan(), AFFINE)
+    (tmp_path / "out" / "results.json").mkdir(parents=True)
+    assert run(path) == 3
+    text = capsys.readouterr().out
+    assert "failed: Expected to write " in text
+    assert "results.json to its end. Received: Is a directory." in text
+    assert "1 done, 1 failed, 0 skipped" in text
+    assert (tmp_path / "out" / "a_prediction.nii.gz").is_file()

@@ -223,3 +223,14 @@ def test_more_batches_an_update_than_steps_would_leave_the_weights_as_they_were(
     assert _plan(epochs=2, accumulate=24, batch_size=2).steps_per_epoch == 12
     with pytest.raises(ValueError, match="Expected `accumulate` up to the 24 steps of the whole training. Received: 25"):
         _plan(epochs=2, accumulate=25, batch_size=2)
+
+
+@pytest.mark.parametrize("intensity", ["ct", "own"])
+def test_contrasts_are_not_drawn_where_intensities_mean_the_same_in_each_scan(intensity):
+    spec = replace(BRAINS, preprocessing=replace(BRAINS.preprocessing, intensity="fixed"))
+    with pytest.raises(
+        ValueError, match=r"Expected `intensity` measured in each scan beside `augment` 'synthetic'. Received: '(ct|fixed)'"
+    ):
+        _plan(spec=spec, augment="synthetic", intensity=intensity)
+    assert _plan(spec=spec, augment="synthetic", intensity="zscore").preprocessing.intensity == "zscore"
+    assert _plan(spec=spec, augment="strong", intensity=intensity).preprocessing.intensity in ("ct", "fixed")

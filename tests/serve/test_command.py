@@ -1,11 +1,13 @@
 """The command `mri-serve`: the commands of docs/serving.md against it, its end, and its flags."""
 
+import errno
 import gzip
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from serve_helpers import httpx
 
 import predict
 from modules.packages import describe_missing
-from modules.serve.__main__ import main
+from modules.serve.__main__ import main, open_place
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,3 +76,17 @@ def test_a_package_that_is_missing_names_the_extra():
         "Expected the package python-multipart. Received: none. pip install python-multipart; the extra 'serve' of this program has all "
         "that it uses."
     )
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_cut_off():
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        pytest.skip("only Linux knows this limit")
+    with open_place("127.0.0.1", 0, 0.2) as place, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(place.getsockname())
+        answering, _ = place.accept()
+        with answering:
+            answering.settimeout(60)
+            with pytest.raises(OSError, match="timed out") as caught:
+                answering.sendall(bytes(1 << 25))
+        assert caught.value.errno == errno.ETIMEDOUT

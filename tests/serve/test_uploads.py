@@ -3,12 +3,18 @@
 import gzip
 import io
 import struct
+import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from serve_helpers import StubPredictor, serve
 
+from modules import Predictor
+from modules.data.case import read_volume
+from modules.data.series import import_pydicom
+from modules.predict.bundle import ModelBundle
 from modules.serve import uploads
 from modules.serve.limits import Limits
 
@@ -152,3 +158,35 @@ def test_channels_come_in_their_order_or_by_name():
         assert response.json()["error"] == (
             "Expected a scan as `file`, or one for each of 2 channels in this order: t1, t2. Received: t1. Send it as a form."
         )
+
+
+def test_slices_that_are_channels_are_not_taken_for_one_another(model, tmp_path):
+    """Both are of one series and one place, as the echoes of a scan are."""
+    dicom = pytest.importorskip("dicom_helpers")
+    pixels = np.random.default_rng(0).integers(0, 400, (2, 17, 18)).astype(np.uint16)
+    for name, slice_ in zip("ab", pixels, strict=True):
+        dicom.write_series(tmp_path / name, slice_[np.newaxis])
+    seen = []
+
+    class Stub(StubPredictor):
+        channels = ("t1", "t2")
+
+        def save_file(self, paths, folder, **options):
+            case = Predictor([replace(ModelBundle.load(model, "openvino"), channels=self.channels)], ())._find_case(paths, "")
+            seen.append(read_volume(case.image_paths, None, case.series).array)
+            raise SystemError
+
+    with serve(Stub(), Limits()) as client:
+        client.post("/predict", files=[("file", (f"{name}.dcm", (tmp_path / name / "IM0000").read_bytes())) for name in "ab"])
+    np.testing.assert_array_equal(seen[0], pixels.transpose(2, 1, 0))
+
+
+def test_a_package_that_the_server_lacks_is_no_fault_of_the_client(client, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    import_pydicom.cache_clear()
+    try:
+        response = client.post("/predict", files={"file": ("a.dcm", DICOM)})
+    finally:
+        import_pydicom.cache_clear()
+    assert response.status_code == 501
+    assert response.json()["error"].endswith("Install it: pip install pydicom; the extra 'formats' of this program has all such packages.")
