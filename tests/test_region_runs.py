@@ -172,7 +172,7 @@ def test_one_region_against_the_rest_ignores_the_same_voxels(root):
 
 def test_a_training_begins_from_a_model_of_regions(root, run, tmp_path, monkeypatch):
     held = []
-    monkeypatch.setattr(train, "carry_out", lambda prepared, run, environment: held.append(prepared))
+    monkeypatch.setattr(train, "carry_out", lambda prepared, run, environment, **_: held.append(prepared))
     flags = ["--dataset", "msd", "--data", str(root), "--init", str(run), "--epochs", "1", "--batch-size", "4", "--shape", "16", "16"]
     places = ["--runs", str(tmp_path), "--cache", str(root.parent / "cache")]
     for target in ([], ["--target", "posterior"]):

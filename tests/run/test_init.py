@@ -29,7 +29,7 @@ def prepare(phantoms, tmp_path, monkeypatch):
 
     def run(dataset, source, *flags):
         held = []
-        monkeypatch.setattr(train, "carry_out", lambda prepared, run, environment: held.append(prepared))
+        monkeypatch.setattr(train, "carry_out", lambda prepared, run, environment, **_: held.append(prepared))
         places = ["--data", str(phantoms / dataset), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
         assert train.main(["--dataset", dataset, "--init", str(source), *SMALL, *places, *flags]) == 0
         return held[0]
