@@ -68,7 +68,7 @@ def test_a_run_on_volumes_leaves_scores_in_millimetres_and_pictures(runs, phanto
     assert {row["class"] for row in rows} == set(bundle.class_names[1:])
     assert all(float(row["reference_ml"]) > 0 and float(row["hd_mm"]) >= float(row["hd95_mm"]) > 0 for row in rows)
     pictures = {path.name.split("_")[0] for path in (run / "figures").iterdir()}
-    assert pictures == {"accuracy.png", "comparison", "dice.png", "loss.png", "montage", "slices"}
+    assert pictures == {"accuracy.png", "comparison", "dice.png", "loss.png", "montage", "reliability.png", "slices"}
     assert check_numbers(page := Page(run / "report.html"), run, "summary.json")
     assert page.list_loads() == []
     assert (len(bundle.window.sizes), len(bundle.model.input_shape)) == (3, 4 if "al" in name.split("-")[1] else 5)
