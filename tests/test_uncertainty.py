@@ -1,4 +1,4 @@
-"""What predict.py says of its own errors, through the command: maps, predicted Dice, and cases to check."""
+"""Words of predict.py about its own errors, through the command: maps, predicted Dice, and cases to check."""
 
 import json
 

@@ -30,7 +30,7 @@ Read = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
 
 class Reader(Protocol):
-    """What reads batches, see `modules.data.pipeline.BatchReader`. Pickle must take it."""
+    """A reader of batches, see `modules.data.pipeline.BatchReader`. Pickle must take it."""
 
     layout: Layout
 

@@ -1,4 +1,4 @@
-"""What the probabilities of a prediction tell of its errors: maps of doubt, histograms to calibrate them by, and an expected Dice."""
+"""The errors that the probabilities of a prediction tell of: maps of doubt, histograms to calibrate them by, and an expected Dice."""
 
 import math
 from collections.abc import Callable, Sequence

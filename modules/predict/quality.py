@@ -41,7 +41,7 @@ class Judgement(NamedTuple):
 
     @property
     def check(self) -> bool:
-        """Whether somebody should look at the case."""
+        """True if somebody should look at the case."""
         return bool(self.reasons)
 
 

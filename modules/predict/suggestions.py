@@ -1,4 +1,4 @@
-"""Which unlabelled scans to label next: how much a model doubts its label map of each, and how unlike one another they are.
+"""The choice of unlabelled scans to label next: how much a model doubts its label map of each, and how unlike one another they are.
 
 All functions are pure. `modules.run.suggest` is the command.
 """

@@ -1,4 +1,4 @@
-"""How probabilities compare with frequencies, and predicted with true Dice."""
+"""Pictures of probabilities beside frequencies, and of predicted beside true Dice."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

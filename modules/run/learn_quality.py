@@ -271,7 +271,7 @@ class _Rows(NamedTuple):
 
     @property
     def beyond(self) -> np.ndarray:
-        """Whether each row's case lies beyond the limit, `(n,)`."""
+        """True for each row whose case lies beyond the limit, `(n,)`."""
         return self.inputs[:, -1] < 0
 
     def fit(self, kept: np.ndarray | None = None) -> _Lines:

@@ -37,7 +37,7 @@ log = logging.getLogger("mri")
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What the flags say about workers.
+    """The workers that the flags ask for.
 
     Attributes:
         kind: "local" for processes on this machine, "slurm" or "ray".

@@ -1,4 +1,4 @@
-"""What probabilities tell of errors, by hand."""
+"""Errors that probabilities tell of, by hand."""
 
 import math
 

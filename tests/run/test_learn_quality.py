@@ -1,4 +1,4 @@
-"""What is learnt from observations made by hand, few and many."""
+"""Judgements learnt from observations made by hand, few and many."""
 
 import numpy as np
 import pytest
