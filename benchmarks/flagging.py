@@ -1,4 +1,4 @@
-"""A measure of how well a run knows its own errors: predicted beside true Dice on its test cases, and how many scans damaged on purpose it flags.
+"""Measures how a run knows its errors: predicted beside true Dice on its test cases, and how many scans damaged on purpose it flags.
 
     python benchmarks/flagging.py RUN --other FOLDER_OF_SCANS
 

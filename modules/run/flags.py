@@ -144,7 +144,7 @@ def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec],
         "train_only": bool(given.pop("train_only", False)),
         "search": given.pop("search", None) or 0,
     }
-    if machines["search"] < 0:
+    if machines["search"] < 0 or values.get("search") == 0:
         raise ValueError(f"Expected `search` of 1 training or more. Received: {machines['search']}.")
     preset, config, listed, plan_only = (given.pop(name, None) for name in ("preset", "config", "list", "plan_only"))
     resume, verify = (Path(run) if run else None for run in (given.pop("resume", None), given.pop("verify", None)))

@@ -106,3 +106,9 @@ def test_a_run_of_an_unknown_data_set_is_named(tmp_path):
     write_json(tmp_path / "run.json", {"config": Settings(dataset="liver").to_json()})
     with pytest.raises(ValueError, match=r"Expected `dataset` in \('hipmri', .*\). Received: 'liver' in .*run.json. Start the run anew."):
         parse(["--resume", str(tmp_path)])
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_search_has_at_least_one_training(number):
+    with pytest.raises(ValueError, match=f"Expected `search` of 1 training or more. Received: {number}."):
+        parse_training(["--dataset", "hipmri", "--search", number], DATASETS)
