@@ -107,10 +107,10 @@ def count_program(network, *, plain: bool) -> dict[str, int]:
     """Counts in the program that JAX gives to XLA for a step on a GPU, with Keras's own layers if `plain`."""
     import jax
 
-    from modules.model.fast_layers import replace_calls
-
-    # The trainer does so by itself on a GPU.
     if not plain:
+        from modules.model.fast_layers import replace_calls
+
+        # The trainer does so by itself on a GPU.
         replace_calls(network)
     trainer = make_trainer(network)
     groups = (trainer.trainable_variables, trainer.non_trainable_variables, trainer.optimizer.variables, trainer.metrics_variables)
