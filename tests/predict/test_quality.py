@@ -82,6 +82,20 @@ def test_a_class_that_is_not_predicted_has_no_predicted_dice():
     assert not one.check
 
 
+def test_a_class_that_good_cases_have_and_this_one_lacks_is_a_reason_to_look():
+    def judge(spread, **fields):
+        quality = make_quality(traits={"volume/a#": (5.0, spread), "spacing/#0": (0.0, 0.1)}, **fields)
+        # Postprocessing removed the class: its probabilities still expect a high Dice of it.
+        return quality.judge(Traits({"volume/a#": 0.0, "pieces/a#": math.nan, "spacing/#0": 0.0}, THUMBNAIL), make_doubt(), NAMES)
+
+    one = judge(0.5, limit=9.0)
+    assert one.distance < 1
+    assert one.reasons == ("no a found, which is rare",)
+    assert np.isnan([one.dice[0], one.low[0], one.high[0]]).all()
+    # Many good cases lack this class, so that its volume spreads widely.
+    assert not judge(2.0, limit=9.0).check
+
+
 def test_the_largest_group_is_the_distance():
     spreads = {"spacing/#0": 3.0, "spacing/#1": 1.0, "volume/a#": 2.0, "volume/b#": -4.0, "shape/b#": 0.0, "turn/#0": -2.0}
     # Image: sqrt((9 + 1) / 2) = 2.24; a: 2; b: sqrt(16 / 2) = 2.83; orientation: 2.
