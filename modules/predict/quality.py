@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modules.predict.doubt import Doubt
-from modules.predict.traits import Traits, compare, describe_trait, from_logit, name_group, to_logit
+from modules.predict.traits import LEAST_SHARE, Traits, compare, describe_trait, from_logit, name_group, to_logit
 
 # A single trait counts for so many spreads at most, so that one that was nearly constant does not decide alone.
 MOST_SPREADS = 8.0
@@ -99,6 +99,8 @@ class Quality:
         logits = predict_logits(expect_dice(traits, doubt, self.temperatures, class_names), distance, self.lines[beyond])
         error = self.errors[beyond]
         dice, low, high = (from_logit(logits + shift) for shift in (0.0, -error, error))
+        # A Dice of 0 counted as the least share when the error was measured, and that of 1 as the most.
+        low, high = np.where(low <= LEAST_SHARE, 0.0, low), np.where(high >= 1 - LEAST_SHARE, 1.0, high)
         reasons = _name_far(spreads) if distance > 1 else []
         # A missed class has no predicted Dice, and few traits that could be unusual: its volume alone tells.
         missed = [name for name in class_names[1:] if _is_absent(traits, name) and spreads.get(f"volume/{name}#", 0) <= -TELLING_SPREADS]

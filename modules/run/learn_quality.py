@@ -312,7 +312,7 @@ class _Rows(NamedTuple):
 
         Returns:
             The half widths of the interval in log odds, within the limit and beyond it; and the predicted log odds of all rows. With
-            one subject there are no others, so all are fitted and the interval is three times as wide. Without a row it is `_UNKNOWN_ERROR`.
+            one subject there are no others, so all are fitted and the interval is three times as wide. Of no rows it is unknown.
         """
         predicted, beyond = np.zeros(len(self.dice)), self.beyond
         subjects = np.unique(self.subjects)

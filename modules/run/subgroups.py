@@ -56,7 +56,7 @@ def write_subgroups(run: RunFolder, table: Path) -> None:
 
 
 def read_people(path: Path, subjects: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Reads what a table says of people: `{column: {subject: text}}`, with `UNKNOWN` where it says nothing. It warns of people without a row.
+    """Reads what a table says of people: `{column: {subject: text}}`, with `UNKNOWN` where it says nothing. It tells who has no row.
 
     Args:
         path: The table.
@@ -79,13 +79,19 @@ def read_people(path: Path, subjects: Sequence[str]) -> dict[str, dict[str, str]
     found = {subject: known.get(subject.removeprefix("sub-")) for subject in subjects}
     if not any(found.values()):
         raise ValueError(
-            f"Expected tested subjects, such as {subjects[0]}, in {path}. Received: none of {len(subjects)}. Correct the table; spreadsheets "
-            "drop leading zeros."
+            f"Expected tested subjects, such as {subjects[0]}, in {path}. Received: none of {len(subjects)}. Correct the table; "
+            "spreadsheets drop leading zeros."
         )
     if lacking := [subject for subject, row in found.items() if row is None]:
         named = ", ".join(lacking[:_MOST_NAMED]) + (", ..." if len(lacking) > _MOST_NAMED else "")
-        log.warning("%s has no row of %d of %d tested subjects (%s), who are in the group %s", path, len(lacking), len(found), named, UNKNOWN)
+        log.warning(
+            "%s has no row of %d of %d tested subjects (%s), who are in the group %s", path, len(lacking), len(found), named, UNKNOWN
+        )
     columns = [(place, name) for place, name in enumerate(header) if place != key and name]
+    if not columns:
+        raise ValueError(
+            f"Expected a column beside {header[key]} in {path}, such as age or sex. Received: none. Add what shall make groups."
+        )
     return {name: {subject: _read_cell(row, place) if row else UNKNOWN for subject, row in found.items()} for place, name in columns}
 
 

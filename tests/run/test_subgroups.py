@@ -55,6 +55,7 @@ def test_a_table_of_a_spreadsheet_is_read(tmp_path):
         (["subject,age", "07,3"], r"Expected tested subjects, such as 01, in .*a.csv. Received: none of 1."),
         (["subject,age", "01,3", "sub-01,4"], r"Expected each subject once in .*a.csv. Received: 01 twice."),
         (["subject,age", "1,3"], r"Correct the table; spreadsheets drop leading zeros."),
+        (["subject", "01"], r"Expected a column beside subject in .*a.csv, such as age or sex."),
         (["subject,age,age", "01,3,4"], r"Expected each column once in .*a.csv. Received: age twice."),
     ],
 )
