@@ -19,7 +19,11 @@ SPEC = DATASETS["oasis"]
 TINY = Settings("oasis", epochs=1, shape=(16, 16), batch_size=2, augment="light", network_options={"base_filters": 2, "levels": 1})
 
 
-def test_a_process_measures_plans_until_it_dies():
+def test_a_process_measures_plans_until_it_dies(tmp_path, monkeypatch):
+    # A module of the user's folder is not ours.
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
     plan = make_plan(TINY, SPEC, make_fingerprint([(16, 16)] * 4))
     settings = plan.resolve(TINY)
     with Probe(TINY) as probe:
