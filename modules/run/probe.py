@@ -56,7 +56,8 @@ class Probe:
         self._max_devices = max_devices
         root = Path(__file__).parents[2]
         path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", f"{__package__}.probe_worker", str(settings.seed), str(int(settings.deterministic))]
+        # Without `-P` a module of the user's folder could take the place of ours.
+        command = [sys.executable, "-P", "-m", f"{__package__}.probe_worker", str(settings.seed), str(int(settings.deterministic))]
         # A pipe would fill up with the libraries' warnings, and then stop the process.
         self._errors = tempfile.TemporaryFile("w+", errors="backslashreplace")  # noqa: SIM115
         self._process = subprocess.Popen(

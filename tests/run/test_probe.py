@@ -23,7 +23,11 @@ TINY = Settings(
 VOXELS = 200_000_000
 
 
-def test_a_process_measures_plans_until_it_dies():
+def test_a_process_measures_plans_until_it_dies(tmp_path, monkeypatch):
+    # A module of the user's folder is not ours.
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
     plan = make_plan(TINY, SPEC, make_fingerprint([(16, 16)] * 4))
     settings = plan.resolve(TINY)
     with Probe(TINY) as probe:
