@@ -157,7 +157,8 @@ def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec],
     if merge := given.pop("merge", None):
         beside = {"preset": preset, "config": config, "resume": resume, "verify": verify}
         return replace(_merge(merge, given | {name: value for name, value in beside.items() if value}, datasets), **machines)
-    if listed or not (given or preset or config or resume or verify):
+    asked = any(machines[name] for name in ("search", "train_only", "workers"))
+    if listed or not (given or preset or config or resume or verify or asked):
         return TrainingRequest(None)
     # A training would find out only once it has read the scans.
     require_backend()

@@ -107,6 +107,8 @@ def decide(
     Raises:
         FileNotFoundError, ValueError: If a case cannot be read, or cannot be computed in float32, naming its file.
     """
+    # A call that was killed may have kept flips already; "without" means without them.
+    set_mirror(run.path, False)
     bundle, entries = ModelBundle.load(run.path, precision="float32"), {}
     learns = postprocess == "learn" and not bundle.regions
     tries = precision == "auto" and bundle.engine == "openvino" and hardware.has_cpu_bfloat16()

@@ -115,3 +115,9 @@ def test_a_run_of_an_unknown_data_set_is_named(tmp_path):
 def test_a_search_has_at_least_one_training(number):
     with pytest.raises(ValueError, match=f"Expected `search` of 1 training or more. Received: {number}."):
         parse_training(["--dataset", "hipmri", "--search", number], DATASETS)
+
+
+@pytest.mark.parametrize("flags", [["--search", "2"], ["--train-only"]])
+def test_a_training_without_a_data_set_is_no_wish_for_the_list(flags):
+    with pytest.raises(ValueError, match=r"Expected --dataset in .*Received: none\."):
+        parse_training(flags, DATASETS)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from modules.data.case import Case, Predicted
+from modules.data.case import Case, Predicted, Volume
 from modules.predict.doubt import LOGITS, Doubt
+from modules.predict.engines import NotFiniteError
 from modules.predict.quality import Quality
 from modules.predict.traits import Traits
 from modules.run import learn_quality
@@ -73,6 +74,27 @@ def test_a_class_that_is_nowhere_teaches_nothing():
     quality = learn([absent], NAMES)
     assert (quality.temperatures, quality.least_dice) == ((1.0,), (0.0,))
     assert np.isnan(_judge(quality, absent).dice[0])
+    # Nobody knows how wrong a prediction is, so that a sure one may be wrong too.
+    sure = _judge(quality, _observe("new", "validate", 2.125, 2.0))
+    assert sure.high[0] - sure.low[0] > 0.5
+
+
+def test_a_damaged_copy_that_cannot_be_computed_is_left_out(monkeypatch, caplog):
+    caplog.set_level("INFO", "mri")
+    image, calls = Volume(np.ones((4, 4, 1), np.float32), np.eye(4), (1.0, 1.0)), []
+
+    def predict_read(bundles, case, image, options):
+        calls.append(case)
+        if len(calls) == 2:
+            raise NotFiniteError("Expected finite probabilities. Received: NaN from the model.")
+        return Predicted(case, image, None, np.zeros((4, 4), np.uint8))
+
+    monkeypatch.setattr(learn_quality, "read_case", lambda case, bundle: (image, np.zeros((4, 4), np.uint8)))
+    monkeypatch.setattr(learn_quality, "predict_read", predict_read)
+    found = list(learn_quality._predict_damaged(None, [Case("one", "one", ())], 3, 0))
+    assert len(calls) == 3
+    assert len(found) == 2
+    assert caplog.messages == ["a damaged copy is left out (bias field): Expected finite probabilities. Received: NaN from the model."]
 
 
 def test_cases_of_all_parts_are_predicted_and_each_damage_is_met(monkeypatch):

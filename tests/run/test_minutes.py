@@ -28,7 +28,7 @@ class _Probe:
 
     hardware = Hardware(cores=2)
 
-    def measure(self, plan, settings, spec, seconds):
+    def measure(self, plan, settings, spec, seconds, voxels):
         memory = {"base_bytes": 1 << 29, "held_bytes": 1 << 29, "peak_bytes": 1 << 30, "device_bytes": 0}
         return Timing(first_s=10.0, step_s=40.0, validation_s=0.0, weights=1, **memory)
 
