@@ -23,8 +23,8 @@ def keep_compiled(cache: Path) -> None:
     """Lets the backends keep what they compile in the folder `compiled` of a cache, and take it from there.
 
     Must be called before a backend compiles, and under TensorFlow before it is imported. What the environment sets stays as it is.
-    Processes can share the folder. A file that was cut short, or made by other versions, is compiled anew. Where the folder cannot be
-    written, nothing is kept.
+    Processes can share the folder. JAX compiles anew what was cut short, or made by other versions or for another CPU. TensorFlow writes
+    whole files only, and fails on one that was damaged afterwards. Where the folder cannot be written, nothing is kept.
 
     Args:
         cache: The cache; it need not exist.

@@ -321,9 +321,7 @@ def prepare_cases(
         write_pack(pack, {key: decode(case) for key, case in missing})
         return read_pack(pack)
 
-    keys = []
-    for case in cases:
-        keys.append(f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}{'-voxelwise' if case.ignore_geometry else ''}")
+    keys = [f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}{'-voxelwise' * case.ignore_geometry}" for case in cases]
     known = _find_whole(folder, set(keys))
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     # Volumes take a gigabyte each while they are prepared.

@@ -140,7 +140,9 @@ def _ask(process: subprocess.Popen, told: bytes, layout: Layout, numbers: np.nda
 
 def main() -> None:
     """Reads batches until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A cluster sends SIGTERM to all processes of a job, and the training still wants the batches of its last steps.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     requests, replies = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb", buffering=0)
     # Libraries print to standard output, which is for arrays alone.
     os.dup2(2, 1)

@@ -286,7 +286,7 @@ def put_on_device(prepared: PreparedRun) -> dict[str, Any] | None:
 
     size, obstacle = _choose_table(prepared.settings, prepared.spec, prepared.prepared, prepared.devices)
     if obstacle and prepared.settings.resident == "yes":
-        raise ValueError(f"Expected --resident no or auto, as {obstacle}. Received: yes. Leave it out.")
+        raise ValueError(f"Expected --resident no or auto, as {obstacle}. Received: yes. Give --resident auto.")
     if obstacle:
         log.info("training cases: streamed, as %s", obstacle)
     if not size:

@@ -1,5 +1,6 @@
 """Processes that read: the same batches as threads give, errors that name the file, and no process left behind."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -53,7 +54,7 @@ def test_processes_and_threads_read_the_same_batches(cases, pool, resident):
                 assert array.dtype == other[name].dtype
 
 
-def test_a_strange_folder_and_a_user_with_many_pipes_stop_nothing(cases, tmp_path, monkeypatch):
+def test_a_strange_folder_a_user_with_many_pipes_and_signals_stop_nothing(cases, tmp_path, monkeypatch):
     def refuse(*arguments):
         raise PermissionError(1, "Operation not permitted")
 
@@ -62,7 +63,12 @@ def test_a_strange_folder_and_a_user_with_many_pipes_stop_nothing(cases, tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(readers.fcntl, "fcntl", refuse)
     with ReaderPool(1) as pool:
-        assert "matrix" in next(make_pipeline(cases, Window((4, 4, 5)), 2, pool=pool, **OPTIONS).as_numpy_iterator())
+        batches = make_pipeline(cases, Window((4, 4, 5)), 2, pool=pool, **OPTIONS).as_numpy_iterator()
+        assert "matrix" in next(batches)
+        # A cluster asks all processes of a job to stop. The training ends them.
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            pool._processes[0].send_signal(number)
+        assert len(list(islice(batches, 20))) == 20
 
 
 def test_an_error_of_reading_names_the_file(cases, pool):
