@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 from modules.networks import build, find_divisors
-from modules.run.topology import Topology, choose_kernels, choose_patch, choose_strides, choose_topology, estimate_costs, round_window
+from modules.run.topology import Topology, choose_kernels, choose_patch, choose_strides, choose_topology, estimate_costs, round_window, settle_window
 
 CUBE, PLANE, SQUARE = (2, 2, 2), (1, 2, 2), (2, 2)
 # Data set: median shape, spacing_mm, channels, classes; patch, strides, number of stages with kernels of 1x3x3, samples a step. The patches
@@ -93,6 +93,17 @@ def test_kernels_stay_at_three():
 def test_windows_are_rounded_up():
     assert round_window((20, 319, 64.5), (PLANE, CUBE)) == (20, 320, 68)
     assert round_window((21, 30), ()) == (21, 30)
+
+
+def test_a_window_is_divided_by_its_own_strides():
+    # 15 voxels are halved once, to 8, and 30 twice; 30 goes up to 32, which is halved three times.
+    assert settle_window((15, 30), (1, 1), None) == (16, 32)
+    # 1257 is halved 7 times, and 94 voxels 4 times.
+    for window in ((1257, 94), (700, 1), (38, 12), (116, 12), (176, 176), (256, 144)):
+        settled = settle_window(window, (1, 1), None)
+        strides = choose_strides(settled, (1, 1))
+        assert round_window(settled, strides) == settled
+        assert all(size >= given for size, given in zip(settled, window, strict=True))
 
 
 def test_a_patch_shrinks_along_its_longest_axis_by_the_smaller_step():
