@@ -197,12 +197,15 @@ def choose_patch(
     edge_mm = (FIRST_PATCH[rank] * math.prod(spacing_mm)) ** (1 / rank)
     first = [min(round(edge_mm / spacing), size) for spacing, size in zip(spacing_mm, median_shape, strict=True)]
     patch = settle_window(first, spacing_mm, levels)
+    # An axis may grow again where the strides of a smaller patch ask for it.
+    tried = {patch}
     while not fits(patch):
         longest = sorted(range(rank), key=lambda axis: (patch[axis] / median_shape[axis], axis), reverse=True)
         smaller = (_shrink(patch, axis, spacing_mm, levels) for axis in longest)
-        patch, larger = next((size for size in smaller if math.prod(size) < math.prod(patch)), patch), patch
+        patch, larger = next((size for size in smaller if size not in tried), patch), patch
         if patch == larger:
             raise ValueError(f"Expected a patch that fits into memory. Received: not even {patch}. Use fewer `base_filters` or `levels`.")
+        tried.add(patch)
     return patch
 
 

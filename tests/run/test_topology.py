@@ -96,13 +96,12 @@ def test_windows_are_rounded_up():
 
 
 def test_a_window_is_divided_by_its_own_strides():
-    # 15 voxels are halved once, to 8, and 30 twice; 30 goes up to 32, which is halved three times.
-    assert settle_window((15, 30), (1, 1), None) == (16, 32)
-    # 1257 is halved 7 times, and 94 voxels 4 times.
-    for window in ((1257, 94), (700, 1), (38, 12), (116, 12), (176, 176), (256, 144)):
-        settled = settle_window(window, (1, 1), None)
-        strides = choose_strides(settled, (1, 1))
-        assert round_window(settled, strides) == settled
+    # The finest axis has 11 voxels, too few to be halved alone, so all axes are halved once. It goes up to 12, which are halved alone; then
+    # the first axis is, three times.
+    assert choose_patch((62, 11, 2), (3, 1, 1), lambda patch: True) == (64, 12, 2)
+    for window in ((1257, 94), (700, 1), (38, 12), (176, 176), (256, 144)):
+        settled = settle_window(window, (1, 3), None)
+        assert round_window(settled, choose_strides(settled, (1, 3))) == settled
         assert all(size >= given for size, given in zip(settled, window, strict=True))
 
 
