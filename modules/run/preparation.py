@@ -90,7 +90,8 @@ def _choose_spacing(settings: Settings, preprocessing: Preprocessing, fingerprin
         reasons["spacing"] = reasons["spacing"] or ("set" if settings.resample == "none" else "no resampling")
         return preprocessing
     spacings = np.array([case.spacing_mm for case in fingerprint.cases])
-    target, voxels = np.median(spacings, axis=0), np.median([case.shape for case in fingerprint.cases], axis=0)
+    # Sizes without margins count, as in nnU-Net.
+    target, voxels = np.median(spacings, axis=0), np.median(fingerprint.list_grids(preprocessing), axis=0)
     coarse = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != coarse]
     anisotropic = target[coarse] > 3 * target[others].max() and voxels[coarse] * 3 < voxels[others].min()

@@ -105,11 +105,11 @@ def choose_batch(
     spec: DatasetSpec,
     fingerprint: Fingerprint,
     hardware: Hardware,
-) -> int:
-    """Chooses the samples of a step.
+) -> tuple[int, str]:
+    """Chooses the samples of a step; also returns the reason.
 
     They are few on a CPU, so that there are many steps. They are as many as a GPU's memory holds, but of 5 % of all voxels at most, as in
-    nnU-Net, and at least 2.
+    nnU-Net, and at least 2. For a network whose memory we cannot tell they are as few as on a CPU.
 
     Args:
         network: The network's name.
@@ -123,14 +123,23 @@ def choose_batch(
     """
     rank = len(window.shape)
     if not hardware.device_bytes or network not in topology.NETWORKS:
-        return recipe.SPARSE_BATCH if rank == 2 and fingerprint.foreground < recipe.SPARSE else recipe.BATCH[rank]
+        why = f"the memory of {network} is not known" if hardware.device_bytes else "many steps teach a CPU's network more"
+        if rank == 2 and fingerprint.foreground < recipe.SPARSE:
+            return recipe.SPARSE_BATCH, f"few, as {why}; foreground is sparse"
+        return recipe.BATCH[rank], f"few, as {why}"
     if strides:
         shape = topology.Topology(network, strides, ((3,) * rank,) * (len(strides) + 1), options["base_filters"])
     else:
         levels = find_levels(network, options) or 0
         shape = topology.Topology(network, ((2,) * rank,) * levels, ((3,) * rank,) * (levels + 1), options["base_filters"])
     most = int(0.05 * sum(math.prod(grid) for grid in grids) / math.prod(window.sizes))
-    return max(2, min(count_samples_that_fit(shape, window.shape, spec, hardware), most, recipe.MOST_BATCH[rank]))
+    limits = {
+        "what the GPU's memory holds": count_samples_that_fit(shape, window.shape, spec, hardware),
+        "5 % of all voxels": most,
+        f"at most {recipe.MOST_BATCH[rank]} in {rank}-D": recipe.MOST_BATCH[rank],
+    }
+    reason = min(limits, key=lambda name: limits[name])
+    return max(2, limits[reason]), reason if limits[reason] >= 2 else "at least 2"
 
 
 def choose_stages(network: str, options: Mapping[str, Any], window: Window, spacing_mm: Sequence[float]):

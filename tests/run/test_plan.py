@@ -241,6 +241,22 @@ def test_derived_windows_divide_and_keep_their_budget():
         assert all(size < median + divisor for size, median in zip(window, np.median(shapes, axis=0), strict=True))
 
 
+def test_the_samples_of_a_step_have_a_reason():
+    scans, gpu = make_fingerprint([(64, 64, 64)] * 40), Hardware("gpu", device_bytes=80 << 30)
+    # 5 % of 40 scans are two windows; of 400 they are 20, more than 16.
+    for fingerprint, hardware, settings, expected in (
+        (scans, None, {}, (1, "few, as many steps teach a CPU's network more")),
+        (scans, gpu, {}, (2, "5 % of all voxels")),
+        (make_fingerprint([(64, 64, 64)] * 9), gpu, {}, (2, "at least 2")),
+        (make_fingerprint([(64, 64, 64)] * 400), gpu, {}, (16, "at most 16 in 3-D")),
+        (scans, gpu, {"network": "segresnet"}, (1, "few, as the memory of segresnet is not known")),
+        (scans, gpu, {"batch_size": 3}, (3, "set")),
+    ):
+        plan = make_plan(Settings("ibsr18", epochs=1, **settings), BRAINS, fingerprint, hardware=hardware)
+        assert (plan.batch_size, plan.reasons["batch"]) == expected
+    assert _plan(make_fingerprint([(64, 64)] * 9, voxels=(4096, 1)), DATASETS["oasis"]).reasons["batch"].endswith("; foreground is sparse")
+
+
 def test_more_batches_an_update_than_steps_would_leave_the_weights_as_they_were():
     # 3 scans of 8 patches, 2 a batch, make 12 steps an epoch.
     assert _plan(epochs=2, accumulate=24, batch_size=2).steps_per_epoch == 12
