@@ -28,7 +28,9 @@ def format_scores(
     lines = []
     for level, classes in intervals.items():
         own = means[level]
-        columns = [column for column in _COLUMNS if column[0] in ("dice", "iou") or any(value[column[0]]["subjects"] for value in classes.values())]
+        columns = [
+            column for column in _COLUMNS if column[0] in ("dice", "iou") or any(value[column[0]]["subjects"] for value in classes.values())
+        ]
         first = max(22, *(len(name) + 4 for name in classes))
         lines.append(f"{f'{level}s, by subject':<{first}}{_name_heads(columns)}{'subjects':>10}{'absent':>8}")
         for name, value in classes.items():

@@ -9,7 +9,16 @@ import pytest
 from keras import layers
 
 from modules.networks import build, find_divisors
-from modules.run.topology import Topology, choose_kernels, choose_patch, choose_strides, choose_topology, estimate_costs, round_window, settle_window
+from modules.run.topology import (
+    Topology,
+    choose_kernels,
+    choose_patch,
+    choose_strides,
+    choose_topology,
+    estimate_costs,
+    round_window,
+    settle_window,
+)
 
 CUBE, PLANE, SQUARE = (2, 2, 2), (1, 2, 2), (2, 2)
 # Data set: median shape, spacing_mm, channels, classes; patch, strides, number of stages with kernels of 1x3x3, samples a step. The patches
