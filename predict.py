@@ -27,7 +27,7 @@ from modules.predict.cases import PredictionOptions, choose_batch_size, predict_
 from modules.predict.departures import Departures
 from modules.predict.export import DESCRIPTION
 from modules.predict.inputs import find_images, make_cases
-from modules.predict.judge import can_judge
+from modules.predict.judge import can_judge, check_limit
 from modules.predict.memory import MemoryLimit
 from modules.predict.outputs import check_packages, part_unfit
 from modules.predict.postprocess import describe_shared
@@ -69,6 +69,7 @@ def _main(argv: Sequence[str] | None) -> int:
         # A prediction makes no such folder; a training has made it here.
         keep_compiled(cache)
     bundles = [_name_labels(ModelBundle.load(run, options.engine, options.precision, options.threads)) for run in runs]
+    check_limit(bundles, options.check_below)
     cases, unusable = make_cases(found.images, Path(options.labels) if options.labels else None, bundles[0])
     cases, unfit = part_unfit(cases, options.format, options.save)
     cases = assign_subjects(cases, options.subjects)

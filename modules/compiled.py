@@ -57,7 +57,8 @@ def list_variables(folder: Path) -> dict[str, str]:
     }
     # On a CPU TensorFlow compiles nothing here.
     if has_nvidia():
-        variables["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={folder / 'tensorflow'}"
+        # Without the quotes a blank would end the path.
+        variables["TF_XLA_FLAGS"] = f'--tf_xla_persistent_cache_directory="{folder / "tensorflow"}"'
     return variables
 
 
@@ -72,10 +73,11 @@ def _tell_jax() -> None:
 def _limit_size(folder: Path, most: int) -> None:
     """Deletes the files that were used longest ago, until the others take at most so many bytes. Other processes may delete too."""
     files = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file():
-                state = path.stat()
+    # `os.walk` passes over a folder that another process deletes meanwhile, and `rglob` does not.
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                state = (path := Path(where, name)).stat()
                 files.append((max(state.st_atime, state.st_mtime), state.st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):

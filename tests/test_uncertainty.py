@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from command_helpers import expect_one_line
 
 import predict
 
@@ -36,7 +37,7 @@ def test_a_run_judges_its_predictions(go, runs, capsys):
         assert case["distance"] > 0
         for one in case["classes"]:
             if one["voxels"]:
-                assert 0 < one["predicted_low"] <= one["predicted_dice"] <= one["predicted_high"] < 1
+                assert 0 <= one["predicted_low"] <= one["predicted_dice"] <= one["predicted_high"] <= 1
         maps = np.load(out / f"{case['case']}_uncertainty.npz")["probabilities"]
         assert maps.shape == (*case["shape"], 2)
         # Mutual information is a part of the entropy.
@@ -69,6 +70,16 @@ def test_maps_lie_on_the_scan_s_own_grid(go):
     values = maps.get_fdata()
     assert 0 <= values.min() <= values.max() <= 1 + 1e-5
     assert "Check these" not in (out / "report.html").read_text()
+
+
+def test_a_limit_for_a_model_that_judges_nothing_is_refused(runs, phantoms, tmp_path, capsys):
+    flags = ["--model", str(runs["hipmri"]), "--output", str(tmp_path / "out"), "--check-below", "0.8"]
+    capsys.readouterr()
+    status = predict.main([str(phantoms / "hipmri" / "keras_slices_test"), *flags])
+    expect_one_line(
+        capsys, status, "Expected a model that judges its predictions for --check-below. Received: one that learnt no judgement"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_limit_that_is_no_dice_is_refused(capsys):

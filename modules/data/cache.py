@@ -30,6 +30,8 @@ SUFFIX = ".pack"
 SLICES_A_PACK = 64
 _ALIGNMENT = 64
 _PIECE = 1 << 20
+# Linux reads no more in one call.
+_MOST_READ = 0x7FFFF000
 # The state of each pack when all its checksums were last found right, see `_find_state`.
 _CHECKED: dict[str, tuple[int, ...]] = {}
 
@@ -99,7 +101,7 @@ class PreparedCase(NamedTuple):
     def read_into(self, image: np.ndarray, label: np.ndarray, start: Sequence[int]) -> None:
         """Reads the window that begins at `start` into two contiguous arrays, `(*window, C)` and `(*window)`."""
         self.check()
-        if label.shape == self.shape and not any(start):
+        if label.shape == self.shape and not any(start) and image.nbytes + label.nbytes <= _MOST_READ:
             # The whole case lies in one piece, so one system call reads it straight into the arrays.
             file = os.open(self.path, os.O_RDONLY)
             try:

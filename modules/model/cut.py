@@ -12,9 +12,10 @@ _PLACES = ("table_image", "table_label", "base", "grid", "darkest")
 
 
 def cut_windows(batch: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
-    """Puts `image (B, *P, C)` float16 and `label (B, *P)` into a batch of places; returns any other batch as it is.
+    """Puts `image (B, *P, C)` float16 and `label (B, *P)` uint8 into a batch of places; returns any other batch as it is.
 
-    Voxels beyond a case have its darkest value in each channel, and label 0. So the samples are those that the host would read.
+    Voxels beyond a case have its darkest value in each channel, and label 0. So the samples are those that the host would read. XLA must
+    compute them whole: mixed with the step that follows, they would change its rounding.
 
     Args:
         batch: The batch.
@@ -36,5 +37,5 @@ def cut_windows(batch: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
     # A gather of single numbers is faster than one of rows of one number.
     image = gather(ops.reshape(table, (-1,)), index)[..., None] if channels == 1 else gather(table, index)
     image = ops.where(inside[..., None], image, ops.reshape(batch["darkest"], (-1, *ones, channels)))
-    label = ops.where(inside, ops.cast(gather(batch["table_label"], index), "int32"), 0)
+    label = ops.where(inside, gather(batch["table_label"], index), ops.zeros((), "uint8"))
     return {"image": image, "label": label} | {name: value for name, value in batch.items() if name not in _PLACES}

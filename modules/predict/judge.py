@@ -27,6 +27,15 @@ def judge_case(item: Predicted, bundles: Sequence[ModelBundle], least_dice: floa
     return judge_together([quality.judge(traits, item.doubt, first.class_names, least_dice) for quality in qualities])
 
 
+def check_limit(bundles: Sequence[ModelBundle], least_dice: float | None) -> None:
+    """Raises ValueError for a limit of the predicted Dice where no model predicts one: nobody would be told to look."""
+    if least_dice is not None and not can_judge(bundles):
+        raise ValueError(
+            "Expected a model that judges its predictions for --check-below. Received: one that learnt no judgement, as with "
+            "--predict-quality none, in too little time, or by an older program. Leave --check-below out, or train again."
+        )
+
+
 def can_judge(bundles: Sequence[ModelBundle]) -> bool:
     """Returns whether any of the models learnt to judge."""
     return any(bundle.quality for bundle in bundles)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modules.predict.doubt import Doubt
-from modules.predict.traits import Traits, compare, describe_trait, from_logit, name_group, to_logit
+from modules.predict.traits import LEAST_SHARE, Traits, compare, describe_trait, from_logit, name_group, to_logit
 
 # A single trait counts for so many spreads at most, so that one that was nearly constant does not decide alone.
 MOST_SPREADS = 8.0
@@ -96,10 +96,15 @@ class Quality:
         spreads = self.measure_spreads(traits)
         distance = combine(spreads) / self.limit
         beyond = int(distance > 1)
-        logits = predict_logits(doubt.expect_dice(np.array(self.temperatures)), distance, self.lines[beyond])
+        logits = predict_logits(expect_dice(traits, doubt, self.temperatures, class_names), distance, self.lines[beyond])
         error = self.errors[beyond]
         dice, low, high = (from_logit(logits + shift) for shift in (0.0, -error, error))
+        # A Dice of 0 counted as the least share when the error was measured, and that of 1 as the most.
+        low, high = np.where(low <= LEAST_SHARE, 0.0, low), np.where(high >= 1 - LEAST_SHARE, 1.0, high)
         reasons = _name_far(spreads) if distance > 1 else []
+        # A missed class has no predicted Dice, and few traits that could be unusual: its volume alone tells.
+        missed = [name for name in class_names[1:] if _is_absent(traits, name) and spreads.get(f"volume/{name}#", 0) <= -TELLING_SPREADS]
+        reasons += [f"no {name} found, which is rare" for name in missed]
         limits = self.least_dice if least_dice is None else [least_dice] * len(dice)
         for name, value, least in zip(class_names[1:], dice, limits, strict=True):
             if value < least:
@@ -114,6 +119,16 @@ class Quality:
             value = values.get(name, math.nan)
             spreads[name] = float(np.clip((value - centre) / spread, -MOST_SPREADS, MOST_SPREADS)) if math.isfinite(value) else 0.0
         return spreads
+
+
+def expect_dice(traits: Traits, doubt: Doubt, temperatures: Sequence[float] | np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Returns `Doubt.expect_dice` `(F,)`, but NaN also for a class that postprocessing removed altogether."""
+    absent = [_is_absent(traits, name) for name in class_names[1:]]
+    return np.where(absent, math.nan, doubt.expect_dice(np.array(temperatures)))
+
+
+def _is_absent(traits: Traits, name: str) -> bool:
+    return math.isnan(traits.values.get(f"pieces/{name}#", 1.0))
 
 
 def combine(spreads: Mapping[str, float]) -> float:

@@ -25,6 +25,8 @@ _SAMPLE = 1 << 16
 _LEAST_LOG = 1e-4
 # A scan that is so much more like upright ones than like turned ones is upright. More says nothing more.
 MOST_UPRIGHT = 0.5
+# Shares nearer to 0 or 1 than this are all the same: their log odds would outweigh all others.
+LEAST_SHARE = 0.005
 # All classes together, where a trait is about them.
 WHOLE = "the foreground"
 
@@ -85,7 +87,7 @@ def name_group(name: str) -> str:
 
 def to_logit(share: float | np.ndarray) -> np.ndarray:
     """Returns the logarithm of the odds of a share; shares are kept half a percent from 0 and 1."""
-    kept = np.clip(share, 0.005, 0.995)
+    kept = np.clip(share, LEAST_SHARE, 1 - LEAST_SHARE)
     return np.log(kept / (1 - kept))
 
 

@@ -13,6 +13,7 @@ from modules.data.documents import read_json, to_line
 from modules.reports.page import Album, Html, Source, element, join, make_list, make_table, write_page
 from modules.reports.score_parts import EXPLANATION, show_means
 from modules.reports.viewer import cut_viewer, show_viewer
+from modules.scoring import Score
 
 PAGE = "report.html"
 RESULTS, SCORES = "results.json", "scores.csv"
@@ -23,6 +24,8 @@ _MOST_BYTES = 1 << 30
 MOST_ROWS = 500
 VIEWERS = 2
 _PREDICTED = ("dice", "low", "high")
+# Each takes a second of resampling. The console has the intervals of more scores.
+_WITH_INTERVALS = ("dice", "nsd", "hd95_mm")
 
 
 def write_predictions_page(folder: Path) -> Path | None:
@@ -78,7 +81,8 @@ def _show_checks(results: Source) -> Html | None:
         cells = dict.fromkeys(names, "")
         for index, one in enumerate(entry["classes"]):
             dice, low, high = (results.show("cases", str(place), "classes", str(index), f"predicted_{key}", digits=2) for key in _PREDICTED)
-            cells[one["name"]] = join([dice, element("small", " [", low, " to ", high, "]")])
+            known = one.get("predicted_dice") is not None
+            cells[one["name"]] = join([dice, element("small", " [", low, " to ", high, "]")]) if known else dice
         rows.append([entry["case"], "check this one" if entry["check"] else "", "; ".join(entry["check_reasons"]), *cells.values()])
     text = (
         f"Cases that somebody should look at: {wanted:,} of {len(cases):,}. The predicted Dice is what the model expects of its own label "
@@ -104,12 +108,22 @@ def _show_sizes(results: Source) -> Html:
     return make_table(["case", *names], rows, caption=f"Size of each class in each case.{more}", sortable=True)
 
 
-def _show_scores(scores: Sequence[Any]) -> Html | None:
+def _show_scores(scores: Sequence[Score]) -> Html | None:
+    """Shows means over subjects with intervals, and folded those over cases."""
     if not scores:
         return None
-    means = Source(SCORES, {"means": score_tables.summarise(scores)})
-    tables = [table for level in means.get("means") for table in show_means(means, level, at="means", caption=f"Means over {level}s")]
-    return join([element("p", EXPLANATION), *tables])
+    # Nobody need have said who was scanned: then each case is a subject.
+    subjects = {score.case: score.subject or score.case for score in scores}
+    intervals = score_tables.estimate_intervals(scores, subjects, keys=_WITH_INTERVALS)
+    means = Source(SCORES, {"means": score_tables.summarise(scores), "intervals": intervals})
+    parts = [element("p", EXPLANATION)]
+    for level in means.get("means"):
+        caption = f"Scores by {level}s: means over subjects with 95 % intervals (bootstrap over subjects)"
+        parts += show_means(means, level, at="intervals", caption=caption, intervals=True)
+        title = f"Means over {level}s, each counted once"
+        tables = show_means(means, level, at="means", caption=f"Means over {level}s")
+        parts.append(element("details", element("summary", title), *tables))
+    return join(parts)
 
 
 def _show_pictures(cases: Sequence[Mapping[str, Any]], folder: Path, album: Album) -> Html | None:

@@ -23,6 +23,8 @@ from modules.reports.volumes import Scan, prepare_scan
 MOST_SLICES, MOST_PIXELS = 48, 208
 _JPEG_QUALITY = 85
 _EDGES = ("left", "right", "top", "bottom")
+# Height of a plane on the page. A single slice would otherwise be as wide as the page, and higher than a screen.
+_MOST_REM = 36
 
 
 def cut_viewer(
@@ -116,7 +118,7 @@ def _show_plane(plane: Mapping[str, Any], title: str) -> Html:
         *layers,
         *letters,
         class_="stack",
-        style=f"aspect-ratio:{plane['width']:.4f}",
+        style=f"aspect-ratio:{plane['width']:.4f};max-width:{_MOST_REM * plane['width']:.2f}rem",
         role="img",
         aria_label=f"{title}, {plane['name']}, with the prediction in colour",
     )

@@ -238,7 +238,8 @@ def fit_to_time(
         return make_plan(settings, spec, fingerprint, hardware=hardware)
     minutes = share.minutes if share else settings.minutes or MINUTES
     limit = find_elapsed() + max(15.0, 60 * minutes * PROBE_SHARE)
-    bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10))
+    voxels = sum(case.voxels for case in prepared["train"])
+    bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10), voxels)
     guess = _guess_schedule(settings, minutes)
     decisions = _count_decisions(settings, spec, hardware)
     judging = JUDGING_SHARE if settings.predict_quality == "learn" else 0.0
@@ -290,18 +291,19 @@ class _Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class _Bench:
-    """Measures candidates. `seconds` is the most time for the steps of each."""
+    """Measures candidates. `seconds` is the most time for the steps of each, and `voxels` those of all training cases."""
 
     settings: Settings
     spec: DatasetSpec
     fingerprint: Fingerprint
     probe: Probe
     seconds: float
+    voxels: int
 
     def measure(self, chosen: Settings, schedule: Schedule) -> _Candidate | None:
         """Measures the plan for settings and a length; None where the memory does not suffice."""
         plan = make_plan(chosen, self.spec, self.fingerprint, schedule, self.probe.hardware)
-        timing = self.probe.measure(plan, plan.resolve(chosen), self.spec, self.seconds)
+        timing = self.probe.measure(plan, plan.resolve(chosen), self.spec, self.seconds, self.voxels)
         log.debug("probe: %s %s %s", chosen.precision, plan.recipe.get("base_filters"), timing)
         return None if timing is None else _Candidate(chosen, plan, timing)
 

@@ -17,7 +17,7 @@ from modules.predict.quality import CONFIDENCE, Judgement
 from modules.scoring import Score
 
 BINS = 10
-# A voxel whose probability lies between these is contested. All others are sure, and would hide what happens to these.
+# A voxel whose probability lies between these, as the network gave it, is contested. The sure others would hide what happens to these.
 CONTESTED = (0.01, 0.99)
 # Of fewer cases a rank correlation says nothing.
 _LEAST_RANKED = 4
@@ -106,11 +106,12 @@ def list_bins(truth: np.ndarray, temperature: float) -> list[dict[str, float]]:
 
 
 def measure_error(truth: np.ndarray, temperature: float, low: float = 0.0, high: float = 1.0) -> float:
-    """Measures the expected calibration error (Naeini et al., AAAI 2015) over the voxels whose probability lies from `low` to `high`.
+    """Measures the expected calibration error (Naeini et al., AAAI 2015).
 
-    It is the mean distance of probability and frequency over the bins of `list_bins`, each weighed by its voxels; NaN without a voxel.
+    It is the mean distance of probability and frequency over the bins of `list_bins`, each weighed by its voxels; NaN without a voxel. The
+    voxels are those whose probability lies from `low` to `high` before any temperature, so that errors of several temperatures compare.
     """
-    shares = calibrate(temperature)[0]
+    shares = calibrate(1.0)[0]
     bins = list_bins(truth * ((shares >= low) & (shares <= high)), temperature)
     voxels = sum(one["voxels"] for one in bins)
     return sum(one["voxels"] * abs(one["probability"] - one["frequency"]) for one in bins) / voxels if voxels else math.nan

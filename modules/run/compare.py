@@ -108,7 +108,7 @@ def _format_differences(names: Sequence[str], differences: Sequence[Difference],
             )
     scored = {row.score for row in differences}
     if missing := [title for key, (title, _) in _SHOWN.items() if key not in scored]:
-        lines.append(f"not compared: {', '.join(missing)}, because not all tables have it, or with other tolerances")
+        lines.append(f"not compared: {', '.join(missing)}, because a table lacks it, as scans of slices do, or has other tolerances")
     fewest = min((row.subjects for row in differences if row.score == "dice"), default=0)
     if fewest < _LEAST_SUBJECTS:
         lines.append(f"{fewest} subject(s) are too few for a p below 0.05, whatever they show")

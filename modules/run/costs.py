@@ -32,7 +32,12 @@ EFFICIENCY, PASSES = 0.45, 3
 
 
 def estimate_costs(
-    plan: Plan, network: Any, precision: str, prepared: Mapping[str, Sequence[PreparedCase]], fingerprint: Fingerprint
+    plan: Plan,
+    network: Any,
+    precision: str,
+    prepared: Mapping[str, Sequence[PreparedCase]],
+    fingerprint: Fingerprint,
+    table_bytes: int = 0,
 ) -> dict[str, Any]:
     """Estimates the costs of a plan that was not measured, and completes those of one that was.
 
@@ -45,6 +50,7 @@ def estimate_costs(
         precision: The precision that it computes in.
         prepared: The prepared cases by split.
         fingerprint: The fingerprint of the training cases.
+        table_bytes: Bytes of the training cases on the device, which is the host where there is no GPU.
 
     Returns:
         `weights`; `flops` of a sample, forward; `memory_bytes` of the host, or of the GPU where there is one; `step_s`; `seconds` of the
@@ -58,6 +64,8 @@ def estimate_costs(
     }
     bytes_each = 4 if precision == "float32" else 2
     training = GRAPH_BYTES + int(MAPS * plan.batch_size * bytes_each * _count_values(network)) + WEIGHT_BYTES * costs["weights"]
+    # The probe holds as many bytes while it measures.
+    training += table_bytes
     end = estimate_end(plan, network, fingerprint)
     # A run that goes on has what was written of its costs, measured or estimated.
     if {"device_bytes", "peak_bytes"} <= plan.costs.keys():

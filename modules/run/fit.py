@@ -1,7 +1,7 @@
 """Fits the network of a prepared run: makes the trainer, its data and its callbacks, and trains."""
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modules import devices, networks
+from modules.data.cache import PreparedCase
 from modules.data.draws import AUGMENTATIONS, Drawer
 from modules.data.pipeline import MOST_READERS, DrawAugmentation, make_pipeline
 from modules.data.readers import ReaderPool
 from modules.data.regions import IGNORE, list_parts
-from modules.data.resident import count_bytes, find_bases, find_obstacle, read_table
+from modules.data.resident import choose_table, find_bases, read_table
 from modules.data.spec import DatasetSpec
 from modules.hardware import count_cores, describe_hardware
 from modules.predict.bundle import ModelBundle, add_provenance
@@ -280,24 +281,35 @@ def put_on_device(prepared: PreparedRun) -> dict[str, Any] | None:
     """
     from keras import ops
 
-    wish, cases, channels = prepared.settings.resident, prepared.prepared["train"], len(prepared.spec.channels)
-    hardware = describe_hardware()
-    on_gpu = hardware.kind == "gpu"
-    if wish == "no" or (wish == "auto" and not on_gpu):
-        return None
-    if len(prepared.devices) > 1:
-        obstacle = f"{len(prepared.devices)} devices share each batch"
-    elif on_gpu and devices.name_backend() == "tensorflow":
-        obstacle = "TensorFlow would copy them to the GPU in each step"
-    else:
-        obstacle = find_obstacle(cases, channels, hardware.device_bytes, hardware.memory_bytes)
-    if obstacle and wish == "yes":
+    size, obstacle = _choose_table(prepared.settings, prepared.spec, prepared.prepared, prepared.devices)
+    if obstacle and prepared.settings.resident == "yes":
         raise ValueError(f"Expected --resident no or auto, as {obstacle}. Received: yes. Leave it out.")
     if obstacle:
         log.info("training cases: streamed, as %s", obstacle)
+    if not size:
         return None
-    log.info("training cases: %.2f GB in the device's memory", count_bytes(cases, channels) / 1e9)
-    return {name: ops.convert_to_tensor(array) for name, array in read_table(cases, channels).items()}
+    log.info("training cases: %.2f GB in the device's memory", size / 1e9)
+    table = read_table(prepared.prepared["train"], len(prepared.spec.channels))
+    return {name: ops.convert_to_tensor(array) for name, array in table.items()}
+
+
+def find_table(settings: Settings, spec: DatasetSpec, prepared: Mapping[str, Sequence[PreparedCase]], names: Sequence[str]) -> int:
+    """Finds the bytes that the training cases take on the device; 0 where batches are streamed.
+
+    Args:
+        settings: The settings.
+        spec: The data set.
+        prepared: The prepared cases by split.
+        names: Names of the devices that train.
+    """
+    return _choose_table(settings, spec, prepared, names)[0]
+
+
+def _choose_table(
+    settings: Settings, spec: DatasetSpec, prepared: Mapping[str, Sequence[PreparedCase]], names: Sequence[str]
+) -> tuple[int, str]:
+    voxels = sum(case.voxels for case in prepared["train"])
+    return choose_table(settings.resident, voxels, len(spec.channels), describe_hardware(), devices.name_backend(), len(names))
 
 
 def _list_pipeline_options(prepared: PreparedRun) -> dict[str, Any]:

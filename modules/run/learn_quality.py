@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modules.data.case import Case, Predicted, read_case, require_label
+from modules.data.documents import to_line
 from modules.predict.bundle import ModelBundle, set_quality
 from modules.predict.cases import PredictionOptions, count_windows, predict_cases, predict_read
 from modules.predict.doubt import Doubt, fit_temperature
-from modules.predict.quality import CONFIDENCE, Quality, combine
+from modules.predict.engines import EngineError
+from modules.predict.quality import CONFIDENCE, Quality, combine, expect_dice
 from modules.predict.traits import KINDS, Traits, compare, from_logit, measure_traits, to_logit
 from modules.run.budget import count_affordable, was_measured
 from modules.run.damage import DAMAGES, damage
@@ -25,8 +27,10 @@ from modules.run.folder import RunFolder
 from modules.run.plan import Plan
 from modules.scoring import LEVELS, score_case
 
-# The most predictions that are made to learn from, the fewest that are worth it, and the part of them that are good cases.
-MOST, LEAST, GOOD_SHARE = 100, 24, 0.4
+# The most predictions that are made to learn from, by dimensions: slices of one subject are alike and cost little, so there may be more.
+MOST = {2: 400, 3: 100}
+# The fewest predictions that are worth it, and the part of them that are good cases.
+LEAST, GOOD_SHARE = 24, 0.4
 # With fewer validation subjects than these, training cases stand beside them.
 FEW_SUBJECTS = 3
 # The limit of the distance lies beyond this part of the good cases, and by this factor.
@@ -39,6 +43,8 @@ _PRIOR_CASES, _PRIOR_OF_SLOPE = 2.0, 20.0
 _PRIOR_PENALTY = 1.0
 # An interval is at least so wide in log odds, to either side: a Dice of 0.90 may be 0.88 or 0.92.
 _LEAST_ERROR = 0.2
+# Where no case tells how wrong a prediction is, an interval is this wide: a Dice of 0.90 may be 0.31 or 0.99.
+_UNKNOWN_ERROR = 3.0
 # A predicted Dice may fall so far in log odds below those of all good cases.
 _LEAST_FALL = 0.25
 
@@ -98,7 +104,8 @@ def learn_quality(
 def _count_predictions(plan: Plan, bundle: ModelBundle, cases: Sequence[Case]) -> int:
     """Counts the predictions to learn from: as many as the plan affords; 0 where a promised time is too short for the fewest."""
     image, _ = read_case(cases[0], bundle)
-    affordable = min(MOST, count_affordable(plan, count_windows(bundle, image), image.array.ndim - 1))
+    rank = image.array.ndim - 1
+    affordable = min(MOST[rank], count_affordable(plan, count_windows(bundle, image), rank))
     if affordable >= LEAST or not was_measured(plan):
         return max(affordable, LEAST)
     log.info("no judgement of predictions: the time of this training does not pay for learning it")
@@ -138,13 +145,21 @@ def _spread(cases: Sequence[Case], number: int) -> list[Case]:
 
 
 def _predict_damaged(bundle: ModelBundle, cases: Sequence[Case], number: int, seed: int) -> Iterator[Predicted]:
-    """Predicts damaged copies: each kind of damage in turn, and of each kind one case after the other."""
+    """Predicts damaged copies: each kind of damage in turn, and of each kind one case after the other.
+
+    A copy that the model cannot compute, as where it gives NaN for such intensities, teaches nothing. It must not end the run.
+    """
     for place in range(number if cases else 0):
         turn, kind = divmod(place, len(DAMAGES))
         case = cases[(turn + kind) % len(cases)]
         image, label = read_case(case, bundle)
         image, label = damage(image, require_label(case, label), list(DAMAGES)[kind], np.random.default_rng((seed, place)))
-        yield predict_read([bundle], case, image, PredictionOptions(doubt=True))._replace(label=label)
+        try:
+            item = predict_read([bundle], case, image, PredictionOptions(doubt=True))
+        except EngineError as error:
+            log.info("a damaged copy is left out (%s): %s", list(DAMAGES)[kind], to_line(error))
+            continue
+        yield item._replace(label=label)
 
 
 def _observe(item: Predicted, bundle: ModelBundle, origin: str) -> Observation:
@@ -170,7 +185,7 @@ def learn(observed: Sequence[Observation], class_names: Sequence[str]) -> Qualit
     usual = _Usual(good)
     limit = max(_LEAST_LIMIT, _MARGIN * _find_quantile(_measure_apart(good), _WITHIN))
     few = len({one.subject for one in validated}) < FEW_SUBJECTS
-    rows = _Rows.collect([one for one in observed if few or one.origin != "train"], temperatures, usual, limit)
+    rows = _Rows.collect([one for one in observed if few or one.origin != "train"], temperatures, usual, limit, class_names)
     errors, predicted = rows.cross_validate()
     least = [_find_least(predicted[rows.good & (rows.classes == index)]) for index in range(number)]
     copies = sum(one.origin == "damaged" for one in observed)
@@ -188,10 +203,10 @@ def learn(observed: Sequence[Observation], class_names: Sequence[str]) -> Qualit
 
 
 def _measure_apart(good: Sequence[Observation]) -> np.ndarray:
-    """Measures how unlike the others each good case is, as a new one will be compared with all; 1 for too few to tell."""
-    if len(good) < FEW_SUBJECTS:
+    """Measures how unlike those of other subjects each good case is, as one of a new subject will be; 1 for too few subjects to tell."""
+    if len({one.subject for one in good}) < FEW_SUBJECTS:
         return np.ones(1)
-    return np.array([_Usual([*good[:place], *good[place + 1 :]]).measure(one) for place, one in enumerate(good)])
+    return np.array([_Usual([other for other in good if other.subject != one.subject]).measure(one) for one in good])
 
 
 class _Usual:
@@ -257,11 +272,13 @@ class _Rows(NamedTuple):
     subjects: np.ndarray
 
     @classmethod
-    def collect(cls, observed: Sequence[Observation], temperatures: np.ndarray, usual: _Usual, limit: float) -> "_Rows":
+    def collect(
+        cls, observed: Sequence[Observation], temperatures: np.ndarray, usual: _Usual, limit: float, class_names: Sequence[str]
+    ) -> "_Rows":
         """Collects the rows of all cases. A class that is not predicted has no expected Dice, and no row."""
         number, rows = len(temperatures), []
         for one in observed:
-            expected, distance = one.doubt.expect_dice(temperatures), usual.measure(one) / limit
+            expected, distance = expect_dice(one.traits, one.doubt, temperatures, class_names), usual.measure(one) / limit
             for index in np.flatnonzero(np.isfinite(expected) & np.isfinite(one.dice)):
                 inputs = [*np.eye(number)[index], float(to_logit(expected[index])), -math.log(max(distance, 1.0))]
                 rows.append((inputs, float(to_logit(one.dice[index])), int(index), one.origin != "damaged", one.subject))
@@ -298,7 +315,7 @@ class _Rows(NamedTuple):
 
         Returns:
             The half widths of the interval in log odds, within the limit and beyond it; and the predicted log odds of all rows. With
-            one subject there are no others, so all are fitted and the interval is three times as wide.
+            one subject there are no others, so all are fitted and the interval is three times as wide. Of no rows it is unknown.
         """
         predicted, beyond = np.zeros(len(self.dice)), self.beyond
         subjects = np.unique(self.subjects)
@@ -308,14 +325,15 @@ class _Rows(NamedTuple):
             predicted[own] = np.where(beyond[own], self.inputs[own] @ lines.beyond, self.inputs[own] @ lines.within)
         wider = 1 + 2 / len(subjects) if 0 < len(subjects) < 10 else 1.0
         missed = np.abs(self.dice - predicted)
-        near, far = (max(_LEAST_ERROR, wider * _find_quantile(missed[part], CONFIDENCE)) for part in (~beyond, beyond))
+        near, far = (
+            max(_LEAST_ERROR, wider * _find_quantile(missed[part], CONFIDENCE)) if part.any() else _UNKNOWN_ERROR
+            for part in (~beyond, beyond)
+        )
         return (round(near, 4), round(max(near, far), 4)), predicted
 
 
 def _find_quantile(values: np.ndarray, share: float) -> float:
-    """Finds the value that a new one exceeds with a chance of about 1 - `share`; the greatest where they are too few to say; 0 for none."""
-    if not len(values):
-        return 0.0
+    """Finds the value that a new one exceeds with a chance of about 1 - `share`; the greatest where they are too few to say."""
     return float(np.quantile(values, min(1.0, share * (len(values) + 1) / len(values))))
 
 

@@ -6,8 +6,8 @@ from modules.reports.page import Album, Html, Source, element, join, make_table
 
 _EXPLANATION = (
     "A probability is calibrated where, of all voxels that get 70 %, 70 in 100 are of the class. The calibration error is the mean "
-    "distance from that, over the voxels between 1 % and 99 %. A temperature above 1 means that the network was too sure. The predicted "
-    "Dice needs no label. Its interval was made to hold 9 of 10 true values."
+    "distance from that, over the voxels that the network gave 1 % to 99 %. A temperature above 1 means that it was too sure. The "
+    "predicted Dice needs no label. Its interval was made to hold 9 of 10 true values."
 )
 
 

@@ -114,7 +114,9 @@ def list_space(settings: Settings) -> dict[str, tuple[Any, ...]]:
 
     names = [name for name in SPACE if is_open(name)]
     if not names:
-        raise ValueError(f"Expected an open setting to search, of {tuple(SPACE)}. Received: all are set. Leave one out.")
+        raise ValueError(
+            f"Expected an open setting to search, of {tuple(SPACE)}. Received: all are set, as --demo and presets do. Leave one out."
+        )
     return {name: SPACE[name] for name in names}
 
 

@@ -49,7 +49,8 @@ PREDICT_QUALITIES = ("learn", "none")
 TRACKERS = ("none", "mlflow", "tensorboard")
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
 # A table of subjects, cases or classes may have moved too: what follows from it must be what the run began with.
-PLACES = ("data", "cases", "classes", "cache", "runs", "subjects")
+# The samples are the same wherever the training cases lie, and the weights differ in their last bits at most.
+PLACES = ("data", "cases", "classes", "cache", "runs", "subjects", "resident")
 # Settings of these that may be a table or say the thing themselves.
 EITHER_TABLE = ("classes", "subjects")
 

@@ -21,6 +21,7 @@ UNKNOWN = "unknown"
 _NOT_KNOWN = ("", "n/a", "na", "nan", "none", "unknown")
 # Numbers of more values than this are put into three groups of about as many people. Texts of more are names or remarks.
 MOST_GROUPS = 6
+_MOST_NAMED = 3
 
 
 def write_subgroups(run: RunFolder, table: Path) -> None:
@@ -55,19 +56,21 @@ def write_subgroups(run: RunFolder, table: Path) -> None:
 
 
 def read_people(path: Path, subjects: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Reads what a table says of people: `{column: {subject: text}}`, with `UNKNOWN` where it says nothing.
+    """Reads what a table says of people: `{column: {subject: text}}`, with `UNKNOWN` where it says nothing. It tells who has no row.
 
     Args:
         path: The table.
         subjects: The people who are wanted. `sub-` of BIDS may be there or not.
 
     Raises:
-        FileNotFoundError, ValueError: If there is no such table, no column of subjects or no wanted person, or one person twice.
+        FileNotFoundError, ValueError: If there is no such table, no column of subjects or no wanted person, or a person or column twice.
     """
     header, rows = read_table(path)
     key = next((place for name in IDENTIFIERS for place, one in enumerate(header) if one.lower() == name), None)
     if key is None:
         raise ValueError(f"Expected a column {' or '.join(IDENTIFIERS[:2])} in {path}. Received: {', '.join(header)}. Name it so.")
+    if twice := next((name for name in header if name and header.count(name) > 1), None):
+        raise ValueError(f"Expected each column once in {path}. Received: {twice} twice. Rename one.")
     known: dict[str, list[str]] = {}
     for row in rows:
         name = row[key].removeprefix("sub-") if key < len(row) else ""
@@ -76,9 +79,19 @@ def read_people(path: Path, subjects: Sequence[str]) -> dict[str, dict[str, str]
     found = {subject: known.get(subject.removeprefix("sub-")) for subject in subjects}
     if not any(found.values()):
         raise ValueError(
-            f"Expected tested subjects, such as {subjects[0]}, in {path}. Received: none of {len(subjects)}. Correct the table."
+            f"Expected tested subjects, such as {subjects[0]}, in {path}. Received: none of {len(subjects)}. Correct the table; "
+            "spreadsheets drop leading zeros."
+        )
+    if lacking := [subject for subject, row in found.items() if row is None]:
+        named = ", ".join(lacking[:_MOST_NAMED]) + (", ..." if len(lacking) > _MOST_NAMED else "")
+        log.warning(
+            "%s has no row of %d of %d tested subjects (%s), who are in the group %s", path, len(lacking), len(found), named, UNKNOWN
         )
     columns = [(place, name) for place, name in enumerate(header) if place != key and name]
+    if not columns:
+        raise ValueError(
+            f"Expected a column beside {header[key]} in {path}, such as age or sex. Received: none. Add what shall make groups."
+        )
     return {name: {subject: _read_cell(row, place) if row else UNKNOWN for subject, row in found.items()} for place, name in columns}
 
 
@@ -116,7 +129,8 @@ def _read_cell(row: Sequence[str], place: int) -> str:
 
 def _read_number(text: str) -> float:
     try:
-        return float(text)
+        # Where semicolons part the cells, a comma may stand for the point.
+        return float(text.replace(",", "."))
     except ValueError:
         return math.nan
 

@@ -12,7 +12,8 @@ import argparse
 import csv
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ log = logging.getLogger("mri")
 
 NUMBER = 10
 SUGGESTIONS_FILE, CASES_FILE, CLASSES_FILE, PREDICTIONS, LABELS = "suggestions.csv", "cases.csv", "labels.csv", "predictions", "labels"
-_MOST_SHOWN = 20
+_MOST_SHOWN, _MOST_WARNED = 20, 5
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,42 @@ def _find_unlabelled(
         log.info("%d scan(s) are left out: the model's run has them already", len(cases) - len(new))
     if not new:
         raise ValueError(f"Expected unlabelled scans at {' '.join(paths)}. Received: only those that the run has already. Name others.")
+    new = _leave_out_namesakes(new, {case.case_id for _, case in labelled})
+    _warn_of_held_out(new, {case.subject_id: split for split, case in labelled if split != "train"})
     names = [_Suggestion(case, 0.0, np.empty(0)).file for case in new]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"Expected scans of different names, with _ in place of folders. Received: {twice} twice. Rename one.")
     return new
+
+
+def _leave_out_namesakes(new: Sequence[Case], names: Collection[str]) -> list[Case]:
+    """Leaves out scans with the name of a labelled case: a table of cases knows each name once. Raises ValueError if none is left."""
+    kept = []
+    for case in new:
+        if _Suggestion(case, 0.0, np.empty(0)).name in names:
+            log.warning("left out: %s has the name of a labelled case of the model's run. Rename it", case.image_paths[0])
+        else:
+            kept.append(case)
+    if not kept:
+        raise ValueError(f"Expected scans of other names than the labelled ones. Received: {new[0].image_paths[0]}. Rename them.")
+    return kept
+
+
+def _warn_of_held_out(new: Sequence[Case], held_out: Mapping[str, str]) -> None:
+    """Warns of scans that look like those of a validation or test subject: to train on them would make its scores too good."""
+    alike = [
+        (case, subject)
+        for case in new
+        for subject in held_out
+        if case.subject_id == subject or re.match(rf"{re.escape(subject)}[_.\-/ ]", case.case_id)
+    ]
+    for case, subject in alike[:_MOST_WARNED]:
+        log.warning(
+            "%s looks like a scan of %s, a subject of the %s split: if it is one, leave it out, or correct `subject` and `split` in %s",
+            case.image_paths[0], subject, held_out[subject], CASES_FILE,
+        )  # fmt: skip
+    if len(alike) > _MOST_WARNED:
+        log.warning("%d scans look like those of subjects that validate or test; the first %d are named", len(alike), _MOST_WARNED)
 
 
 def _list_digests(bundle: ModelBundle, run: RunFolder) -> set[str]:

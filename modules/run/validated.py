@@ -16,7 +16,6 @@ from modules.data.documents import to_line
 from modules.predict import engines
 from modules.predict.bundle import ModelBundle, set_mirror, set_postprocessing, set_precision
 from modules.predict.cases import predict_cases
-from modules.predict.postprocess import NOTHING
 from modules.predict.progress import PredictionProgress
 from modules.run.folder import RunFolder, without_nan
 from modules.run.learn_postprocess import TalliedCase, learn, tally_cases
@@ -108,14 +107,16 @@ def decide(
     Raises:
         FileNotFoundError, ValueError: If a case cannot be read, or cannot be computed in float32, naming its file.
     """
-    bundle, entries = _load(run, "float32"), {}
+    # A call that was killed may have kept flips already; "without" means without them.
+    set_mirror(run.path, False)
+    bundle, entries = ModelBundle.load(run.path, precision="float32"), {}
     learns = postprocess == "learn" and not bundle.regions
     tries = precision == "auto" and bundle.engine == "openvino" and hardware.has_cpu_bfloat16()
     flips = mirror == "try" and bool(bundle.flipped_axes)
     validation = _validate(bundle, cases, tally=learns) if learns or tries or flips else None
     choice = None
     if tries and validation is not None:
-        other = _load(run, "bfloat16")
+        other = ModelBundle.load(run.path, precision="bfloat16")
         choice, rounded = _try_bfloat16(other, cases, validation, tally=learns)
         if rounded is not None and choice.precision == "bfloat16":
             bundle, validation = other, rounded
@@ -136,11 +137,6 @@ def decide(
         bundle = replace(bundle, postprocessing=lesson.postprocessing)
         entries["postprocessing"] = lesson.to_json()
     return bundle, entries
-
-
-def _load(run: RunFolder, precision: str) -> ModelBundle:
-    """Loads a run's bundle without flips and steps that an interrupted evaluation gave it, so that a resumed one decides as the first."""
-    return replace(ModelBundle.load(run.path, precision=precision), mirror=False, postprocessing=NOTHING)
 
 
 def choose_precision(plain: Dice, rounded: Dice, unjudged: Sequence[str], cases: int) -> PrecisionChoice:

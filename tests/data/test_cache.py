@@ -44,6 +44,16 @@ def test_what_is_written_comes_back(tmp_path, shape, channels):
     assert [path.name for path in tmp_path.iterdir()] == ["a.raw"]
 
 
+@pytest.mark.parametrize("shape", [(5, 6, 7), (9, 11)])
+def test_a_case_larger_than_one_system_call_reads_comes_back(tmp_path, shape, monkeypatch):
+    case, image, label = _write(tmp_path / "a.raw", shape)
+    monkeypatch.setattr(cache, "_MOST_READ", 3 * label.size - 1)
+    monkeypatch.setattr(cache.os, "preadv", lambda *arguments: 0)
+    read_image, read_label = case.read((0,) * len(shape), shape)
+    np.testing.assert_array_equal(read_image, image)
+    np.testing.assert_array_equal(read_label, label)
+
+
 def test_a_window_is_cut_out_and_filled_up_with_each_channels_darkest(tmp_path):
     case, image, label = _write(tmp_path / "a.raw", (5, 6, 7), channels=2)
     read_image, read_label = case.read((1, 2, 3), (2, 3, 4))

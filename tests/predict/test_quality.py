@@ -71,6 +71,16 @@ def test_an_unusual_case_is_named_and_gets_a_lower_dice_and_a_wider_interval():
     assert make_quality().judge(make_traits(volume=math.nan), make_doubt(), NAMES).distance == 0
 
 
+def test_an_interval_that_reaches_the_least_share_reaches_0():
+    # Dice of 0 and of half a percent taught the same, so an interval that holds one holds the other.
+    low = make_quality(lines=((-6.0, 1.0, 1.0), (-6.0, 1.0, 1.0))).judge(make_traits(), make_doubt(), NAMES)
+    assert 0.005 < low.dice[0] < low.high[0]
+    assert low.low[0] > 0.005
+    lower = make_quality(lines=((-7.8, 1.0, 1.0), (-7.8, 1.0, 1.0))).judge(make_traits(), make_doubt(), NAMES)
+    assert 0 == lower.low[0] < lower.dice[0]
+    assert make_quality(lines=((3.0, 1.0, 1.0),) * 2).judge(make_traits(), make_doubt(), NAMES).high[0] == 1
+
+
 def test_the_user_s_own_limit_counts():
     assert make_quality().judge(make_traits(), make_doubt(), NAMES, least_dice=0.99).check
     assert not make_quality(least_dice=(0.99,)).judge(make_traits(), make_doubt(), NAMES, least_dice=0.1).check
@@ -80,6 +90,20 @@ def test_a_class_that_is_not_predicted_has_no_predicted_dice():
     one = make_quality().judge(make_traits(), make_doubt(inside=0), NAMES)
     assert np.isnan(one.dice[0])
     assert not one.check
+
+
+def test_a_class_that_good_cases_have_and_this_one_lacks_is_a_reason_to_look():
+    def judge(spread, **fields):
+        quality = make_quality(traits={"volume/a#": (5.0, spread), "spacing/#0": (0.0, 0.1)}, **fields)
+        # Postprocessing removed the class: its probabilities still expect a high Dice of it.
+        return quality.judge(Traits({"volume/a#": 0.0, "pieces/a#": math.nan, "spacing/#0": 0.0}, THUMBNAIL), make_doubt(), NAMES)
+
+    one = judge(0.5, limit=9.0)
+    assert one.distance < 1
+    assert one.reasons == ("no a found, which is rare",)
+    assert np.isnan([one.dice[0], one.low[0], one.high[0]]).all()
+    # Many good cases lack this class, so that its volume spreads widely.
+    assert not judge(2.0, limit=9.0).check
 
 
 def test_the_largest_group_is_the_distance():

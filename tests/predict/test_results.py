@@ -1,4 +1,4 @@
-"""What was found in each scan: counted by hand, kept by later calls, and never pixels for millilitres."""
+"""The findings in each scan: counted by hand, kept by later calls, and never pixels for millilitres."""
 
 import csv
 import json

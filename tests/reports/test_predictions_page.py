@@ -46,6 +46,7 @@ def test_sizes_scores_and_pictures(folder):
     assert len(page.scripts) == 1
     assert page.text.count(HOSTILE) >= 3
     assert check_numbers(page, folder, "results.json") == ["/cases/0/classes/0/ml", "/cases/1/classes/0/ml"]
+    assert ["scores.csv", "/intervals/volume/<script>alert(1)<~1script>/dice/low", "0.25", "0.250"] in page.numbers
     assert ["scores.csv", "/means/volume/<script>alert(1)<~1script>/dice", "0.625", "0.625"] in page.numbers
     # The worst comes first in both.
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == ["bad with its prediction", "good with its prediction"]

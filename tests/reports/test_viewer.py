@@ -81,7 +81,11 @@ def test_a_viewer_can_be_used_by_keyboard_and_is_named(volume, tmp_path):
     assert [attributes["aria-label"] for attributes in inputs[:3]] == [f"Slice of the plane {n}" for n in ("axial", "coronal", "sagittal")]
     assert [attributes["max"] for attributes in inputs[:3]] == ["9", "15", "11"]
     stacks = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
-    assert [attributes["style"] for attributes in stacks] == ["aspect-ratio:0.5000", "aspect-ratio:0.4000", "aspect-ratio:0.8000"]
+    assert [attributes["style"] for attributes in stacks] == [
+        "aspect-ratio:0.5000;max-width:18.00rem",
+        "aspect-ratio:0.4000;max-width:14.40rem",
+        "aspect-ratio:0.8000;max-width:28.80rem",
+    ]
     assert "<b>" in page.text
     assert page.text.count("axial, slice ") == 1
     assert show_viewer(json.loads(path.read_text()), Album(100)) == "<p>&lt;b&gt;: this page has no room for its slices.</p>"

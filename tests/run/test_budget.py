@@ -22,7 +22,7 @@ FIND_ELAPSED = budget.find_elapsed
 SPEC = DATASETS["oasis"]
 SCANS = make_fingerprint([(64, 64)] * 20)
 PREPARED = {
-    "train": [],
+    "train": [SimpleNamespace(voxels=64 * 64)] * 20,
     "validate": [SimpleNamespace(shape=(64, 64))] * 40,
     "test": [SimpleNamespace(shape=(64, 64))] * 20,
 }
@@ -153,8 +153,9 @@ class _Probe:
     def __init__(self, most_filters=99, **hardware):
         self.hardware, self.most_filters, self.asked = Hardware(**hardware), most_filters, []
 
-    def measure(self, plan, settings, spec, seconds):
+    def measure(self, plan, settings, spec, seconds, voxels):
         self.asked.append(settings)
+        assert voxels == 20 * 64 * 64
         filters = settings.network_options["base_filters"]
         assert seconds <= 4
         return None if filters > self.most_filters else Timing(10.0, filters / 100, 0.25, weights=1000 * filters, **MEMORY)

@@ -27,6 +27,9 @@ def test_the_calibration_error_by_hand():
     # Voxels that are surely something else hide the error.
     assert measure_error(truth, 1.0) == pytest.approx((abs(one - 0.6) + abs(other - 0.05)) / 102, abs=1e-5)
     assert math.isnan(measure_error(_truth({15.875: (0, 3)}), 1.0, 0.01, 0.99))
+    # A temperature makes no sure voxel contested, so that the errors before and after it are of the same voxels.
+    both = _truth({1.375: (40, 60), 6.125: (0, 1000)})
+    assert measure_error(both, 4.0, 0.01, 0.99) == measure_error(_truth({1.375: (40, 60)}), 4.0, 0.01, 0.99)
 
 
 def test_ranks_by_hand():

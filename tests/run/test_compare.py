@@ -66,7 +66,7 @@ def test_few_subjects_and_unnamed_ones_are_told(tmp_path, capsys):
     runs = [make_run(tmp_path / name, make_scores(subject="")) for name in ("one", "two")]
     assert _compare(*runs, "--output", tmp_path / "out") == 0
     text = capsys.readouterr().out
-    assert "not compared: NSD, because not all tables have it, or with other tolerances" in text
+    assert "not compared: NSD, because a table lacks it, as scans of slices do, or has other tolerances" in text
     assert "2 subject(s) are too few for a p below 0.05, whatever they show" in text
     assert "no table says who was scanned in 2 case(s): each of them counts as a subject of its own" in text
 

@@ -1,4 +1,4 @@
-"""What is compared: runs, folders with scores and label maps, and what must be alike before they are."""
+"""Contestants of a comparison: runs, folders with scores and label maps, and what must be alike before they are compared."""
 
 import numpy as np
 import pytest

@@ -81,6 +81,9 @@ def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
         request = parse(["--resume", str(tmp_path), *flags])
         assert (request.settings.epochs, request.resume) == (3, tmp_path)
     assert parse(["--resume", str(tmp_path), "--track", "tensorboard"]).settings.track == "tensorboard"
+    # Samples are the same wherever the training cases lie.
+    request = parse(["--resume", str(tmp_path), "--resident", "no"])
+    assert (request.settings.resident, request.places) == ("no", {"resident": "no"})
     # The places of a run may have moved, also those of a demo.
     for way in ("--resume", "--verify"):
         request = parse([way, str(tmp_path), "--data", "moved", "--cache", "other", "--runs", "here"])
@@ -112,3 +115,9 @@ def test_a_run_of_an_unknown_data_set_is_named(tmp_path):
 def test_a_search_has_at_least_one_training(number):
     with pytest.raises(ValueError, match=f"Expected `search` of 1 training or more. Received: {number}."):
         parse_training(["--dataset", "hipmri", "--search", number], DATASETS)
+
+
+@pytest.mark.parametrize("flags", [["--search", "2"], ["--train-only"]])
+def test_a_training_without_a_data_set_is_no_wish_for_the_list(flags):
+    with pytest.raises(ValueError, match=r"Expected --dataset in .*Received: none\."):
+        parse_training(flags, DATASETS)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from modules.data.case import Case, Predicted
+from modules.data.case import Case, Predicted, Volume
 from modules.predict.doubt import LOGITS, Doubt
+from modules.predict.engines import NotFiniteError
 from modules.predict.quality import Quality
 from modules.predict.traits import Traits
 from modules.run import learn_quality
@@ -67,12 +68,41 @@ def test_few_subjects_learn_from_training_cases_too():
     assert learn([*many, *seen], NAMES).lines == learn(many, NAMES).lines
 
 
+def test_slices_are_compared_with_those_of_other_subjects():
+    # Four subjects of ten slices each, all alike; a fifth subject lies no farther from the next one than these do.
+    good = [_observe(subject, "validate", 2.125, 2.0, unusual=float(subject)) for subject in range(4) for _ in range(10)]
+    quality = learn(good, NAMES)
+    assert not _judge(quality, _observe("fifth", "test", 2.125, 2.0, unusual=4.0)).check
+    assert _judge(quality, _observe("other", "test", 2.125, 2.0, unusual=6.0)).check
+
+
 def test_a_class_that_is_nowhere_teaches_nothing():
     one = _observe("one", "validate", 2.125, 2.0)
     absent = one._replace(doubt=Doubt(np.zeros_like(one.doubt.counts), np.zeros_like(one.doubt.counts)), dice=np.array([np.nan]))
     quality = learn([absent], NAMES)
     assert (quality.temperatures, quality.least_dice) == ((1.0,), (0.0,))
     assert np.isnan(_judge(quality, absent).dice[0])
+    # Nobody knows how wrong a prediction is, so that a sure one may be wrong too.
+    sure = _judge(quality, _observe("new", "validate", 2.125, 2.0))
+    assert sure.high[0] - sure.low[0] > 0.5
+
+
+def test_a_damaged_copy_that_cannot_be_computed_is_left_out(monkeypatch, caplog):
+    caplog.set_level("INFO", "mri")
+    image, calls = Volume(np.ones((4, 4, 1), np.float32), np.eye(4), (1.0, 1.0)), []
+
+    def predict_read(bundles, case, image, options):
+        calls.append(case)
+        if len(calls) == 2:
+            raise NotFiniteError("Expected finite probabilities. Received: NaN from the model.")
+        return Predicted(case, image, None, np.zeros((4, 4), np.uint8))
+
+    monkeypatch.setattr(learn_quality, "read_case", lambda case, bundle: (image, np.zeros((4, 4), np.uint8)))
+    monkeypatch.setattr(learn_quality, "predict_read", predict_read)
+    found = list(learn_quality._predict_damaged(None, [Case("one", "one", ())], 3, 0))
+    assert len(calls) == 3
+    assert len(found) == 2
+    assert caplog.messages == ["a damaged copy is left out (bias field): Expected finite probabilities. Received: NaN from the model."]
 
 
 def test_cases_of_all_parts_are_predicted_and_each_damage_is_met(monkeypatch):

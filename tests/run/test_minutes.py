@@ -28,7 +28,7 @@ class _Probe:
 
     hardware = Hardware(cores=2)
 
-    def measure(self, plan, settings, spec, seconds):
+    def measure(self, plan, settings, spec, seconds, voxels):
         memory = {"base_bytes": 1 << 29, "held_bytes": 1 << 29, "peak_bytes": 1 << 30, "device_bytes": 0}
         return Timing(first_s=10.0, step_s=40.0, validation_s=0.0, weights=1, **memory)
 
@@ -50,7 +50,7 @@ def _timed(monkeypatch):
     ):
         monkeypatch.setattr(budget, name, value)
     # Whatever the time would pay for, as much is learnt from as by a tiny run of so many epochs.
-    monkeypatch.setattr(learn_quality, "MOST", learn_quality.LEAST)
+    monkeypatch.setattr(learn_quality, "MOST", dict.fromkeys((2, 3), learn_quality.LEAST))
     monkeypatch.setattr(budget, "find_elapsed", lambda: 30.0)
     monkeypatch.setattr(train, "start_probe", lambda settings, plan, *_: nullcontext(None if plan or settings.epochs else _Probe()))
 

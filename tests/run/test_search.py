@@ -201,7 +201,9 @@ def test_what_is_open_is_searched(monkeypatch):
     monkeypatch.setitem(NETWORK_OPTIONS, "base_filters", {"unet3d": None})
     assert list(list_space(some)) == ["augment", "schedule"]
     assert "base_filters" not in list_space(Settings("oasis", network_options={"base_filters": 8}))
-    with pytest.raises(ValueError, match="Expected an open setting to search, of .*. Received: all are set. Leave one out."):
+    with pytest.raises(
+        ValueError, match="Expected an open setting to search, of .*. Received: all are set, as --demo and presets do. Leave one out."
+    ):
         list_space(replace(some, augment="none", schedule="constant"))
 
 

@@ -30,12 +30,22 @@ def test_ages_make_three_groups_and_texts_one_each():
     assert group_people({str(place): f"remark {place}" for place in range(9)}) is None
 
 
-def test_a_table_of_bids_is_read(tmp_path):
+def test_a_table_of_bids_is_read(tmp_path, caplog):
     table = _write(tmp_path / "participants.tsv", "participant_id\tage\tsex", "sub-01\t30\tF", "sub-02\tn/a\tM", "sub-09\t5\tM")
     assert read_people(table, ["01", "sub-02", "03"]) == {
         "age": {"01": "30", "sub-02": "unknown", "03": "unknown"},
         "sex": {"01": "F", "sub-02": "M", "03": "unknown"},
     }
+    assert caplog.messages == [f"{table} has no row of 1 of 3 tested subjects (03), who are in the group unknown"]
+
+
+def test_a_table_of_a_spreadsheet_is_read(tmp_path):
+    people = [f"{place};{20 + place},5" for place in range(7)]
+    table = tmp_path / "people.csv"
+    table.write_bytes("\r\n".join(["\ufeffsubject;age", *people, ""]).encode())
+    ages = read_people(table, [str(place) for place in range(7)])["age"]
+    assert ages["0"] == "20,5"
+    assert set(group_people(ages).values()) == {"20.5 to 22.5", "23.5 to 24.5", "25.5 to 26.5"}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +54,9 @@ def test_a_table_of_bids_is_read(tmp_path):
         (["name,age", "01,3"], r"Expected a column subject or participant_id in .*a.csv. Received: name, age. Name it so."),
         (["subject,age", "07,3"], r"Expected tested subjects, such as 01, in .*a.csv. Received: none of 1."),
         (["subject,age", "01,3", "sub-01,4"], r"Expected each subject once in .*a.csv. Received: 01 twice."),
+        (["subject,age", "1,3"], r"Correct the table; spreadsheets drop leading zeros."),
+        (["subject", "01"], r"Expected a column beside subject in .*a.csv, such as age or sex."),
+        (["subject,age,age", "01,3,4"], r"Expected each column once in .*a.csv. Received: age twice."),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(tmp_path, rows, message):

@@ -13,8 +13,10 @@ from command_helpers import expect_one_line
 import dataset
 import train
 from modules import phantom
+from modules.data.case import Case
 from modules.data.formats import read_file
 from modules.run.folder import RunFolder
+from modules.run.suggest import _leave_out_namesakes, _warn_of_held_out
 
 ROOT = Path(__file__).parents[2]
 TRAINING = "keras_slices_train"
@@ -112,6 +114,19 @@ def test_nothing_is_suggested_that_the_run_has(runs, phantoms, tmp_path, capsys)
     expect_one_line(capsys, dataset.main([*command, ".", "--number", "0"]), "Expected `--number` of 1 or more. Received: 0.")
     expect_one_line(capsys, dataset.main(["suggest", str(tmp_path / "no"), "."]), f"Expected a trained model in {tmp_path / 'no'}.")
     assert not (tmp_path / "out").exists()
+
+
+def test_namesakes_are_left_out_and_scans_of_tested_subjects_are_named(caplog):
+    new = [Case(name, name, (Path(f"{name}.nii.gz"),)) for name in ("case_1_week_9", "case_12_week_1", "old", "p")]
+    assert _leave_out_namesakes(new, {"old"}) == [new[0], new[1], new[3]]
+    with pytest.raises(ValueError, match=r"Expected scans of other names than the labelled ones. Received: p.nii.gz. Rename them."):
+        _leave_out_namesakes(new[3:], {"p"})
+    caplog.clear()
+    _warn_of_held_out(new, {"case_1": "test", "p": "validate"})
+    assert [line.partition(":")[0] for line in caplog.messages] == [
+        "case_1_week_9.nii.gz looks like a scan of case_1, a subject of the test split",
+        "p.nii.gz looks like a scan of p, a subject of the validate split",
+    ]
 
 
 def test_a_scan_that_cannot_be_read_ends_no_other(runs, scans, tmp_path, capsys):
