@@ -80,8 +80,8 @@ def test_a_file_beside_resume_and_verify_must_agree(runs, tmp_path):
         ("a.toml", "epochz = 1", r"Received: 'epochz' in PATH\. Did you mean 'epochs'\?$"),
         (
             "a.json",
-            '{"config": {"speed": 1}, "version": "99.0"}',
-            r"'speed' in PATH\. The run is of version '99\.0', and this program of \d",
+            '{"config": {"zzz": 1}, "version": "99.0"}',
+            r"'zzz' in PATH\. The run is of version '99\.0', and this program of \d",
         ),
         ("a.toml", "epochs = '3'", "Expected `epochs` of type int. Received: '3' in PATH"),
         ("a.toml", "epochs = 0", "Expected `epochs` above 0. Received: 0. Correct PATH, or the flags beside it."),
