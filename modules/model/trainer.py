@@ -53,6 +53,7 @@ class Trainer(keras.Model):
         # Only the network computes in half precision. Coordinates of a large volume, and averages, need all their bits.
         super().__init__(name=network.name, autocast=False, dtype="float32")
         fuse_normalisations(network)
+        _seed_dropout(network)
         for one in (network, *([deep] if deep else [])):
             speed_up(one)
         self.network = network
@@ -156,6 +157,18 @@ class UseAverages(keras.callbacks.Callback):
     def on_test_end(self, logs: dict | None = None) -> None:
         """Swaps the weights back in."""
         self._averaged.close()
+
+
+def _seed_dropout(network: keras.Model) -> None:
+    """Makes dropout under PyTorch draw from the layer's own random state, which checkpoints hold, as on the other backends.
+
+    Without a seed of the layer Keras takes PyTorch's global numbers, and a resumed training would draw others.
+    """
+    if keras.backend.backend() == "torch":
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.Dropout) and layer.rate:
+                # The state was drawn already. This only says that it counts.
+                layer.seed_generator._initial_seed = 0
 
 
 def _copy_value(variable) -> np.ndarray:

@@ -194,3 +194,17 @@ def test_half_precision_trains_weights_and_averages_in_float32(precision):
     assert keras.backend.standardize_dtype(trainer.network.layers[1].compute_dtype) == precision
     with trainer.averaged():
         assert ops.convert_to_numpy(trainer.network.trainable_weights[0]).dtype == np.float32
+
+
+def test_dropout_repeats_from_the_state_that_checkpoints_hold():
+    inputs = keras.Input((4, 4, 8))
+    network = keras.Model(inputs, keras.layers.Dropout(0.5)(inputs))
+    Trainer(network, SegmentationLoss("ce"), Overlap(CLASSES))
+    states = [np.array(ops.convert_to_numpy(variable)) for variable in network.variables]
+    drawn = []
+    for _ in range(2):
+        for variable, state in zip(network.variables, states, strict=True):
+            variable.assign(state)
+        drawn += [ops.convert_to_numpy(network(np.ones((2, 4, 4, 8), "float32"), training=True)) for _ in range(2)]
+    np.testing.assert_array_equal(drawn[:2], drawn[2:])
+    assert not np.array_equal(drawn[0], drawn[1])
