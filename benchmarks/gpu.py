@@ -115,18 +115,20 @@ class Sitting:
             "torch": self._job("training", "torch", **settings),
             "monai": self._job("training", "monai", **settings),
         }
-        jobs = peers | {backend: self._job("training", "ours", backend, **settings) for backend in self.backends}
+        # The peer "torch" is not the backend of this name.
+        ours = {f"ours {backend}": self._job("training", "ours", backend, **settings) for backend in self.backends}
 
         def tell(found: Mapping[str, dict], new: Mapping[str, dict]) -> None:
             rates = {peer: found[peer].get("rate") for peer in peers}
             for backend in self.backends:
-                limit = self._describe(found[backend], new.get(backend, {}))
+                trained = found[f"ours {backend}"]
+                limit = self._describe(trained, new[f"ours {backend}"])
                 if "compiled" in peers:
                     limit += f"; compiled {_format_first(found['compiled'], new['compiled'])}"
                 name = f"train {rank}-D, base {filters}, {batch} x {size}, {backend}"
-                self.table.add(name, "samples/s", found[backend].get("rate"), rates, limit)
+                self.table.add(name, "samples/s", trained.get("rate"), rates, limit)
 
-        yield Work(jobs, tell)
+        yield Work(peers | ours, tell)
 
     def train_hippocampus(self) -> Iterator[Work]:
         """Yields a real training on patches of volumes."""
