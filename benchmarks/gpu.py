@@ -160,12 +160,12 @@ class Sitting:
             yield Work(jobs, tell)
 
     def resume(self) -> Iterator[Work]:
-        """Yields whether a deterministic training that was killed and resumed ends with the weights of one that was not."""
+        """Yields whether a deterministic training that was killed and resumed ends as one that was not."""
         for backend in self.chosen:
 
             def tell(found: Mapping[str, dict], new: Mapping[str, dict], backend: str = backend) -> None:
                 result = new["resumed"]
-                limit = f"1 for equal weights; killed after step {result.get('step')} of {result.get('steps')}"
+                limit = f"1 for yes; killed after step {result.get('step')} of {result.get('steps')}"
                 self.table.add(f"killed and resumed --deterministic, {backend}", "equal", result.get("equal"), limit=limit)
 
             settings = {"folder": self.folder, "base_filters": 2 if self.small else 16, "precision": "bfloat16"}

@@ -102,7 +102,8 @@ def make_data(prepared: list, size: tuple[int, ...], options: argparse.Namespace
     if not options.resident:
         return make_pipeline(prepared, Window(size), 1, pool=pool, **settings), repeated
     table = {name: keras.ops.convert_to_tensor(array) for name, array in read_table(prepared, 1).items()}
-    return add_table(make_pipeline(prepared, Window(size), 1, pool=pool, bases=find_bases(prepared), **settings), table), repeated
+    places = make_pipeline(prepared, Window(size), 1, pool=pool, bases=find_bases(prepared), **settings)
+    return add_table(places, table, size), repeated
 
 
 STEPS = {"draw": draw, "ours": measure}

@@ -46,6 +46,8 @@ WIDTHS, MIDDLE = (8, 12, 16, 24, 32), 16
 GUESSED_STEP_S = 0.4
 # With fewer steps than these a narrower network learns more; a wider one must leave as many as these. See docs/recipes.md.
 LEAST_STEPS, WIDER_STEPS = 800, 5_000
+# With fewer than these no network learns much, however narrow it is.
+FEW_STEPS = 100
 # bfloat16 must be faster by this factor, because it rounds.
 BFLOAT16_FACTOR = 1.15
 
@@ -158,6 +160,17 @@ def draft_share(
 def was_measured(plan: Plan) -> bool:
     """Returns whether a plan was fitted to a time by measured steps."""
     return "validation_s" in plan.costs
+
+
+def find_shortage(plan: Plan) -> str:
+    """Describes that the time of a plan leaves too few steps to learn from, and what helps; "" where it leaves enough."""
+    steps = plan.epochs * plan.steps_per_epoch
+    if not was_measured(plan) or steps >= FEW_STEPS:
+        return ""
+    return (
+        f"{steps} step(s) of {plan.costs['step_s']:.2g} s are all that is left of {plan.costs['seconds'] / 60:g} minutes, and a network "
+        f"learns little in fewer than {FEW_STEPS}. Give more --minutes, or a smaller --shape"
+    )
 
 
 def count_affordable(plan: Plan, windows: int, rank: int) -> int:

@@ -9,7 +9,7 @@ from modules import devices
 from modules.backend_choice import has_nvidia
 from modules.data.cache import PreparedCase
 from modules.data.fingerprint import Fingerprint
-from modules.hardware import find_memory, read_memory, read_peak
+from modules.hardware import describe_hardware, find_memory, read_memory, read_peak
 from modules.predict.cases import choose_batch_size
 from modules.predict.engines import has_openvino
 from modules.run.plan import Plan
@@ -166,8 +166,10 @@ def format_time(seconds: float) -> str:
 
 
 def find_limit(costs: Mapping[str, Any]) -> int:
-    """Returns the bytes of memory that the training may take."""
-    return 0 if costs.get("device_bytes") else find_memory()
+    """Returns the bytes of memory, of the GPU where there is one, that the training may take; 0 where a measurement fitted into it."""
+    if costs.get("device_bytes"):
+        return 0
+    return describe_hardware().device_bytes if devices.has_gpu() else find_memory()
 
 
 def _list_layers(network: Any) -> Iterable[Any]:

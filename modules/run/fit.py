@@ -262,15 +262,18 @@ def make_training_data(
         pool=pool,
         **_list_pipeline_options(prepared),
     )
-    return pipeline if table is None else add_table(pipeline, table)
+    return pipeline if table is None else add_table(pipeline, table, prepared.plan.window.shape)
 
 
-def add_table(pipeline, table: dict[str, Any]):
-    """Adds the table on the device to each batch of a pipeline of places, without copying it."""
+def add_table(pipeline, table: dict[str, Any], shape: Sequence[int]):
+    """Adds the table on the device to each batch of a pipeline of places, without copying it; under JAX cuts its windows `P`."""
     if devices.name_backend() == "tensorflow":
         return pipeline.map(lambda batch: batch | table)
+    from modules.model.cut import compile_cut
+
     # Keras copies what a `tf.data.Dataset` holds through the host, but not what a generator does. It asks a generator for tuples.
-    return ((batch | table,) for batch in pipeline.as_numpy_iterator())
+    add = compile_cut(table, shape) if devices.name_backend() == "jax" else lambda batch: batch | table
+    return ((add(batch),) for batch in pipeline.as_numpy_iterator())
 
 
 def put_on_device(prepared: PreparedRun) -> dict[str, Any] | None:

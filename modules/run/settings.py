@@ -1,6 +1,7 @@
 """The settings of a training: one field each, with its help and its only default. Flags and presets follow from these fields."""
 
 import ast
+import difflib
 import math
 import os
 import tomllib
@@ -249,7 +250,9 @@ class Settings:
         for key, value in values.items():
             if key not in known and key not in NETWORK_OPTIONS:
                 names = (*(item.name for item in fields(cls) if item.name in known), *NETWORK_OPTIONS)
-                raise ValueError(f"Expected settings in {names}. Received: {shorten(key)} in {source}.")
+                alike = difflib.get_close_matches(str(key)[:40], names, 1)
+                hint = f" Did you mean {alike[0]!r}?" if alike else ""
+                raise ValueError(f"Expected settings in {names}. Received: {shorten(key)} in {source}.{hint}")
             kind, many, optional = find_kind(key)
             items = list(value) if many and isinstance(value, list | tuple) else [value]
             for item in items:

@@ -11,6 +11,7 @@ from keras import layers
 from dataset import DATASETS
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.hardware import Hardware
 from modules.run import costs
 from modules.run.costs import count_flops, estimate_costs, estimate_end, find_limit, find_warning, format_time
 from modules.run.plan import make_plan
@@ -134,7 +135,7 @@ def test_the_slab_of_probabilities_by_hand(window, depth):
     assert estimate_end(plan, _build(), scans) == expected
 
 
-def test_memory_that_will_not_do_is_told_with_the_remedy():
+def test_memory_that_will_not_do_is_told_with_the_remedy(monkeypatch):
     assert find_warning({"memory_bytes": 9 << 30}, 10 << 30) == ""
     assert find_warning({"memory_bytes": 99 << 30}, 0) == ""
     assert find_warning({"memory_bytes": 19 << 29}, 10 << 30) == (
@@ -143,6 +144,10 @@ def test_memory_that_will_not_do_is_told_with_the_remedy():
     # Nobody knows how much of a GPU's memory others will leave.
     assert find_limit({"device_bytes": 1}) == 0
     assert find_limit({}) == costs.find_memory()
+    # The memory of the host says nothing about that of its GPU.
+    monkeypatch.setattr(costs.devices, "has_gpu", lambda: True)
+    monkeypatch.setattr(costs, "describe_hardware", lambda: Hardware("gpu", device_bytes=8 << 30))
+    assert find_limit({}) == 8 << 30
 
 
 @pytest.mark.parametrize(

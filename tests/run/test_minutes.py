@@ -92,12 +92,15 @@ def test_a_plan_is_printed_and_nothing_is_trained(data, tmp_path, monkeypatch, c
     monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("it trains"))
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
     assert train.main([*data, *TIMED, *flags, *places, "--plan-only"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("plan ")]
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines() if line.startswith("plan ")]
     assert 10 <= len(lines) <= 15
     told = {words[1]: words[2:] for words in lines}
     assert told["window"][0] == "64x64,"
     assert told["batch"][0] == "4,"[: 1 + (flags[0] == "--minutes")]
     assert told["time"][-1] == ("measured" if flags[0] == "--minutes" else "estimated")
+    # No user who asks for few epochs is told that they are few.
+    assert (" step(s) of 40 s are all that is left of " in out) == (flags[0] == "--minutes")
     if flags == ["--minutes", "5"]:
         assert (told["steps"][:3], told["time"][:2]) == (["3", "x", "2"], ["5.0", "min"])
     assert not (tmp_path / "runs").exists()
