@@ -25,7 +25,7 @@ from modules.run.costs import estimate_costs
 from modules.run.crossvalidation import Program, cross_validate, plan_folds
 from modules.run.division import divide, find_labelled
 from modules.run.evaluate import evaluate
-from modules.run.fit import fit
+from modules.run.fit import find_table, fit
 from modules.run.flags import TrainingRequest, describe_choices, parse_training
 from modules.run.folder import RunFolder
 from modules.run.init import begin, keep_intensities
@@ -143,7 +143,7 @@ def prepare(
     devices.distribute(names := devices.choose_devices(max_devices, plan.batch_size))
     network = build_network(settings, spec, plan)
     begun = begin(network, settings, spec, plan, run)
-    plan = replace(plan, costs=estimate_costs(plan, network, precision, prepared, fingerprint))
+    plan = replace(plan, costs=estimate_costs(plan, network, precision, prepared, fingerprint, find_table(settings, spec, prepared, names)))
     hashes = [digest for members in prepared.values() for case in members for digest in case.sources_sha256]
     manifest = proof.make_manifest(splits, settings.data_folder(), hashes, spec.tables)
     return PreparedRun(settings, spec, plan, splits, remarks, prepared, network, precision, names, manifest, fingerprint, begun)

@@ -79,6 +79,9 @@ def _describe(error: Exception) -> str:
     if is_lack_of_memory(error):
         received = to_line(error) if str(error) else "none left"
         return f"Expected enough memory. Received: {received}. Free some, or choose smaller scans, windows or batches."
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in str(error):
+        # PyTorch has none for some operations on a GPU, such as pooling of volumes.
+        return f"Expected operations that repeat bit for bit. Received: {to_line(error, 300)} Give --backend jax, or no --deterministic."
     return to_line(error) if isinstance(error, ValueError | OSError) else ""
 
 

@@ -4,15 +4,18 @@
     python benchmarks/gpu.py --rows train2d hippocampus --data Task04_Hippocampus
     KERAS_BACKEND=jax python benchmarks/gpu.py --small     # the same script with tiny sizes on a CPU: a proof of the path, no result
 
-Everything computes in bfloat16. Ours trains on the backends of `--backends`; PyTorch and MONAI's network run channels-last under autocast,
-and "compiled" with `torch.compile`. The tops of training.py, hippocampus.py, prediction.py and waiting.py say what is compared.
+Everything computes in bfloat16. Networks train on each of `--backends`, and the first of these does all else; with `--small` each does all.
+PyTorch and MONAI's network run channels-last under autocast, and "compiled" with `torch.compile`. The tops of training.py, hippocampus.py,
+prediction.py, waiting.py and resuming.py say what is compared.
 
 Each number comes from a process of its own. What compiles runs twice. The first time, several run beside one another: the table calls
 their first step "new". The second time finds in the compilation cache what the first one made, and is measured: "known". Two processes
-start beside one another then, but only one of them uses the GPU. A process that takes longer than `--limit` seconds is left out.
+start beside one another then, but only one of them uses the GPU. A process that takes longer than `--limit` seconds is left out, and so is
+what is not done after `--minutes`. With `--small` a process runs twice only where two results are compared.
 """
 
 import argparse
+import itertools
 import math
 import os
 import signal
@@ -49,6 +52,7 @@ class Job:
         options: Its options by name.
         backend: The Keras backend; "" for a peer.
         compiles: Whether it runs once before, to fill the compilation cache.
+        measured: Whether it is measured. What it found when it compiled is enough for some.
     """
 
     script: str
@@ -56,6 +60,7 @@ class Job:
     options: tuple[tuple[str, Any], ...]
     backend: str = ""
     compiles: bool = False
+    measured: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,11 @@ class Sitting:
         """Takes the options of the command, and a folder for drawn files and caches."""
         self.table, self.ceiling = Table(), 0.0
         self.folder, self.small, self.backends, self.data = folder, options.small, options.backends, options.data
+        # Those that do more than train on one batch.
+        self.chosen = options.backends if options.small else options.backends[:1]
         self.common = {"seconds": options.seconds, "precision": "bfloat16"}
         self.device = {"device": "cpu" if options.small else "cuda"}
-        self.slices, self.hippocampi = (8, 2) if options.small else (1000, 100)
+        self.slices, self.hippocampi, self.volumes = (4, 1, 4) if options.small else (1000, 100, 64)
 
     # -------------------------------------------------------------------------------------------------------------- works
 
@@ -123,66 +130,75 @@ class Sitting:
 
     def train_hippocampus(self) -> Iterator[Work]:
         """Yields a real training on patches of volumes."""
-        for backend in self.backends:
+        settings = {"folder": self.folder, **self.common} | ({"data": self.data} if self.data else {})
+        settings |= {"base_filters": 2, "batch": 1} if self.small else {}
+        for backend in self.chosen:
 
             def tell(found: Mapping[str, dict], new: Mapping[str, dict], backend: str = backend) -> None:
                 limit = f"aim 573; {self._describe(found['ours'], new['ours'])}"
                 rates = {"streamed": found["streamed"].get("rate")}
                 self.table.add(f"train hippocampus, 8 x 40x56x40, {backend}", "patches/s", found["ours"].get("rate"), rates, limit)
 
-            settings = {"folder": self.folder, **self.common} | ({"data": self.data} if self.data else {})
-            settings |= {"base_filters": 4, "batch": 2} if self.small else {}
-            jobs = {"ours": self._job("hippocampus", "ours", backend, **settings)}
-            yield Work(jobs | {"streamed": self._job("hippocampus", "ours", backend, resident="no", **settings)}, tell)
+            places = {"ours": "yes" if self.small else "auto", "streamed": "no"}
+            yield Work({name: self._job("hippocampus", "ours", backend, resident=wish, **settings) for name, wish in places.items()}, tell)
 
     def train_deterministic(self) -> Iterator[Work]:
         """Yields the cost of kernels that repeat bit for bit, and whether two processes get the same weights with and without them."""
         settings = self._set_training("train2d")
-        for backend in self.backends:
+        for backend in self.chosen:
 
             def tell(found: Mapping[str, dict], new: Mapping[str, dict], backend: str = backend) -> None:
-                repeats = (f"{name} {'equal' if _repeats(found[name], new[name]) else 'not equal'}" for name in ("with", "without"))
+                repeats = (f"{name} {_compare(found[name], new[name])}" for name in ("with", "without"))
                 rates = {"without": found["without"].get("rate")}
                 limit = f"weights of two processes: {', '.join(repeats)}"
                 self.table.add(f"train 2-D --deterministic, {backend}", "samples/s", found["with"].get("rate"), rates, limit)
 
             jobs = {
-                "with": self._job("training", "ours", backend, deterministic=1, **settings),
+                "with": self._job("training", "ours", backend, compiles=True, deterministic=1, **settings),
                 "without": self._job("training", "ours", backend, **settings),
             }
             yield Work(jobs, tell)
 
+    def resume(self) -> Iterator[Work]:
+        """Yields whether a deterministic training that was killed and resumed ends as one that was not."""
+        for backend in self.chosen:
+
+            def tell(found: Mapping[str, dict], new: Mapping[str, dict], backend: str = backend) -> None:
+                result = new["resumed"]
+                limit = f"1 for yes; killed after step {result.get('step')} of {result.get('steps')}"
+                self.table.add(f"killed and resumed --deterministic, {backend}", "equal", result.get("equal"), limit=limit)
+
+            settings = {"folder": self.folder, "base_filters": 2 if self.small else 16, "precision": "bfloat16"}
+            yield Work({"resumed": self._job("resuming", "ours", backend, compiles=True, measured=False, **settings)}, tell)
+
     def wait_for_data(self) -> Iterator[Work]:
         """Yields the share of its speed that a training keeps on real data: read from the cache, and on the device."""
-        settings: dict[str, Any] = (
-            {"batch": 4, "base_filters": 2, "steps": 3} if self.small else {"batch": 64, "base_filters": 32, "steps": 40}
-        )
-        settings |= {"folder": self.folder, "precision": "bfloat16"}
-        backend = self.backends[0]
-        jobs = {
-            name: self._job("waiting", "ours", backend, resident=resident, **settings)
-            for name, resident in (("streamed", 0), ("on the device", 1))
-        }
+        for backend, (kind, batch) in itertools.product(self.chosen, (("slices", 64), ("patches", 8))):
 
-        def tell(found: Mapping[str, dict], new: Mapping[str, dict]) -> None:
-            for name in jobs:
-                limit = f"aim 0.95; {found[name].get('rate', 0):.0f} slices/s"
-                self.table.add(f"real data, {name} / one batch, {backend}", "share/s", found[name].get("share"), limit=limit)
+            def tell(found: Mapping[str, dict], new: Mapping[str, dict], backend: str = backend, kind: str = kind) -> None:
+                for name, values in found.items():
+                    limit = f"aim 0.95; {values.get('rate', 0):.3g} {kind}/s"
+                    self.table.add(f"{kind}, {name} / one batch, {backend}", "share/s", values.get("share"), limit=limit)
 
-        yield Work(jobs, tell)
+            settings: dict[str, Any] = {"folder": self.folder, "kind": kind, "precision": "bfloat16", "seconds": self.common["seconds"]}
+            sizes = (1, 2, 1) if self.small else (batch, 32, 40)
+            settings |= dict(zip(("batch", "base_filters", "steps"), sizes, strict=True))
+            places = (("streamed", 0), ("on the device", 1))
+            yield Work({name: self._job("waiting", "ours", backend, resident=place, **settings) for name, place in places}, tell)
 
     def predict(self) -> Iterator[Work]:
         """Yields slices and volumes a second from file to file."""
-        for kind, number in (("slices", self.slices), ("hippocampi", self.hippocampi)):
+        for backend, (kind, number) in itertools.product(self.chosen, (("slices", self.slices), ("hippocampi", self.hippocampi))):
 
-            def tell(found: Mapping[str, dict], new: Mapping[str, dict], kind: str = kind, number: int = number) -> None:
+            def tell(
+                found: Mapping[str, dict], new: Mapping[str, dict], backend: str = backend, kind: str = kind, number: int = number
+            ) -> None:
                 peers = {peer: found[peer].get("rate") for peer in ("torch", "monai")}
-                name = f"predict {number} {kind}, file to file, {self.backends[0]}"
-                self.table.add(name, f"{kind}/s", found["ours"].get("rate"), peers)
+                self.table.add(f"predict {number} {kind}, file to file, {backend}", f"{kind}/s", found["ours"].get("rate"), peers)
 
-            settings = {"folder": self.folder, "kind": kind, "cases": number, "batch": 4 if self.small else 16}
+            settings = {"folder": self.folder, "kind": kind, "cases": number, "batch": 2 if self.small else 16}
             jobs = {peer: self._job("prediction", peer, **settings, **self.device) for peer in ("torch", "monai")}
-            jobs["ours"] = self._job("prediction", "ours", self.backends[0], compiles=False, engine="keras", **settings)
+            jobs["ours"] = self._job("prediction", "ours", backend, compiles=False, engine="keras", **settings)
             yield Work(jobs, tell)
 
     def estimate(self) -> Iterator[Work]:
@@ -206,7 +222,8 @@ class Sitting:
         return [
             self._job("reading", "draw", kind="slices", cases=self.slices + 8, **shared),
             self._job("prediction", "draw", draw=("slices", "hippocampi"), cases=self.hippocampi, **shared),
-            *([] if self.data else [self._job("hippocampus", "draw", cases=16 if self.small else 208, **shared)]),
+            self._job("waiting", "draw", kind="patches", cases=self.volumes, **shared),
+            *([] if self.data else [self._job("hippocampus", "draw", cases=8 if self.small else 208, **shared)]),
         ]
 
     # -------------------------------------------------------------------------------------------------------------- parts
@@ -215,9 +232,9 @@ class Sitting:
         rank, filters, batch, size = (SMALL if self.small else NETWORKS)[row]
         return {"rank": rank, "base_filters": filters, "batch": batch, "size": size, "late": 1, **self.common, **self.device}
 
-    @staticmethod
-    def _job(script: str, step: str, backend: str = "", compiles: bool | None = None, **options: Any) -> Job:
-        return Job(script, step, tuple(options.items()), backend, bool(backend) if compiles is None else compiles)
+    def _job(self, script: str, step: str, backend: str = "", compiles: bool | None = None, measured: bool = True, **options: Any) -> Job:
+        compiles = bool(backend) and not self.small if compiles is None else compiles
+        return Job(script, step, tuple(options.items()), backend, compiles, measured)
 
     def _describe(self, found: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         """Describes the share of the matrix product's speed that a training reached, and its first steps."""
@@ -231,8 +248,10 @@ def _format_first(found: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join(seconds) or "not measured"
 
 
-def _repeats(found: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return "weights" in found and found["weights"] == new.get("weights")
+def _compare(found: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if not (found.get("weights") and new.get("weights")):
+        return "not compared"
+    return "equal" if found["weights"] == new["weights"] else "not equal"
 
 
 ROWS: dict[str, Callable[[Sitting], Iterator[Work]]] = {
@@ -240,6 +259,7 @@ ROWS: dict[str, Callable[[Sitting], Iterator[Work]]] = {
     "train3d": lambda sitting: sitting.train("train3d"),
     "hippocampus": Sitting.train_hippocampus,
     "deterministic": Sitting.train_deterministic,
+    "resume": Sitting.resume,
     "waiting": Sitting.wait_for_data,
     "predict": Sitting.predict,
     "estimate": Sitting.estimate,
@@ -251,13 +271,15 @@ DRAWN = {"hippocampus", "waiting", "predict"}
 class Processes:
     """Runs each job once as a new one, if it compiles, and once to measure; equal jobs are one."""
 
-    def __init__(self, folder: Path, limit: float, workers: int, small: bool) -> None:
-        """Takes a folder for caches, the seconds that a process may take, how many compile beside one another, and whether all is tiny."""
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        """Takes a folder for caches, and the options of the command."""
         # The same variables as train.py sets, for the peers too.
         self._environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **list_variables(folder / "compiled")}
         # On a CPU XLA would compile volumes for minutes.
-        self._environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if small else {}
-        self._turn, self._limit = {"BENCH_TURN": str(folder / "turn")}, limit
+        self._environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if options.small else {}
+        self._turn, self._limit = {"BENCH_TURN": str(folder / "turn")}, options.limit
+        self._end = options.began + 60 * options.minutes
+        workers = 1 if options.small else max(1, min(6, (os.cpu_count() or 1) // 2))
         self._many, self._two = ThreadPoolExecutor(workers), ThreadPoolExecutor(2 if workers > 1 else 1)
         self._new: dict[Job, Future] = {}
         self._found: dict[Job, Future] = {}
@@ -278,7 +300,7 @@ class Processes:
     def measure(self, jobs: Sequence[Job]) -> None:
         """Starts to measure jobs in their order. What could not be compiled is left out."""
         for job in jobs:
-            if job not in self._found and (job not in self._new or self._new[job].result()):
+            if job.measured and job not in self._found and (job not in self._new or self._new[job].result()):
                 self._found[job] = self._two.submit(self._run, job, self._turn)
 
     def get(self, job: Job) -> tuple[dict, dict]:
@@ -293,7 +315,11 @@ class Processes:
 
     def _run(self, job: Job, turn: Mapping[str, str], **changes: Any) -> dict:
         environment = {**self._environment, **turn, **({"KERAS_BACKEND": job.backend} if job.backend else {})}
-        return harness.run(job.script, job.step, environment, self._limit, **{**dict(job.options), **changes}) or {}
+        seconds = min(self._limit, self._end - time.perf_counter())
+        if seconds <= 0:
+            print(f"  not measured: {job.script} {job.step} {job.backend}: the time is over", flush=True)
+            return {}
+        return harness.run(job.script, job.step, environment, seconds, **{**dict(job.options), **changes}) or {}
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Table:
@@ -301,7 +327,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Table:
     sitting = Sitting(options, folder)
     works = [work for make in (Sitting.measure_ceiling, *(ROWS[row] for row in options.rows)) for work in make(sitting)]
     jobs = [job for work in works for job in work.jobs.values()]
-    processes = Processes(folder, options.limit, 1 if options.small else max(1, min(6, (os.cpu_count() or 1) // 2)), options.small)
+    processes = Processes(folder, options)
     try:
         processes.compile(jobs, sitting.draw() if DRAWN & set(options.rows) else [])
         print(f"compiled after {time.perf_counter() - options.began:.0f} s", flush=True)
@@ -321,11 +347,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--small", action="store_true", help="tiny sizes on a CPU, on the backend of KERAS_BACKEND")
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="what to measure (default all)")
-    parser.add_argument("--backends", nargs="+", help="backends that ours trains on; the first also predicts (default jax torch)")
+    parser.add_argument("--backends", nargs="+", help="backends that train; the first does all else (default jax torch)")
     parser.add_argument("--data", type=Path, help="Task04_Hippocampus, in place of drawn volumes")
     parser.add_argument("--output", type=Path, help="file for the rows as JSON, written after each row")
     parser.add_argument("--seconds", type=float, help="about so long for each rate (default 4)")
     parser.add_argument("--limit", type=float, help="seconds after which a process is left out (default 150, with --small 900)")
+    parser.add_argument("--minutes", type=float, help="what is not measured by then is left out (default 8, with --small no limit)")
     options = parser.parse_args()
     options.began = time.perf_counter()
     # `timeout` ends the command in this way; the processes that it started must end too.
@@ -333,6 +360,7 @@ def main() -> None:
     options.backends = options.backends or ([os.environ.get("KERAS_BACKEND") or "tensorflow"] if options.small else ["jax", "torch"])
     options.seconds = options.seconds or (1 if options.small else 4)
     options.limit = options.limit or (900 if options.small else 150)
+    options.minutes = options.minutes or (math.inf if options.small else 8)
     options.data = options.data and options.data.resolve()
     print(harness.describe(), flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:

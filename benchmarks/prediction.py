@@ -200,7 +200,7 @@ def measure_monai(options: argparse.Namespace) -> dict[str, float]:
 def _measure(predict: Callable[[Sequence[Path]], None], options: argparse.Namespace) -> dict[str, float]:
     """Measures cases a second and the peak memory in GiB. The first case is left out: it starts threads and chooses kernels."""
     paths = sorted((options.folder / FOLDERS[options.kind]).glob("case_*.nii.gz"), key=lambda path: int(path.name[5:-7]))
-    warm = 1 if options.kind == "volumes" else BATCHES["slices"]
+    warm = 1 if options.kind == "volumes" else min(BATCHES["slices"], options.batch)
     harness.take_turn()
     predict(paths[:warm])
     chosen = paths[warm : warm + options.cases]

@@ -1,11 +1,12 @@
 """The wait for data: training speed on real data over that on one repeated batch; a child of cpu.py and gpu.py.
 
     python benchmarks/waiting.py --step ours --folder FOLDER                                # where reading.py drew
-    python benchmarks/waiting.py --step ours --folder FOLDER --kind patches --resident 1    # draws its own volumes
+    python benchmarks/waiting.py --step draw --folder FOLDER --kind patches                 # volumes for the next line
+    python benchmarks/waiting.py --step ours --folder FOLDER --kind patches --resident 1
 
 Both go through `Trainer.fit`, as train.py does, from a filled cache: the slices of reading.py with light augmentation, or patches of
 40x56x40 with a strong one. The repeated batch lies on the device already. With `--resident 1` all cases lie there, and batches are cut out.
-They take turns, so that a machine that is busy for a while slows both.
+They take turns, so that a machine that is busy for a while slows both. With `--seconds 0` each comes once, which is enough to compile.
 """
 
 import argparse
@@ -19,8 +20,14 @@ from pathlib import Path
 import harness
 from reading import CLASSES, SIZES, draw_pairs, list_pairs
 
-# Sizes of a sample and of the volumes that are drawn for patches, and how many.
-PATCH, VOLUME, VOLUMES = (40, 56, 40), (48, 64, 48), 64
+# Sizes of a sample and of the volumes that are drawn for patches.
+PATCH, VOLUME = (40, 56, 40), (48, 64, 48)
+
+
+def draw(options: argparse.Namespace) -> dict:
+    """Draws `--cases` volumes for patches; reading.py draws slices."""
+    draw_pairs(options.folder / options.kind, VOLUME, options.cases)
+    return {}
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -53,7 +60,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     rates = {"real": [], "repeated": []}
     with start_readers() or nullcontext() as pool:
         real, repeated = make_data(prepared, size, options, pool)
-        for _ in range(3):
+        for _ in range(3 if options.seconds else 1):
             for name, data in (("real", real), ("repeated", repeated)):
                 fit(data, 2)
                 rates[name].append(fit(data, options.steps))
@@ -62,13 +69,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def prepare(options: argparse.Namespace, size: tuple[int, ...]) -> list:
-    """Prepares the cases: slices that reading.py drew, or volumes that are drawn here."""
+    """Prepares the drawn cases."""
     from modules.data import cache
     from modules.data.case import Case
     from modules.data.preprocess import Preprocessing
 
-    if len(size) == 3 and not list_pairs(options):
-        draw_pairs(options.folder / options.kind, VOLUME, VOLUMES)
     cases = [Case(image.name[:-7], image.name[:-7], (image,), label) for image, label in list_pairs(options)]
     preprocessing = Preprocessing(2, shape=size) if len(size) == 2 else Preprocessing(3)
     return cache.prepare_cases(cases, harness.make_spec(preprocessing, CLASSES), preprocessing, options.folder / "cache")
@@ -97,22 +102,28 @@ def make_data(prepared: list, size: tuple[int, ...], options: argparse.Namespace
     if not options.resident:
         return make_pipeline(prepared, Window(size), 1, pool=pool, **settings), repeated
     table = {name: keras.ops.convert_to_tensor(array) for name, array in read_table(prepared, 1).items()}
-    return add_table(make_pipeline(prepared, Window(size), 1, pool=pool, bases=find_bases(prepared), **settings), table), repeated
+    places = make_pipeline(prepared, Window(size), 1, pool=pool, bases=find_bases(prepared), **settings)
+    return add_table(places, table, size), repeated
+
+
+STEPS = {"draw": draw, "ours": measure}
 
 
 def main() -> None:
-    """Measures and prints it as JSON."""
+    """Measures or draws, as `--step` says, and prints it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--step", choices=("ours",), required=True)
+    parser.add_argument("--step", choices=tuple(STEPS), required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--kind", choices=("slices", "patches"), default="slices")
+    parser.add_argument("--cases", type=int, default=64, help="volumes to draw")
     parser.add_argument("--resident", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--base-filters", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--precision", default="float32")
-    print(json.dumps(measure(parser.parse_args())))
+    options = parser.parse_args()
+    print(json.dumps(STEPS[options.step](options)))
 
 
 if __name__ == "__main__":

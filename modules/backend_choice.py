@@ -8,7 +8,7 @@ from pathlib import Path
 
 BACKENDS = ("tensorflow", "jax", "torch")
 # Whether the user's environment names a backend.
-_GIVEN = bool(os.environ.get("KERAS_BACKEND"))
+_GIVEN = os.environ.get("KERAS_BACKEND", "") not in ("", "auto")
 
 
 def choose_backend(name: str | None) -> None:
@@ -33,6 +33,19 @@ def _name_used_backend() -> str | None:
     """Returns the backend of Keras, if that is imported. A program that blocks a package has None in its place."""
     keras = sys.modules.get("keras")
     return keras.backend.backend() if keras is not None else None
+
+
+def require_backend() -> None:
+    """Checks that the chosen backend is one of ours and installed; imports nothing.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    name = os.environ["KERAS_BACKEND"]
+    if name not in BACKENDS:
+        raise ValueError(f"Expected KERAS_BACKEND in {BACKENDS}. Received: {name!r}. Set it, or leave it out.")
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"Expected the package of KERAS_BACKEND={name}. Received: none. Install {name}, or leave it out.")
 
 
 def choose_for_export() -> None:

@@ -23,8 +23,8 @@ def keep_compiled(cache: Path) -> None:
     """Lets the backends keep what they compile in the folder `compiled` of a cache, and take it from there.
 
     Must be called before a backend compiles, and under TensorFlow before it is imported. What the environment sets stays as it is.
-    Processes can share the folder. A file that was cut short, or made by other versions, is compiled anew. Where the folder cannot be
-    written, nothing is kept.
+    Processes can share the folder. JAX compiles anew what was cut short, or made by other versions or for another CPU. TensorFlow writes
+    whole files only, and fails on one that was damaged afterwards. Where the folder cannot be written, nothing is kept.
 
     Args:
         cache: The cache; it need not exist.
@@ -57,7 +57,8 @@ def list_variables(folder: Path) -> dict[str, str]:
     }
     # On a CPU TensorFlow compiles nothing here.
     if has_nvidia():
-        variables["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={folder / 'tensorflow'}"
+        # Without the quotes a blank would end the path.
+        variables["TF_XLA_FLAGS"] = f'--tf_xla_persistent_cache_directory="{folder / "tensorflow"}"'
     return variables
 
 
@@ -72,10 +73,11 @@ def _tell_jax() -> None:
 def _limit_size(folder: Path, most: int) -> None:
     """Deletes the files that were used longest ago, until the others take at most so many bytes. Other processes may delete too."""
     files = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file():
-                state = path.stat()
+    # `os.walk` passes over a folder that another process deletes meanwhile, and `rglob` does not.
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                state = (path := Path(where, name)).stat()
                 files.append((max(state.st_atime, state.st_mtime), state.st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):

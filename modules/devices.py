@@ -1,7 +1,7 @@
 """The machines of a run: backend, hosts and devices, whether results repeat bit for bit, and the precision of the computation."""
 
 import contextlib
-import importlib.util
+import importlib
 import logging
 import os
 import platform
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from modules.backend_choice import BACKENDS, add_xla_flag, has_jax_for_gpu
+from modules.backend_choice import add_xla_flag, has_jax_for_gpu, has_nvidia, require_backend
 
 # TensorFlow's start-up messages say nothing to the user; an error still comes as an exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,12 +35,8 @@ def import_keras() -> None:
     TensorFlow's libraries write to the process's standard error before any setting of TensorFlow takes effect. We therefore redirect
     the file descriptor itself during the import. An error still comes as an exception.
     """
-    backend = name_backend()
-    if backend not in BACKENDS:
-        raise ValueError(f"Expected KERAS_BACKEND in {BACKENDS}. Received: {backend!r}. Set it, or leave it out.")
-    if importlib.util.find_spec(backend) is None:
-        raise ValueError(f"Expected the package of KERAS_BACKEND={backend}. Received: none. Install {backend}, or leave it out.")
-    if backend == "jax" and has_jax_for_gpu():
+    require_backend()
+    if name_backend() == "jax" and has_jax_for_gpu():
         # XLA by itself lays volumes out with channels first, which cuDNN's fast kernels for bfloat16 do not read.
         add_xla_flag("xla_gpu_force_conv_nhwc")
     sys.stderr.flush()
@@ -118,6 +114,8 @@ def start_backend(seed: int, deterministic: bool = False) -> None:
 
     keras.utils.set_random_seed(seed)
     backend, on_gpu = keras.backend.backend(), has_gpu()
+    if has_nvidia() and not on_gpu:
+        log.warning("an NVIDIA GPU is here, but %s finds none and computes on the CPU: install its version for CUDA", backend)
     if backend != "tensorflow":
         # TensorFlow only reads files here, and must not take the GPU's memory.
         tf.config.set_visible_devices([], "GPU")
@@ -359,11 +357,14 @@ def has_bfloat16() -> bool:
     import keras
 
     if keras.backend.backend() == "torch":
-        return import_torch().cuda.is_bf16_supported()
+        # PyTorch also says yes where it would compute in float32 and round.
+        return import_torch().cuda.get_device_capability() >= (8, 0)
     if keras.backend.backend() == "jax":
         import jax
 
-        return float(getattr(jax.devices()[0], "compute_capability", 0)) >= 8
+        # A GPU of another maker has a name here.
+        major = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")[0]
+        return major.isdigit() and int(major) >= 8
     import tensorflow as tf
 
     device = tf.config.list_physical_devices("GPU")[0]

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 # A class whose largest object holds less than this of it, on average over the labels, is one of lesions.
 LEAST_LARGEST = 0.9
-# The columns of the console: score, title, width, digits. The files have all scores.
-_COLUMNS = (("dice", "Dice", 22, 3), ("nsd", "NSD", 22, 3), ("hd95_mm", "HD95 mm", 24, 2))
+# The columns of the console: score, title, width, digits. A narrow one has no room for the interval. The files have all scores.
+_COLUMNS = (("dice", "Dice", 22, 3), ("iou", "IoU", 8, 3), ("nsd", "NSD", 22, 3), ("hd95_mm", "HD95 mm", 24, 2))
+_NARROW = 8
 _LESION_COLUMNS = (
     *(("pooled_sensitivity", "sensitivity", 22, 3), ("lesion_dice", "Dice of found", 22, 3)),
     ("false_lesions", "false a scan", 24, 2),
@@ -27,7 +28,9 @@ def format_scores(
     lines = []
     for level, classes in intervals.items():
         own = means[level]
-        columns = [column for column in _COLUMNS if column[0] == "dice" or any(value[column[0]]["subjects"] for value in classes.values())]
+        columns = [
+            column for column in _COLUMNS if column[0] in ("dice", "iou") or any(value[column[0]]["subjects"] for value in classes.values())
+        ]
         first = max(22, *(len(name) + 4 for name in classes))
         lines.append(f"{f'{level}s, by subject':<{first}}{_name_heads(columns)}{'subjects':>10}{'absent':>8}")
         for name, value in classes.items():
@@ -52,13 +55,13 @@ def is_of_lesions(means: Mapping[str, float]) -> bool:
 
 
 def _name_heads(columns: Sequence[tuple[str, str, int, int]]) -> str:
-    return "".join(f"{f'{title} [95 %]':>{width}}" for _, title, width, _ in columns)
+    return "".join(f"{title if width == _NARROW else f'{title} [95 %]':>{width}}" for _, title, width, _ in columns)
 
 
 def _format_cells(value: Mapping[str, Mapping[str, float]], columns: Sequence[tuple[str, str, int, int]]) -> str:
-    """Formats a mean with its interval for each column; one subject has no interval."""
+    """Formats a mean for each column, with its interval where there is room; one subject has no interval."""
     cells = ""
     for key, _, width, digits in columns:
         mean, low, high = (f"{value[key][part]:.{digits}f}" for part in ("mean", "low", "high"))
-        cells += f"{f'{mean} [{low}, {high}]' if value[key]['subjects'] > 1 else mean:>{width}}"
+        cells += f"{f'{mean} [{low}, {high}]' if value[key]['subjects'] > 1 and width > _NARROW else mean:>{width}}"
     return cells

@@ -29,7 +29,7 @@ def make_spec(preprocessing, values, channels=("T1",), **fields):
     )
 
 
-def make_fingerprint(shapes, spacing_mm=None, voxels=(100, 10), **measures):
+def make_fingerprint(shapes, spacing_mm=None, voxels=(100, 30), **measures):
     """The fingerprint of cases of these shapes, without margins; `measures` are fields of each case."""
     cases = []
     for number, shape in enumerate(shapes):

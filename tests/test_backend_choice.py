@@ -1,6 +1,7 @@
 """The choice of Keras's backend, before Keras is imported."""
 
 import os
+import runpy
 import sys
 
 import keras
@@ -57,6 +58,13 @@ def test_a_backend_cannot_change_once_it_is_used():
     other = next(name for name in backend_choice.BACKENDS if name != OWN)
     with pytest.raises(ValueError, match=f"Expected --backend before Keras is in use. Received: {other}. Set KERAS_BACKEND={other}"):
         choose_backend(other)
+
+
+@pytest.mark.parametrize(("variable", "given"), [("", False), ("auto", False), ("torch", True)])
+def test_auto_in_the_environment_is_left_to_each_worker(monkeypatch, variable, given):
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_BACKEND", variable)
+    assert runpy.run_path(backend_choice.__file__)["_GIVEN"] == given
 
 
 def test_a_hidden_gpu_is_none(monkeypatch, tmp_path):

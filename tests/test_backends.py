@@ -12,7 +12,11 @@ ROOT = Path(__file__).parents[1]
 
 
 # The folders are apart, so that two workers can share them.
-@pytest.mark.parametrize("paths", [["tests/networks"], ["tests/model", "tests/predict/test_shapes.py"]], ids=["networks", "model"])
+@pytest.mark.parametrize(
+    "paths",
+    [["tests/networks"], ["tests/model", "tests/predict/test_shapes.py", "tests/test_step_counts.py"]],
+    ids=["networks", "model"],
+)
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_tests_pass(backend, paths):
     if find_spec(backend) is None:

@@ -83,7 +83,7 @@ def test_all_backends_are_told_where(tmp_path, variables, monkeypatch):
     assert "TF_XLA_FLAGS" not in variables
     monkeypatch.setattr(compiled, "has_nvidia", lambda: True)
     keep_compiled(tmp_path / "cache")
-    assert variables["TF_XLA_FLAGS"] == f"--tf_xla_persistent_cache_directory={folder / 'tensorflow'}"
+    assert variables["TF_XLA_FLAGS"] == f'--tf_xla_persistent_cache_directory="{folder / "tensorflow"}"'
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path, variables, monkeypatch):
@@ -104,3 +104,18 @@ def test_what_was_used_longest_ago_goes_first(tmp_path, variables, monkeypatch):
         os.utime(folder / name, (read, written))
     keep_compiled(tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == ["a", "c"]
+
+
+def test_a_folder_that_another_process_deletes_meanwhile_stops_nothing(tmp_path, variables, monkeypatch):
+    gone = tmp_path / "compiled" / "triton" / "tmp.1"
+    gone.mkdir(parents=True)
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path) == str(gone):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    keep_compiled(tmp_path)
+    assert variables["TRITON_CACHE_DIR"] == str(tmp_path / "compiled" / "triton")

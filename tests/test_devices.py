@@ -8,12 +8,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from helpers import make_jax_environment
 
+import train
 from modules import devices, phantom
 
 ROOT = Path(__file__).parents[1]
@@ -271,8 +273,33 @@ def test_a_failure_of_the_main_host_ends_the_others(monkeypatch):
         ("torch", "Install torch, or leave"),
     ],
 )
-def test_a_backend_that_is_unknown_or_not_installed_is_refused(monkeypatch, backend, message):
+def test_a_backend_that_is_unknown_or_not_installed_is_refused(monkeypatch, capsys, backend, message):
     monkeypatch.setenv("KERAS_BACKEND", backend)
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         devices.import_keras()
+    # A training says so before it reads any scan.
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setattr(train, "load", lambda settings: pytest.fail("it read data"))
+    assert train.main(["--dataset", "oasis"]) == 2
+    assert message.replace("\\", "") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("backend", "capability", "has"), [
+    ("torch", (7, 5), False), ("torch", (8, 0), True), ("torch", (12, 0), True),
+    ("jax", "7.5", False), ("jax", "10.0", True), ("jax", "gfx90a", False),
+])  # fmt: skip
+def test_bfloat16_is_that_of_the_gpu_and_not_an_emulation(backend, capability, has, monkeypatch):
+    device = SimpleNamespace(compute_capability=capability)
+    cuda = SimpleNamespace(get_device_capability=lambda: capability, is_bf16_supported=lambda: True)
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(devices=lambda: [device]))
+    monkeypatch.setattr(devices, "import_torch", lambda: SimpleNamespace(cuda=cuda))
+    assert devices.has_bfloat16() == has
+
+
+def test_a_gpu_that_the_backend_does_not_find_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(devices, "has_nvidia", lambda: True)
+    monkeypatch.setattr(devices, "has_gpu", lambda: False)
+    devices.start_backend(1)
+    assert caplog.messages[0].startswith(f"an NVIDIA GPU is here, but {keras.backend.backend()} finds none and computes on the CPU")

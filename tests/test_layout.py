@@ -1,6 +1,7 @@
 """The rules of the layout: imports go down the floors without a circle, only `api` and `serve` import the root, and no module prints."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def _imports(path):
 
 def test_every_room_has_a_floor():
     assert {path.relative_to(ROOT / "modules").with_suffix("").parts[0] for path in SOURCES} - {"__init__"} == set(FLOOR)
+
+
+def test_the_documented_floors_are_these():
+    lines = (ROOT / "docs" / "architecture.md").read_text().splitlines()
+    rows = [line.split("|")[1:3] for line in lines if re.match(r"\| \d+ \|", line)]
+    assert {name.removesuffix(".py"): int(number) for number, names in rows for name in re.findall("`(.+?)`", names)} == FLOOR
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

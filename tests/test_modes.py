@@ -104,7 +104,8 @@ def test_runs_that_do_not_merge_are_refused_in_a_line(whole, places, phantoms, t
         ([slices, slices, *flags], "Expected each fold once. Received: fold 0 in"),
         (
             [slices, "--epochs", "3"],
-            "Expected nothing beside --merge but --name, --data, --cases, --classes, --cache, --runs, --subjects. Received: --epochs.",
+            "Expected nothing beside --merge but --name, --data, --cases, --classes, --cache, --runs, --subjects, --resident. "
+            "Received: --epochs.",
         ),
         ([slices, "--data", str(phantoms / "msd"), "--runs", str(tmp_path)], "Expected "),
         ([slices, *flags, "--name", "cv"], f"Expected a new name for the run. Received: {runs / 'cv'}, which exists."),

@@ -273,7 +273,7 @@ def test_summary_leaves_out_the_absent_and_counts_them():
     assert summary["mean"]["dice"] == 0.5
     assert all(math.isnan(classes[key]) for classes in summary.values() for key in DISTANCES)
     table = format_scores(summarise(scores), estimate_intervals(scores, {"x": "x", "y": "y"}))
-    assert any(line.split() == ["a", "0.500", "[0.000,", "1.000]", "2", "0"] for line in table)
+    assert any(line.split() == ["a", "0.500", "[0.000,", "1.000]", "0.500", "2", "0"] for line in table)
     assert not any("mm" in line for line in table)
 
 
@@ -298,11 +298,11 @@ def test_summary_of_distances():
 
     table = format_scores(summary, estimate_intervals(scores, dict.fromkeys("xyz", "one")))
     slices, volumes = table[:5], table[5:]
-    assert slices[0].split() == ["slices,", "by", "subject", "Dice", "[95", "%]", "HD95", "mm", "[95", "%]", "subjects", "absent"]
-    assert slices[1].split() == ["a", "1.000", "2.50", "1", "0"]
-    assert slices[3].split() == ["c", "nan", "nan", "0", "1"]
-    assert slices[4].split() == ["mean", "1.000", "6.25", "1"]
-    assert volumes[0].split() == ["volumes,", "by", "subject", "Dice", "[95", "%]", "subjects", "absent"]
+    assert slices[0].split() == ["slices,", "by", "subject", "Dice", "[95", "%]", "IoU", "HD95", "mm", "[95", "%]", "subjects", "absent"]
+    assert slices[1].split() == ["a", "1.000", "1.000", "2.50", "1", "0"]
+    assert slices[3].split() == ["c", "nan", "nan", "nan", "0", "1"]
+    assert slices[4].split() == ["mean", "1.000", "1.000", "6.25", "1"]
+    assert volumes[0].split() == ["volumes,", "by", "subject", "Dice", "[95", "%]", "IoU", "subjects", "absent"]
     for block in (slices[:4], volumes[:2]):
         assert all(len(line) == len(other) for line, other in pairwise(block))
 

@@ -45,6 +45,16 @@ def test_an_error_is_one_line(capsys, error, status):
         assert lines[0] == f"train.py: error: {' '.join(str(error).split())}"
 
 
+def test_an_operation_that_does_not_repeat_is_one_line(capsys):
+    def command():
+        raise RuntimeError(
+            "max_pool3d_with_indices_backward_cuda does not have a deterministic implementation, but you set ... You can turn off."
+        )
+
+    assert run_command("train.py", command) == 2
+    assert capsys.readouterr().err.startswith("train.py: error: Expected operations that repeat bit for bit. Received: max_pool3d")
+
+
 def test_an_error_of_the_operating_system_names_its_path(capsys):
     assert run_command("train.py", lambda: Path(__file__).joinpath("a.txt").touch()) == 2
     assert capsys.readouterr().err == (

@@ -162,11 +162,6 @@ def test_a_file_whose_name_only_ends_in_a_number_is_a_case_of_its_own(runs, phan
     assert len(list((tmp_path / "out").glob("*_prediction.nii.gz"))) == 2
 
 
-def test_the_plan_is_told_before_it_starts(runs, phantoms, tmp_path, capsys):
-    assert predict.main([str(phantoms / "msd" / "imagesTs"), "--model", str(runs["msd-patch"]), "--output", str(tmp_path)]) == 0
-    assert "windows of 16x16x16 in batches of 16, " in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -30,6 +30,8 @@ SUFFIX = ".pack"
 SLICES_A_PACK = 64
 _ALIGNMENT = 64
 _PIECE = 1 << 20
+# Linux reads no more in one call.
+_MOST_READ = 0x7FFFF000
 # The state of each pack when all its checksums were last found right, see `_find_state`.
 _CHECKED: dict[str, tuple[int, ...]] = {}
 
@@ -99,7 +101,7 @@ class PreparedCase(NamedTuple):
     def read_into(self, image: np.ndarray, label: np.ndarray, start: Sequence[int]) -> None:
         """Reads the window that begins at `start` into two contiguous arrays, `(*window, C)` and `(*window)`."""
         self.check()
-        if label.shape == self.shape and not any(start):
+        if label.shape == self.shape and not any(start) and image.nbytes + label.nbytes <= _MOST_READ:
             # The whole case lies in one piece, so one system call reads it straight into the arrays.
             file = os.open(self.path, os.O_RDONLY)
             try:
@@ -319,9 +321,7 @@ def prepare_cases(
         write_pack(pack, {key: decode(case) for key, case in missing})
         return read_pack(pack)
 
-    keys = []
-    for case in cases:
-        keys.append(f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}{'-voxelwise' if case.ignore_geometry else ''}")
+    keys = [f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}{'-voxelwise' * case.ignore_geometry}" for case in cases]
     known = _find_whole(folder, set(keys))
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     # Volumes take a gigabyte each while they are prepared.

@@ -103,10 +103,12 @@ class Fingerprint:
 
     @cached_property
     def foreground(self) -> float:
-        """Share of the voxels within the boxes of all cases that any class but the background holds. Regions count their largest."""
+        """Share of the judged voxels within the boxes of all cases that any class but the background holds."""
         inside = sum(math.prod(stop - start for start, stop in case.box) for case in self.cases)
-        background = sum(math.prod(case.shape) - case.voxels[0] for case in self.cases)
-        return min(1.0, background / inside)
+        # Regions overlap, so that their sum is too much. Ignored voxels are no background either, so that the rest is too much.
+        held = sum(min(math.prod(case.shape) - case.voxels[0], sum(case.voxels[1:])) for case in self.cases)
+        judged = held + sum(case.voxels[0] for case in self.cases)
+        return min(1.0, held / max(1, min(inside, judged)))
 
     @cached_property
     def empty(self) -> float:

@@ -197,7 +197,8 @@ def _name_channels(pair: Pair, first: StoredImage, classes: Classes, modality: s
 
 def _describe_modality(first: StoredImage, channels: Sequence[str], modality: str) -> list[str]:
     least = float(first.array.min()) if first.array.size else 0.0
-    if modality or len(channels) > 1 or least > _HOUNSFIELD or channels[0].upper().startswith("CT"):
+    # NaN is no intensity at all, and is refused later.
+    if modality or len(channels) > 1 or not least <= _HOUNSFIELD or channels[0].upper().startswith("CT"):
         return []
     return [f"warning: the first image reaches down to {least:g}, as Hounsfield units do. If the scans are CT, give --modality CT."]
 

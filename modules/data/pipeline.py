@@ -146,7 +146,8 @@ class BatchReader:
         self.layout: Layout = {name: ((size, *shape), np.dtype(dtype)) for name, (shape, dtype) in samples.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "checked": share_checked()}
+        # A thread that reads may check a file meanwhile, so the record of them is copied in one piece.
+        return {**self.__dict__, "checked": dict(share_checked())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         share_checked(state.pop("checked"))

@@ -4,6 +4,8 @@ Each process runs this file. On its standard input it gets an object that reads 
 The arrays come back on its standard output. It ends with its input, so none outlives the training, however that ends.
 """
 
+import contextlib
+import fcntl
 import math
 import os
 import pickle
@@ -66,11 +68,11 @@ class ReaderPool:
         environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.readers"],
+                # Without `-P` a module of the user's folder could take the place of ours.
+                [sys.executable, "-P", "-m", f"{__package__}.readers"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
-                pipesize=_PIPE_BYTES,
                 # Ctrl-C then reaches this process alone, which ends the others.
                 start_new_session=True,
                 env=environment,
@@ -78,6 +80,8 @@ class ReaderPool:
             for _ in range(number)
         ]
         for process in self._processes:
+            _widen(process.stdin)
+            _widen(process.stdout)
             self._free.put((process, b""))
 
     def __enter__(self) -> "ReaderPool":
@@ -110,6 +114,12 @@ class ReaderPool:
             self._free.put((process, told))
 
 
+def _widen(pipe: Any) -> None:
+    """Lets a pipe hold `_PIPE_BYTES`. The system refuses that to a user who has many pipes, and to some systems it is unknown."""
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
 def _ask(process: subprocess.Popen, told: bytes, layout: Layout, numbers: np.ndarray) -> list[np.ndarray]:
     """Asks a process for a batch, and tells it before what to read by, if anything.
 
@@ -130,7 +140,9 @@ def _ask(process: subprocess.Popen, told: bytes, layout: Layout, numbers: np.nda
 
 def main() -> None:
     """Reads batches until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A cluster sends SIGTERM to all processes of a job, and the training still wants the batches of its last steps.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     requests, replies = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb", buffering=0)
     # Libraries print to standard output, which is for arrays alone.
     os.dup2(2, 1)

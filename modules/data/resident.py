@@ -13,6 +13,7 @@ import numpy as np
 
 from modules.data.cache import PreparedCase
 from modules.data.patches import Window
+from modules.hardware import Hardware
 
 # The share of the device's memory, and of the host's, that the table may take. The plan gives the network at most 0.7 of the device's.
 DEVICE_SHARE, HOST_SHARE = 0.2, 0.5
@@ -40,15 +41,41 @@ def read_table(cases: Sequence[PreparedCase], channels: int) -> dict[str, np.nda
     return {"table_image": image, "table_label": label}
 
 
-def count_bytes(cases: Sequence[PreparedCase], channels: int) -> int:
-    """Counts the bytes of the table of these cases."""
-    return sum(case.voxels for case in cases) * (2 * channels + 1)
+def choose_table(wish: str, voxels: int, channels: int, hardware: Hardware, backend: str, devices: int) -> tuple[int, str]:
+    """Chooses whether the training cases lie on the device as one table.
+
+    Args:
+        wish: The setting `resident`: "yes", "no" or "auto".
+        voxels: The voxels of all cases.
+        channels: `C`.
+        hardware: The machine.
+        backend: Name of Keras's backend.
+        devices: Number of devices that train.
+
+    Returns:
+        The bytes of the table, 0 where batches are streamed; and in a few words what is in the way of it, "" where nothing is.
+    """
+    on_gpu = hardware.kind == "gpu"
+    if wish == "no" or (wish == "auto" and not on_gpu):
+        return 0, ""
+    if devices > 1:
+        obstacle = f"{devices} devices share each batch"
+    elif on_gpu and backend == "tensorflow":
+        obstacle = "TensorFlow would copy them to the GPU in each step"
+    else:
+        obstacle = find_obstacle(voxels, channels, hardware.device_bytes, hardware.memory_bytes)
+    return (0 if obstacle else _count_bytes(voxels, channels)), obstacle
 
 
-def find_obstacle(cases: Sequence[PreparedCase], channels: int, device_bytes: int, memory_bytes: int) -> str:
+def _count_bytes(voxels: int, channels: int) -> int:
+    """Counts the bytes of the table of so many voxels."""
+    return voxels * (2 * channels + 1)
+
+
+def find_obstacle(voxels: int, channels: int, device_bytes: int, memory_bytes: int) -> str:
     """Says in a few words why the table does not fit; "" if it does. A memory of 0 bytes is not known, and everything fits it."""
-    size = count_bytes(cases, channels)
-    if sum(case.voxels for case in cases) * max(channels, 1) > _MOST_VALUES:
+    size = _count_bytes(voxels, channels)
+    if voxels * max(channels, 1) > _MOST_VALUES:
         return "the cases have more than 2^31 voxels"
     for memory, share, name in ((device_bytes, DEVICE_SHARE, "device"), (memory_bytes, HOST_SHARE, "host")):
         if memory and size > share * memory:

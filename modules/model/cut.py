@@ -1,6 +1,7 @@
 """Cuts the windows of a batch out of the table of all cases, on the device; see `modules.data.resident`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from keras import ops
@@ -11,8 +12,31 @@ from modules.model.augment import gather
 _PLACES = ("table_image", "table_label", "base", "grid", "darkest")
 
 
+def compile_cut(table: dict[str, Any], shape: Sequence[int]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Compiles `cut_windows` as a program of its own, for JAX.
+
+    Within the training's step XLA would mix it with what follows, and so round in other places than for batches that the host reads.
+
+    Args:
+        table: `table_image` and `table_label` of all cases.
+        shape: `P`.
+
+    Returns:
+        A function from a batch of places, without the table, to one of samples.
+    """
+    import jax
+
+    cut = jax.jit(partial(cut_windows, shape=tuple(shape)))
+
+    def cut_batch(batch: dict[str, Any]) -> dict[str, Any]:
+        places = {name: batch[name] for name in _PLACES if name in batch}
+        return cut(places | table) | {name: value for name, value in batch.items() if name not in _PLACES}
+
+    return cut_batch
+
+
 def cut_windows(batch: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
-    """Puts `image (B, *P, C)` float16 and `label (B, *P)` into a batch of places; returns any other batch as it is.
+    """Puts `image (B, *P, C)` float16 and `label (B, *P)` uint8 into a batch of places; returns any other batch as it is.
 
     Voxels beyond a case have its darkest value in each channel, and label 0. So the samples are those that the host would read.
 
@@ -36,5 +60,5 @@ def cut_windows(batch: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
     # A gather of single numbers is faster than one of rows of one number.
     image = gather(ops.reshape(table, (-1,)), index)[..., None] if channels == 1 else gather(table, index)
     image = ops.where(inside[..., None], image, ops.reshape(batch["darkest"], (-1, *ones, channels)))
-    label = ops.where(inside, ops.cast(gather(batch["table_label"], index), "int32"), 0)
+    label = ops.where(inside, gather(batch["table_label"], index), ops.zeros((), "uint8"))
     return {"image": image, "label": label} | {name: value for name, value in batch.items() if name not in _PLACES}

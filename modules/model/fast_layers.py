@@ -33,14 +33,19 @@ def speed_up(network: keras.Model) -> None:
 def replace_calls(network: keras.Model) -> None:
     """Replaces the computation of each layer that has a faster one, wherever it runs."""
     policy = keras.config.dtype_policy()
-    for layer in network.layers:
+    for layer in filter(_is_plain, network.layers):
         if isinstance(layer, _POOLING) and tuple(layer.strides) == tuple(layer.pool_size):
             layer.call = partial(_pool, layer, type(layer).call)
         elif isinstance(layer, _TRANSPOSED) and tuple(layer.kernel_size) == tuple(layer.strides):
             layer.call = partial(_enlarge, layer)
-        elif isinstance(layer, _CONVOLUTION) and set(layer.kernel_size) == {1} and layer.compute_dtype == "float32":
+        elif isinstance(layer, _CONVOLUTION) and {*layer.kernel_size, *layer.strides} == {1} and layer.compute_dtype == "float32":
             # A layer that asks for float32 casts its input before `call`. The products themselves do not need it.
             layer.call = partial(_project, layer, policy.compute_dtype)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Returns whether a layer has no activation of its own and no groups of channels, which the functions below do not know."""
+    return getattr(layer, "groups", 1) == 1 and getattr(layer, "activation", None) in (None, keras.activations.linear)
 
 
 def _pool(layer: Any, plain: Any, inputs):

@@ -71,7 +71,7 @@ def choose_precision(precision: str, decided: str, engine: str) -> str:
 
     Args:
         precision: One of `PRECISIONS`. "auto" is what was decided, where this machine can; else float32.
-        decided: The precision that the training decided on, see `modules.run.precision`.
+        decided: The precision that the training decided on, see `modules.run.validated`.
         engine: "keras" or "openvino".
 
     Raises:
@@ -161,7 +161,7 @@ def load_model(engine: str, folder: Path, name: str, precision: str = "float32",
     engine on a CPU, and those of OpenCV, which reads and turns images; 0 leaves them as they are.
 
     Raises:
-        ValueError: If the file holds no model, or one that carries code; it is named. Also for `threads` beside Keras.
+        ValueError: If the file holds no model, or one that carries code; it is named.
     """
     if engine == "openvino":
         _limit_opencv(threads)

@@ -9,12 +9,14 @@ from modules.predict.windows import Tiling
 
 log = logging.getLogger("mri")
 T = TypeVar("T")
+# A case of fewer batches is done before anybody reads how it is cut.
+MANY_BATCHES = 20
 
 
 class PredictionProgress:
     """Progress bars of predictions: one over cases, and one over windows where a case takes many.
 
-    The log names the windows of such a case first.
+    The log names the windows of a case that takes long.
     """
 
     def __init__(self, cases: int, title: str) -> None:
@@ -48,7 +50,7 @@ class PredictionProgress:
         from tqdm import tqdm
 
         # Slices of one shape come by the hundred.
-        if str(tiling) not in self._told:
+        if len(tiling.starts) > MANY_BATCHES * tiling.batch_size and str(tiling) not in self._told:
             log.info("%s", tiling)
             self._told.add(str(tiling))
         bar = self._windows or tqdm(total=0, unit="window", leave=False, disable=None)

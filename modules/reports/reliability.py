@@ -51,7 +51,7 @@ def draw_reliability(
         for name, rows in known.items():
             _draw_cases(panels[1], rows, styles[name])
         bottom = max(0.0, min(0.9, int(20 * lowest - 0.5) / 20))
-        _finish(panels[1], "Predicted Dice of a case, with its 90 % interval (ring: check this one)", "True Dice", bottom)
+        _finish(panels[1], "Predicted Dice of a case, with its 90 % interval\n(ring: check this one)", "True Dice", bottom)
     # Below the panels no mark can lie under it.
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=TEXT_POINTS, loc="outside lower center", ncols=4)
     return save_figure(figure, path)

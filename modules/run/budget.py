@@ -46,6 +46,8 @@ WIDTHS, MIDDLE = (8, 12, 16, 24, 32), 16
 GUESSED_STEP_S = 0.4
 # With fewer steps than these a narrower network learns more; a wider one must leave as many as these. See docs/recipes.md.
 LEAST_STEPS, WIDER_STEPS = 800, 5_000
+# With fewer than these no network learns much, however narrow it is.
+FEW_STEPS = 100
 # bfloat16 must be faster by this factor, because it rounds.
 BFLOAT16_FACTOR = 1.15
 
@@ -160,6 +162,17 @@ def was_measured(plan: Plan) -> bool:
     return "validation_s" in plan.costs
 
 
+def find_shortage(plan: Plan) -> str:
+    """Describes that the time of a plan leaves too few steps to learn from, and what helps; "" where it leaves enough."""
+    steps = plan.epochs * plan.steps_per_epoch
+    if not was_measured(plan) or steps >= FEW_STEPS:
+        return ""
+    return (
+        f"{steps} step(s) of {plan.costs['step_s']:.2g} s are all that is left of {plan.costs['seconds'] / 60:g} minutes, and a network "
+        f"learns little in fewer than {FEW_STEPS}. Give more --minutes, or a smaller --shape"
+    )
+
+
 def count_affordable(plan: Plan, windows: int, rank: int) -> int:
     """Counts the predictions that fit into `JUDGING_SHARE` of a training. It follows from the plan alone, so that a run repeats.
 
@@ -225,7 +238,8 @@ def fit_to_time(
         return make_plan(settings, spec, fingerprint, hardware=hardware)
     minutes = share.minutes if share else settings.minutes or MINUTES
     limit = find_elapsed() + max(15.0, 60 * minutes * PROBE_SHARE)
-    bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10))
+    voxels = sum(case.voxels for case in prepared["train"])
+    bench = _Bench(settings, spec, fingerprint, probe, min(4.0, 60 * minutes * PROBE_SHARE / 10), voxels)
     guess = _guess_schedule(settings, minutes)
     decisions = _count_decisions(settings, spec, hardware)
     judging = JUDGING_SHARE if settings.predict_quality == "learn" else 0.0
@@ -277,18 +291,19 @@ class _Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class _Bench:
-    """Measures candidates. `seconds` is the most time for the steps of each."""
+    """Measures candidates. `seconds` is the most time for the steps of each, and `voxels` those of all training cases."""
 
     settings: Settings
     spec: DatasetSpec
     fingerprint: Fingerprint
     probe: Probe
     seconds: float
+    voxels: int
 
     def measure(self, chosen: Settings, schedule: Schedule) -> _Candidate | None:
         """Measures the plan for settings and a length; None where the memory does not suffice."""
         plan = make_plan(chosen, self.spec, self.fingerprint, schedule, self.probe.hardware)
-        timing = self.probe.measure(plan, plan.resolve(chosen), self.spec, self.seconds)
+        timing = self.probe.measure(plan, plan.resolve(chosen), self.spec, self.seconds, self.voxels)
         log.debug("probe: %s %s %s", chosen.precision, plan.recipe.get("base_filters"), timing)
         return None if timing is None else _Candidate(chosen, plan, timing)
 

@@ -92,10 +92,11 @@ class HistoryWriter(keras.callbacks.Callback):
         if self._write:
             self.write()
         self._on_row(row)
+        classes = [name.removeprefix("val_dice_") for name in self._columns if name.startswith("val_dice_")]
         log.info(
-            "epoch %3d  loss %.4f  val_loss %.4f  accuracy %.4f  mean Dice %.4f  validation %s  (%.0f s)",
+            "epoch %3d  loss %.4f  val_loss %.4f  accuracy %.4f  mean Dice %.4f  validation Dice/IoU  %s  (%.0f s)",
             epoch + 1, row["loss"], row["val_loss"], row["val_accuracy"], row["val_mean_dice"],
-            "  ".join(f"{key[9:]} {value:.3f}" for key, value in row.items() if key.startswith("val_dice_")), row["seconds"],
+            "  ".join(f"{name} {row[f'val_dice_{name}']:.3f}/{row[f'val_iou_{name}']:.3f}" for name in classes), row["seconds"],
         )  # fmt: skip
 
     def write(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import modules
 from modules.data.documents import read_json, shorten, to_line
 from modules.run.settings import Settings
 
@@ -34,6 +35,7 @@ def read_config(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], b
         raise FileNotFoundError(f"Expected a file of settings in {path} for --config. Received: no such file. Check the path.")
     values = _read_toml(path) if path.suffix.lower() == ".toml" else _read_json(path)
     is_run = isinstance(values, dict) and isinstance(values.get("config"), dict)
+    version = values.get("version", modules.__version__) if is_run else modules.__version__
     values = values["config"] if is_run else values
     if not isinstance(values, dict):
         raise ValueError(f"Expected settings by name in {path}. Received: {shorten(values)}. {_REMEDY}")
@@ -43,9 +45,10 @@ def read_config(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], b
     try:
         Settings.from_json({"dataset": "", **values, **given}, str(path))
     except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{error} Correct {path}, or the flags beside it.") from error
+        of = f" The run is of version {shorten(version)}, and this program of {modules.__version__}."
+        other = of if version != modules.__version__ else ""
+        remedy = "" if str(path) in str(error) else f" Correct {path}, or the flags beside it."
+        raise ValueError(f"{error}{other}{remedy}") from error
     return values, is_run
 
 

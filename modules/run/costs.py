@@ -9,7 +9,7 @@ from modules import devices
 from modules.backend_choice import has_nvidia
 from modules.data.cache import PreparedCase
 from modules.data.fingerprint import Fingerprint
-from modules.hardware import find_memory, read_memory, read_peak
+from modules.hardware import describe_hardware, find_memory, read_memory, read_peak
 from modules.predict.cases import choose_batch_size
 from modules.predict.engines import has_openvino
 from modules.run.plan import Plan
@@ -32,7 +32,12 @@ EFFICIENCY, PASSES = 0.45, 3
 
 
 def estimate_costs(
-    plan: Plan, network: Any, precision: str, prepared: Mapping[str, Sequence[PreparedCase]], fingerprint: Fingerprint
+    plan: Plan,
+    network: Any,
+    precision: str,
+    prepared: Mapping[str, Sequence[PreparedCase]],
+    fingerprint: Fingerprint,
+    table_bytes: int = 0,
 ) -> dict[str, Any]:
     """Estimates the costs of a plan that was not measured, and completes those of one that was.
 
@@ -45,6 +50,7 @@ def estimate_costs(
         precision: The precision that it computes in.
         prepared: The prepared cases by split.
         fingerprint: The fingerprint of the training cases.
+        table_bytes: Bytes of the training cases on the device, which is the host where there is no GPU.
 
     Returns:
         `weights`; `flops` of a sample, forward; `memory_bytes` of the host, or of the GPU where there is one; `step_s`; `seconds` of the
@@ -58,6 +64,8 @@ def estimate_costs(
     }
     bytes_each = 4 if precision == "float32" else 2
     training = GRAPH_BYTES + int(MAPS * plan.batch_size * bytes_each * _count_values(network)) + WEIGHT_BYTES * costs["weights"]
+    # The probe holds as many bytes while it measures.
+    training += table_bytes
     end = estimate_end(plan, network, fingerprint)
     # A run that goes on has what was written of its costs, measured or estimated.
     if {"device_bytes", "peak_bytes"} <= plan.costs.keys():
@@ -158,8 +166,10 @@ def format_time(seconds: float) -> str:
 
 
 def find_limit(costs: Mapping[str, Any]) -> int:
-    """Returns the bytes of memory that the training may take."""
-    return 0 if costs.get("device_bytes") else find_memory()
+    """Returns the bytes of memory, of the GPU where there is one, that the training may take; 0 where a measurement fitted into it."""
+    if costs.get("device_bytes"):
+        return 0
+    return describe_hardware().device_bytes if devices.has_gpu() else find_memory()
 
 
 def _list_layers(network: Any) -> Iterable[Any]:

@@ -1,7 +1,7 @@
 """Fits the network of a prepared run: makes the trainer, its data and its callbacks, and trains."""
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modules import devices, networks
+from modules.data.cache import PreparedCase
 from modules.data.draws import AUGMENTATIONS, Drawer
 from modules.data.pipeline import MOST_READERS, DrawAugmentation, make_pipeline
 from modules.data.readers import ReaderPool
 from modules.data.regions import IGNORE, list_parts
-from modules.data.resident import count_bytes, find_bases, find_obstacle, read_table
+from modules.data.resident import choose_table, find_bases, read_table
 from modules.data.spec import DatasetSpec
 from modules.hardware import count_cores, describe_hardware
 from modules.predict.bundle import ModelBundle, add_provenance
@@ -261,15 +262,18 @@ def make_training_data(
         pool=pool,
         **_list_pipeline_options(prepared),
     )
-    return pipeline if table is None else add_table(pipeline, table)
+    return pipeline if table is None else add_table(pipeline, table, prepared.plan.window.shape)
 
 
-def add_table(pipeline, table: dict[str, Any]):
-    """Adds the table on the device to each batch of a pipeline of places, without copying it."""
+def add_table(pipeline, table: dict[str, Any], shape: Sequence[int]):
+    """Adds the table on the device to each batch of a pipeline of places, without copying it; under JAX cuts its windows `P`."""
     if devices.name_backend() == "tensorflow":
         return pipeline.map(lambda batch: batch | table)
+    from modules.model.cut import compile_cut
+
     # Keras copies what a `tf.data.Dataset` holds through the host, but not what a generator does. It asks a generator for tuples.
-    return ((batch | table,) for batch in pipeline.as_numpy_iterator())
+    add = compile_cut(table, shape) if devices.name_backend() == "jax" else lambda batch: batch | table
+    return ((add(batch),) for batch in pipeline.as_numpy_iterator())
 
 
 def put_on_device(prepared: PreparedRun) -> dict[str, Any] | None:
@@ -280,24 +284,35 @@ def put_on_device(prepared: PreparedRun) -> dict[str, Any] | None:
     """
     from keras import ops
 
-    wish, cases, channels = prepared.settings.resident, prepared.prepared["train"], len(prepared.spec.channels)
-    hardware = describe_hardware()
-    on_gpu = hardware.kind == "gpu"
-    if wish == "no" or (wish == "auto" and not on_gpu):
-        return None
-    if len(prepared.devices) > 1:
-        obstacle = f"{len(prepared.devices)} devices share each batch"
-    elif on_gpu and devices.name_backend() == "tensorflow":
-        obstacle = "TensorFlow would copy them to the GPU in each step"
-    else:
-        obstacle = find_obstacle(cases, channels, hardware.device_bytes, hardware.memory_bytes)
-    if obstacle and wish == "yes":
-        raise ValueError(f"Expected --resident no or auto, as {obstacle}. Received: yes. Leave it out.")
+    size, obstacle = _choose_table(prepared.settings, prepared.spec, prepared.prepared, prepared.devices)
+    if obstacle and prepared.settings.resident == "yes":
+        raise ValueError(f"Expected --resident no or auto, as {obstacle}. Received: yes. Give --resident auto.")
     if obstacle:
         log.info("training cases: streamed, as %s", obstacle)
+    if not size:
         return None
-    log.info("training cases: %.2f GB in the device's memory", count_bytes(cases, channels) / 1e9)
-    return {name: ops.convert_to_tensor(array) for name, array in read_table(cases, channels).items()}
+    log.info("training cases: %.2f GB in the device's memory", size / 1e9)
+    table = read_table(prepared.prepared["train"], len(prepared.spec.channels))
+    return {name: ops.convert_to_tensor(array) for name, array in table.items()}
+
+
+def find_table(settings: Settings, spec: DatasetSpec, prepared: Mapping[str, Sequence[PreparedCase]], names: Sequence[str]) -> int:
+    """Finds the bytes that the training cases take on the device; 0 where batches are streamed.
+
+    Args:
+        settings: The settings.
+        spec: The data set.
+        prepared: The prepared cases by split.
+        names: Names of the devices that train.
+    """
+    return _choose_table(settings, spec, prepared, names)[0]
+
+
+def _choose_table(
+    settings: Settings, spec: DatasetSpec, prepared: Mapping[str, Sequence[PreparedCase]], names: Sequence[str]
+) -> tuple[int, str]:
+    voxels = sum(case.voxels for case in prepared["train"])
+    return choose_table(settings.resident, voxels, len(spec.channels), describe_hardware(), devices.name_backend(), len(names))
 
 
 def _list_pipeline_options(prepared: PreparedRun) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import modules
 from modules import networks
-from modules.backend_choice import BACKENDS, choose_backend, name_for_workers
+from modules.backend_choice import BACKENDS, choose_backend, name_for_workers, require_backend
 from modules.data.documents import shorten
 from modules.data.spec import DatasetSpec, load_spec
 from modules.run.compare import Comparison
@@ -160,6 +160,8 @@ def make_request(values: Mapping[str, Any], datasets: Mapping[str, DatasetSpec],
     asked = any(machines[name] for name in ("search", "train_only", "workers"))
     if listed or not (given or preset or config or resume or verify or asked):
         return TrainingRequest(None)
+    # A training would find out only once it has read the scans.
+    require_backend()
     filed, is_run = read_config(Path(config), given) if config else (read_preset(preset) if preset else {}, False)
     chosen = filed | given
     if run := resume or verify:

@@ -27,8 +27,10 @@ from modules.run.folder import RunFolder
 from modules.run.plan import Plan
 from modules.scoring import LEVELS, score_case
 
-# The most predictions that are made to learn from, the fewest that are worth it, and the part of them that are good cases.
-MOST, LEAST, GOOD_SHARE = 100, 24, 0.4
+# The most predictions that are made to learn from, by dimensions: slices of one subject are alike and cost little, so there may be more.
+MOST = {2: 400, 3: 100}
+# The fewest predictions that are worth it, and the part of them that are good cases.
+LEAST, GOOD_SHARE = 24, 0.4
 # With fewer validation subjects than these, training cases stand beside them.
 FEW_SUBJECTS = 3
 # The limit of the distance lies beyond this part of the good cases, and by this factor.
@@ -102,7 +104,8 @@ def learn_quality(
 def _count_predictions(plan: Plan, bundle: ModelBundle, cases: Sequence[Case]) -> int:
     """Counts the predictions to learn from: as many as the plan affords; 0 where a promised time is too short for the fewest."""
     image, _ = read_case(cases[0], bundle)
-    affordable = min(MOST, count_affordable(plan, count_windows(bundle, image), image.array.ndim - 1))
+    rank = image.array.ndim - 1
+    affordable = min(MOST[rank], count_affordable(plan, count_windows(bundle, image), rank))
     if affordable >= LEAST or not was_measured(plan):
         return max(affordable, LEAST)
     log.info("no judgement of predictions: the time of this training does not pay for learning it")
@@ -200,10 +203,10 @@ def learn(observed: Sequence[Observation], class_names: Sequence[str]) -> Qualit
 
 
 def _measure_apart(good: Sequence[Observation]) -> np.ndarray:
-    """Measures how unlike the others each good case is, as a new one will be compared with all; 1 for too few to tell."""
-    if len(good) < FEW_SUBJECTS:
+    """Measures how unlike those of other subjects each good case is, as one of a new subject will be; 1 for too few subjects to tell."""
+    if len({one.subject for one in good}) < FEW_SUBJECTS:
         return np.ones(1)
-    return np.array([_Usual([*good[:place], *good[place + 1 :]]).measure(one) for place, one in enumerate(good)])
+    return np.array([_Usual([other for other in good if other.subject != one.subject]).measure(one) for one in good])
 
 
 class _Usual:

@@ -181,7 +181,7 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         "network": "set" if settings.network else f"for samples of {rank} dimensions",
         "spacing": "set" if settings.spacing else "the data set's own" if spec.preprocessing.spacing_mm else "",
         "window": "set" if settings.shape else "the data set's own" if sizes else "",
-        "batch": "set" if settings.batch_size else f"for {rank}-D",
+        "batch": "set" if settings.batch_size else "",
     }
     return PlanDraft(mode, plane, network, preprocessing, sizes, reasons)
 
@@ -207,9 +207,9 @@ def make_plan(
         ValueError: If settings do not fit the data set or one another.
     """
     hardware = hardware or Hardware()
-    mode = choose_mode(settings, spec, fingerprint, hardware)
+    mode, reason = choose_mode(settings, spec, fingerprint, hardware)
     draft = draft_plan(settings.fill(mode), spec)
-    reasons = dict(draft.reasons) | ({"mode": "a CPU learns large or flat volumes by slices"} if mode else {})
+    reasons = dict(draft.reasons) | ({"mode": reason} if mode else {})
     rank, sparse = (2 if draft.mode == "slice" else 3), fingerprint.foreground < recipe.SPARSE
     preprocessing = choose_preprocessing(settings, spec, draft.preprocessing, fingerprint, reasons)
     grids = fingerprint.list_grids(preprocessing)
@@ -228,7 +228,9 @@ def make_plan(
             reasons["spacing"] = "each volume is brought to the window"
         preprocessing = replace(preprocessing, shape=window.sizes, resize=True)
     sampler = _choose_sampler(settings, spec, draft.mode)
-    batch_size = settings.batch_size or choose_batch(draft.network, options, strides, window, grids, spec, fingerprint, hardware)
+    batch_size = settings.batch_size
+    if batch_size is None:
+        batch_size, reasons["batch"] = choose_batch(draft.network, options, strides, window, grids, spec, fingerprint, hardware)
     drawn = sampler is not None and sampler.per_case > 0
     samples = count_samples((window.sizes,) * len(grids) if drawn or fit == "resample" else grids, window, sampler)
     if settings.epochs:

@@ -1,6 +1,7 @@
 """The plan as a table for people: a line for each decision, with its reason."""
 
 from modules.data.splits import describe_splits
+from modules.run.budget import find_shortage
 from modules.run.conflicts import describe_conflicts
 from modules.run.costs import find_limit, find_warning, format_time
 from modules.run.plan import Plan
@@ -9,13 +10,13 @@ from modules.run.settings import Settings
 
 
 def describe_prepared(prepared: PreparedRun) -> list[str]:
-    """Describes data, splits and plan of a run in lines for people, and warns of memory that will not do."""
+    """Describes data, splits and plan of a run in lines for people, and warns of memory or time that will not do."""
     outliers = prepared.fingerprint.find_outliers(prepared.spec.class_names)
     if outliers:
         outliers.append(f"python dataset.py check --dataset {prepared.spec.name}, with the flags of the data, draws such cases")
     lines = [*prepared.describe(), *outliers, *describe_conflicts(prepared), *describe_splits(prepared.splits)]
-    warning = find_warning(prepared.plan.costs, find_limit(prepared.plan.costs))
-    return [*lines, *describe_plan(prepared.plan, prepared.settings), *([f"warning: {warning}"] if warning else [])]
+    warnings = find_warning(prepared.plan.costs, find_limit(prepared.plan.costs)), find_shortage(prepared.plan)
+    return [*lines, *describe_plan(prepared.plan, prepared.settings), *(f"warning: {warning}" for warning in warnings if warning)]
 
 
 def describe_plan(plan: Plan, settings: Settings) -> list[str]:

@@ -34,7 +34,7 @@ class Timing:
         base_bytes: The process's memory before it measured any plan.
         held_bytes: Its memory before it measured this one. It holds on to what plans before took.
         peak_bytes: Peak of its memory.
-        device_bytes: Peak of the GPU's memory; 0 without.
+        device_bytes: Peak of the GPU's memory; 0 without. The training cases lie there, or in the memory before, if they shall.
         weights: Number of weights.
     """
 
@@ -56,7 +56,8 @@ class Probe:
         self._max_devices = max_devices
         root = Path(__file__).parents[2]
         path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", f"{__package__}.probe_worker", str(settings.seed), str(int(settings.deterministic))]
+        # Without `-P` a module of the user's folder could take the place of ours.
+        command = [sys.executable, "-P", "-m", f"{__package__}.probe_worker", str(settings.seed), str(int(settings.deterministic))]
         # A pipe would fill up with the libraries' warnings, and then stop the process.
         self._errors = tempfile.TemporaryFile("w+", errors="backslashreplace")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -82,7 +83,7 @@ class Probe:
             self._hardware = Hardware(**self._receive())
         return self._hardware
 
-    def measure(self, plan: Plan, settings: Settings, spec: DatasetSpec, seconds: float) -> Timing | None:
+    def measure(self, plan: Plan, settings: Settings, spec: DatasetSpec, seconds: float, voxels: int) -> Timing | None:
         """Measures the steps of a plan.
 
         Args:
@@ -90,6 +91,7 @@ class Probe:
             settings: The settings, filled by the plan.
             spec: The data set.
             seconds: The most time for the measured steps, without the compilation.
+            voxels: The voxels of all training cases.
 
         Returns:
             The costs; None where the machine's memory does not suffice.
@@ -109,6 +111,7 @@ class Probe:
             "ignores": spec.label_rule.ignores,
             "devices": self._max_devices,
             "seconds": seconds,
+            "voxels": voxels,
         }
         answer = self._ask(request)
         return None if answer.get("out_of_memory") else Timing(**answer)

@@ -18,6 +18,7 @@ from modules import devices, hardware
 from modules.data.case import LabelRule
 from modules.data.pipeline import switch_tuning_off
 from modules.data.regions import IGNORE, Region, count_parts
+from modules.data.resident import choose_table
 from modules.data.spec import DatasetSpec
 from modules.run.plan import Plan
 from modules.run.settings import Settings
@@ -68,7 +69,11 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     held = hardware.read_memory()
     begin = time.perf_counter()
     devices.choose_precision(settings.precision)
-    devices.distribute(devices.choose_devices(request["devices"], plan.batch_size))
+    devices.distribute(names := devices.choose_devices(request["devices"], plan.batch_size))
+    machine, backend = hardware.describe_hardware(), devices.name_backend()
+    size, _ = choose_table(settings.resident, request["voxels"], len(spec.channels), machine, backend, len(names))
+    # It takes the memory of the training cases until the steps are measured.
+    table = keras.ops.ones((size,), "uint8")
     network = build_network(settings, spec, plan)
     trainer = build_trainer(network, settings, spec, plan)
     batch = _make_batch(plan, spec, make_draw_augmentation(settings, spec, plan))
@@ -79,6 +84,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     validate(1)
     first = time.perf_counter() - begin
     step, validation = _time(fit, request["seconds"]), _time(validate, request["seconds"] / 4)
+    del table
     return {
         "first_s": first,
         "step_s": step,

@@ -71,10 +71,10 @@ def check_data(begun: Manifest, now: Manifest, run: Path) -> None:
             raise ValueError(f"Expected the data that {run} began with. Received: {names[0]}{more} {what}. Restore it, or start a new run.")
 
 
-def check_equal(what: str, begun: object, now: object, run: Path) -> None:
+def check_equal(what: str, begun: object, now: object, run: Path, *, remedy: str = "Restore it") -> None:
     """Checks that a value is still that of the run; raises ValueError naming both."""
     if begun != now:
-        raise ValueError(f"Expected the {what} of {run}, {begun!s:.16}. Received: {now!s:.16}. Restore it, or start a new run.")
+        raise ValueError(f"Expected the {what} of {run}, {begun!s:.16}. Received: {now!s:.16}. {remedy}, or start a new run.")
 
 
 def _name_file(path: Path, root: Path) -> str:

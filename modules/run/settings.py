@@ -1,6 +1,7 @@
 """The settings of a training: one field each, with its help and its only default. Flags and presets follow from these fields."""
 
 import ast
+import difflib
 import math
 import os
 import tomllib
@@ -48,7 +49,8 @@ PREDICT_QUALITIES = ("learn", "none")
 TRACKERS = ("none", "mlflow", "tensorboard")
 # Settings that say where something lies. They affect no result, so a run may have moved; hashes decide whether the data are its own.
 # A table of subjects, cases or classes may have moved too: what follows from it must be what the run began with.
-PLACES = ("data", "cases", "classes", "cache", "runs", "subjects")
+# The samples are the same wherever the training cases lie, and the weights differ in their last bits at most.
+PLACES = ("data", "cases", "classes", "cache", "runs", "subjects", "resident")
 # Settings of these that may be a table or say the thing themselves.
 EITHER_TABLE = ("classes", "subjects")
 
@@ -248,7 +250,9 @@ class Settings:
         for key, value in values.items():
             if key not in known and key not in NETWORK_OPTIONS:
                 names = (*(item.name for item in fields(cls) if item.name in known), *NETWORK_OPTIONS)
-                raise ValueError(f"Expected settings in {names}. Received: {shorten(key)} in {source}.")
+                alike = difflib.get_close_matches(str(key)[:40], names, 1)
+                hint = f" Did you mean {alike[0]!r}?" if alike else ""
+                raise ValueError(f"Expected settings in {names}. Received: {shorten(key)} in {source}.{hint}")
             kind, many, optional = find_kind(key)
             items = list(value) if many and isinstance(value, list | tuple) else [value]
             for item in items:

@@ -49,15 +49,11 @@ def choose_window(
     Returns:
         Sizes in the rank of the grids, with a 1 along `plane` for slices.
     """
+    if mode == "slice":
+        return _choose_slice(plane, network, options, grids, spacing_mm, hardware, sparse=sparse)
     most = MOST_VOXELS if mode == "volume" else recipe.MOST_PATCH[hardware.kind]
-    if mode == "slice" or network not in topology.FLEXIBLE:
-        divisor = find_divisor(network, options)
-        sizes = derive_window(grids, mode, PLANES[plane], divisor, most)
-        if mode == "slice" and hardware.kind == "cpu" and math.prod(sizes) > MOST_PIXELS:
-            # Crops of a large slice cost less, and there are more of them.
-            part = math.sqrt((SPARSE_PIXELS if sparse else CROP_PIXELS) / math.prod(sizes))
-            sizes = tuple(1 if size == 1 else max(divisor, int(size * part) // divisor * divisor) for size in sizes)
-        return sizes
+    if network not in topology.FLEXIBLE:
+        return derive_window(grids, mode, PLANES[plane], find_divisor(network, options), most)
 
     def fits(patch: tuple[int, ...]) -> bool:
         if math.prod(patch) > most or not hardware.device_bytes:
@@ -65,7 +61,31 @@ def choose_window(
         shape = topology.choose_topology(network, patch, spacing_mm, options["base_filters"], options.get("levels"))
         return count_samples_that_fit(shape, patch, spec, hardware) >= 2
 
-    return topology.choose_patch(np.median(grids, axis=0).tolist(), spacing_mm, fits, options.get("levels"))
+    # A window of one voxel along an axis would be that of slices.
+    return topology.choose_patch(np.maximum(np.median(grids, axis=0), 2).tolist(), spacing_mm, fits, options.get("levels"))
+
+
+def _choose_slice(
+    plane: str,
+    network: str,
+    options: Mapping[str, Any],
+    grids: Sequence[Sequence[int]],
+    spacing_mm: Sequence[float],
+    hardware: Hardware,
+    *,
+    sparse: bool,
+) -> tuple[int, ...]:
+    """Chooses the window of slices as `choose_window` does. On a CPU crops of a large slice cost less, and there are more of them."""
+    divisor = find_divisor(network, options)
+    sizes = derive_window(grids, "slice", PLANES[plane], divisor)
+    if hardware.kind == "cpu" and math.prod(sizes) > MOST_PIXELS:
+        part = math.sqrt((SPARSE_PIXELS if sparse else CROP_PIXELS) / math.prod(sizes))
+        sizes = tuple(1 if size == 1 else max(divisor, int(size * part) // divisor * divisor) for size in sizes)
+    if network not in topology.FLEXIBLE:
+        return sizes
+    axes = Window(sizes).axes
+    settled = topology.settle_window([sizes[axis] for axis in axes], [spacing_mm[axis] for axis in axes], options.get("levels"))
+    return tuple(dict(zip(axes, settled, strict=True)).get(axis, 1) for axis in range(len(sizes)))
 
 
 def count_samples_that_fit(shape: topology.Topology, window: Sequence[int], spec: DatasetSpec, hardware: Hardware) -> int:
@@ -85,11 +105,11 @@ def choose_batch(
     spec: DatasetSpec,
     fingerprint: Fingerprint,
     hardware: Hardware,
-) -> int:
-    """Chooses the samples of a step.
+) -> tuple[int, str]:
+    """Chooses the samples of a step; also returns the reason.
 
     They are few on a CPU, so that there are many steps. They are as many as a GPU's memory holds, but of 5 % of all voxels at most, as in
-    nnU-Net, and at least 2.
+    nnU-Net, and at least 2. For a network whose memory we cannot tell they are as few as on a CPU.
 
     Args:
         network: The network's name.
@@ -103,14 +123,23 @@ def choose_batch(
     """
     rank = len(window.shape)
     if not hardware.device_bytes or network not in topology.NETWORKS:
-        return recipe.SPARSE_BATCH if rank == 2 and fingerprint.foreground < recipe.SPARSE else recipe.BATCH[rank]
+        why = f"the memory of {network} is not known" if hardware.device_bytes else "many steps teach a CPU's network more"
+        if rank == 2 and fingerprint.foreground < recipe.SPARSE:
+            return recipe.SPARSE_BATCH, f"few, as {why}; foreground is sparse"
+        return recipe.BATCH[rank], f"few, as {why}"
     if strides:
         shape = topology.Topology(network, strides, ((3,) * rank,) * (len(strides) + 1), options["base_filters"])
     else:
         levels = find_levels(network, options) or 0
         shape = topology.Topology(network, ((2,) * rank,) * levels, ((3,) * rank,) * (levels + 1), options["base_filters"])
     most = int(0.05 * sum(math.prod(grid) for grid in grids) / math.prod(window.sizes))
-    return max(2, min(count_samples_that_fit(shape, window.shape, spec, hardware), most, recipe.MOST_BATCH[rank]))
+    limits = {
+        "what the GPU's memory holds": count_samples_that_fit(shape, window.shape, spec, hardware),
+        "5 % of all voxels": most,
+        f"at most {recipe.MOST_BATCH[rank]} in {rank}-D": recipe.MOST_BATCH[rank],
+    }
+    reason = min(limits, key=lambda name: limits[name])
+    return max(2, limits[reason]), reason if limits[reason] >= 2 else "at least 2"
 
 
 def choose_stages(network: str, options: Mapping[str, Any], window: Window, spacing_mm: Sequence[float]):
@@ -127,8 +156,8 @@ def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, diviso
 
     Args:
         shapes: `S` of each case, in canonical orientation.
-        mode: For "slice" the largest extents across `plane`, so that nothing is cut off. For "patch" and "volume" the median shape, shrunk
-            in proportion to at most `voxels`.
+        mode: For "slice" the largest extents across `plane`, so that nothing is cut off; but twice the median ones at most, so that a
+            single huge case does not decide for all. For "patch" and "volume" the median shape, shrunk in proportion to at most `voxels`.
         plane: The axis that slices lie across.
         divisor: A number that divides each size.
         voxels: The most voxels of a patch or volume.
@@ -137,8 +166,8 @@ def derive_window(shapes: Sequence[Sequence[int]], mode: str, plane: int, diviso
         Sizes in the rank of the shapes, with a 1 along `plane` for slices.
     """
     if mode == "slice":
-        largest = np.max(shapes, axis=0)
-        return tuple(1 if axis == plane else -(-int(size) // divisor) * divisor for axis, size in enumerate(largest))
+        largest = np.minimum(np.max(shapes, axis=0), np.ceil(2 * np.median(shapes, axis=0))).astype(int).tolist()
+        return tuple(1 if axis == plane else -(-size // divisor) * divisor for axis, size in enumerate(largest))
     window = np.median(shapes, axis=0)
     window = window * min(1.0, (voxels / window.prod()) ** (1 / len(window)))
     # Sizes are rounded up: a little padding costs less than a little cutting, as long as the voxels suffice.

@@ -196,13 +196,16 @@ def choose_patch(
     rank = len(spacing_mm)
     edge_mm = (FIRST_PATCH[rank] * math.prod(spacing_mm)) ** (1 / rank)
     first = [min(round(edge_mm / spacing), size) for spacing, size in zip(spacing_mm, median_shape, strict=True)]
-    patch = round_window(first, choose_asked_strides(first, spacing_mm, levels))
+    patch = settle_window(first, spacing_mm, levels)
+    # An axis may grow again where the strides of a smaller patch ask for it.
+    tried = {patch}
     while not fits(patch):
         longest = sorted(range(rank), key=lambda axis: (patch[axis] / median_shape[axis], axis), reverse=True)
         smaller = (_shrink(patch, axis, spacing_mm, levels) for axis in longest)
-        patch, larger = next((size for size in smaller if size != patch), patch), patch
+        patch, larger = next((size for size in smaller if size not in tried), patch), patch
         if patch == larger:
             raise ValueError(f"Expected a patch that fits into memory. Received: not even {patch}. Use fewer `base_filters` or `levels`.")
+        tried.add(patch)
     return patch
 
 
@@ -215,7 +218,20 @@ def _shrink(patch: Sizes, axis: int, spacing_mm: Sequence[float], levels: int | 
     if size < LEAST_VOXELS:
         return patch
     shorter[axis] = size
-    return round_window(shorter, choose_asked_strides(shorter, spacing_mm, levels))
+    return settle_window(shorter, spacing_mm, levels)
+
+
+def settle_window(window: Sequence[float], spacing_mm: Sequence[float], levels: int | None) -> Sizes:
+    """Rounds a window up until its own strides divide it: a larger window may be halved more often than the one before.
+
+    Args:
+        window: Voxels along each axis.
+        spacing_mm: Millimetres a voxel along each axis.
+        levels: Levels that were asked for; None leaves them to the rule.
+    """
+    while (larger := round_window(window, choose_asked_strides(window, spacing_mm, levels))) != tuple(window):
+        window = larger
+    return larger
 
 
 def _find_divisors(strides: Sequence[Sizes], rank: int) -> Sizes:

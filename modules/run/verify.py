@@ -129,7 +129,7 @@ def _check_spec(run: RunFolder, spec: DatasetSpec) -> None:
 
 def check_backend(run: RunFolder) -> None:
     """Checks before any data is read that the backend is the run's own; raises ValueError otherwise."""
-    proof.check_equal("backend", read_origin(run)["backend"], devices.name_backend(), run.path)
+    proof.check_equal("backend", read_origin(run)["backend"], devices.name_backend(), run.path, remedy="Name the run's by `--backend`")
 
 
 def verify(run: RunFolder, hash_data: Callable[[], proof.Manifest], prepare: Callable[[], PreparedRun], root: Path) -> None:

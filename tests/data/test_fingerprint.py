@@ -83,6 +83,24 @@ def test_the_pool_in_its_file_by_hand():
     assert [case["case_id"] for case in content["cases"]] == ["case_0", "case_1", "case_2"]
 
 
+@pytest.mark.parametrize(
+    ("voxels", "box", "share"),
+    [
+        # 100 voxels, of which 10 have a class.
+        ((90, 10), 10, 0.1),
+        # Within a box of 50 voxels they are a fifth.
+        ((90, 10), 5, 0.2),
+        # Nobody judged 80 of them: a fifth of the judged ones has a class.
+        ((16, 4), 10, 0.2),
+        # Two regions of 10 and 6 voxels share 6.
+        ((90, 10, 6), 10, 0.1),
+        ((0, 0), 10, 0.0),
+    ],
+)
+def test_the_share_of_foreground_by_hand(voxels, box, share):
+    assert make_fingerprint([(10, 10)], voxels=voxels, box=((0, box), (0, 10))).foreground == pytest.approx(share)
+
+
 def test_grids_after_crop_and_resampling():
     scans = make_fingerprint([(40, 50, 30)], (1.0, 1.0, 3.0), box=((10, 30), (0, 50), (5, 25)))
     assert scans.list_grids(Preprocessing(3)) == ((40, 50, 30),)
@@ -91,7 +109,7 @@ def test_grids_after_crop_and_resampling():
 
 
 def test_unusual_cases_are_named():
-    cases = make_fingerprint([(40, 50, 33)] * 20).cases
+    cases = make_fingerprint([(40, 50, 33)] * 20, voxels=(100, 10)).cases
     assert Fingerprint(cases).find_outliers() == []
     # What differs by less than a half is not unusual, however alike the others are.
     assert Fingerprint((*cases, replace(cases[0], spacing_mm=(1.0, 1.0, 1.4)))).find_outliers() == []

@@ -1,6 +1,7 @@
 """The data set `folder`: channels, classes and rules from what is found and what the user says."""
 
 import json
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from folder_helpers import plant, write, write_pairs
 from helpers import make_spec
 
+from modules.data import folder_set
 from modules.data.case import read_case, rename
 from modules.data.folder_layouts import Pair
 from modules.data.folder_set import Wishes, describe_folder, find_renames, find_sides
@@ -166,3 +168,9 @@ def test_a_folder_of_several_series_is_one_line_with_what_to_do(tmp_path):
     message = "Expected one DICOM series in .*images/a. Received: 2 series: 4 't1 mprage' .*; 5 .*; to train, give each a folder of its own"
     with pytest.raises(ValueError, match=message):
         _describe(tmp_path)
+
+
+@pytest.mark.parametrize(("least", "told"), [(-1000.0, True), (0.0, False), (float("nan"), False)])
+def test_hounsfield_units_are_recognised_by_their_darkest(least, told):
+    first = SimpleNamespace(array=np.array([least, 5.0]))
+    assert bool(folder_set._describe_modality(first, ("image",), "")) == told

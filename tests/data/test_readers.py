@@ -1,5 +1,6 @@
 """Processes that read: the same batches as threads give, errors that name the file, and no process left behind."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modules.data import readers
 from modules.data.cache import Decoded, read_pack, write_pack
 from modules.data.draws import AUGMENTATIONS, Drawer
 from modules.data.patches import Window, choose_points
@@ -52,6 +54,23 @@ def test_processes_and_threads_read_the_same_batches(cases, pool, resident):
                 assert array.dtype == other[name].dtype
 
 
+def test_a_strange_folder_a_user_with_many_pipes_and_signals_stop_nothing(cases, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(readers.fcntl, "fcntl", refuse)
+    with ReaderPool(1) as pool:
+        batches = make_pipeline(cases, Window((4, 4, 5)), 2, pool=pool, **OPTIONS).as_numpy_iterator()
+        assert "matrix" in next(batches)
+        # A cluster asks all processes of a job to stop. The training ends them.
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            pool._processes[0].send_signal(number)
+        assert len(list(islice(batches, 20))) == 20
+
+
 def test_an_error_of_reading_names_the_file(cases, pool):
     Path(cases[0].path).unlink()
     failures = []
@@ -88,11 +107,11 @@ def test_no_process_outlives_a_killed_training():
     program = "import time; from modules.data.readers import ReaderPool; pool = ReaderPool(2)\n"
     program += "print(*(process.pid for process in pool._processes), flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as training:
-        readers = [int(pid) for pid in training.stdout.readline().split()]
-        assert len(readers) == 2
+        left = [int(pid) for pid in training.stdout.readline().split()]
+        assert len(left) == 2
         training.kill()
     until = time.monotonic() + 60
-    while any(_runs(pid) for pid in readers):
+    while any(_runs(pid) for pid in left):
         assert time.monotonic() < until
         time.sleep(0.02)
 

@@ -260,11 +260,11 @@ def test_table():
     scores += slices
     table = format_scores(summarise(scores), estimate_intervals(scores, _dice(0, 0)[1]))
     shown = [" ".join(line.split()) for line in table]
-    assert shown[0] == "slices, by subject Dice [95 %] subjects absent"
-    assert shown[1] == "a 0.500 [0.000, 1.000] 2 0"
-    assert shown[4] == "volumes, by subject Dice [95 %] HD95 mm [95 %] subjects absent"
-    assert shown[6] == "b 0.500 [0.500, 0.500] nan 2 0"
-    assert shown[7] == "mean 0.500 [0.250, 0.750] 1.00 [1.00, 1.00] 2"
+    assert shown[0] == "slices, by subject Dice [95 %] IoU subjects absent"
+    assert shown[1] == "a 0.500 [0.000, 1.000] 1.000 2 0"
+    assert shown[4] == "volumes, by subject Dice [95 %] IoU HD95 mm [95 %] subjects absent"
+    assert shown[6] == "b 0.500 [0.500, 0.500] 1.000 nan 2 0"
+    assert shown[7] == "mean 0.500 [0.250, 0.750] 1.000 1.00 [1.00, 1.00] 2"
     assert len({len(line) for line in table[:4]}) == len({len(line) for line in table[4:]}) == 1
 
 

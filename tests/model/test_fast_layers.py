@@ -32,7 +32,11 @@ def _compare(layer, shape, rtol=1e-5):
     (keras.layers.Conv2DTranspose(5, 2, strides=2, use_bias=False), (3, 4, 3), True),
     (keras.layers.Conv3DTranspose(4, (1, 2, 3), strides=(1, 2, 3)), (2, 3, 2, 3), True),
     (keras.layers.Conv2DTranspose(5, 3, strides=2, padding="same"), (3, 4, 3), False),
+    (keras.layers.Conv2DTranspose(5, 2, strides=2, activation="relu"), (3, 4, 3), False),
     (keras.layers.Conv2D(5, 3), (5, 4, 3), False),
+    (keras.layers.Conv2D(5, 1, strides=2), (4, 4, 3), False),
+    (keras.layers.Conv2D(5, 1, activation="relu"), (4, 4, 3), False),
+    (keras.layers.Conv2D(4, 1, groups=2), (4, 4, 2), False),
 ])  # fmt: skip
 def test_values_are_those_of_keras(layer, shape, replaced):
     assert _compare(layer, shape) == replaced

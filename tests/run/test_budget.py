@@ -12,7 +12,7 @@ from dataset import DATASETS
 from modules.hardware import Hardware
 from modules.predict import engines
 from modules.run import budget, recipe
-from modules.run.budget import Share, Work, count_affordable, draft_share, find_schedule, fit_to_time, start_probe
+from modules.run.budget import Share, Work, count_affordable, draft_share, find_schedule, find_shortage, fit_to_time, start_probe
 from modules.run.plan import Plan, make_plan
 from modules.run.probe import Timing
 from modules.run.recipe import Schedule
@@ -22,7 +22,7 @@ FIND_ELAPSED = budget.find_elapsed
 SPEC = DATASETS["oasis"]
 SCANS = make_fingerprint([(64, 64)] * 20)
 PREPARED = {
-    "train": [],
+    "train": [SimpleNamespace(voxels=64 * 64)] * 20,
     "validate": [SimpleNamespace(shape=(64, 64))] * 40,
     "test": [SimpleNamespace(shape=(64, 64))] * 20,
 }
@@ -153,8 +153,9 @@ class _Probe:
     def __init__(self, most_filters=99, **hardware):
         self.hardware, self.most_filters, self.asked = Hardware(**hardware), most_filters, []
 
-    def measure(self, plan, settings, spec, seconds):
+    def measure(self, plan, settings, spec, seconds, voxels):
         self.asked.append(settings)
+        assert voxels == 20 * 64 * 64
         filters = settings.network_options["base_filters"]
         assert seconds <= 4
         return None if filters > self.most_filters else Timing(10.0, filters / 100, 0.25, weights=1000 * filters, **MEMORY)
@@ -220,6 +221,19 @@ def test_a_twentieth_of_a_training_pays_for_the_judgement_of_predictions():
     assert count_affordable(given, 8, 2) == 3 * 10 * 20 * 4 // 20 // 8
     without = _fit(_Probe(), minutes=10.0, batch_size=4, predict_quality="none")
     assert without.epochs * without.steps_per_epoch > timed.epochs * timed.steps_per_epoch
+
+
+def test_a_time_that_leaves_few_steps_is_told_with_the_remedy():
+    timed = _fit(_Probe(), minutes=10.0, batch_size=4)
+    assert find_shortage(timed) == ""
+    costs = timed.costs | {"step_s": 2.5, "seconds": 60.0}
+    assert find_shortage(replace(timed, epochs=20, steps_per_epoch=5, costs=costs)) == ""
+    assert find_shortage(replace(timed, epochs=9, steps_per_epoch=11, costs=costs)) == (
+        "99 step(s) of 2.5 s are all that is left of 1 minutes, and a network learns little in fewer than 100. Give more --minutes, or a "
+        "smaller --shape"
+    )
+    # Without a measured time the user chose the number of steps.
+    assert find_shortage(replace(timed, epochs=1, steps_per_epoch=1, costs={"seconds": 60.0, "step_s": 2.5})) == ""
 
 
 def test_an_hour_on_a_cpu_and_the_whole_recipe_on_a_gpu():

@@ -1,6 +1,7 @@
 """The callbacks of a training: the kept epoch, the early stop, and the restored checkpoint."""
 
 import io
+import logging
 import typing
 from types import SimpleNamespace
 
@@ -224,17 +225,20 @@ def test_the_first_steps_are_called_back_once_whatever_was_done_before():
 LOGGED = ("accuracy", "dice_a", "iou_a", "loss", "mean_dice")
 
 
-def test_history_is_a_row_an_epoch(tmp_path):
+def test_history_is_a_row_an_epoch(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     (tmp_path / "figures").mkdir()
     record = HistoryWriter(RunFolder(tmp_path), ("background", "b", "a"), images_per_step=10)
     record.set_model(_model(2))
     names = ("accuracy", "dice_a", "dice_b", "iou_a", "iou_b", "loss", "mean_dice")
     logs = {prefix + name: 0.5 for prefix in ("", "val_") for name in names}
+    logs |= {"val_dice_b": 0.75, "val_iou_b": 0.6}
     for epoch in range(2):
         record.on_epoch_begin(epoch)
         record.on_train_batch_end(0)
         record.on_test_begin()
         record.on_epoch_end(epoch, logs)
+    assert "mean Dice 0.5000  validation Dice/IoU  b 0.750/0.600  a 0.500/0.500  (" in caplog.messages[1]
     lines = (tmp_path / "history.csv").read_text().splitlines()
     assert lines[0].startswith("epoch,seconds,images_per_s,learning_rate,loss,accuracy,mean_dice,dice_b,dice_a,iou_b,iou_a,val_loss,")
     assert len(lines) == 3

@@ -77,6 +77,12 @@ def test_a_file_beside_resume_and_verify_must_agree(runs, tmp_path):
     ("name", "text", "message"),
     [
         ("a.toml", "speed = 1", r"Expected settings in \('dataset', .*'epochs', .*'base_filters'.*\). Received: 'speed' in PATH"),
+        ("a.toml", "epochz = 1", r"Received: 'epochz' in PATH\. Did you mean 'epochs'\?$"),
+        (
+            "a.json",
+            '{"config": {"zzz": 1}, "version": "99.0"}',
+            r"'zzz' in PATH\. The run is of version '99\.0', and this program of \d",
+        ),
         ("a.toml", "epochs = '3'", "Expected `epochs` of type int. Received: '3' in PATH"),
         ("a.toml", "epochs = 0", "Expected `epochs` above 0. Received: 0. Correct PATH, or the flags beside it."),
         ("a.toml", "optimizer = 'best'", r"Expected `optimizer` in \('adam', .*\). Received: 'best' in PATH"),

@@ -11,6 +11,7 @@ from keras import layers
 from dataset import DATASETS
 from modules.data.patches import Window
 from modules.data.preprocess import Preprocessing
+from modules.hardware import Hardware
 from modules.run import costs
 from modules.run.costs import count_flops, estimate_costs, estimate_end, find_limit, find_warning, format_time
 from modules.run.plan import make_plan
@@ -76,6 +77,9 @@ def test_an_estimate_by_hand(monkeypatch):
     }
     half = estimate_costs(plan, _build(), "bfloat16", prepared, SCANS)
     assert half["memory_bytes"] == 1000 + 2 * 4 * 2 * VALUES + 16 * weights + END
+    # The training cases lie in the memory too.
+    resident = estimate_costs(plan, _build(), "float32", prepared, SCANS, 7000)
+    assert resident["memory_bytes"] == found["memory_bytes"] + 7000
     # A run that goes on was estimated before, and is estimated again.
     again = estimate_costs(SimpleNamespace(**{**vars(plan), "costs": found}), _build(), "float32", prepared, SCANS)
     assert again == found
@@ -87,12 +91,12 @@ def test_an_estimate_by_hand(monkeypatch):
     assert estimate_costs(plan, _build(), "float32", prepared, SCANS)["memory_bytes"] == found["memory_bytes"] - END
 
 
-def _estimate_measured(**measured):
+def _estimate_measured(table_bytes=0, **measured):
     """Estimates the costs of a plan for four samples a step, whose steps were measured."""
     known = {"seconds": 600.0, "step_s": 0.5, "first_s": 9.0, "validation_s": 0.2, "device_bytes": 0, "weights": 1} | measured
     prepared = {name: [SimpleNamespace(size=10)] for name in ("train", "validate", "test")}
     plan = make_plan(Settings("oasis", epochs=3, batch_size=4, shape=(256, 256)), DATASETS["oasis"], SCANS)
-    found = estimate_costs(replace(plan, costs=known), _build(), "float32", prepared, SCANS)
+    found = estimate_costs(replace(plan, costs=known), _build(), "float32", prepared, SCANS, table_bytes)
     assert found == {**known, "weights": 124, "flops": 15360, "disk_bytes": 30, "memory_bytes": found["memory_bytes"]}
     return found["memory_bytes"]
 
@@ -114,6 +118,8 @@ def test_memory_of_plans_measured_before_is_told_apart():
     assert _estimate_measured(base_bytes=3, held_bytes=3 + 10**6, peak_bytes=8 + 10**6) == 50 + training + END
     assert _estimate_measured(base_bytes=3, held_bytes=4, peak_bytes=8) == 50 + 5 + END
     assert _estimate_measured(base_bytes=3, held_bytes=4, peak_bytes=8 + 10**6) == 50 + 4 + 10**6 + END
+    # Two more megabytes are the training cases, which the probe held as well.
+    assert _estimate_measured(2 * 10**6, base_bytes=3, held_bytes=3 + 10**6, peak_bytes=8 + 3 * 10**6) == 50 + training + 2 * 10**6 + END
 
 
 @pytest.mark.parametrize(
@@ -129,7 +135,7 @@ def test_the_slab_of_probabilities_by_hand(window, depth):
     assert estimate_end(plan, _build(), scans) == expected
 
 
-def test_memory_that_will_not_do_is_told_with_the_remedy():
+def test_memory_that_will_not_do_is_told_with_the_remedy(monkeypatch):
     assert find_warning({"memory_bytes": 9 << 30}, 10 << 30) == ""
     assert find_warning({"memory_bytes": 99 << 30}, 0) == ""
     assert find_warning({"memory_bytes": 19 << 29}, 10 << 30) == (
@@ -138,6 +144,10 @@ def test_memory_that_will_not_do_is_told_with_the_remedy():
     # Nobody knows how much of a GPU's memory others will leave.
     assert find_limit({"device_bytes": 1}) == 0
     assert find_limit({}) == costs.find_memory()
+    # The memory of the host says nothing about that of its GPU.
+    monkeypatch.setattr(costs.devices, "has_gpu", lambda: True)
+    monkeypatch.setattr(costs, "describe_hardware", lambda: Hardware("gpu", device_bytes=8 << 30))
+    assert find_limit({}) == 8 << 30
 
 
 @pytest.mark.parametrize(

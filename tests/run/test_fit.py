@@ -141,7 +141,7 @@ GPU = Hardware("gpu", "a GPU", 16, 1 << 40, 1500)
         ("auto", GPU, 1, "torch", 101, "streamed, as the cases take 0.0 GB, more than 20% of the device's memory"),
         ("auto", GPU, 2, "jax", 100, "streamed, as 2 devices share each batch"),
         ("auto", GPU, 1, "tensorflow", 100, "streamed, as TensorFlow would copy them to the GPU in each step"),
-        ("yes", GPU, 2, "jax", 100, "Expected --resident no or auto, as 2 devices share each batch. Received: yes. Leave it out."),
+        ("yes", GPU, 2, "jax", 100, "Expected --resident no or auto, as 2 devices share each batch. Received: yes. Give --resident auto."),
     ],
 )
 def test_cases_lie_on_the_device_where_they_can(wish, hardware, names, backend, voxels, expected, monkeypatch, caplog):

@@ -81,6 +81,9 @@ def test_a_resumed_run_takes_its_own_settings_and_no_others(tmp_path):
         request = parse(["--resume", str(tmp_path), *flags])
         assert (request.settings.epochs, request.resume) == (3, tmp_path)
     assert parse(["--resume", str(tmp_path), "--track", "tensorboard"]).settings.track == "tensorboard"
+    # Samples are the same wherever the training cases lie.
+    request = parse(["--resume", str(tmp_path), "--resident", "no"])
+    assert (request.settings.resident, request.places) == ("no", {"resident": "no"})
     # The places of a run may have moved, also those of a demo.
     for way in ("--resume", "--verify"):
         request = parse([way, str(tmp_path), "--data", "moved", "--cache", "other", "--runs", "here"])

@@ -68,6 +68,14 @@ def test_few_subjects_learn_from_training_cases_too():
     assert learn([*many, *seen], NAMES).lines == learn(many, NAMES).lines
 
 
+def test_slices_are_compared_with_those_of_other_subjects():
+    # Four subjects of ten slices each, all alike; a fifth subject lies no farther from the next one than these do.
+    good = [_observe(subject, "validate", 2.125, 2.0, unusual=float(subject)) for subject in range(4) for _ in range(10)]
+    quality = learn(good, NAMES)
+    assert not _judge(quality, _observe("fifth", "test", 2.125, 2.0, unusual=4.0)).check
+    assert _judge(quality, _observe("other", "test", 2.125, 2.0, unusual=6.0)).check
+
+
 def test_a_class_that_is_nowhere_teaches_nothing():
     one = _observe("one", "validate", 2.125, 2.0)
     absent = one._replace(doubt=Doubt(np.zeros_like(one.doubt.counts), np.zeros_like(one.doubt.counts)), dice=np.array([np.nan]))

@@ -28,7 +28,7 @@ class _Probe:
 
     hardware = Hardware(cores=2)
 
-    def measure(self, plan, settings, spec, seconds):
+    def measure(self, plan, settings, spec, seconds, voxels):
         memory = {"base_bytes": 1 << 29, "held_bytes": 1 << 29, "peak_bytes": 1 << 30, "device_bytes": 0}
         return Timing(first_s=10.0, step_s=40.0, validation_s=0.0, weights=1, **memory)
 
@@ -50,7 +50,7 @@ def _timed(monkeypatch):
     ):
         monkeypatch.setattr(budget, name, value)
     # Whatever the time would pay for, as much is learnt from as by a tiny run of so many epochs.
-    monkeypatch.setattr(learn_quality, "MOST", learn_quality.LEAST)
+    monkeypatch.setattr(learn_quality, "MOST", dict.fromkeys((2, 3), learn_quality.LEAST))
     monkeypatch.setattr(budget, "find_elapsed", lambda: 30.0)
     monkeypatch.setattr(train, "start_probe", lambda settings, plan, *_: nullcontext(None if plan or settings.epochs else _Probe()))
 
@@ -92,12 +92,15 @@ def test_a_plan_is_printed_and_nothing_is_trained(data, tmp_path, monkeypatch, c
     monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("it trains"))
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
     assert train.main([*data, *TIMED, *flags, *places, "--plan-only"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("plan ")]
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines() if line.startswith("plan ")]
     assert 10 <= len(lines) <= 15
     told = {words[1]: words[2:] for words in lines}
     assert told["window"][0] == "64x64,"
     assert told["batch"][0] == "4,"[: 1 + (flags[0] == "--minutes")]
     assert told["time"][-1] == ("measured" if flags[0] == "--minutes" else "estimated")
+    # No user who asks for few epochs is told that they are few.
+    assert (" step(s) of 40 s are all that is left of " in out) == (flags[0] == "--minutes")
     if flags == ["--minutes", "5"]:
         assert (told["steps"][:3], told["time"][:2]) == (["3", "x", "2"], ["5.0", "min"])
     assert not (tmp_path / "runs").exists()

@@ -11,6 +11,7 @@ from helpers import make_fingerprint
 from dataset import DATASETS
 from modules.data.patches import Window
 from modules.data.pipeline import PatchSampler
+from modules.hardware import Hardware
 from modules.run.folder import RunFolder
 from modules.run.plan import Plan, draft_plan, make_plan
 from modules.run.plan_table import describe_plan
@@ -58,6 +59,26 @@ def test_a_cpu_learns_large_slices_by_crops(shape, foreground, window):
     pixels = shape[0] * shape[1]
     scans = make_fingerprint([shape] * 9, voxels=(pixels - int(foreground * pixels), int(foreground * pixels)))
     assert _plan(scans, DATASETS["lgg"]).window == Window(window)
+
+
+@pytest.mark.parametrize("network", ["plain_unet", "residual_unet"])
+@pytest.mark.parametrize("shape", [(256, 144), (256, 256), (700, 2)])
+def test_slices_fit_the_strides_of_a_network_that_chooses_them(network, shape):
+    plan = _plan(make_fingerprint([shape] * 9, voxels=(8, 2)), DATASETS["lgg"], network=network)
+    divisors = [math.prod(stride[axis] for stride in plan.strides) for axis in range(2)]
+    assert [size % divisor for size, divisor in zip(plan.window.sizes, divisors, strict=True)] == [0, 0]
+
+
+@pytest.mark.parametrize(("shape", "plane"), [((64, 48, 1), "axial"), ((1, 48, 64), "sagittal"), ((64, 1, 48), "coronal")])
+def test_volumes_of_one_slice_are_learnt_by_slices(shape, plane):
+    scans = make_fingerprint([shape] * 3)
+    for hardware in (Hardware(), Hardware("gpu", device_bytes=8 << 30)):
+        plan = make_plan(Settings("ibsr18", epochs=1), BRAINS, scans, hardware=hardware)
+        assert (plan.mode, plan.plane, plan.network, plan.reasons["mode"]) == ("slice", plane, "unet2d", "volumes of one slice")
+        assert plan.window.sizes == shape
+    # Patches of them are as three-dimensional as any other.
+    for mode in ("patch", "volume"):
+        assert len(_plan(scans, mode=mode).window.shape) == 3
 
 
 def test_patches_tile_volumes_and_are_drawn():
@@ -191,6 +212,8 @@ def test_shape_spacing_and_batch_size_reach_the_bundle_by_the_plan(phantoms, tmp
         ([(256, 256, 128), (288, 250, 112)], "slice", 2, 16, (288, 256, 1)),
         ([(256, 256, 128), (288, 250, 112)], "slice", 0, 16, (1, 256, 128)),
         ([(17, 3, 9)], "slice", 1, 8, (24, 1, 16)),
+        # A single huge case does not decide for all others: twice their median is enough.
+        ([(64, 64, 9)] * 3 + [(2000, 100, 9)], "slice", 2, 16, (128, 112, 1)),
         # The median is small enough and is only padded.
         ([(35, 50, 36), (31, 40, 24), (43, 59, 47)], "patch", 2, 8, (40, 56, 40)),
         # 256 x 256 x 128 x s**3 = 96**3 gives 121, 121, 60. Rounded up, 128, 128, 64 is too much, so the largest sizes shrink.
@@ -216,6 +239,22 @@ def test_derived_windows_divide_and_keep_their_budget():
         assert np.prod(window) <= 96**3
         # No size exceeds the median rounded up, because there would be nothing to see.
         assert all(size < median + divisor for size, median in zip(window, np.median(shapes, axis=0), strict=True))
+
+
+def test_the_samples_of_a_step_have_a_reason():
+    scans, gpu = make_fingerprint([(64, 64, 64)] * 40), Hardware("gpu", device_bytes=80 << 30)
+    # 5 % of 40 scans are two windows; of 400 they are 20, more than 16.
+    for fingerprint, hardware, settings, expected in (
+        (scans, None, {}, (1, "few, as many steps teach a CPU's network more")),
+        (scans, gpu, {}, (2, "5 % of all voxels")),
+        (make_fingerprint([(64, 64, 64)] * 9), gpu, {}, (2, "at least 2")),
+        (make_fingerprint([(64, 64, 64)] * 400), gpu, {}, (16, "at most 16 in 3-D")),
+        (scans, gpu, {"network": "segresnet"}, (1, "few, as the memory of segresnet is not known")),
+        (scans, gpu, {"batch_size": 3}, (3, "set")),
+    ):
+        plan = make_plan(Settings("ibsr18", epochs=1, **settings), BRAINS, fingerprint, hardware=hardware)
+        assert (plan.batch_size, plan.reasons["batch"]) == expected
+    assert _plan(make_fingerprint([(64, 64)] * 9, voxels=(4096, 1)), DATASETS["oasis"]).reasons["batch"].endswith("; foreground is sparse")
 
 
 def test_more_batches_an_update_than_steps_would_leave_the_weights_as_they_were():

@@ -47,6 +47,15 @@ def test_voxel_sizes_by_hand(fingerprint, expected, reason):
     assert (preprocessing.spacing_mm, reasons["spacing"]) == (pytest.approx(expected), reason)
 
 
+def test_margins_that_are_cut_off_are_no_voxels():
+    # 32 slices are fewer than a third of 100 voxels, but not of the 80 that are left.
+    scans = _scan(4, 5, 6, 7, 8, shape=(100, 100, 32))
+    assert _choose(scans)[0].spacing_mm == (1, 1, pytest.approx(4.4))
+    cut = Fingerprint(tuple(replace(case, box=((0, 80), (20, 100), (0, 32))) for case in scans.cases))
+    assert _choose(cut)[0].spacing_mm == (1, 1, 6)
+    assert _choose(cut, crop="none")[0].spacing_mm == (1, 1, pytest.approx(4.4))
+
+
 def test_the_user_decides_about_resampling():
     preprocessing, reasons = _choose(_scan(4, 5, 6, 7, 8), resample="none")
     assert (preprocessing.spacing_mm, reasons["spacing"]) == ((), "set")

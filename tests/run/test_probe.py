@@ -16,35 +16,44 @@ from modules.run.probe_worker import _time
 from modules.run.settings import Settings
 
 SPEC = DATASETS["oasis"]
-TINY = Settings("oasis", epochs=1, shape=(16, 16), batch_size=2, augment="light", network_options={"base_filters": 2, "levels": 1})
+TINY = Settings(
+    "oasis", epochs=1, shape=(16, 16), batch_size=2, augment="light", resident="yes", network_options={"base_filters": 2, "levels": 1}
+)
+# On the device the training cases take three bytes a voxel: more than all else that the tiny plan takes.
+VOXELS = 200_000_000
 
 
-def test_a_process_measures_plans_until_it_dies():
+def test_a_process_measures_plans_until_it_dies(tmp_path, monkeypatch):
+    # A module of the user's folder is not ours.
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
     plan = make_plan(TINY, SPEC, make_fingerprint([(16, 16)] * 4))
     settings = plan.resolve(TINY)
     with Probe(TINY) as probe:
         assert (probe.hardware.cores, probe.hardware.memory_bytes) == (count_cores(), find_memory())
-        timing = probe.measure(plan, settings, SPEC, 0.01)
+        timing = probe.measure(plan, settings, SPEC, 0.01, VOXELS)
         assert timing.weights == build_network(settings, SPEC, plan).count_params()
         assert 0 < timing.step_s < timing.first_s
         assert timing.validation_s > 0
         # A process with these libraries takes more than 100 MB. A first plan finds no memory of others.
         assert 100e6 < timing.base_bytes <= timing.held_bytes < timing.peak_bytes
+        assert timing.device_bytes + timing.peak_bytes - timing.held_bytes > 3 * VOXELS
         assert (timing.device_bytes > 0) == (probe.hardware.kind == "gpu")
         # What a training would refuse is refused, and the process goes on.
         with pytest.raises(
             ValueError, match="^Expected a shape whose sizes are multiples of 2 for network 'unet2d'. Received: .15, 15.. [^\n]*$"
         ):
-            probe.measure(replace(plan, window=Window((15, 15))), settings, SPEC, 0.01)
+            probe.measure(replace(plan, window=Window((15, 15))), settings, SPEC, 0.01, VOXELS)
         # It trains on as many devices as the run.
         probe._max_devices = 999
         with pytest.raises(ValueError, match="^Expected --devices from 1 to .*Received: 999."):
-            probe.measure(plan, settings, SPEC, 0.01)
+            probe.measure(plan, settings, SPEC, 0.01, VOXELS)
         probe._process.kill()
         with pytest.raises(
             ValueError, match="^Expected a measurement of the training's steps. Received: a process killed by signal 9. Give --epochs"
         ):
-            probe.measure(plan, settings, SPEC, 0.01)
+            probe.measure(plan, settings, SPEC, 0.01, VOXELS)
     assert probe._process.returncode == -9
 
 
@@ -85,4 +94,4 @@ def test_an_answer_without_memory_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(program))
     plan = make_plan(TINY, SPEC, make_fingerprint([(16, 16)] * 4))
     with Probe(TINY) as probe:
-        assert probe.measure(plan, plan.resolve(TINY), SPEC, 0.01) is None
+        assert probe.measure(plan, plan.resolve(TINY), SPEC, 0.01, VOXELS) is None

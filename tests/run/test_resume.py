@@ -200,7 +200,7 @@ def test_what_is_cheap_is_checked_before_any_data_are_read(finished, tmp_path, c
     (run / "proof.json").unlink()
     small = ["--dataset", "oasis", "--data", str(finished / "data")]
     for flags, message in (
-        (["--resume", str(run)], f"Expected the backend of {run}, other. Received: "),
+        (["--resume", str(run)], "Name the run's by `--backend`, or start a new run."),
         (["--resume", str(finished / "runs" / "a")], "which is finished"),
         (["--verify", str(run)], f"Expected the first steps of a run in {run / 'proof.json'}"),
         ([*small, "--runs", str(finished / "runs"), "--name", "a"], "Expected a new name for the run"),

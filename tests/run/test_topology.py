@@ -9,7 +9,16 @@ import pytest
 from keras import layers
 
 from modules.networks import build, find_divisors
-from modules.run.topology import Topology, choose_kernels, choose_patch, choose_strides, choose_topology, estimate_costs, round_window
+from modules.run.topology import (
+    Topology,
+    choose_kernels,
+    choose_patch,
+    choose_strides,
+    choose_topology,
+    estimate_costs,
+    round_window,
+    settle_window,
+)
 
 CUBE, PLANE, SQUARE = (2, 2, 2), (1, 2, 2), (2, 2)
 # Data set: median shape, spacing_mm, channels, classes; patch, strides, number of stages with kernels of 1x3x3, samples a step. The patches
@@ -93,6 +102,16 @@ def test_kernels_stay_at_three():
 def test_windows_are_rounded_up():
     assert round_window((20, 319, 64.5), (PLANE, CUBE)) == (20, 320, 68)
     assert round_window((21, 30), ()) == (21, 30)
+
+
+def test_a_window_is_divided_by_its_own_strides():
+    # The finest axis has 11 voxels, too few to be halved alone, so all axes are halved once. It goes up to 12, which are halved alone; then
+    # the first axis is, three times.
+    assert choose_patch((62, 11, 2), (3, 1, 1), lambda patch: True) == (64, 12, 2)
+    for window in ((1257, 94), (700, 1), (38, 12), (176, 176), (256, 144)):
+        settled = settle_window(window, (1, 3), None)
+        assert round_window(settled, choose_strides(settled, (1, 3))) == settled
+        assert all(size >= given for size, given in zip(settled, window, strict=True))
 
 
 def test_a_patch_shrinks_along_its_longest_axis_by_the_smaller_step():
