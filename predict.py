@@ -126,7 +126,9 @@ def predict(bundles: Sequence[ModelBundle], cases: Sequence[Case], batch: Batch,
     try:
         with PredictionProgress(len(batch.todo), "predicting") as progress:
             reports = {"on_failure": batch.fail, "on_image": departures.check}
-            chosen = {"overlap": options.overlap, "mirror": options.mirror, "postprocess": not options.no_postprocess}
+            chosen = {name: getattr(options, name) for name in ("overlap", "mirror", "dropout")} | {
+                "postprocess": not options.no_postprocess
+            }
             chosen |= {"doubt": can_judge(bundles) or "uncertainty" in options.save, "maps": "uncertainty" in options.save}
             settings = progress.options(**chosen, **reports, batch_size=options.batch_size, memory=memory)
             predicted = progress.count(predict_cases(bundles, batch.todo, settings, keep_probabilities=options.probabilities))

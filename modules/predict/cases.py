@@ -38,6 +38,7 @@ class PredictionOptions:
         batch_size: Windows predicted together; 0 chooses by their size.
         memory: The bound on memory, by which `batch_size` may be smaller and sums may lie on disk; None for no bound.
         mirror: Whether to average over flips as well; None as each model's bundle says.
+        dropout: Number of models that each model's dropout makes of it, to average over; 0 for the model as it is.
         postprocess: Whether label maps go through the models' postprocessing. Probabilities never do.
         doubt: Whether to gather what the probabilities tell of errors, see `modules.predict.doubt`.
         maps: Whether to gather its voxel maps too; it needs `doubt`.
@@ -52,6 +53,7 @@ class PredictionOptions:
     batch_size: int = 0
     memory: MemoryLimit | None = None
     mirror: bool | None = None
+    dropout: int = 0
     postprocess: bool = True
     doubt: bool = False
     maps: bool = False
@@ -326,7 +328,8 @@ def _predict_tiled(
             for start in tiling.starts:
                 yield cut(array, start, tiling.window, fill=darkest)
 
-    predict = make_predictor(bundle, bundle.mirror if options.mirror is None else options.mirror, order, doubt=options.maps)
+    mirror = bundle.mirror if options.mirror is None else options.mirror
+    predict = make_predictor(bundle, mirror, order, doubt=options.maps, dropout=options.dropout)
     batch_size, compiled = images[0].tiling.batch_size, bundle.engine == "keras"
     outputs = windows.predict_windows(predict, cut_windows(), batch_size, options.on_batch, one_shape=compiled)
     for _, geometry, tiling in images:

@@ -1,7 +1,9 @@
-"""Computes windows with a model of any rank and head, and averages over flips where they are wanted."""
+"""Computes windows with a model of any rank and head, and averages over dropout and flips where they are wanted."""
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -9,28 +11,35 @@ from modules.data.documents import to_line
 from modules.predict import windows
 from modules.predict.bundle import ModelBundle
 from modules.predict.doubt import add_entropy
+from modules.predict.dropout import thin_model
 
 log = logging.getLogger("mri")
 Order = tuple[int, int, int]
 CANONICAL: Order = (0, 1, 2)
 
 
-def make_predictor(bundle: ModelBundle, mirror: bool, order: Order, *, doubt: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+def make_predictor(
+    bundle: ModelBundle, mirror: bool, order: Order, *, doubt: bool = False, dropout: int = 0
+) -> Callable[[np.ndarray], np.ndarray]:
     """Makes a function from windows `(B, *window, C)` with their axes in `order` to probabilities, for any rank and head of a model.
 
-    With `doubt` their entropy is one number more, see `modules.predict.doubt.add_entropy`.
+    With `doubt` their entropy is one number more, see `modules.predict.doubt.add_entropy`. With `dropout` they are the mean over so many
+    models, see `modules.predict.dropout.thin_model`.
     """
     across = None if bundle.window.across is None else bundle.window.across + 1
 
-    def predict_canonical(inputs: np.ndarray) -> np.ndarray:
-        outputs = np.asarray(bundle.model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
+    def predict_canonical(model: Any, inputs: np.ndarray) -> np.ndarray:
+        outputs = np.asarray(model.predict_on_batch(inputs if across is None else inputs.squeeze(across)))
         if outputs.shape[-1] == 1 and not bundle.regions:
             outputs = np.concatenate([1 - outputs, outputs], axis=-1)
         return outputs if across is None else np.expand_dims(outputs, across)
 
-    predict: Callable[[np.ndarray], np.ndarray] = predict_canonical
+    members = [partial(predict_canonical, model) for model in (thin_model(bundle, dropout) if dropout else [bundle.model])]
     if doubt:
-        predict = add_entropy(predict, regions=bool(bundle.regions))
+        members = [add_entropy(member, regions=bool(bundle.regions)) for member in members]
+    predict: Callable[[np.ndarray], np.ndarray] = members[0]
+    if len(members) > 1:
+        predict = lambda inputs: np.mean([member(inputs) for member in members], axis=0)  # noqa: E731
     if mirror:
         # Only volumes in canonical orientation have a known axis from left to right: the first.
         left_right = 1 if bundle.preprocessing.spatial_dims == 3 else None

@@ -17,7 +17,7 @@ from modules.data.regions import Region
 from modules.predict.bundle import find_bundle, read_description
 from modules.predict.progress import PredictionProgress
 from modules.run.folder import REMEDY, RunFolder
-from modules.run.listing import list_runs
+from modules.run.listing import find_best_trial, list_runs
 from modules.run.settings import Settings
 from modules.scoring import LEVELS, Score
 
@@ -87,6 +87,8 @@ def read_contestants(
         if not path.is_dir():
             raise FileNotFoundError(f"Expected a run or a folder of label maps at {path}. Received: no such folder. Check the path.")
     names = _name_all(paths)
+    # A search stands for its best trial, and keeps its own name.
+    paths = [find_best_trial(path) for path in paths]
     found: dict[int, Contestant] = {}
     for number, path in enumerate(paths):
         if (run := RunFolder(path)).scores.is_file() or run.record.is_file():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from modules.data.documents import to_line
 from modules.run.contestants import Contestant, read_contestants
+from modules.run.listing import SEARCH_FILE
 from modules.run.pairing import name_subjects
 from modules.score_tables import estimate_intervals
 from modules.scoring import LEVELS
@@ -44,7 +45,7 @@ def show_leaderboard(runs: Path) -> None:
     """
     contestants = []
     for path in sorted(runs.glob("*")):
-        if not (path / "scores.csv").is_file():
+        if not any((path / name).is_file() for name in ("scores.csv", SEARCH_FILE)):
             continue
         try:
             contestants += read_contestants([path])

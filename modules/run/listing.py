@@ -18,7 +18,7 @@ def list_runs(runs: Iterable[Path]) -> list[Path]:
     Raises:
         ValueError: If a search is not finished.
     """
-    runs = [_find_best_trial(run) for run in runs]
+    runs = [find_best_trial(run) for run in runs]
     return [part for run in runs for part in _find_folds(run) or [part for mode in MODES for part in _find_folds(run / mode)] or [run]]
 
 
@@ -58,8 +58,12 @@ def _find_folds(run: Path) -> list[Path]:
     return sorted((path for path in run.glob("fold_*") if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
 
 
-def _find_best_trial(run: Path) -> Path:
-    """Finds the best trial of a search; another folder stands for itself."""
+def find_best_trial(run: Path) -> Path:
+    """Finds the best trial of a search; another folder stands for itself.
+
+    Raises:
+        ValueError: If the search is not finished.
+    """
     if not (run / SEARCH_FILE).is_file():
         return run
     if not RunFolder(run).finished:

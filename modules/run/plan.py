@@ -207,9 +207,9 @@ def make_plan(
         ValueError: If settings do not fit the data set or one another.
     """
     hardware = hardware or Hardware()
-    mode, reason = choose_mode(settings, spec, fingerprint, hardware)
+    mode = choose_mode(settings, spec, fingerprint, hardware)
     draft = draft_plan(settings.fill(mode), spec)
-    reasons = dict(draft.reasons) | ({"mode": reason} if mode else {})
+    reasons = dict(draft.reasons) | ({"mode": "a CPU learns large or flat volumes by slices"} if mode else {})
     rank, sparse = (2 if draft.mode == "slice" else 3), fingerprint.foreground < recipe.SPARSE
     preprocessing = choose_preprocessing(settings, spec, draft.preprocessing, fingerprint, reasons)
     grids = fingerprint.list_grids(preprocessing)

@@ -17,6 +17,9 @@ from modules.predict.shards import parse_shard
 from modules.run.flags import OneLineParser, add_backend_flag
 from modules.run.workers import add_worker_flags, take_worker_options
 
+# Each is compiled and computed for itself.
+MOST_DROPOUT = 100
+
 
 def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the flags of predict.py; raises ValueError for an unknown flag or value, and for flags that contradict each other."""
@@ -59,6 +62,14 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         "--mirror",
         action=argparse.BooleanOptionalAction,
         help="average over flips too: a little better, 4 to 8 times as slow (default: what the training decided on)",
+    )
+    parser.add_argument(
+        "--dropout",
+        type=int,
+        default=0,
+        metavar="N",
+        help="average over N models that dropout thins, where the model has dropout; with --save uncertainty their disagreement shows what "
+        "it has not learnt (needs --engine keras)",
     )
     parser.add_argument("--no-postprocess", action="store_true", help="leave out the postprocessing that the model was shipped with")
     parser.add_argument("--output", metavar="DIR", help="where to write (default predictions, or export in the run's folder)")
@@ -123,6 +134,7 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
             "engine",
             "overlap",
             "mirror",
+            "dropout",
             "no_postprocess",
             "labels",
             "subjects",
@@ -161,6 +173,8 @@ def parse_prediction(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError(f"Expected --tolerance-mm above 0. Received: {min(options.tolerance_mm):g}. Give mm.")
     if options.check_below is not None and not 0 <= options.check_below <= 1:
         raise ValueError(f"Expected --check-below from 0 to 1. Received: {options.check_below:g}. Give a Dice.")
+    if options.dropout != 0 and not 2 <= options.dropout <= MOST_DROPOUT:
+        raise ValueError(f"Expected --dropout from 2 to {MOST_DROPOUT}. Received: {options.dropout}. One model disagrees with nobody.")
     if not 0 <= options.overlap < 1:
         raise ValueError(f"Expected `overlap` from 0 to below 1. Received: {options.overlap}.")
     for name in ("threads", "batch_size", "max_memory"):
@@ -192,6 +206,7 @@ def record_choices(options: argparse.Namespace, runs: Sequence[Path], bundles: S
         "mirror": [bundle.mirror if options.mirror is None else options.mirror for bundle in bundles],
     }
     choices |= {"ignore_geometry": True} if options.ignore_geometry else {}
+    choices |= {"dropout": options.dropout} if options.dropout else {}
     choices |= {"postprocess": False} if options.no_postprocess else {}
     choices |= {} if options.check_below is None else {"check_below": options.check_below}
     return choices | ({"tolerance_mm": options.tolerance_mm} if options.tolerance_mm else {})

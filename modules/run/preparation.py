@@ -22,27 +22,22 @@ LARGE = 4 * 64**3
 LEAST_MARGIN = 0.25
 
 
-def choose_mode(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, hardware: Hardware) -> tuple[dict[str, str], str]:
-    """Chooses slices for volumes of one slice, for those that are large for a CPU, and for those whose voxels are much longer than wide.
+def choose_mode(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint, hardware: Hardware) -> dict[str, str]:
+    """Chooses slices for volumes that are large for a CPU, or whose voxels are much longer than wide.
 
     A patch that a CPU can compute then shows little, and slices learn more in the same time. They lie across the longest side of a voxel.
 
     Returns:
-        `mode` and `plane` of the slices, and the reason; nothing where the general rule applies.
+        `mode` and `plane` of the slices; nothing where the general rule applies.
     """
-    if spec.spatial_dims == 2 or settings.mode or settings.network:
-        return {}, ""
-    single = np.flatnonzero(np.median([case.shape for case in fingerprint.cases], axis=0) < 2)
+    if spec.spatial_dims == 2 or settings.mode or settings.network or hardware.kind == "gpu":
+        return {}
     voxels = float(np.median([_count_voxels(case)[1] for case in fingerprint.cases]))
-    if single.size:
-        across, reason = int(single[-1]), "volumes of one slice"
-    elif hardware.kind == "cpu" and (fingerprint.anisotropy >= SLICES_FROM or voxels >= LARGE):
-        # Of equal sides the last is taken, which gives axial slices.
-        across = max(range(3), key=lambda axis: (round(fingerprint.spacing_mm[axis], 3), axis))
-        reason = "a CPU learns large or flat volumes by slices"
-    else:
-        return {}, ""
-    return {"mode": "slice", "plane": next(name for name, axis in PLANES.items() if axis == across)}, reason
+    if fingerprint.anisotropy < SLICES_FROM and voxels < LARGE:
+        return {}
+    # Of equal sides the last is taken, which gives axial slices.
+    coarse = max(range(3), key=lambda axis: (round(fingerprint.spacing_mm[axis], 3), axis))
+    return {"mode": "slice", "plane": next(name for name, axis in PLANES.items() if axis == coarse)}
 
 
 def choose_preprocessing(

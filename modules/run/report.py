@@ -7,7 +7,7 @@ from pathlib import Path
 from modules.data.spec import DatasetSpec
 from modules.packages import can_draw
 from modules.run.folder import RunFolder
-from modules.run.listing import list_runs
+from modules.run.listing import find_best_trial, list_runs
 from modules.run.subgroups import write_subgroups
 
 log = logging.getLogger("mri")
@@ -42,7 +42,7 @@ def write_reports(path: Path, datasets: Mapping[str, DatasetSpec], people: Path 
     """Writes the report of a finished run anew; of a cross-validation those of its folds too.
 
     Args:
-        path: The run's folder.
+        path: The run's folder; of a search its best trial is meant.
         datasets: The catalogue, for runs that did not write down who published their data.
         people: A table of people, by which the run is scored too, see `modules.run.subgroups`.
 
@@ -50,6 +50,7 @@ def write_reports(path: Path, datasets: Mapping[str, DatasetSpec], people: Path 
         FileNotFoundError: If there is no run, or it has not finished.
         ValueError: If a file of it is not what a run wrote, or the table does not fit.
     """
+    path = find_best_trial(path)
     if people:
         write_subgroups(RunFolder(path), people)
     for run in map(RunFolder, dict.fromkeys([*list_runs([path]), path])):

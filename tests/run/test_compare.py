@@ -71,6 +71,21 @@ def test_few_subjects_and_unnamed_ones_are_told(tmp_path, capsys):
     assert "no table says who was scanned in 2 case(s): each of them counts as a subject of its own" in text
 
 
+def test_a_search_stands_for_its_best_trial(pair, tmp_path, capsys):
+    found = pair[0].parent / "found"
+    shutil.copytree(pair[1], found / "trial_001")
+    (found / "search.jsonl").touch()
+    expect_one_line(capsys, _compare(pair[0], found), f"Expected a finished search. Received: {found}, which is not.")
+    (found / "summary.json").write_text(json.dumps({"best_trial": "trial_001"}))
+    assert _compare(pair[0], found, "--output", tmp_path / "out") == 0
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [one["name"] for one in content["models"]] == ["base", "found"]
+    assert content["differences"][0]["difference"] == pytest.approx(0.1)
+    capsys.readouterr()
+    assert _compare("--runs", found.parent) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["found", "new", "base"]
+
+
 def test_the_leaderboard_groups_runs_and_sorts_them(pair, tmp_path, capsys):
     runs = pair[0].parent
     make_run(runs / "other-cases", make_scores("pq"))

@@ -69,16 +69,10 @@ def test_slices_fit_the_strides_of_a_network_that_chooses_them(network, shape):
     assert [size % divisor for size, divisor in zip(plan.window.sizes, divisors, strict=True)] == [0, 0]
 
 
-@pytest.mark.parametrize(("shape", "plane"), [((64, 48, 1), "axial"), ((1, 48, 64), "sagittal"), ((64, 1, 48), "coronal")])
-def test_volumes_of_one_slice_are_learnt_by_slices(shape, plane):
-    scans = make_fingerprint([shape] * 3)
-    for hardware in (Hardware(), Hardware("gpu", device_bytes=8 << 30)):
-        plan = make_plan(Settings("ibsr18", epochs=1), BRAINS, scans, hardware=hardware)
-        assert (plan.mode, plan.plane, plan.network, plan.reasons["mode"]) == ("slice", plane, "unet2d", "volumes of one slice")
-        assert plan.window.sizes == shape
-    # Patches of them are as three-dimensional as any other.
-    for mode in ("patch", "volume"):
-        assert len(_plan(scans, mode=mode).window.shape) == 3
+@pytest.mark.parametrize("mode", ["patch", "volume"])
+def test_a_volume_of_one_slice_within_its_margins_has_a_window_of_three_dimensions(mode):
+    scans = make_fingerprint([(64, 48, 9)] * 3, box=((0, 64), (0, 48), (4, 5)))
+    assert len(_plan(scans, mode=mode, crop="foreground").window.shape) == 3
 
 
 def test_patches_tile_volumes_and_are_drawn():
