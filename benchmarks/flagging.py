@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--other", nargs="*", default=[], help="folders of scans of another part of the body")
     parser.add_argument("--most-damaged", type=int, default=20, help="test cases of each run that are damaged")
-    parser.add_argument("--predictions", type=int, help="predictions to learn a judgement from, where a run has none")
+    parser.add_argument("--predictions", type=int, help="predictions to learn a judgement from")
+    parser.add_argument("--learn", action="store_true", help="learn a judgement anew, in memory, where a run has one too")
     parser.add_argument("--most-other", type=int, default=10, help="scans of another part of the body, for each run")
     options = parser.parse_args()
     rows: list[Row] = []
@@ -61,9 +62,9 @@ def main() -> None:
         _, cases = find_labelled(settings, DATASETS[settings.dataset])
         splits, _ = divide(cases, settings)
         bundle = ModelBundle.load(path)
-        if bundle.quality is None:
+        if options.learn or bundle.quality is None:
             number = options.predictions or MOST[read_case(splits["test"][0], bundle)[0].array.ndim - 1]
-            print(f"{path}: no judgement in the bundle; learning one from up to {number} predictions")
+            print(f"{path}: learning a judgement from up to {number} predictions")
             observed = observe(bundle, splits["validate"], splits["train"], number)
             bundle = replace(bundle, quality=learn(observed, bundle.class_names))
         rows += judge_tests(bundle, splits["test"], options.most_damaged)

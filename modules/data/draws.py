@@ -97,11 +97,27 @@ class Augmentation:
 # "strong" follows nnU-Net's default (Isensee et al., 2021; nnUNetTrainer of version 2) for rotation in 3-D, blur, low resolution,
 # gamma and contrast. It differs in these points. 2-D slices turn no further than volumes. Sizes change less, because a whole slice
 # has no margin that could come in. Brightness is added: on normalised images a factor would be contrast again. Noise is stronger.
-# Gamma is never inverted. Shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "light" has
+# Gamma is never inverted. Shear and shift are additional, as are elastic deformation and bias field, both after TorchIO. "full" leaves
+# out shear, shift and elastic deformation, as nnU-Net does; plans of long trainings take it, and presets keep "strong". "light" has
 # no effect that could hide a small structure. "mild" does not flip: bodies do not lie upside down, and a short training learns faster
 # where front and back stay apart. Its bias field, gamma and contrast stand for other scanners and coils. "synthetic" follows the idea
 # of SynthSeg (Billot et al., 2023): half of its samples have random intensities for each class, so that a network learns shapes and not
 # one contrast. It does not flip either. Its blur and low resolution are frequent, because edges drawn from a label map are too sharp.
+_STRONG = Augmentation(
+    flip=0.5,
+    rotation=Effect(0.2, -30, 30),
+    scaling=Effect(0.2, 0.8, 1.25),
+    shear=Effect(0.1, -0.1, 0.1),
+    shift=Effect(0.1, -0.05, 0.05),
+    elastic=Effect(0.2, 2, 8),
+    bias=Effect(0.2, 0.3, 1.5),
+    blur=Effect(0.2, 0.5, 1.0),
+    lowres=Effect(0.25, 0.5, 1.0),
+    noise=Effect(0.1, 0.0, 0.2),
+    gamma=Effect(0.3, 0.7, 1.5),
+    contrast=Effect(0.15, 0.75, 1.25),
+    brightness=Effect(0.15, -0.25, 0.25),
+)
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     "mild": Augmentation(
@@ -121,21 +137,8 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
         contrast=Effect(0.2, 0.9, 1.1),
         brightness=Effect(0.2, -0.1, 0.1),
     ),
-    "strong": Augmentation(
-        flip=0.5,
-        rotation=Effect(0.2, -30, 30),
-        scaling=Effect(0.2, 0.8, 1.25),
-        shear=Effect(0.1, -0.1, 0.1),
-        shift=Effect(0.1, -0.05, 0.05),
-        elastic=Effect(0.2, 2, 8),
-        bias=Effect(0.2, 0.3, 1.5),
-        blur=Effect(0.2, 0.5, 1.0),
-        lowres=Effect(0.25, 0.5, 1.0),
-        noise=Effect(0.1, 0.0, 0.2),
-        gamma=Effect(0.3, 0.7, 1.5),
-        contrast=Effect(0.15, 0.75, 1.25),
-        brightness=Effect(0.15, -0.25, 0.25),
-    ),
+    "strong": _STRONG,
+    "full": replace(_STRONG, shear=Effect(), shift=Effect(), elastic=Effect()),
     "synthetic": Augmentation(
         synthetic=0.5,
         rotation=Effect(0.3, -15, 15),

@@ -28,8 +28,8 @@ MOST_BATCH = {2: 64, 3: 16}
 MEMORY_SHARE, WEIGHT_BYTES = 0.7, 16
 # The augmentation by the number of passes over the voxels of the training cases: what helps a long training costs a short one. Sparse
 # structures of few subjects are learnt by heart sooner.
-AUGMENT_FROM = ((1000, "strong"), (15, "mild"), (0, "none"))
-AUGMENT_FEW_FROM, FEW_SUBJECTS = ((1000, "strong"), (6, "mild"), (0, "none")), 20
+AUGMENT_FROM = ((1000, "full"), (15, "mild"), (0, "none"))
+AUGMENT_FEW_FROM, FEW_SUBJECTS = ((1000, "full"), (6, "mild"), (0, "none")), 20
 # With fewer training subjects the validation, about a tenth of them, chooses an epoch by chance: the last one, whose rate is 0, is better.
 CHOOSING_SUBJECTS = 100
 # Flips at prediction are tried where validating and testing with them computes this part of the training's windows at most.

@@ -58,6 +58,12 @@ def test_an_effect_is_drawn_alike_with_and_without_the_others():
         np.testing.assert_array_equal(alone[name], together[name])
 
 
+def test_the_augmentation_of_long_trainings_bends_nothing():
+    full, strong = AUGMENTATIONS["full"], AUGMENTATIONS["strong"]
+    assert {name for name in ("flip", *NEUTRAL) if getattr(full, name) != getattr(strong, name)} == {"shear", "shift", "elastic"}
+    assert "elastic" not in _draw_batch(full, (9, 9))
+
+
 @pytest.mark.parametrize("name", ["flip", *NEUTRAL])
 def test_shares_and_ranges_of_draws(name):
     strong = AUGMENTATIONS["strong"]

@@ -65,6 +65,16 @@ def test_what_the_user_sets_stays(length):
     assert (plan.batch_size, plan.network, plan.recipe["base_filters"]) == (3, "unet3d", 5)
 
 
+def test_long_trainings_are_augmented_without_bending():
+    def choose(steps):
+        settings = Settings("d", shape=(64, 64, 64), batch_size=1)
+        return make_plan(settings, SPECS["volumes"], SCANS, Schedule(1, steps)).recipe["augment"]
+
+    augmented = [choose(4**power) for power in range(2, 10)]
+    assert augmented == sorted(augmented, key=["none", "mild", "full"].index)
+    assert set(augmented) == {"none", "mild", "full"}
+
+
 def test_few_validation_subjects_choose_no_epoch():
     def choose(subjects, **settings):
         scans = dataclasses.replace(SCANS, subjects=subjects)
