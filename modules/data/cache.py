@@ -217,9 +217,9 @@ def read_pack(path: Path) -> dict[str, PreparedCase]:
             return {}
         place, body, cases, end = str(path), _align(len(line) + len(checksum)), {}, 0
         for record in json.loads(line):
-            # Cases of one size share one tuple.
+            # Cases of one size share one tuple. The name keeps a shape (2, 2, 2) apart from voxels of (2.0, 2.0, 2.0) mm, which is equal.
             own = {name: tuple(record[name]) for name in ("shape", "darkest", "counts", "spacing_mm", "classes")}
-            own |= {name: _SHARED.setdefault(own[name], own[name]) for name in ("shape", "spacing_mm", "classes")}
+            own |= {name: _SHARED.setdefault((name, own[name]), own[name]) for name in ("shape", "spacing_mm", "classes")}
             offset, digests, measured = body + record["offset"], *(bytes.fromhex(record[name]) for name in ("digests", "measured"))
             case = PreparedCase(
                 place, offset, channels=record["channels"], digests=digests, crc32=record["crc32"], measured=measured, **own

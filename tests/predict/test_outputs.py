@@ -133,7 +133,7 @@ def test_the_label_map_of_a_prediction_is_a_reference_label(run, tmp_path, scan,
     (tmp_path / "labels").mkdir()
     (tmp_path / "out" / "scan_prediction.nii.gz").rename(tmp_path / "labels" / "scan_seg.nii.gz")
     assert run(scan, "--labels", tmp_path / "labels") == 0
-    assert "grey matter 1.000 1.000 0.00" in " ".join(capsys.readouterr().out.split())
+    assert "grey matter 1.000 1.000 1.000 0.00" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_slice_gets_a_third_axis_of_its_own_place(run, tmp_path, sitk, write_nifti):
