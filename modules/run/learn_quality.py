@@ -203,10 +203,10 @@ def learn(observed: Sequence[Observation], class_names: Sequence[str]) -> Qualit
 
 
 def _measure_apart(good: Sequence[Observation]) -> np.ndarray:
-    """Measures how unlike those of other subjects each good case is, as one of a new subject will be; 1 for too few subjects to tell."""
-    if len({one.subject for one in good}) < FEW_SUBJECTS:
+    """Measures how unlike the others each good case is, as a new one will be compared with all; 1 for too few to tell."""
+    if len(good) < FEW_SUBJECTS:
         return np.ones(1)
-    return np.array([_Usual([other for other in good if other.subject != one.subject]).measure(one) for one in good])
+    return np.array([_Usual([*good[:place], *good[place + 1 :]]).measure(one) for place, one in enumerate(good)])
 
 
 class _Usual:

@@ -68,14 +68,6 @@ def test_few_subjects_learn_from_training_cases_too():
     assert learn([*many, *seen], NAMES).lines == learn(many, NAMES).lines
 
 
-def test_slices_are_compared_with_those_of_other_subjects():
-    # Four subjects of ten slices each, all alike; a fifth subject lies no farther from the next one than these do.
-    good = [_observe(subject, "validate", 2.125, 2.0, unusual=float(subject)) for subject in range(4) for _ in range(10)]
-    quality = learn(good, NAMES)
-    assert not _judge(quality, _observe("fifth", "test", 2.125, 2.0, unusual=4.0)).check
-    assert _judge(quality, _observe("other", "test", 2.125, 2.0, unusual=6.0)).check
-
-
 def test_a_class_that_is_nowhere_teaches_nothing():
     one = _observe("one", "validate", 2.125, 2.0)
     absent = one._replace(doubt=Doubt(np.zeros_like(one.doubt.counts), np.zeros_like(one.doubt.counts)), dice=np.array([np.nan]))
@@ -103,6 +95,15 @@ def test_a_damaged_copy_that_cannot_be_computed_is_left_out(monkeypatch, caplog)
     assert len(calls) == 3
     assert len(found) == 2
     assert caplog.messages == ["a damaged copy is left out (bias field): Expected finite probabilities. Received: NaN from the model."]
+
+
+@pytest.mark.parametrize(("shape", "most"), [((4, 4), 400), ((4, 4, 4), 100)])
+def test_slices_may_teach_more_than_volumes(shape, most, monkeypatch):
+    image = Volume(np.zeros((*shape, 1), np.float32), None, (1.0,) * len(shape))
+    monkeypatch.setattr(learn_quality, "read_case", lambda case, bundle: (image, None))
+    monkeypatch.setattr(learn_quality, "count_windows", lambda bundle, image: 1)
+    monkeypatch.setattr(learn_quality, "count_affordable", lambda plan, windows, rank: 10_000)
+    assert learn_quality._count_predictions(None, None, [None]) == most
 
 
 def test_cases_of_all_parts_are_predicted_and_each_damage_is_met(monkeypatch):
