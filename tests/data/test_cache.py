@@ -28,29 +28,15 @@ def _draw(shape, channels=1, seed=0):
 def _write(path, shape, channels=1, seed=0):
     image, label = _draw(shape, channels, seed)
     points = choose_points(label, 4, np.random.default_rng(0)) if len(shape) == 3 else ()
-    write_pack(path, {"a": Decoded(image, label, points, (1.5,) * len(shape))})
+    write_pack(path, {"a": Decoded(image, label, points, tuple(map(float, shape)))})
     return read_pack(path)["a"], image.astype(np.float16).astype(np.float32), label
-
-
-def test_a_shape_is_of_integers_where_voxels_have_as_many_millimetres(tmp_path):
-    for name, shape, spacing in (
-        ("a.raw", (3, 5, 7), (3.0, 5.0, 7.0)),
-        ("b.raw", (3, 7, 5), (3.0, 5.0, 7.0)),
-        ("c.raw", (3, 5, 7), (2.0,) * 3),
-    ):
-        image, label = _draw(shape)
-        write_pack(tmp_path / name, {"a": Decoded(image, label, choose_points(label, 4, np.random.default_rng(0)), spacing)})
-        case = read_pack(tmp_path / name)["a"]
-        assert (case.shape, case.spacing_mm) == (shape, spacing)
-        assert {type(value) for value in case.shape} == {int}
-        assert {type(value) for value in case.spacing_mm} == {float}
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((5, 6, 7), 1), ((5, 6, 7), 3), ((9, 11), 1), ((9, 11), 2), ((1, 1, 1), 1)])
 def test_what_is_written_comes_back(tmp_path, shape, channels, monkeypatch):
     _, image, label = _write(tmp_path / "a.raw", shape, channels)
     case = read_pack(tmp_path / "a.raw")["a"]
-    assert (case.shape, case.spacing_mm) == (shape, (1.5,) * len(shape))
+    assert repr((case.shape, case.spacing_mm)) == repr((shape, tuple(map(float, shape))))
     read_image, read_label = case.read((0,) * len(shape), shape)
     assert (read_image.dtype, read_label.dtype) == (np.float16, np.uint8)
     np.testing.assert_array_equal(read_image, image)
