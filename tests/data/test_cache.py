@@ -295,7 +295,7 @@ def test_zeros_in_a_file_are_found_by_the_next_process(case, tmp_path, monkeypat
 def test_a_header_with_another_number_is_damaged(tmp_path):
     _write(tmp_path / "a.raw", (5, 6, 7))
     data = (tmp_path / "a.raw").read_bytes()
-    (tmp_path / "a.raw").write_bytes(data.replace(b"1.5, 1.5", b"1.5, 2.5", 1))
+    (tmp_path / "a.raw").write_bytes(data.replace(b"5.0, 6.0", b"5.0, 7.0", 1))
     assert read_pack(tmp_path / "a.raw") == {}
 
 
