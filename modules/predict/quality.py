@@ -108,7 +108,7 @@ class Quality:
         limits = self.least_dice if least_dice is None else [least_dice] * len(dice)
         for name, value, least in zip(class_names[1:], dice, limits, strict=True):
             if value < least:
-                reasons.append(f"predicted Dice of {name} {value:.2f}, below {least:.2f}")
+                reasons.append(f"predicted Dice of {name} {value:.3f}, below {least:.3f}")
         return Judgement(dice, low, high, distance, tuple(reasons))
 
     def measure_spreads(self, traits: Traits) -> dict[str, float]:

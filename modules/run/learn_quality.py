@@ -92,7 +92,7 @@ def learn_quality(
     bundle = replace(bundle, quality=quality)
     if quality is None:
         return bundle, {}
-    least = ", ".join(f"{name} {dice:.2f}" for name, dice in zip(bundle.class_names[1:], quality.least_dice, strict=True))
+    least = ", ".join(f"{name} {dice:.3f}" for name, dice in zip(bundle.class_names[1:], quality.least_dice, strict=True))
     log.info(
         "judgement of predictions, learnt from %d validation case(s) and %d damaged copies: `check this one` below a predicted Dice of %s",
         quality.cases, quality.copies, least,

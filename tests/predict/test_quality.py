@@ -65,7 +65,7 @@ def test_an_unusual_case_is_named_and_gets_a_lower_dice_and_a_wider_interval():
     assert _odds(one.high[0]) - _odds(one.low[0]) == pytest.approx(3)
     assert one.reasons == ("unusual voxel size",)
     low = make_quality(least_dice=(0.8,)).judge(make_traits(spacing=0.4), make_doubt(), NAMES)
-    assert low.reasons == ("unusual voxel size", "predicted Dice of a 0.72, below 0.80")
+    assert low.reasons == ("unusual voxel size", "predicted Dice of a 0.717, below 0.800")
     # A trait counts for 8 spreads at most, and one that is not known for none.
     assert make_quality().judge(make_traits(spacing=9), make_doubt(), NAMES).distance == pytest.approx(4)
     assert make_quality().judge(make_traits(volume=math.nan), make_doubt(), NAMES).distance == 0
