@@ -126,21 +126,26 @@ class Fingerprint:
         return tuple(int(count) for count in (np.array([case.voxels for case in self.cases]) > 0).sum(axis=0))
 
     @cached_property
+    def shown(self) -> tuple[CaseMeasures, ...]:
+        """The cases whose label holds foreground, or all where none does. The intensities of the others are those of whole images."""
+        return tuple(case for case in self.cases if any(case.voxels[1:])) or self.cases
+
+    @cached_property
     def intensities(self) -> tuple[tuple[float, float, float, float], ...]:
         """Low (0.5th percentile), high (99.5th percentile), mean and standard deviation of each channel's pooled foreground.
 
-        Each case weighs alike. The percentiles are those of the cases' own quantiles together.
+        Each case that holds foreground weighs alike. The percentiles are those of the cases' own quantiles together.
         """
         pooled = []
         # Each quantile stands for the share of the voxels that lies nearest to it.
         edges = np.concatenate([[0], (np.array(QUANTILES[1:]) + QUANTILES[:-1]) / 2, [1]])
-        shares = np.tile(np.diff(edges), len(self.cases)) / len(self.cases)
-        for channel in range(len(self.cases[0].means)):
-            values = np.concatenate([case.quantiles[channel] for case in self.cases])
+        shares = np.tile(np.diff(edges), len(self.shown)) / len(self.shown)
+        for channel in range(len(self.shown[0].means)):
+            values = np.concatenate([case.quantiles[channel] for case in self.shown])
             order = np.argsort(values)
             places = np.cumsum(shares[order]) - shares[order] / 2
             low, high = np.interp((0.005, 0.995), places, values[order])
-            means, deviations = (np.array([getattr(case, name)[channel] for case in self.cases]) for name in ("means", "deviations"))
+            means, deviations = (np.array([getattr(case, name)[channel] for case in self.shown]) for name in ("means", "deviations"))
             mean = means.mean()
             # The variance of a mixture is the mean of the variances plus the variance of the means.
             pooled.append((float(low), float(high), float(mean), math.sqrt(float((deviations**2).mean() + ((means - mean) ** 2).mean()))))
@@ -153,15 +158,15 @@ class Fingerprint:
             class_names: Names of the classes whose volumes are compared, the background first. Slices have none to compare.
         """
         found = []
-        for name, unit, rows in (
-            ("voxels", " mm", [case.spacing_mm for case in self.cases]),
-            ("grids", " voxels", [case.shape for case in self.cases]),
-            ("mean intensities", "", [case.means for case in self.cases]),
+        for name, unit, field, cases in (
+            ("voxels", " mm", "spacing_mm", self.cases),
+            ("grids", " voxels", "shape", self.cases),
+            ("mean intensities", "", "means", self.shown),
         ):
-            values = np.array(rows, np.float64)
+            values = np.array([getattr(case, field) for case in cases], np.float64)
             unusual = _find_unusual(values)
             if unusual:
-                named = [f"{self.cases[index].case_id} {_join(values[index])}" for index in unusual[:_MOST_NAMED]]
+                named = [f"{cases[index].case_id} {_join(values[index])}" for index in unusual[:_MOST_NAMED]]
                 more = f", and {len(unusual) - _MOST_NAMED} more" if len(unusual) > _MOST_NAMED else ""
                 found.append(f"unusual {name}: {', '.join(named)}{more}; the median case has {_join(np.median(values, axis=0))}{unit}")
         return found + [line for index in range(1, len(class_names)) for line in self._find_odd_volumes(index, class_names[index])]
@@ -247,10 +252,12 @@ def measure_scan(case: Case, image: Volume, label: np.ndarray, spec: DatasetSpec
     for axis, size in enumerate(bright.shape):
         places = np.flatnonzero(bright.any(axis=tuple(other for other in range(bright.ndim) if other != axis)))
         box.append((int(places[0]), int(places[-1]) + 1) if places.size else (0, size))
-    chosen = np.flatnonzero((turned.ravel() > 0) & (turned.ravel() != IGNORE))
+    chosen = np.flatnonzero((turned > 0) & (turned != IGNORE))
     if not chosen.size:
-        chosen = np.arange(turned.size)
-    sample = array.reshape(-1, array.shape[-1])[chosen[:: max(1, chosen.size // _SAMPLE)]].astype(np.float64)
+        chosen = np.arange(0, turned.size, max(1, turned.size // _SAMPLE))
+    # The places of a few voxels take less memory than a turned copy of the image.
+    places = np.unravel_index(chosen[:: max(1, chosen.size // _SAMPLE)], turned.shape)
+    sample = np.ascontiguousarray(array[places], np.float64)
     return CaseMeasures(
         case_id=case.case_id,
         shape=bright.shape,

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from modules import devices
 from modules.data.cache import PreparedCase
+from modules.data.draws import AUGMENTATIONS
 from modules.data.fingerprint import Fingerprint
-from modules.data.patches import count_starts, make_grid
+from modules.data.patches import count_starts
 from modules.data.spec import DatasetSpec
 from modules.hardware import Hardware
 from modules.networks import list_options
@@ -95,14 +96,21 @@ class Work:
     judging: float = 0.0
 
     @classmethod
-    def count(cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan, *, decisions: int, judging: float = 0.0) -> "Work":
-        """Counts the windows of the prepared cases, where the validation cases are predicted `decisions` times after the training."""
-        window = plan.window.sizes
-        predicted = [*prepared["test"], *decisions * list(prepared["validate"])]
+    def count(
+        cls, prepared: Mapping[str, Sequence[PreparedCase]], plan: Plan, *, decisions: int, flips: int = 0, judging: float = 0.0
+    ) -> "Work":
+        """Counts the windows of the prepared cases.
+
+        The validation cases are predicted `decisions` times after the training. With `flips` they are predicted once more, and the test
+        cases too: each window so many times.
+        """
+        window, validate = plan.window.sizes, list(prepared["validate"])
+        predicted = [*prepared["test"], *decisions * validate]
+        flipped = flips * validate + (flips - 1) * list(prepared["test"])
         return cls(
-            sum(count_starts(case.shape, window) for case in prepared["validate"]),
-            sum(len(make_grid(case.shape, window, 0.5)) for case in predicted),
-            sum(CASE_SECONDS[len(case.shape)] for case in predicted),
+            sum(count_starts(case.shape, window) for case in validate),
+            sum(count_starts(case.shape, window, 0.5) for case in predicted + flipped),
+            sum(CASE_SECONDS[len(case.shape)] for case in predicted + (validate if flips else [])),
             judging,
         )
 
@@ -154,7 +162,9 @@ def draft_share(
     alike = replace(settings.fill(recipe), shape=like.window.shape, batch_size=like.batch_size)
     plan = make_plan(alike, spec, fingerprint, Schedule(like.epochs, like.steps_per_epoch), hardware)
     reasons = {**plan.reasons, **like.reasons, "steps": "as in the first fold"}
-    return replace(plan, recipe=like.recipe, costs=like.costs, reasons=reasons)
+    # Strides follow from the voxel size. Those of the fold's own need not divide the window.
+    stages = {"levels": like.levels, "strides": like.strides, "kernels": like.kernels}
+    return replace(plan, recipe=like.recipe, costs=like.costs, reasons=reasons, **stages)
 
 
 def was_measured(plan: Plan) -> bool:
@@ -248,7 +258,7 @@ def fit_to_time(
         return find_schedule(
             60 * minutes - find_elapsed(),
             one.timing,
-            Work.count(prepared, one.plan, decisions=decisions, judging=judging),
+            Work.count(prepared, one.plan, decisions=decisions, flips=_count_flips(one), judging=judging),
             one.plan.batch_size,
         )
 
@@ -318,6 +328,13 @@ def _count_decisions(settings: Settings, spec: DatasetSpec, hardware: Hardware) 
     # Regions learn no postprocessing.
     learn = "none" if spec.regions else settings.postprocess
     return count_predictions(learn, settings.predict_precision, bfloat16=hardware.kind == "cpu" and hardware.bfloat16)
+
+
+def _count_flips(one: "_Candidate") -> int:
+    """Counts the flips of a window in predictions that the user wants; 0 for none. The plan's own take next to nothing of the time."""
+    augmentation = AUGMENTATIONS[one.plan.resolve(one.settings).augment]
+    wanted = one.settings.predict_mirror == "try" and augmentation is not None and augmentation.flip > 0
+    return 2 ** len(one.plan.window.shape) if wanted else 0
 
 
 def _guess_schedule(settings: Settings, minutes: float) -> Schedule:

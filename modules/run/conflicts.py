@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import NamedTuple
 
+from modules.data.draws import AUGMENTATIONS
 from modules.model.loss_spec import parse_loss
 from modules.run.classes import find_classes
 from modules.run.plan import Plan
@@ -52,6 +53,12 @@ def _list_idle(prepared: PreparedRun) -> list[_Idle]:
         _Idle("class_probabilities", not patches or settings.sampling != "weighted", "only --mode patch with --sampling weighted reads it"),
         _Idle("plane", plan.mode != "slice" or spec.spatial_dims == 2, "only slices of volumes lie across a plane"),
         _Idle("spacing", preprocessing.resize and bool(settings.shape or spec.preprocessing.shape), "every scan is resampled to --shape"),
+        _Idle("resample", bool(settings.spacing) and not settings.init, "--spacing says the size of a voxel"),
+        _Idle(
+            "resample",
+            settings.resample == "median" and (spec.spatial_dims == 2 or plan.mode == "volume"),
+            "only patches and slices of volumes have the median voxel size",
+        ),
         _Idle("interpolation", not (preprocessing.resize or preprocessing.spacing_mm), "no scan is resampled"),
         _Idle("intensity", _is_plain(plan), f"'{spec.name}' states no scale, mean and deviation, so intensities stay as they are"),
         _Idle("batch_dice", set(losses) <= set(VOXEL_LOSSES), f"--loss {settings.loss} has no overlaps"),
@@ -62,9 +69,15 @@ def _list_idle(prepared: PreparedRun) -> list[_Idle]:
         _Idle("optimizer", settings.optimizer == "adamw" and not settings.weight_decay, "adamw without --weight-decay is adam"),
         _Idle("patience", (settings.patience or 0) >= plan.epochs, f"the training ends after {plan.epochs} epochs anyway"),
         _Idle("stop_at_dice", bool(unseen), f"no validation label holds {', '.join(unseen)}, so not every class can be that good"),
+        _Idle("predict_mirror", settings.predict_mirror == "try" and not _flips(settings), f"--augment {settings.augment} does not flip"),
         _Idle("validate_fraction", "validate" in official, "the data set has a validation set of its own"),
         _Idle("test_fraction", "test" in official or settings.fold is not None, "the test set is the data set's own or the fold's"),
     ]
+
+
+def _flips(settings: Settings) -> bool:
+    augmentation = AUGMENTATIONS[settings.augment]
+    return augmentation is not None and augmentation.flip > 0
 
 
 def _is_plain(plan: Plan) -> bool:

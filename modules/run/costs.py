@@ -9,6 +9,7 @@ from modules import devices
 from modules.backend_choice import has_nvidia
 from modules.data.cache import PreparedCase
 from modules.data.fingerprint import Fingerprint
+from modules.data.patches import count_starts
 from modules.hardware import describe_hardware, find_memory, read_memory, read_peak
 from modules.predict.cases import choose_batch_size
 from modules.predict.engines import has_openvino
@@ -75,8 +76,9 @@ def estimate_costs(
         return {**plan.costs, **costs, "memory_bytes": memory}
     memory = BASE_BYTES + training if devices.has_gpu() else max(read_peak(), BASE_BYTES + training + end)
     step_s = PASSES * flops * plan.batch_size / (EFFICIENCY * measure_rate(precision))
-    validation = len(prepared["validate"]) / max(1, len(prepared["train"])) / PASSES
-    seconds = plan.epochs * plan.steps_per_epoch * step_s * (1 + validation)
+    # Each epoch validates whole cases, however few patches of a case it trains.
+    windows = sum(count_starts(case.shape, plan.window.sizes) for case in prepared["validate"])
+    seconds = plan.epochs * (plan.steps_per_epoch + math.ceil(windows / plan.batch_size) / PASSES) * step_s
     return {**costs, "step_s": step_s, "seconds": seconds, "memory_bytes": memory}
 
 

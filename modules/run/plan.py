@@ -16,7 +16,7 @@ from modules.data.pipeline import PatchSampler, count_samples
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
 from modules.hardware import Hardware
-from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_levels, find_ranks
+from modules.networks import MOST_LEVELS, NETWORKS, check_options, find_levels, find_ranks, has_lower_levels
 from modules.predict.schema import PREPROCESSING, SIZE
 from modules.run import recipe
 from modules.run.preparation import choose_mode, choose_preprocessing
@@ -150,7 +150,8 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         ValueError: If mode, network, its options or sizes do not fit the data set or one another.
     """
     volumes = spec.spatial_dims == 3
-    mode = settings.mode or ("patch" if volumes else "slice")
+    # A shape of two sizes is that of a slice.
+    mode = settings.mode or ("patch" if volumes and len(settings.shape) != 2 else "slice")
     if not volumes and mode != "slice":
         raise ValueError(f"Expected `mode` 'slice' for '{spec.name}', which is a set of slices. Received: {mode!r}.")
     rank = 2 if mode == "slice" else 3
@@ -177,7 +178,7 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         foreground_crop=settings.crop == "foreground" or (settings.crop == "own" and spec.preprocessing.foreground_crop),
     )
     reasons = {
-        "mode": "set" if settings.mode else f"a set of {'volumes' if volumes else 'slices'}",
+        "mode": "set" if settings.mode or (volumes and mode == "slice") else f"a set of {'volumes' if volumes else 'slices'}",
         "network": "set" if settings.network else f"for samples of {rank} dimensions",
         "spacing": "set" if settings.spacing else "the data set's own" if spec.preprocessing.spacing_mm else "",
         "window": "set" if settings.shape else "the data set's own" if sizes else "",
@@ -207,9 +208,12 @@ def make_plan(
         ValueError: If settings do not fit the data set or one another.
     """
     hardware = hardware or Hardware()
+    if settings.precision != "auto":
+        # A GPU's memory holds half as much of what the user wants in float32.
+        hardware = replace(hardware, bfloat16=settings.precision != "float32")
     mode = choose_mode(settings, spec, fingerprint, hardware)
     draft = draft_plan(settings.fill(mode), spec)
-    reasons = dict(draft.reasons) | ({"mode": "a CPU learns large or flat volumes by slices"} if mode else {})
+    reasons = dict(draft.reasons) | ({"mode": "a CPU learns large or flat volumes by slices"} if "mode" in mode else {})
     rank, sparse = (2 if draft.mode == "slice" else 3), fingerprint.foreground < recipe.SPARSE
     preprocessing = choose_preprocessing(settings, spec, draft.preprocessing, fingerprint, reasons)
     grids = fingerprint.list_grids(preprocessing)
@@ -242,7 +246,8 @@ def make_plan(
     # Validation and test together are about a quarter as many as the training cases.
     windows = sum(1 if fit == "resample" else count_starts(grid, window.sizes, 0.5) for grid in grids) / 4
     predicted = windows / (schedule.steps * batch_size)
-    chosen = recipe.choose_recipe(settings, spec, rank, schedule, passes, fingerprint.subjects, sparse, predicted, reasons)
+    deep = has_lower_levels(draft.network, options)
+    chosen = recipe.choose_recipe(settings, spec, rank, schedule, passes, fingerprint.subjects, sparse, predicted, deep, reasons)
     _check_updates(settings, schedule.epochs * schedule.steps_per_epoch)
     plan = Plan(
         mode=draft.mode,

@@ -26,18 +26,23 @@ def choose_mode(settings: Settings, spec: DatasetSpec, fingerprint: Fingerprint,
     """Chooses slices for volumes that are large for a CPU, or whose voxels are much longer than wide.
 
     A patch that a CPU can compute then shows little, and slices learn more in the same time. They lie across the longest side of a voxel.
+    Slices that the user wants lie so too where voxels are flat: across another side they would show few and long pixels.
 
     Returns:
         `mode` and `plane` of the slices; nothing where the general rule applies.
     """
-    if spec.spatial_dims == 2 or settings.mode or settings.network or hardware.kind == "gpu":
-        return {}
-    voxels = float(np.median([_count_voxels(case)[1] for case in fingerprint.cases]))
-    if fingerprint.anisotropy < SLICES_FROM and voxels < LARGE:
+    if spec.spatial_dims == 2:
         return {}
     # Of equal sides the last is taken, which gives axial slices.
     coarse = max(range(3), key=lambda axis: (round(fingerprint.spacing_mm[axis], 3), axis))
-    return {"mode": "slice", "plane": next(name for name, axis in PLANES.items() if axis == coarse)}
+    plane, flat = next(name for name, axis in PLANES.items() if axis == coarse), fingerprint.anisotropy >= SLICES_FROM
+    if settings.mode == "slice" or (not settings.mode and len(settings.shape) == 2):
+        return {"plane": plane} if flat and not settings.plane else {}
+    # A shape of three sizes asks for volumes, and so do a network and a mode that the user names.
+    if settings.mode or settings.network or settings.shape or hardware.kind == "gpu":
+        return {}
+    voxels = float(np.median([_count_voxels(case)[1] for case in fingerprint.cases]))
+    return {"mode": "slice", "plane": plane} if flat or voxels >= LARGE else {}
 
 
 def choose_preprocessing(

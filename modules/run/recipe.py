@@ -80,6 +80,7 @@ def choose_recipe(
     subjects: int,
     sparse: bool,
     predicted: float,
+    deep: bool,
     reasons: dict[str, str],
 ) -> dict[str, Any]:
     """Chooses the settings of the training that the user leaves open.
@@ -93,6 +94,7 @@ def choose_recipe(
         subjects: Number of training subjects.
         sparse: Whether foreground takes less than `SPARSE` of the voxels.
         predicted: Windows of the predictions of validation and test, over the windows of the training.
+        deep: Whether the network has decoder levels to supervise.
         reasons: Takes the reason for each decision.
     """
     few = sparse and subjects < FEW_SUBJECTS
@@ -107,7 +109,7 @@ def choose_recipe(
         "loss": "dice_ce",
         "batch_dice": True,
         "augment": augment,
-        "deep_supervision": schedule.steps >= LONG and rank == 3,
+        "deep_supervision": schedule.steps >= LONG and rank == 3 and deep,
         "optimizer": "adam",
         "learning_rate": 2e-3,
         "schedule": "cosine",

@@ -72,6 +72,17 @@ def test_the_pool_of_intensities_by_hand():
     assert Fingerprint((*few, replace(cases[0], quantiles=((-1000.0,) * 7,)))).intensities[0][0] == -1000.0
 
 
+def test_cases_without_foreground_say_nothing_of_its_intensities():
+    cases = make_fingerprint([(2, 2)] * 9).cases
+    # Nobody drew anything in these two, which are measured as a whole: mostly air.
+    air = [replace(cases[0], case_id=f"air_{n}", voxels=(130, 0), quantiles=((-1000.0,) * 7,), means=(-900.0,)) for n in range(2)]
+    mixed = Fingerprint((*cases, *air))
+    assert mixed.intensities == Fingerprint(cases).intensities
+    assert mixed.find_outliers() == []
+    # Where no case holds foreground, the whole images are all there is.
+    assert Fingerprint(tuple(air)).intensities[0][:3] == (-1000.0, -1000.0, -900.0)
+
+
 def test_the_pool_in_its_file_by_hand():
     cases = make_fingerprint([(10, 20), (30, 20), (20, 50)], voxels=(100, 10)).cases
     content = Fingerprint((*cases[:2], replace(cases[2], voxels=(100, 0), empty=0.5))).to_json(("background", "a"))

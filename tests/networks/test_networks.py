@@ -11,7 +11,7 @@ import pytest
 from keras import layers, ops
 
 from modules.model.losses import SegmentationLoss
-from modules.networks import NETWORKS, build, describe, find_divisor, find_levels, find_ranks, with_head
+from modules.networks import NETWORKS, build, describe, find_divisor, find_levels, find_ranks, has_lower_levels, with_head
 from modules.networks._blocks import NORMS
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,8 @@ def test_shapes_gradients_and_saving(name, rank, tmp_path):
     assert network.name == name
     assert network.output.shape == (None, *shape, num_classes)
     assert network.output.dtype == "float32"
+    # A plan asks for deep supervision where it finds these.
+    assert has_lower_levels(name, SMALLER.get(name, {})) == any(layer.name.startswith("decoder_") for layer in network.layers)
     network.compile(optimizer=keras.optimizers.SGD(0.5), loss=SegmentationLoss("dice_ce"))
     image = np.random.default_rng(0).normal(size=(2, *shape, 2)).astype("float32")
     label = np.random.default_rng(1).integers(0, num_classes, (2, *shape)).astype("int32")

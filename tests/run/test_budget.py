@@ -87,6 +87,8 @@ def test_windows_are_counted_by_hand():
     # Postprocessing is learnt from one more prediction of the validation cases, and bfloat16 is judged by another one.
     assert Work.count(prepared, window, decisions=1) == Work(3 + 8, 2 * (3 + 12), pytest.approx(4 * 0.15))
     assert Work.count(prepared, window, decisions=2) == Work(3 + 8, 3 * (3 + 12), pytest.approx(6 * 0.15))
+    # Flips in three dimensions take each window 8 times: of the test cases in place of once, of the validation cases besides.
+    assert Work.count(prepared, window, decisions=1, flips=8) == Work(3 + 8, (2 + 7 + 8) * (3 + 12), pytest.approx(6 * 0.15))
     # A slice is read and scored sooner than a scan.
     slices = {"validate": [], "test": [SimpleNamespace(shape=(10, 10))] * 5}
     window = SimpleNamespace(window=SimpleNamespace(sizes=(10, 10)))
@@ -236,6 +238,19 @@ def test_a_time_that_leaves_few_steps_is_told_with_the_remedy():
     assert find_shortage(replace(timed, epochs=1, steps_per_epoch=1, costs={"seconds": 60.0, "step_s": 2.5})) == ""
 
 
+def test_flips_that_the_user_wants_take_their_time():
+    def count_steps(**settings):
+        plan = _fit(_Probe(), minutes=10.0, batch_size=4, network_options={"base_filters": 16}, **settings)
+        return plan.epochs * plan.steps_per_epoch
+
+    # As above, 509.6 s pay for 13 validations and 2933 steps of 0.16 s. 4 flips of 40 validation slices and 3 more of 20 test slices are 220
+    # windows of 1/16 s, and 40 slices are read in 1.2 s. 19 parts in 20 of the rest are 495.4 s for 12 validations and 2863 steps.
+    assert count_steps(augment="light", predict_mirror="never") == 13 * 225
+    assert count_steps(augment="light", predict_mirror="try") == 12 * 238
+    # Nothing is flipped that the training did not flip, and the plan's own choice is cheap.
+    assert count_steps(augment="mild", predict_mirror="try") == count_steps(augment="light") == 13 * 225
+
+
 def test_an_hour_on_a_cpu_and_the_whole_recipe_on_a_gpu():
     assert _fit(_Probe()).costs["seconds"] == 3600.0
     probe = _Probe(kind="gpu", device_bytes=8 << 30)
@@ -257,6 +272,18 @@ def test_a_training_of_several_gets_its_share_and_the_next_fold_follows_it():
     assert other.reasons["steps"] == "as in the first fold"
     assert replace(other, reasons={}) == replace(first, reasons={})
     assert draft_share(settings, SPEC, SCANS) == make_plan(settings, SPEC, SCANS)
+
+
+def test_a_fold_of_other_voxels_has_the_strides_that_divide_its_window():
+    settings = Settings("ibsr18", minutes=10.0, mode="patch", resample="none")
+    spec, schedule = DATASETS["ibsr18"], Schedule(1, 9)
+    # Slices that lie 4.1 mm apart are halved once, and those of 3.9 mm twice, which does not divide 18 of them.
+    flat, deep = (make_fingerprint([(32, 32, 18)] * 4, (1.0, 1.0, depth)) for depth in (4.1, 3.9))
+    first = make_plan(settings, spec, flat, schedule)
+    assert first.window.sizes == (32, 32, 18)
+    assert make_plan(settings, spec, deep, schedule).window.sizes == (32, 32, 20)
+    other = draft_share(settings, spec, deep, Share(2.0, replace(first, costs={"seconds": 120.0})))
+    assert (other.window, other.levels, other.strides, other.kernels) == (first.window, first.levels, first.strides, first.kernels)
 
 
 def test_the_clock_of_a_training_begins_anew(monkeypatch):

@@ -56,6 +56,13 @@ IDLE = [
         {"spacing": (1.0, 1.0, 1.0), "mode": "volume", "shape": (32, 32, 32)},
         "--spacing has no effect: every scan is resampled to --shape",
     ),
+    (
+        VOLUMES,
+        {"spacing": (2.0, 2.0, 2.0), "resample": "none", "mode": "patch"},
+        "--resample has no effect: --spacing says the size of a voxel",
+    ),
+    (SLICES, {"resample": "median"}, "--resample has no effect: only patches and slices of volumes have the median voxel size"),
+    (SLICES, {"predict_mirror": "try", "augment": "mild"}, "--predict-mirror has no effect: --augment mild does not flip"),
     (SLICES, {"interpolation": "cubic"}, "--interpolation has no effect: no scan is resampled"),
     (
         SLICES,
@@ -87,6 +94,8 @@ def test_what_has_an_effect_is_not_told():
     weighted = {"sampling": "weighted", "class_probabilities": (1.0, 1.0, 1.0, 1.0), "patches_per_case": 2, "batch_dice": True}
     assert _describe(VOLUMES, mode="patch", **weighted) == []
     assert _describe(SLICES, schedule="cosine_restarts", cycles=4, optimizer="adamw", weight_decay=0.1, patience=8, epochs=9) == []
+    assert _describe(SLICES, predict_mirror="try", augment="light") == []
+    assert _describe(VOLUMES, mode="patch", resample="median") == []
     # Slices come evenly where the user says so, and whoever switches something off knows that it does nothing.
     assert _describe(SLICES, sampling="uniform", batch_dice=False, loss="ce", patience=0) == []
     fixed = dataclasses.replace(SLICES, preprocessing=Preprocessing(2, shape=(256, 128), scale=255.0))

@@ -59,8 +59,8 @@ def _constants(monkeypatch):
 
 def test_an_estimate_by_hand(monkeypatch):
     monkeypatch.setattr(costs, "measure_rate", lambda precision: 1e6)
-    case = SimpleNamespace(size=100)
-    prepared = {"train": [case] * 8, "validate": [case] * 2, "test": [case]}
+    case = SimpleNamespace(size=100, shape=(256, 256))
+    prepared = {"train": [case] * 8, "validate": [SimpleNamespace(size=100, shape=(512, 256)), case, case], "test": [case]}
     plan = make_plan(Settings("oasis", epochs=3, batch_size=4, shape=(256, 256)), DATASETS["oasis"], SCANS)
     assert (plan.epochs, plan.steps_per_epoch) == (3, 2)
     found = estimate_costs(plan, _build(), "float32", prepared, SCANS)
@@ -69,12 +69,15 @@ def test_an_estimate_by_hand(monkeypatch):
     assert found == {
         "weights": weights,
         "flops": flops,
-        "disk_bytes": 1100,
+        "disk_bytes": 1200,
         "step_s": pytest.approx(step_s),
-        # A quarter as many cases are validated, which takes a third of a step each.
-        "seconds": pytest.approx(3 * 2 * step_s * (1 + 0.25 / 3)),
+        # Four windows are validated after each epoch: a batch, which takes a third of a step.
+        "seconds": pytest.approx(3 * (2 + 1 / 3) * step_s),
         "memory_bytes": 1000 + 2 * 4 * 4 * VALUES + 16 * weights + END,
     }
+    # Patches of an epoch are as many, however many windows a large case has: 7 windows are two batches.
+    large = {**prepared, "validate": [SimpleNamespace(size=100, shape=(7 * 256, 256))]}
+    assert estimate_costs(plan, _build(), "float32", large, SCANS)["seconds"] == pytest.approx(3 * (2 + 2 / 3) * step_s)
     half = estimate_costs(plan, _build(), "bfloat16", prepared, SCANS)
     assert half["memory_bytes"] == 1000 + 2 * 4 * 2 * VALUES + 16 * weights + END
     # The training cases lie in the memory too.

@@ -75,6 +75,16 @@ def test_long_trainings_are_augmented_without_bending():
     assert set(augmented) == {"none", "mild", "full"}
 
 
+def test_only_decoder_levels_below_full_resolution_are_supervised():
+    def choose(length, **settings):
+        return make_plan(Settings("d", **settings), SPECS["volumes"], SCANS, length).recipe["deep_supervision"]
+
+    assert [choose(length) for length in LENGTHS] == [False, False, False, True]
+    # Other networks have none that are named, and a network of one level has none at all: the training would be refused.
+    assert [choose(LENGTHS[-1], network=name) for name in ("residual_unet", "unet3d", "segresnet", "unetr")] == [True, True, False, False]
+    assert not choose(LENGTHS[-1], network="unet3d", network_options={"levels": 1})
+
+
 def test_few_validation_subjects_choose_no_epoch():
     def choose(subjects, **settings):
         scans = dataclasses.replace(SCANS, subjects=subjects)
