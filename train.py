@@ -133,7 +133,7 @@ def prepare(
     draft_plan(settings, spec)
     with start_probe(settings, plan, share, max_devices) as probe:
         fingerprint = measure(splits["train"], spec, Path(settings.cache))
-        draft = plan or draft_share(settings, spec, fingerprint, share, look_up_hardware())
+        draft = plan or draft_share(settings, spec, fingerprint, share, look_up_hardware(ask=probe is None))
         prepared = prepare_splits(splits, spec, draft.preprocessing, settings.cache)
         plan = fit_to_time(settings, spec, fingerprint, prepared, probe, share) if probe else draft
     prepared = prepared if plan.preprocessing == draft.preprocessing else prepare_splits(splits, spec, plan.preprocessing, settings.cache)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.backend_choice import has_nvidia
+from modules.backend_choice import has_jax_for_gpu, has_nvidia
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,25 @@ def describe_hardware() -> Hardware:
     )
 
 
-def look_up_hardware() -> Hardware:
-    """Describes the machine as far as it shows without the backend."""
+def look_up_hardware(*, ask: bool = False) -> Hardware:
+    """Describes the machine as far as it shows without the backend.
+
+    Args:
+        ask: Whether to ask the backend if it reaches the GPU that is here. One without CUDA trains on the CPU.
+    """
     memory = _ask_driver() if has_nvidia() else 0
+    memory = memory if memory and (not ask or _reaches_gpu()) else 0
     return Hardware("gpu" if memory else "cpu", "", count_cores(), find_memory(), memory, bool(memory) or has_cpu_bfloat16())
+
+
+def _reaches_gpu() -> bool:
+    from modules import devices
+
+    # We do not ask JAX: asking initialises its devices before `--deterministic` can act.
+    if devices.name_backend() == "jax":
+        return has_jax_for_gpu()
+    devices.import_keras()
+    return devices.has_gpu()
 
 
 def count_cores() -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modules import hardware
+from modules import devices, hardware
 from modules.hardware import is_lack_of_memory, look_up_hardware, read_memory, read_peak, reset_peak
 
 
@@ -37,10 +37,23 @@ def test_a_gpu_that_is_hidden_is_none(monkeypatch):
         assert (look_up_hardware().kind, look_up_hardware().device_bytes) == ("cpu", 0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert (look_up_hardware().kind, look_up_hardware().device_bytes, look_up_hardware().bfloat16) == ("gpu", 8 << 30, True)
+    # The plan of a training that measures nothing is made for the device that the backend finds.
+    monkeypatch.setattr(hardware, "_reaches_gpu", lambda: False)
+    assert (look_up_hardware(ask=True).kind, look_up_hardware(ask=True).device_bytes, look_up_hardware().kind) == ("cpu", 0, "gpu")
+    monkeypatch.setattr(hardware, "_reaches_gpu", lambda: True)
+    assert look_up_hardware(ask=True).kind == "gpu"
     # A machine whose driver does not answer trains on its CPU.
     monkeypatch.setattr(hardware, "_ask_driver", lambda: 0)
     assert look_up_hardware().kind == "cpu"
     assert look_up_hardware().cores >= 1
+
+
+@pytest.mark.parametrize(("backend", "plugin", "reached"), [("jax", True, True), ("jax", False, False), ("tensorflow", True, False)])
+def test_a_gpu_that_the_backend_does_not_reach_is_none(monkeypatch, backend, plugin, reached):
+    monkeypatch.setattr(hardware, "has_jax_for_gpu", lambda: plugin)
+    for name, value in (("name_backend", backend), ("has_gpu", False), ("import_keras", None)):
+        monkeypatch.setattr(devices, name, lambda value=value: value)
+    assert hardware._reaches_gpu() == reached
 
 
 def test_the_peak_of_memory_is_forgotten_and_measured():

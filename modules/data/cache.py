@@ -21,6 +21,7 @@ from modules.data.patches import choose_points, cut_into
 from modules.data.preprocess import Preprocessing
 from modules.data.ranges import measure_scan
 from modules.data.regions import IGNORE
+from modules.data.room import count_readers
 from modules.data.spec import DatasetSpec
 
 log = logging.getLogger("mri")
@@ -324,10 +325,9 @@ def prepare_cases(
     keys = [f"{case.case_id}-{fingerprint_files(_list_files(case))[:16]}{'-voxelwise' * case.ignore_geometry}" for case in cases]
     known = _find_whole(folder, set(keys))
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
-    # Volumes take a gigabyte each while they are prepared.
-    workers = os.cpu_count() or 1
-    chunk = min(SLICES_A_PACK, -(-len(missing) // (2 * workers))) if preprocessing.spatial_dims == 2 else 1
-    known |= _map_threads(prepare, [missing[first : first + chunk] for first in range(0, len(missing), chunk or 1)], workers)
+    readers = count_readers([case for _, case in missing], preprocessing, folder)
+    chunk = min(SLICES_A_PACK, -(-len(missing) // (2 * (os.cpu_count() or 1)))) if preprocessing.spatial_dims == 2 else 1
+    known |= _map_threads(prepare, [missing[first : first + chunk] for first in range(0, len(missing), chunk or 1)], readers)
     return [known[key] for key in keys]
 
 
@@ -381,7 +381,7 @@ def _map_threads(function: Callable[[Sequence], dict], chunks: Sequence[Sequence
     """Joins the results of all chunks. Threads are enough, because inflating and decoding release Python's lock."""
     from tqdm import tqdm
 
-    executor, results = ThreadPoolExecutor(max_workers=min(16, workers)), {}
+    executor, results = ThreadPoolExecutor(max_workers=workers), {}
     try:
         with tqdm(total=sum(map(len, chunks)), desc="reading", unit="case", disable=None, leave=False) as bar:
             for result in executor.map(function, chunks):

@@ -6,7 +6,6 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from modules.data.files import fingerprint_files, replace_file
 from modules.data.outliers import LEAST_FACTOR, find_outliers, measure_deviations, measure_factors
 from modules.data.preprocess import Geometry, Preprocessing, find_orientation, measure_grid
 from modules.data.regions import IGNORE, list_parts
+from modules.data.room import count_readers
 from modules.data.spec import DatasetSpec
 
 log = logging.getLogger("mri")
@@ -226,7 +226,7 @@ def measure(cases: Sequence[Case], spec: DatasetSpec, folder: Path) -> Fingerpri
     known = _read_known(path)
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     if missing:
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as executor:
+        with ThreadPoolExecutor(max_workers=count_readers([case for _, case in missing], spec.preprocessing)) as executor:
             measured = executor.map(lambda item: measure_case(item[1], spec), missing)
             known |= {key: one for (key, _), one in zip(missing, measured, strict=True)}
         folder.mkdir(parents=True, exist_ok=True)

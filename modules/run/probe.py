@@ -7,6 +7,7 @@ and the peak of its memory can be read off. `modules.run.probe_worker` is its pr
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,7 +132,11 @@ class Probe:
             # The system kills a process for lack of memory, which has no time to say so.
             ended = f"a process killed by signal {-status}" if status < 0 else f"exit status {status}"
             reason = to_line(lines[-1]) if lines and status > 0 else ended
-            raise ValueError(f"Expected a measurement of the training's steps. Received: {reason}. Give --epochs in place of a time.")
+            remedy = "Give --epochs in place of a time."
+            if status == -signal.SIGKILL:
+                reason += ", as where memory runs out"
+                remedy = "Free some memory, or choose a smaller --shape, --batch-size or --base-filters."
+            raise ValueError(f"Expected a measurement of the training's steps. Received: {reason}. {remedy}")
         answer = json.loads(line)
         if "error" in answer:
             raise ValueError(answer["error"])

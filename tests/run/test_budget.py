@@ -243,8 +243,8 @@ def test_flips_that_the_user_wants_take_their_time():
         plan = _fit(_Probe(), minutes=10.0, batch_size=4, network_options={"base_filters": 16}, **settings)
         return plan.epochs * plan.steps_per_epoch
 
-    # As above, 509.6 s pay for 13 validations and 2933 steps of 0.16 s. 4 flips of 40 validation slices and 3 more of 20 test slices are 220
-    # windows of 1/16 s, and 40 slices are read in 1.2 s. 19 parts in 20 of the rest are 495.4 s for 12 validations and 2863 steps.
+    # As above, 509.6 s pay for 13 validations and 2933 steps of 0.16 s. 4 flips of 40 validation slices and 3 more of 20 test slices are
+    # 220 windows of 1/16 s, and 40 slices are read in 1.2 s. 19 parts in 20 of the rest are 495.4 s for 12 validations and 2863 steps.
     assert count_steps(augment="light", predict_mirror="never") == 13 * 225
     assert count_steps(augment="light", predict_mirror="try") == 12 * 238
     # Nothing is flipped that the training did not flip, and the plan's own choice is cheap.

@@ -85,6 +85,34 @@ def test_patches_tile_volumes_and_are_drawn():
     assert plan.preprocessing.shape == ()
 
 
+def test_the_sizes_of_a_shape_say_whether_it_is_that_of_a_slice():
+    flat = make_fingerprint([(64, 64, 16)] * 4, (1.0, 1.0, 4.0))
+    assert (_plan(flat).mode, _plan(flat).recipe["mode"]) == ("slice", "slice")
+    # A CPU would learn these by slices, but three sizes are those of a patch.
+    plan = _plan(flat, shape=(32, 32, 16))
+    assert (plan.mode, plan.window.sizes, plan.reasons["mode"]) == ("patch", (32, 32, 16), "a set of volumes")
+    # And these by patches, but two sizes are those of a slice.
+    plan = _plan(shape=(32, 48))
+    assert (plan.mode, plan.plane, plan.window.sizes, plan.reasons["mode"]) == ("slice", "axial", (32, 48, 1), "set")
+    with pytest.raises(ValueError, match="Expected `shape` of 3 numbers for 'brains' in mode 'patch'"):
+        _plan(mode="patch", shape=(32, 48))
+
+
+@pytest.mark.parametrize("hardware", [None, Hardware("gpu", device_bytes=80 << 30)])
+def test_slices_of_flat_voxels_lie_across_their_long_side(hardware):
+    def choose(depths_mm, **settings):
+        settings = Settings("ibsr18", epochs=1, **settings)
+        plan = make_plan(settings, BRAINS, make_fingerprint([(16, 64, 64)] * 4, depths_mm), hardware=hardware)
+        return plan.plane, plan.window.sizes, plan.resolve(settings).plane
+
+    sagittal = (4.0, 1.0, 1.0)
+    assert choose(sagittal, mode="slice") == ("sagittal", (1, 64, 64), "sagittal")
+    assert choose(sagittal, shape=(32, 48)) == ("sagittal", (1, 32, 48), "sagittal")
+    # The user's plane stays, and so do slices of voxels that are hardly flat.
+    assert choose(sagittal, mode="slice", plane="coronal")[0] == "coronal"
+    assert choose((2.9, 1.0, 1.0), mode="slice") == ("axial", (16, 64, 1), "")
+
+
 def test_whole_volumes_are_resampled():
     plan = _plan(mode="volume", network="resunet3d", batch_size=1)
     assert (plan.fit, plan.window, plan.levels) == ("resample", Window((48, 64, 48)), 4)
@@ -249,6 +277,18 @@ def test_the_samples_of_a_step_have_a_reason():
         plan = make_plan(Settings("ibsr18", epochs=1, **settings), BRAINS, fingerprint, hardware=hardware)
         assert (plan.batch_size, plan.reasons["batch"]) == expected
     assert _plan(make_fingerprint([(64, 64)] * 9, voxels=(4096, 1)), DATASETS["oasis"]).reasons["batch"].endswith("; foreground is sparse")
+
+
+def test_a_gpu_holds_less_in_float32_than_it_could_in_half_precision():
+    def choose(precision, *, able):
+        scans = make_fingerprint([(200, 200, 200)] * 40)
+        hardware = Hardware("gpu", device_bytes=8 << 30, bfloat16=able)
+        plan = make_plan(Settings("ibsr18", epochs=1, precision=precision), BRAINS, scans, hardware=hardware)
+        return plan.window.sizes
+
+    assert choose("float32", able=True) == choose("auto", able=False)
+    assert choose("float16", able=False) == choose("auto", able=True)
+    assert math.prod(choose("float32", able=True)) < math.prod(choose("auto", able=True))
 
 
 def test_more_batches_an_update_than_steps_would_leave_the_weights_as_they_were():
