@@ -9,6 +9,9 @@ from pathlib import Path
 
 from modules.backend_choice import has_jax_for_gpu, has_nvidia
 
+# JAX takes this share of a GPU's memory, where no variable of its own says otherwise.
+JAX_SHARE = 0.75
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -50,21 +53,22 @@ def look_up_hardware(*, ask: bool = False) -> Hardware:
     """Describes the machine as far as it shows without the backend.
 
     Args:
-        ask: Whether to ask the backend if it reaches the GPU that is here. One without CUDA trains on the CPU.
+        ask: Whether to ask the backend how much of the GPU's memory it takes: none, if it was installed without CUDA.
     """
     memory = _ask_driver() if has_nvidia() else 0
-    memory = memory if memory and (not ask or _reaches_gpu()) else 0
+    memory = int(memory * _find_share()) if memory and ask else memory
     return Hardware("gpu" if memory else "cpu", "", count_cores(), find_memory(), memory, bool(memory) or has_cpu_bfloat16())
 
 
-def _reaches_gpu() -> bool:
+def _find_share() -> float:
+    """Finds the share of a GPU's memory that the backend takes at most; 0 where it computes on the CPU."""
     from modules import devices
 
-    # We do not ask JAX: asking initialises its devices before `--deterministic` can act.
     if devices.name_backend() == "jax":
-        return has_jax_for_gpu()
+        # We do not ask JAX: asking initialises its devices before `--deterministic` can act.
+        return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_SHARE)) if has_jax_for_gpu() else 0.0
     devices.import_keras()
-    return devices.has_gpu()
+    return float(devices.has_gpu())
 
 
 def count_cores() -> int:

@@ -38,22 +38,27 @@ def test_a_gpu_that_is_hidden_is_none(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert (look_up_hardware().kind, look_up_hardware().device_bytes, look_up_hardware().bfloat16) == ("gpu", 8 << 30, True)
     # The plan of a training that measures nothing is made for the device that the backend finds.
-    monkeypatch.setattr(hardware, "_reaches_gpu", lambda: False)
-    assert (look_up_hardware(ask=True).kind, look_up_hardware(ask=True).device_bytes, look_up_hardware().kind) == ("cpu", 0, "gpu")
-    monkeypatch.setattr(hardware, "_reaches_gpu", lambda: True)
-    assert look_up_hardware(ask=True).kind == "gpu"
+    for share, kind in ((0.0, "cpu"), (0.5, "gpu")):
+        monkeypatch.setattr(hardware, "_find_share", lambda share=share: share)
+        assert (look_up_hardware(ask=True).kind, look_up_hardware(ask=True).device_bytes) == (kind, share * (8 << 30))
+    assert look_up_hardware().device_bytes == 8 << 30
     # A machine whose driver does not answer trains on its CPU.
     monkeypatch.setattr(hardware, "_ask_driver", lambda: 0)
     assert look_up_hardware().kind == "cpu"
     assert look_up_hardware().cores >= 1
 
 
-@pytest.mark.parametrize(("backend", "plugin", "reached"), [("jax", True, True), ("jax", False, False), ("tensorflow", True, False)])
-def test_a_gpu_that_the_backend_does_not_reach_is_none(monkeypatch, backend, plugin, reached):
-    monkeypatch.setattr(hardware, "has_jax_for_gpu", lambda: plugin)
-    for name, value in (("name_backend", backend), ("has_gpu", False), ("import_keras", None)):
+@pytest.mark.parametrize(
+    ("backend", "found", "share"), [("jax", True, 0.75), ("jax", False, 0), ("tensorflow", True, 1), ("tensorflow", False, 0)]
+)
+def test_a_gpu_has_the_memory_that_the_backend_takes(monkeypatch, backend, found, share):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.setattr(hardware, "has_jax_for_gpu", lambda: found)
+    for name, value in (("name_backend", backend), ("has_gpu", found), ("import_keras", None)):
         monkeypatch.setattr(devices, name, lambda value=value: value)
-    assert hardware._reaches_gpu() == reached
+    assert hardware._find_share() == share
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert hardware._find_share() == (0.9 if share == 0.75 else share)
 
 
 def test_the_peak_of_memory_is_forgotten_and_measured():

@@ -104,6 +104,16 @@ def estimate_end(plan: Plan, network: Any, fingerprint: Fingerprint) -> int:
     engine = "openvino" if has_openvino() and not has_nvidia() else "keras"
     values = choose_batch_size(plan.window.deep, engine) * _count_values(network)
     prediction = ENGINE_BYTES + int(4 * PREDICTED_MAPS * values)
+    return prediction + estimate_scan(plan, network, fingerprint) + REPORT_BYTES
+
+
+def find_scan(plan: Plan, network: Any, fingerprint: Fingerprint) -> int:
+    """Returns the bytes of the largest scan in the memory that the plan tells: 0 where that is a GPU's, which holds no scan."""
+    return 0 if devices.has_gpu() else estimate_scan(plan, network, fingerprint)
+
+
+def estimate_scan(plan: Plan, network: Any, fingerprint: Fingerprint) -> int:
+    """Estimates the bytes that the largest scan takes while it is predicted and scored; arguments are those of `estimate_end`."""
     channels, maps = network.input.shape[-1], network.output.shape[-1]
     thinnest = min(range(len(plan.window.sizes)), key=lambda axis: plan.window.sizes[axis])
     most = 0
@@ -112,23 +122,25 @@ def estimate_end(plan: Plan, network: Any, fingerprint: Fingerprint) -> int:
         # Probabilities are held for as many planes as a window is deep.
         slab = 4 * maps * math.prod(grid) * min(1.0, plan.window.sizes[thinnest] / grid[thinnest])
         most = max(most, (CHANNEL_BYTES * channels + LABEL_BYTES) * voxels + int(slab))
-    return prediction + most + REPORT_BYTES
+    return most
 
 
-def find_warning(costs: Mapping[str, Any], limit_bytes: int) -> str:
+def find_warning(costs: Mapping[str, Any], limit_bytes: int, scan_bytes: int = 0) -> str:
     """Describes that the memory will not do, and what helps; "" where it will.
 
     Args:
         costs: From `estimate_costs`.
         limit_bytes: The memory there is; 0 where nobody knows.
+        scan_bytes: Bytes of it that the largest scan takes, see `estimate_scan`.
     """
     needed = costs["memory_bytes"]
     if not limit_bytes or needed <= 0.9 * limit_bytes:
         return ""
-    return (
-        f"the training needs about {needed / 2**30:.1f} GiB of memory, and there are {limit_bytes / 2**30:.1f}. Choose a smaller --shape, "
-        "--batch-size or --base-filters"
-    )
+    told = f"the training needs about {needed / 2**30:.1f} GiB of memory, and there are {limit_bytes / 2**30:.1f}"
+    if 2 * scan_bytes > needed:
+        # A smaller network would leave most of it.
+        return f"{told}. The largest scan takes {scan_bytes / 2**30:.1f} GiB when it is predicted: leave it out, or resample it"
+    return f"{told}. Choose a smaller --shape, --batch-size or --base-filters"
 
 
 def count_flops(network: Any) -> int:

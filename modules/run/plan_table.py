@@ -3,7 +3,7 @@
 from modules.data.splits import describe_splits
 from modules.run.budget import find_shortage
 from modules.run.conflicts import describe_conflicts
-from modules.run.costs import find_limit, find_warning, format_time
+from modules.run.costs import find_limit, find_scan, find_warning, format_time
 from modules.run.plan import Plan
 from modules.run.prepared import PreparedRun
 from modules.run.settings import Settings
@@ -15,7 +15,8 @@ def describe_prepared(prepared: PreparedRun) -> list[str]:
     if outliers:
         outliers.append(f"python dataset.py check --dataset {prepared.spec.name}, with the flags of the data, draws such cases")
     lines = [*prepared.describe(), *outliers, *describe_conflicts(prepared), *describe_splits(prepared.splits)]
-    warnings = find_warning(prepared.plan.costs, find_limit(prepared.plan.costs)), find_shortage(prepared.plan)
+    costs, scan = prepared.plan.costs, find_scan(prepared.plan, prepared.network, prepared.fingerprint)
+    warnings = find_warning(costs, find_limit(costs), scan), find_shortage(prepared.plan)
     return [*lines, *describe_plan(prepared.plan, prepared.settings), *(f"warning: {warning}" for warning in warnings if warning)]
 
 

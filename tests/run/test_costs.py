@@ -144,6 +144,10 @@ def test_memory_that_will_not_do_is_told_with_the_remedy(monkeypatch):
     assert find_warning({"memory_bytes": 19 << 29}, 10 << 30) == (
         "the training needs about 9.5 GiB of memory, and there are 10.0. Choose a smaller --shape, --batch-size or --base-filters"
     )
+    # A smaller network helps little where a scan takes most of it.
+    warning = find_warning({"memory_bytes": 20 << 29}, 10 << 30, 11 << 29)
+    assert warning.endswith("there are 10.0. The largest scan takes 5.5 GiB when it is predicted: leave it out, or resample it")
+    assert find_warning({"memory_bytes": 20 << 29}, 10 << 30, 1 << 29).endswith("Choose a smaller --shape, --batch-size or --base-filters")
     # Nobody knows how much of a GPU's memory others will leave.
     assert find_limit({"device_bytes": 1}) == 0
     assert find_limit({}) == costs.find_memory()
