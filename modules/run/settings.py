@@ -87,7 +87,11 @@ class Settings:
     ignore_geometry: bool = _setting(False, help="use labels voxel by voxel, even where their headers say that they lie elsewhere")
     mode: str = _setting("", help="kind of sample: a slice, a whole volume at a fixed size, or a patch of a volume", choices=MODES)
     shape: tuple[int, ...] = _setting((), help="size of a sample (default the data set's own, or one that fits its scans)")
-    plane: str = _setting("", help="plane of slices of volumes (default the data set's own, or axial)", choices=tuple(PLANES))
+    plane: str = _setting(
+        "",
+        help="plane of slices of volumes (default the data set's own, across the long side of flat voxels, or axial)",
+        choices=tuple(PLANES),
+    )
     spacing: tuple[float, ...] = _setting((), help="mm a voxel to resample volumes to, along right, anterior, superior")
     resample: str = _setting("", help="grid of volumes: the median voxel size, or their own", choices=RESAMPLING)
     interpolation: str = _setting("linear", help="interpolation of images that are resampled", choices=tuple(INTERPOLATIONS))

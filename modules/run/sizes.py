@@ -50,10 +50,17 @@ def choose_window(
         Sizes in the rank of the grids, with a 1 along `plane` for slices.
     """
     if mode == "slice":
-        return _choose_slice(plane, network, options, grids, spacing_mm, hardware, sparse=sparse)
+        return _choose_slice(plane, network, options, grids, spacing_mm, spec, hardware, sparse=sparse)
     most = MOST_VOXELS if mode == "volume" else recipe.MOST_PATCH[hardware.kind]
     if network not in topology.FLEXIBLE:
-        return derive_window(grids, mode, PLANES[plane], find_divisor(network, options), most)
+        # What a GPU holds of a network of unknown costs is not known either.
+        most = most if network in topology.NETWORKS else min(most, MOST_VOXELS)
+        divisor = find_divisor(network, options)
+        sizes = derive_window(grids, mode, PLANES[plane], divisor, most)
+        while max(sizes) > divisor and not _holds_two(network, options, Window(sizes), spacing_mm, spec, hardware):
+            most = int(0.9 * math.prod(sizes))
+            sizes = derive_window(grids, mode, PLANES[plane], divisor, most)
+        return sizes
 
     def fits(patch: tuple[int, ...]) -> bool:
         if math.prod(patch) > most or not hardware.device_bytes:
@@ -71,21 +78,56 @@ def _choose_slice(
     options: Mapping[str, Any],
     grids: Sequence[Sequence[int]],
     spacing_mm: Sequence[float],
+    spec: DatasetSpec,
     hardware: Hardware,
     *,
     sparse: bool,
 ) -> tuple[int, ...]:
-    """Chooses the window of slices as `choose_window` does. On a CPU crops of a large slice cost less, and there are more of them."""
+    """Chooses the window of slices as `choose_window` does.
+
+    On a CPU crops of a large slice cost less, and there are more of them. On a GPU a slice is shrunk until its memory holds two.
+    """
     divisor = find_divisor(network, options)
     sizes = derive_window(grids, "slice", PLANES[plane], divisor)
     if hardware.kind == "cpu" and math.prod(sizes) > MOST_PIXELS:
         part = math.sqrt((SPARSE_PIXELS if sparse else CROP_PIXELS) / math.prod(sizes))
-        sizes = tuple(1 if size == 1 else max(divisor, int(size * part) // divisor * divisor) for size in sizes)
+        sizes = _cut_slice(sizes, part, divisor)
+    window = _settle_slice(sizes, network, options, spacing_mm)
+    for part in np.arange(15, 0, -1) / 16:
+        if _holds_two(network, options, Window(window), spacing_mm, spec, hardware):
+            break
+        window = _settle_slice(_cut_slice(sizes, part, divisor), network, options, spacing_mm)
+    return window
+
+
+def _cut_slice(sizes: Sequence[int], part: float, divisor: int) -> tuple[int, ...]:
+    """Cuts a slice to a part of its length along each axis, rounded down to a multiple of `divisor`."""
+    return tuple(1 if size == 1 else max(divisor, int(size * part) // divisor * divisor) for size in sizes)
+
+
+def _settle_slice(sizes: tuple[int, ...], network: str, options: Mapping[str, Any], spacing_mm: Sequence[float]) -> tuple[int, ...]:
+    """Rounds a slice up until its own strides divide it, for a network that takes them."""
     if network not in topology.FLEXIBLE:
         return sizes
     axes = Window(sizes).axes
     settled = topology.settle_window([sizes[axis] for axis in axes], [spacing_mm[axis] for axis in axes], options.get("levels"))
     return tuple(dict(zip(axes, settled, strict=True)).get(axis, 1) for axis in range(len(sizes)))
+
+
+def _holds_two(
+    network: str, options: Mapping[str, Any], window: Window, spacing_mm: Sequence[float], spec: DatasetSpec, hardware: Hardware
+) -> bool:
+    """Returns whether a GPU's memory holds two samples of a window; true where its memory, or that of the network, is not known."""
+    if not hardware.device_bytes or network not in topology.NETWORKS:
+        return True
+    strides, _ = choose_stages(network, options, window, spacing_mm)
+    return count_samples_that_fit(_make_topology(network, options, strides, len(window.shape)), window.shape, spec, hardware) >= 2
+
+
+def _make_topology(network: str, options: Mapping[str, Any], strides: tuple[topology.Sizes, ...], rank: int) -> topology.Topology:
+    """Makes the shape of a network, with kernels of 3 everywhere; without strides it halves all axes at each level."""
+    strides = strides or ((2,) * rank,) * (find_levels(network, options) or 0)
+    return topology.Topology(network, strides, ((3,) * rank,) * (len(strides) + 1), options["base_filters"])
 
 
 def count_samples_that_fit(shape: topology.Topology, window: Sequence[int], spec: DatasetSpec, hardware: Hardware) -> int:
@@ -127,11 +169,7 @@ def choose_batch(
         if rank == 2 and fingerprint.foreground < recipe.SPARSE:
             return recipe.SPARSE_BATCH, f"few, as {why}; foreground is sparse"
         return recipe.BATCH[rank], f"few, as {why}"
-    if strides:
-        shape = topology.Topology(network, strides, ((3,) * rank,) * (len(strides) + 1), options["base_filters"])
-    else:
-        levels = find_levels(network, options) or 0
-        shape = topology.Topology(network, ((2,) * rank,) * levels, ((3,) * rank,) * (levels + 1), options["base_filters"])
+    shape = _make_topology(network, options, strides, rank)
     most = int(0.05 * sum(math.prod(grid) for grid in grids) / math.prod(window.sizes))
     limits = {
         "what the GPU's memory holds": count_samples_that_fit(shape, window.shape, spec, hardware),

@@ -16,7 +16,8 @@ from modules.run.folder import RunFolder
 from modules.run.plan import Plan, draft_plan, make_plan
 from modules.run.plan_table import describe_plan
 from modules.run.settings import Settings
-from modules.run.sizes import derive_window
+from modules.run.sizes import count_samples_that_fit, derive_window
+from modules.run.topology import Topology
 
 BRAINS = replace(DATASETS["ibsr18"], name="brains")
 SCANS = make_fingerprint([(40, 50, 33), (41, 48, 30), (36, 56, 35)])
@@ -289,6 +290,37 @@ def test_a_gpu_holds_less_in_float32_than_it_could_in_half_precision():
     assert choose("float32", able=True) == choose("auto", able=False)
     assert choose("float16", able=False) == choose("auto", able=True)
     assert math.prod(choose("float32", able=True)) < math.prod(choose("auto", able=True))
+
+
+@pytest.mark.parametrize(
+    ("network", "scans", "spec"),
+    [
+        # A mammogram, and a patch of a network that halves all axes.
+        ("", make_fingerprint([(4096, 3328)] * 40), DATASETS["lgg"]),
+        ("plain_unet", make_fingerprint([(4096, 3328)] * 40), DATASETS["lgg"]),
+        ("unet3d", make_fingerprint([(300, 300, 200)] * 40), BRAINS),
+    ],
+)
+def test_a_gpu_holds_two_samples_of_each_network_whose_costs_are_known(network, scans, spec):
+    def choose(gigabytes):
+        hardware = Hardware("gpu", device_bytes=gigabytes << 30, bfloat16=True)
+        plan = make_plan(Settings("d", epochs=1, network=network), spec, scans, hardware=hardware)
+        strides = plan.strides or ((2,) * len(plan.window.shape),) * plan.levels
+        shape = Topology(plan.network, strides, ((3,) * len(plan.window.shape),) * (len(strides) + 1), plan.recipe["base_filters"])
+        assert count_samples_that_fit(shape, plan.window.shape, spec, hardware) >= 2
+        return math.prod(plan.window.sizes)
+
+    sizes = [choose(gigabytes) for gigabytes in (4, 8, 24, 2000)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[1] < sizes[2]
+    # With memory enough a slice is whole, and a patch as large as any.
+    assert sizes[3] == 4096 * 3328 or 0.8 * 160**3 < sizes[3] <= 160**3
+
+
+def test_a_patch_of_a_network_of_unknown_memory_is_small():
+    hardware = Hardware("gpu", device_bytes=8 << 30)
+    plan = make_plan(Settings("d", epochs=1, network="segresnet"), BRAINS, make_fingerprint([(300, 300, 200)] * 9), hardware=hardware)
+    assert 0.8 * 96**3 < math.prod(plan.window.sizes) <= 96**3
 
 
 def test_more_batches_an_update_than_steps_would_leave_the_weights_as_they_were():
