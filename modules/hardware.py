@@ -57,7 +57,8 @@ def look_up_hardware(*, ask: bool = False) -> Hardware:
     """
     memory = _ask_driver() if has_nvidia() else 0
     memory = int(memory * _find_share()) if memory and ask else memory
-    return Hardware("gpu" if memory else "cpu", "", count_cores(), find_memory(), memory, bool(memory) or has_cpu_bfloat16())
+    bfloat16 = _ask_for_bfloat16() if memory else has_cpu_bfloat16()
+    return Hardware("gpu" if memory else "cpu", "", count_cores(), find_memory(), memory, bfloat16)
 
 
 def _find_share() -> float:
@@ -163,9 +164,24 @@ def _find_device_memory() -> int:
 
 def _ask_driver() -> int:
     """Asks NVIDIA's tool for the memory of the first GPU, because TensorFlow does not say; 0 where the tool is missing."""
+    with contextlib.suppress(ValueError):
+        return int(_query_driver("memory.total")) << 20
+    return 0
+
+
+def _ask_for_bfloat16() -> bool:
+    """Asks NVIDIA's tool whether the first GPU computes in bfloat16; False where it does not say."""
+    with contextlib.suppress(ValueError):
+        return float(_query_driver("compute_cap")) >= 8
+    return False
+
+
+def _query_driver(field: str) -> str:
+    """Returns what NVIDIA's tool says of the first GPU; "" where it is missing or does not know the field."""
     import subprocess
 
-    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()[0]) << 20
-    return 0
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+        return found[0] if found else ""
+    return ""

@@ -30,7 +30,8 @@ def test_errors_of_memory_are_known_by_their_kind(error, expected):
 
 
 def test_a_gpu_that_is_hidden_is_none(monkeypatch):
-    monkeypatch.setattr(hardware, "_ask_driver", lambda: 8 << 30)
+    told = {"memory.total": "8192", "compute_cap": "8.6"}
+    monkeypatch.setattr(hardware, "_query_driver", lambda field: told[field])
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([Path("/dev/nvidia0")]))
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
@@ -42,8 +43,12 @@ def test_a_gpu_that_is_hidden_is_none(monkeypatch):
         monkeypatch.setattr(hardware, "_find_share", lambda share=share: share)
         assert (look_up_hardware(ask=True).kind, look_up_hardware(ask=True).device_bytes) == (kind, share * (8 << 30))
     assert look_up_hardware().device_bytes == 8 << 30
+    # An older GPU computes in float32, and so does one whose driver does not know the question.
+    for capability in ("7.5", ""):
+        told["compute_cap"] = capability
+        assert (look_up_hardware().kind, look_up_hardware().bfloat16) == ("gpu", False)
     # A machine whose driver does not answer trains on its CPU.
-    monkeypatch.setattr(hardware, "_ask_driver", lambda: 0)
+    told["memory.total"] = ""
     assert look_up_hardware().kind == "cpu"
     assert look_up_hardware().cores >= 1
 
