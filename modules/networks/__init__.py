@@ -6,9 +6,8 @@ docstring is the help text.
 
 The keyword-only arguments of `build` are the network's options: their types, defaults and lines in the docstring make the flags of
 train.py. Every spatial size must be a multiple of `2**levels`, where the network has the option `levels`. Other networks have the
-literal `DIVISOR`. One that has weights for each place of its window says so by `BOUND_TO_SHAPE = True`, and one whose decoder levels
-have no names, so that deep supervision does not find them, by `NAMED_LEVELS = False`. Files whose name begins with an underscore hold
-code that several networks share.
+literal `DIVISOR`. One that has weights for each place of its window says so by `BOUND_TO_SHAPE = True`. Files whose name begins with
+an underscore hold code that several networks share.
 
 Arguments annotated `tuple` have no flag, because the plan chooses them. There are two: `strides` holds a stride for each axis and
 level, `kernels` a kernel size for each axis and stage. Along each axis the size is a multiple of the product of its strides.
@@ -96,11 +95,13 @@ def is_bound_to_shape(name: str) -> bool:
 
 
 def has_lower_levels(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Returns whether the network has decoder levels below full resolution for deep supervision, without importing Keras.
+    """Returns whether the network names decoder levels below full resolution, for deep supervision; without importing Keras.
 
     Raises ValueError for an unknown name.
     """
-    return find_constant(name, "NAMED_LEVELS", default=True) and find_levels(name, options) != 1
+    # These two functions of `_blocks` give the names.
+    names = {node.id for node in ast.walk(_parse_source(name)) if isinstance(node, ast.Name)}
+    return bool(names & {"name_level", "decode"}) and find_levels(name, options) != 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from modules.networks._blocks import CONVOLUTION, SPATIAL_DROPOUT, check_norm, n
 BLOCKS_DOWN = (1, 2, 2, 4)
 NUM_GROUPS = 8
 RANKS = (2, 3)
-NAMED_LEVELS = False
 
 
 def build(

@@ -10,7 +10,6 @@ from modules.networks._blocks import CONVOLUTION, TRANSPOSED_CONVOLUTION, check_
 PATCH_SIZE = 16
 DIVISOR = 16
 RANKS = (2, 3)
-NAMED_LEVELS = False
 # The position embedding.
 BOUND_TO_SHAPE = True
 
