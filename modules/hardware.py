@@ -9,6 +9,7 @@ from pathlib import Path
 
 from modules.backend_choice import has_jax_for_gpu, has_nvidia
 
+_CGROUP = Path("/proc/self/cgroup")
 # JAX takes this share of a GPU's memory, where no variable of its own says otherwise.
 JAX_SHARE = 0.75
 
@@ -79,14 +80,33 @@ def count_cores() -> int:
 
 
 def find_memory() -> int:
-    """Returns the bytes of memory that this process may take: the machine's, or its container's; 0 where the system does not say."""
+    """Returns the bytes of memory that this process may take: the machine's, its container's or its job's; 0 where nobody says."""
     if not hasattr(os, "sysconf"):
         return 0
     least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for path in _list_limits(_CGROUP):
         with contextlib.suppress(OSError, ValueError):
-            least = min(least, int(Path(path).read_text()))
+            least = min(least, int(path.read_text()))
     return least
+
+
+def _list_limits(group: Path) -> list[Path]:
+    """Lists the files that may bound the memory of this process: those of its control group and of all above it.
+
+    A job of Slurm has a group of its own. A container sees its group as the root.
+
+    Args:
+        group: Linux's file of the groups that a process is in.
+    """
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in group.read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers == "" or "memory" in controllers.split(","):
+                # Of the second version of control groups, and of the first.
+                root, file = ("", "memory.max") if controllers == "" else ("memory", "memory.limit_in_bytes")
+                limits += [Path("/sys/fs/cgroup", root, part.relative_to("/"), file) for part in (Path(name), *Path(name).parents)]
+    return limits
 
 
 def has_cpu_bfloat16() -> bool:

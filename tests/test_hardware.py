@@ -66,6 +66,20 @@ def test_a_gpu_has_the_memory_that_the_backend_takes(monkeypatch, backend, found
     assert hardware._find_share() == (0.9 if share == 0.75 else share)
 
 
+def test_the_memory_of_a_job_is_bounded_by_the_groups_above_it(tmp_path):
+    group = tmp_path / "cgroup"
+    group.write_text("5:cpu,cpuacct:/other\n4:memory:/slurm/job_7\n0::/system.slice\n")
+    assert list(map(str, hardware._list_limits(group))) == [
+        "/sys/fs/cgroup/memory/slurm/job_7/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/slurm/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/system.slice/memory.max",
+        "/sys/fs/cgroup/memory.max",
+    ]
+    assert hardware._list_limits(tmp_path / "none") == []
+    assert 0 < hardware.find_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def test_the_peak_of_memory_is_forgotten_and_measured():
     reset_peak()
     before = read_peak()

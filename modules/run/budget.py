@@ -285,7 +285,8 @@ def fit_to_time(
         part = "the part of this training, " if share else ""
         raise ValueError(
             f"Expected `minutes` for at least one step. Received: {minutes:g}, {part}of which {find_elapsed() / 60:.1f} are over and "
-            f"{timing.first_s / 60:.1f} are needed to compile the network. Give more minutes, or --epochs."
+            f"{timing.first_s / 60:.1f} are needed to compile the network; a step takes {timing.step_s:.2g} s. Give more minutes, or "
+            "--epochs."
         )
     plan = make_plan(best.settings, spec, fingerprint, schedule, hardware)
     return replace(plan, recipe={**plan.recipe, "precision": best.settings.precision}, costs={"seconds": 60 * minutes, **_describe(timing)})
