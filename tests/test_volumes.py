@@ -168,7 +168,11 @@ def test_a_file_whose_name_only_ends_in_a_number_is_a_case_of_its_own(runs, phan
         (["--dataset", "oasis", "--mode", "patch"], "Expected `mode` 'slice' for 'oasis', which is a set of slices. Received: 'patch'"),
         (["--dataset", "ibsr18", "--network", "unet2d"], "Expected a 3-D `network` for mode 'patch', one of ('plain_unet', "),
         (["--dataset", "ibsr18", "--mode", "slice", "--network", "unet3d"], "Expected a 2-D `network` for mode 'slice', one of ('effi"),
-        (["--dataset", "ibsr18", "--shape", "32", "32"], "Expected `shape` of 3 numbers for 'ibsr18' in mode 'patch'. Received: (32, 32)"),
+        (["--dataset", "ibsr18", "--shape", "32"], "Expected `shape` of 3 numbers for 'ibsr18' in mode 'patch'. Received: (32,)"),
+        (
+            ["--dataset", "ibsr18", "--mode", "patch", "--shape", "32", "32"],
+            "Expected `shape` of 3 numbers for 'ibsr18' in mode 'patch'. Received: (32, 32)",
+        ),
         (
             ["--dataset", "ibsr18", "--epochs", "1", "--shape", "30", "32", "32"],
             "multiples of 8 for network 'plain_unet'. Received: (30, 32, 32)",

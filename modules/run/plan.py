@@ -177,8 +177,9 @@ def draft_plan(settings: Settings, spec: DatasetSpec) -> PlanDraft:
         interpolation=settings.interpolation,
         foreground_crop=settings.crop == "foreground" or (settings.crop == "own" and spec.preprocessing.foreground_crop),
     )
+    kind = f"a set of {'volumes' if volumes else 'slices'}" if volumes == (mode != "slice") else "--shape has two sizes"
     reasons = {
-        "mode": "set" if settings.mode or (volumes and mode == "slice") else f"a set of {'volumes' if volumes else 'slices'}",
+        "mode": "set" if settings.mode else kind,
         "network": "set" if settings.network else f"for samples of {rank} dimensions",
         "spacing": "set" if settings.spacing else "the data set's own" if spec.preprocessing.spacing_mm else "",
         "window": "set" if settings.shape else "the data set's own" if sizes else "",

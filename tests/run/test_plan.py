@@ -94,7 +94,7 @@ def test_the_sizes_of_a_shape_say_whether_it_is_that_of_a_slice():
     assert (plan.mode, plan.window.sizes, plan.reasons["mode"]) == ("patch", (32, 32, 16), "a set of volumes")
     # And these by patches, but two sizes are those of a slice.
     plan = _plan(shape=(32, 48))
-    assert (plan.mode, plan.plane, plan.window.sizes, plan.reasons["mode"]) == ("slice", "axial", (32, 48, 1), "set")
+    assert (plan.mode, plan.plane, plan.window.sizes, plan.reasons["mode"]) == ("slice", "axial", (32, 48, 1), "--shape has two sizes")
     with pytest.raises(ValueError, match="Expected `shape` of 3 numbers for 'brains' in mode 'patch'"):
         _plan(mode="patch", shape=(32, 48))
 
