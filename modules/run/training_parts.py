@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from modules.backend_choice import has_nvidia
+from modules.run.budget import MINUTES
 from modules.run.folder import RunFolder, write_json
 from modules.run.settings import Settings
 from modules.run.workers import Crew, WorkerOptions, make_command, open_workers
@@ -58,12 +60,17 @@ def train_fold_parts(
     todo = [(name, number, fold) for name, members in folds.items() for number, fold in enumerate(members) if not fold.finished]
     if not todo:
         return
-    rounds = math.ceil(len(todo) / (workers.number or len(todo)))
+    # Those that are finished had their part of the time.
+    everyone = sum(map(len, folds.values()))
+    rounds = math.ceil(everyone / (workers.number or everyone))
     most = 0 if workers.kind == "slurm" else workers.number
     failed = {}
     with open_workers(workers, run.workers) as submit, Crew(submit, most) as crew:
         for name, number, fold in todo:
             minutes = settings[name].minutes
+            if workers.kind == "local" and not settings[name].epochs and not has_nvidia():
+                # Each worker would take the hour that a CPU has for all.
+                minutes = minutes or MINUTES
             own = replace(settings[name], fold=number, minutes=minutes and minutes * share / rounds)
             crew.add(str(fold.path), lambda fold=fold, own=own: make_training_command(script, fold, own, run.workers, *flags))
         log.info("%d folds by workers; each writes its own log, such as %s", len(todo), todo[0][2].log)

@@ -10,7 +10,7 @@ from command_helpers import TINY, expect_one_line
 
 import train
 from modules import backend_choice
-from modules.run import workers
+from modules.run import training_parts, workers
 from modules.run.folder import RunFolder
 from modules.run.settings import Settings
 from modules.run.training_parts import make_training_command, train_fold_parts
@@ -120,8 +120,11 @@ def test_time_is_shared_and_a_fold_that_fails_is_named(tmp_path, monkeypatch):
     # Two workers train three folds one after the other, so that each has half of the time. The one that fails is begun thrice.
     assert [config["minutes"] for config in asked] == [13.5] * 5
     assert sorted(config["fold"] for config in asked) == [0, 1, 1, 1, 2]
-    # Only what is missing is trained, with all of the time.
-    asked.clear()
-    with pytest.raises(ValueError, match="Expected every fold"):
-        train_fold_parts(run, runs, {"": Settings("oasis", minutes=30.0, folds=3)}, Path("train.py"), WorkerOptions("local", 2))
-    assert [(config["fold"], config["minutes"]) for config in asked] == [(1, 30.0)] * 3
+    # Only what is missing is trained, in the part of the time that it had before.
+    for given, on_gpu, minutes in (({"minutes": 30.0}, False, 15.0), ({}, False, 30.0), ({}, True, None), ({"epochs": 3}, False, None)):
+        asked.clear()
+        monkeypatch.setattr(training_parts, "has_nvidia", lambda on_gpu=on_gpu: on_gpu)
+        with pytest.raises(ValueError, match="Expected every fold"):
+            train_fold_parts(run, runs, {"": Settings("oasis", **given, folds=3)}, Path("train.py"), WorkerOptions("local", 2))
+        # Of all folds together a CPU has an hour, and a GPU the whole recipe.
+        assert [(config["fold"], config["minutes"]) for config in asked] == [(1, minutes)] * 3
