@@ -31,7 +31,7 @@ def test_every_network_takes_all_its_own_weights_and_those_for_other_channels_an
     assert hash_weights(network) == hash_weights(source)
 
     if name == "efficientnet_unet":
-        # It takes long to build, and its last block gets the image beside the features.
+        # It takes long to build.
         return
     other = _build(name, 2, 2)
     taken = take_weights(other, source, Ends(("T1", "T2"), ("background", "GM")), ENDS)
@@ -80,6 +80,21 @@ def test_channels_by_hand():
     token = np.arange(1.0, 5.0, dtype="float32")[:, None]
     assert spread_channels(token, ("T1", "T2"), ("T2", "T1")).ravel().tolist() == [2, 1, 4, 3]
     assert spread_channels(token[:3], ("T1", "T2"), ("T1",)) is None
+
+
+def test_a_layer_that_has_the_image_beside_features_follows_the_channels_too():
+    def build(channels):
+        image = keras.Input((4, 4, channels))
+        x = keras.layers.Concatenate()([keras.layers.Conv2D(3, 1)(image), image])
+        return keras.Model(image, keras.layers.Conv2D(3, 1)(keras.layers.Conv2D(2, 1)(x)))
+
+    source, turned, one = build(2), build(2), build(1)
+    for network, channels in ((turned, ("T2", "T1")), (one, ("PD",))):
+        taken = take_weights(network, source, Ends(channels, ENDS.class_names), Ends(("T1", "T2"), ENDS.class_names))
+        assert taken.taken == taken.weights
+    image = np.random.default_rng(0).normal(size=(1, 4, 4, 2)).astype("float32")
+    np.testing.assert_allclose(turned(image[..., ::-1]), source(image), atol=1e-5)
+    np.testing.assert_allclose(one(image[..., :1]), source(image[..., [0, 0]]), atol=1e-5)
 
 
 @pytest.mark.parametrize(
