@@ -181,6 +181,8 @@ def _train_nnunet(content: dict, work: Path, output: Path, seconds: float) -> No
     predictor.manual_initialization(
         trainer.network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json, "nnUNetTrainer", None
     )
+    # While it trains, the network returns a list of resolutions.
+    trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
     predictor.list_of_parameters = [trainer.network.state_dict()]
     predictor.predict_from_files(str(test), str(output), num_processes_preprocessing=1, num_processes_segmentation_export=1)
