@@ -61,7 +61,8 @@ def take_weights(network: keras.Model, source: keras.Model, ends: Ends, source_e
     lines, body = [], 0
     for layer, other in _pair_layers(ours, theirs, first | beside.keys() | {id(head)}):
         old = [ops.convert_to_numpy(weight) for weight in other.weights]
-        if layer is head and renamed:
+        # Regions and classes of the same names differ in the background's logit.
+        if layer is head and (renamed or old[-1].shape[-1] != layer.weights[-1].shape[-1]):
             own = [ops.convert_to_numpy(weight) for weight in layer.weights]
             new, line = match_classes(old, own, source_ends.class_names, ends.class_names)
             lines.append(line)

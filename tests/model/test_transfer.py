@@ -119,6 +119,18 @@ def test_classes_by_hand(old, source, own, names, expected, line):
     assert (kernel.tolist(), bias.tolist(), said) == ([expected, expected], expected, line)
 
 
+def test_regions_and_classes_of_the_same_names_keep_their_logits():
+    regions, classes = _build("unet2d", num_regions=2), _build("unet2d")
+    kernel, bias = before = regions.layers[-1].get_weights()
+    taken = take_weights(classes, networks.with_head(regions, regions=True), ENDS, ENDS)
+    assert (taken.taken, taken.lines) == (taken.weights, ["classes: background, CSF, GM as there"])
+    for weight, old in zip(classes.layers[-1].get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight[..., 0], 0)
+        np.testing.assert_array_equal(weight[..., 1:], old)
+    take_weights(regions, classes, ENDS, ENDS)
+    assert all(np.array_equal(weight, old) for weight, old in zip(regions.layers[-1].get_weights(), (kernel, bias), strict=True))
+
+
 def test_a_head_of_other_features_stays():
     old, own = [np.zeros((2, 3)), np.zeros(3)], [np.ones((4, 3)), np.ones(3)]
     weights, line = match_classes(old, own, ("bg", "a", "b"), ("bg", "b", "a"))
