@@ -69,9 +69,7 @@ def take_weights(network: keras.Model, source: keras.Model, ends: Ends, source_e
         elif id(layer) in first:
             new = [spread_channels(old[0], source_ends.channels, ends.channels), *old[1:]]
         elif id(layer) in beside:
-            before, image, after = np.split(old[0], [beside[id(layer)], beside[id(layer)] + len(source_ends.channels)], axis=-2)
-            image = spread_channels(image, source_ends.channels, ends.channels)
-            new = [np.concatenate([before, image, after], axis=-2), *old[1:]]
+            new = [_spread_part(old[0], beside[id(layer)], source_ends.channels, ends.channels), *old[1:]]
         else:
             new = old
         for weight, value in zip(layer.weights, new, strict=False):
@@ -111,6 +109,13 @@ def spread_channels(kernel: np.ndarray, source: Sequence[str], channels: Sequenc
     chosen = [parts.mean(axis=-2) if place is None else parts[..., place, :] for place in _match_channels(source, channels)]
     spread = np.stack(chosen, axis=-2) * np.float32(len(source) / len(channels))
     return spread.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
+
+
+def _spread_part(kernel: np.ndarray, place: int, source: Sequence[str], channels: Sequence[str]) -> np.ndarray | None:
+    """Turns a kernel as `spread_channels` does, whose channels from a place on are the image's and whose others are features."""
+    before, image, after = np.split(kernel, [place, place + len(source)], axis=-2)
+    spread = spread_channels(image, source, channels)
+    return None if spread is None else np.concatenate([before, spread, after], axis=-2)
 
 
 def match_classes(
