@@ -199,7 +199,8 @@ def _find_image(network: keras.Model, layer: Any) -> int | None:
     joined = next((other for other in network.layers if isinstance(other, keras.layers.Concatenate) and other.output is layer.input), None)
     place = 0
     for tensor in joined.input if joined is not None else ():
-        if tensor is network.input:
+        # In half precision a cast stands between the image and the layer.
+        if tensor.shape[-1] == network.input.shape[-1] and not keras.Model(network.input, tensor).weights:
             return place
         place += tensor.shape[-1]
     return None
