@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from modules.data.documents import to_line
 from modules.data.files import replace_file
 from modules.model.trainer import Trainer
 
@@ -54,8 +53,9 @@ class LastAverage(keras.callbacks.Callback):
                 self.count = int(file["count"])
                 self._means = [file[f"mean_{index}"] for index in range(len(file.files) - 1)]
         except Exception as error:  # A damaged zip file fails in many ways.
+            received = "a damaged file" if path.is_file() else "no such file"
             raise ValueError(
-                f"Expected the average of the last epochs in {path}. Received: {to_line(error)}. Copy it there, or start the run anew."
+                f"Expected the average of the last epochs in {path}. Received: {received}. Copy it there, or start the run anew."
             ) from error
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

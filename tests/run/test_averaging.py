@@ -75,10 +75,10 @@ def test_one_epoch_is_no_average(tmp_path, caplog):
 def test_a_run_without_its_average_does_not_go_on_with_another(tmp_path):
     average = LastAverage(_Trainer(), tmp_path, 3)
     average.restore(2)
-    for content in (None, b"PK"):
+    for content, received in ((None, "no such file"), (b"PK", "a damaged file")):
         if content:
             (tmp_path / "average_000000004.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"^Expected the average of the last epochs in .*average_000000004.npz. Received: .* Copy it"):
+        with pytest.raises(ValueError, match=f"^Expected the average of the last epochs in .*_000000004.npz. Received: {received}. Copy it"):
             average.restore(4)
 
 
