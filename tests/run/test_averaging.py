@@ -78,7 +78,9 @@ def test_a_run_without_its_average_does_not_go_on_with_another(tmp_path):
     for content, received in ((None, "no such file"), (b"PK", "a damaged file")):
         if content:
             (tmp_path / "average_000000004.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=f"^Expected the average of the last epochs in .*_000000004.npz. Received: {received}. Copy it"):
+        with pytest.raises(
+            ValueError, match=f"^Expected the average of the last epochs in .*_000000004.npz. Received: {received}. Copy it"
+        ):
             average.restore(4)
 
 
