@@ -19,7 +19,7 @@ from modules.data import msd
 from modules.data.case import Case, LabelRule, place_in_volume, rename
 from modules.data.draws import AUGMENTATIONS
 from modules.data.files import NIFTI_SUFFIXES, index_images, stem_of, suffix_of, walk_files
-from modules.data.folder_set import MODALITIES, Wishes, describe_folder
+from modules.data.folder_set import MODALITIES, Wishes, describe_folder, find_sides
 from modules.data.preprocess import Preprocessing
 from modules.data.spec import DatasetSpec
 from modules.data.splits import SPLITS
@@ -184,7 +184,8 @@ _TUMOUR_CODES = {"tumour": (("49755003", "Morphologically Abnormal Structure"), 
 def _describe_msd(root: Path, _: Wishes) -> dict[str, Any]:
     description = msd.read_description(root)
     rule = LabelRule(description["label_values"], renames=msd.LABEL_RENAMES)
-    return {name: description[name] for name in ("title", "licence", "channels", "class_names", "regions")} | {"label_rule": rule}
+    fields = {name: description[name] for name in ("title", "licence", "channels", "class_names", "regions")}
+    return fields | {"label_rule": rule, "mirrored_labels": () if fields["regions"] else find_sides(fields["class_names"])}
 
 
 DATASETS: dict[str, DatasetSpec] = {

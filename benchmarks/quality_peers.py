@@ -89,15 +89,19 @@ def _train_monai(content: dict, work: Path, output: Path, seconds: float) -> Non
         steps += 1
     print(f"monai: {steps} steps of {batch} x {window}, {sum(weight.numel() for weight in network.parameters()):,} weights", flush=True)
     network.eval()
+    # Scans that are smaller than the window are continued as in training.
+    edges = {"padding_mode": "replicate"}
     with torch.no_grad():
         for name in _list(content, "test"):
             image, label = _read(work, name, slices)
             tensor = torch.from_numpy(np.ascontiguousarray(image))[None]
             if slices:
-                parts = [sliding_window_inference(tensor[..., index], window, 8, network, 0.25) for index in range(tensor.shape[-1])]
-                logits = torch.stack(parts, dim=-1)
+                pieces = (
+                    sliding_window_inference(tensor[..., index], window, 8, network, 0.25, **edges) for index in range(tensor.shape[-1])
+                )
+                logits = torch.stack(list(pieces), dim=-1)
             else:
-                logits = sliding_window_inference(tensor, window, 4, network, 0.5, mode="gaussian")
+                logits = sliding_window_inference(tensor, window, 4, network, 0.5, mode="gaussian", **edges)
             _save(logits[0].argmax(dim=0).numpy(), work / "labels" / f"{name}.nii.gz", output / f"{name}.nii.gz")
 
 
@@ -163,16 +167,16 @@ def _train_nnunet(content: dict, work: Path, output: Path, seconds: float) -> No
     trainer = nnUNetTrainer(plans, configuration, 0, json.loads((preprocessed / "dataset.json").read_text()), device=torch.device("cpu"))
     trainer.on_train_start()
     trainer.network.train()
-    iterations, rate = 0, trainer.initial_lr
+    losses, rate = [], trainer.initial_lr
     # Its schedule is a polynomial over the epochs; here it is one over the time.
     while (part := (time.monotonic() - START) / seconds) < 1:
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate * (1 - part) ** 0.9
-        trainer.train_step(next(trainer.dataloader_train))
-        iterations += 1
+        losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
     trainer.on_train_end()
     patch = trainer.configuration_manager.patch_size
-    print(f"nnunet: {iterations} iterations of {trainer.batch_size} x {patch}", flush=True)
+    first, last = (np.mean(part) for part in (losses[:5], losses[-5:]))
+    print(f"nnunet: {len(losses)} iterations of {trainer.batch_size} x {patch}, loss {first:.3f} -> {last:.3f}", flush=True)
     test = root / "test"
     test.mkdir(exist_ok=True)
     for name in _list(content, "test"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.data.case import Case, LabelRule, Volume
-from modules.data.folder_set import Wishes, find_hint
+from modules.data.folder_set import Wishes, find_hint, find_sides
 from modules.data.preprocess import Preprocessing
 from modules.data.regions import IGNORE, Region, count_parts, find_fault
 
@@ -29,6 +29,7 @@ class DatasetSpec:
         find: Function from the folder to all its cases; it raises FileNotFoundError or ValueError naming what is missing.
         write_phantom: Function that draws a stand-in in the same layout: `write_phantom(root, seed=...)`.
         mirrored_labels: Pairs of classes that change places when left and right are flipped.
+        one_sided: Whether a class is on one side and the other side is no class of its own. A flip would take one for the other.
         codes: SNOMED codes of classes by their names: value and meaning of the category, then of the type. DICOM segmentations have them.
         regions: What each class but the background consists of, where classes overlap; else nothing. The indices of `label_rule` are then
             those of parts.
@@ -52,6 +53,7 @@ class DatasetSpec:
     find: Callable[[Path], list[Case]]
     write_phantom: Callable[..., Path]
     mirrored_labels: tuple[tuple[str, str], ...] = ()
+    one_sided: bool = False
     codes: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = field(default_factory=dict)
     regions: tuple[Region, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +68,8 @@ class DatasetSpec:
             raise ValueError(f"Expected {fault[0].rstrip(',')} in `regions` of '{self.name}'. Received: {fault[1]}.")
         if self.regions and self.mirrored_labels:
             raise ValueError(f"Expected no `mirrored_labels` beside the `regions` of '{self.name}'. Received: {self.mirrored_labels}.")
+        # The parts of regions do not change places.
+        object.__setattr__(self, "one_sided", self.one_sided or bool(self.regions and find_sides(self.class_names)))
 
     @property
     def spatial_dims(self) -> int:
@@ -189,4 +193,6 @@ def choose_target(spec: DatasetSpec, target: Sequence[str]) -> DatasetSpec:
     values = {value: index if index == IGNORE else int(index in parts) for value, index in spec.label_rule.values.items()}
     written = spec.label_rule.output_values
     rule = replace(spec.label_rule, values=values, output_values=(written[0], written[chosen[0].painted]))
-    return replace(spec, class_names=(spec.class_names[0], "+".join(target)), label_rule=rule, regions=())
+    sides = spec.mirrored_labels or find_sides(spec.class_names)
+    one_sided = any((one in target) != (other in target) for one, other in sides)
+    return replace(spec, class_names=(spec.class_names[0], "+".join(target)), label_rule=rule, regions=(), one_sided=one_sided)

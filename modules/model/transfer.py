@@ -42,8 +42,8 @@ def take_weights(network: keras.Model, source: keras.Model, ends: Ends, source_e
     """Assigns to a network the weights of a trained one that fit.
 
     Layers are paired by their order, see `_pair_layers`, because Keras numbers their names by what the process made before. A weight is
-    taken where both have one shape. Kernels of layers that see the image follow the channels by name, see `spread_channels`. The head
-    follows the classes by name, see `match_classes`. All other weights stay as they are.
+    taken where both have one shape. Kernels of layers that see the image, alone or beside features, follow the channels by name, see
+    `spread_channels`. The head follows the classes by name, see `match_classes`. All other weights stay as they are.
 
     Args:
         network: The new network, from `(B, *P, C)` to logits.
@@ -53,18 +53,23 @@ def take_weights(network: keras.Model, source: keras.Model, ends: Ends, source_e
     """
     ours, theirs = _list_layers(network), _list_layers(source)
     head = next((layer for layer in reversed(ours) if _has_kernel(layer)), None)
-    first = {id(layer) for layer in ours if _sees_image(network, layer)} if list(ends.channels) != list(source_ends.channels) else set()
+    other_channels = list(ends.channels) != list(source_ends.channels)
+    first = {id(layer) for layer in ours if _sees_image(network, layer)} if other_channels else set()
+    beside = {id(layer): place for layer in ours if (place := _find_image(network, layer)) is not None} if other_channels else {}
     renamed = list(ends.class_names) != list(source_ends.class_names)
     values: dict[int, np.ndarray] = {}
     lines, body = [], 0
-    for layer, other in _pair_layers(ours, theirs, first | {id(head)}):
+    for layer, other in _pair_layers(ours, theirs, first | beside.keys() | {id(head)}):
         old = [ops.convert_to_numpy(weight) for weight in other.weights]
-        if layer is head and renamed:
+        # Regions and classes of the same names differ in the background's logit.
+        if layer is head and (renamed or old[-1].shape[-1] != layer.weights[-1].shape[-1]):
             own = [ops.convert_to_numpy(weight) for weight in layer.weights]
             new, line = match_classes(old, own, source_ends.class_names, ends.class_names)
             lines.append(line)
         elif id(layer) in first:
             new = [spread_channels(old[0], source_ends.channels, ends.channels), *old[1:]]
+        elif id(layer) in beside:
+            new = [_spread_part(old[0], beside[id(layer)], source_ends.channels, ends.channels), *old[1:]]
         else:
             new = old
         for weight, value in zip(layer.weights, new, strict=False):
@@ -104,6 +109,13 @@ def spread_channels(kernel: np.ndarray, source: Sequence[str], channels: Sequenc
     chosen = [parts.mean(axis=-2) if place is None else parts[..., place, :] for place in _match_channels(source, channels)]
     spread = np.stack(chosen, axis=-2) * np.float32(len(source) / len(channels))
     return spread.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
+
+
+def _spread_part(kernel: np.ndarray, place: int, source: Sequence[str], channels: Sequence[str]) -> np.ndarray | None:
+    """Turns a kernel as `spread_channels` does, whose channels from a place on are the image's and whose others are features."""
+    before, image, after = np.split(kernel, [place, place + len(source)], axis=-2)
+    spread = spread_channels(image, source, channels)
+    return None if spread is None else np.concatenate([before, spread, after], axis=-2)
 
 
 def match_classes(
@@ -178,6 +190,20 @@ def _sees_image(network: keras.Model, layer: Any) -> bool:
     if not _has_kernel(layer) or all(layer is not other for other in network.layers) or isinstance(layer.input, list | tuple):
         return False
     return not keras.Model(network.input, layer.input).weights
+
+
+def _find_image(network: keras.Model, layer: Any) -> int | None:
+    """Finds the first of a kernel's input channels that is the image's, where a layer has the image beside features; None elsewhere."""
+    if not _has_kernel(layer) or all(layer is not other for other in network.layers) or isinstance(layer.input, list | tuple):
+        return None
+    joined = next((other for other in network.layers if isinstance(other, keras.layers.Concatenate) and other.output is layer.input), None)
+    place = 0
+    for tensor in joined.input if joined is not None else ():
+        # In half precision a cast stands between the image and the layer.
+        if tensor.shape[-1] == network.input.shape[-1] and not keras.Model(network.input, tensor).weights:
+            return place
+        place += tensor.shape[-1]
+    return None
 
 
 def _pair_layers(ours: Sequence[Any], theirs: Sequence[Any], ends: set[int]) -> list[tuple[Any, Any]]:

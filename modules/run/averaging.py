@@ -1,6 +1,7 @@
 """Averages the weights of the last epochs (Izmailov et al., Averaging Weights Leads to Wider Optima, 2018), and judges the average."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,19 @@ class LastAverage(keras.callbacks.Callback):
         self.trainer, self._folder, self._first, self._write = trainer, folder, first_epoch, write
 
     def restore(self, epochs: int) -> None:
-        """Takes the average as it was after so many epochs of the run."""
+        """Takes the average as it was after so many epochs of the run; raises ValueError where its file is gone or damaged."""
+        if epochs < self._first:
+            return
         path = self._name(epochs)
-        if epochs >= self._first and path.is_file():
+        try:
             with np.load(path, allow_pickle=False) as file:
                 self.count = int(file["count"])
                 self._means = [file[f"mean_{index}"] for index in range(len(file.files) - 1)]
+        except Exception as error:  # A damaged zip file fails in many ways.
+            received = "a damaged file" if path.is_file() else "no such file"
+            raise ValueError(
+                f"Expected the average of the last epochs in {path}. Received: {received}. Copy it there, or start the run anew."
+            ) from error
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds the weights of an epoch."""
@@ -64,6 +72,8 @@ class LastAverage(keras.callbacks.Callback):
             arrays = {"count": np.array(self.count)} | {f"mean_{index}": mean for index, mean in enumerate(self._means)}
             with replace_file(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
             for old in sorted(self._folder.glob("average_*.npz"))[:-_KEPT]:
                 old.unlink()
 
@@ -80,6 +90,7 @@ class LastAverage(keras.callbacks.Callback):
             Whether the average was saved.
         """
         if self.count < 2:
+            log.info("no average of the weights: the training ended before two of the last epochs, from epoch %d on", self._first)
             return False
         network = self.trainer.network
         own = [np.array(keras.ops.convert_to_numpy(weight)) for weight in network.weights]

@@ -71,7 +71,7 @@ def _score_pair(
         bundles = [ModelBundle.load(run.list_folds(fold + 1, mode)[fold].path) for mode in pair]
         with PredictionProgress(len(cases), f"scoring {'+'.join(pair)}") as progress:
             predicted = progress.count(predict_cases(bundles, cases, progress.options()))
-            scores = list(scoring.score_predictions(predicted, bundles[0].class_names, tolerance_mm=tolerance_mm))
+            scores = list(scoring.score_predictions(predicted, bundles[0].class_names, bundles[0].regions, tolerance_mm=tolerance_mm))
         path.parent.mkdir(parents=True, exist_ok=True)
         score_tables.write_scores(path, scores)
     return score_tables.read_scores(path)

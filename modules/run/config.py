@@ -11,7 +11,7 @@ from modules.run.settings import Settings
 
 _REMEDY = "Correct the file."
 # Of two such settings only one can be given. One that a flag gives takes the place of the file's other one.
-_EITHER = (("data", "demo"), ("minutes", "epochs"))
+_EITHER = (("data", "demo"), ("minutes", "epochs"), ("mode", "modes"))
 
 
 def read_config(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:

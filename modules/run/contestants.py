@@ -1,5 +1,6 @@
 """Reads what `train.py --compare` compares: runs, folders with a `scores.csv`, and folders of anyone's label maps."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -13,7 +14,7 @@ from modules.data.documents import read_json
 from modules.data.files import index_images, stem_of, suffix_of
 from modules.data.label_values import survey_labels
 from modules.data.layout_names import LABEL_ENDING, OUTPUTS
-from modules.data.regions import Region
+from modules.data.regions import Region, list_parts
 from modules.predict.bundle import find_bundle, read_description
 from modules.predict.progress import PredictionProgress
 from modules.run.folder import REMEDY, RunFolder
@@ -24,6 +25,8 @@ from modules.scoring import LEVELS, Score
 # Settings that say where things lie or how a run is watched.
 _INCIDENTAL = ("name", "runs", "cache", "data", "cases", "subjects", "track", "checkpoint_minutes", "demo")
 _MOST_NAMED = 3
+
+log = logging.getLogger("mri")
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,8 @@ def _find_guide(runs: Sequence[Contestant], labels: Path, classes: Sequence[str]
             values = {int(value): index for value, index in rule["values"].items()}
             renames = tuple((pattern, replacement) for pattern, replacement in rule["renames"])
             rule = LabelRule(values, tuple(rule["output_values"]), renames, str(run.path))
+            if classes:
+                log.warning("--classes has no effect: label maps have the classes and values of %s", run.path)
             regions = tuple(Region(tuple(region["parts"]), region["painted"]) for region in description["regions"])
             tolerance = run.settings.get("tolerance_mm") or ()
             spatial_dims = description["preprocessing"]["spatial_dims"]
@@ -264,7 +269,13 @@ def _score_maps(folder: Path, labels: Path, guide: _Guide) -> list[Score]:
         )
     with PredictionProgress(len(wanted), f"scoring {folder.name}") as progress:
         predicted = progress.count(_read_maps([(name, maps[name], paired[name]) for name in wanted], guide))
-        return list(scoring.score_predictions(predicted, guide.class_names, guide.regions, tolerance_mm=guide.tolerance_mm))
+        scores = list(scoring.score_predictions(predicted, guide.class_names, guide.regions, tolerance_mm=guide.tolerance_mm))
+    for name, parts in zip(guide.class_names[1:], list_parts(guide.class_names, guide.regions), strict=True):
+        of_class = [score for score in scores if score.class_name == name]
+        if any(score.reference_voxels for score in of_class) and not any(score.voxels for score in of_class):
+            values = ", ".join(str(guide.label_rule.output_values[part]) for part in parts)
+            log.warning("no label map in %s holds %s, although references do; it has the value %s there", folder, name, values)
+    return scores
 
 
 def _index_cases(folder: Path) -> dict[str, Path]:

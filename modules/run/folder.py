@@ -234,8 +234,9 @@ class RunFolder:
                 write_json(draft.fingerprint, fingerprint)
             for place, part in parts.items():
                 shutil.copytree(part, draft.path / place, ignore=shutil.ignore_patterns(".lock", f"{TEMPORARY}*"))
-            if settings.init and not parts and self.init.parent == self.path:
-                copy_bundle(Path(settings.init), draft.init)
+            source = RunFolder(next(iter(parts.values()))).init if parts else Path(settings.init)
+            if settings.init and self.init.parent == self.path and (source.is_dir() or not parts):
+                copy_bundle(source, draft.init)
             self._take_name(draft)
             self._lock, draft._lock = draft._lock, None
         finally:

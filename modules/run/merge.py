@@ -12,8 +12,9 @@ from modules.run.folder import REMEDY, RunFolder
 from modules.run.listing import list_runs
 from modules.run.settings import Settings, may_differ
 
-# Settings that may differ between the folds, besides where they lie: what tells the runs apart, and what affects no result.
-_OWN = ("fold", "mode", "modes", "name", "track", "demo", "checkpoint_minutes")
+# Settings that may differ between the folds, besides where they lie: what tells the runs apart, and what affects no result. `check_parts`
+# compares the models of `init` by their hashes, wherever they lay.
+_OWN = ("fold", "mode", "modes", "name", "track", "demo", "checkpoint_minutes", "init")
 
 _SPLITS = mapping(text(), many(Rule("a case", lambda value: isinstance(value, str)), 0, 1 << 24))
 
@@ -73,7 +74,9 @@ def _check_settings(whole: Settings, settings: Settings, first: Path, path: Path
 
 
 def check_parts(parts: Mapping[str, Path], tests: Sequence[Sequence[Case]], data: Path) -> None:
-    """Checks that folds were trained on the same files, and that the data here have their test cases; warns of another program.
+    """Checks that folds were trained on the same files, from the same model, and that the data here have their test cases.
+
+    It warns of another program.
 
     Args:
         parts: The run of each fold, from `collect_folds`.
@@ -83,7 +86,7 @@ def check_parts(parts: Mapping[str, Path], tests: Sequence[Sequence[Case]], data
     Raises:
         ValueError: Otherwise, naming the run.
     """
-    from modules.run.verify import read_data, read_origin
+    from modules.run.verify import read_data, read_init, read_origin
 
     first = next(iter(parts.values()))
     files, origin = _strip(read_data(RunFolder(first))), read_origin(RunFolder(first))
@@ -100,6 +103,8 @@ def check_parts(parts: Mapping[str, Path], tests: Sequence[Sequence[Case]], data
             raise ValueError(f"Expected the test cases of {path} in {data}. Received: others. Give the folder of its data by --data.")
         if _read_data_set(record) != _read_data_set(origin):
             raise ValueError(f"Expected channels and classes of {first} in every run to merge. Received: others in {path}. Train it anew.")
+        if read_init(run).get("bundle_sha256") != read_init(RunFolder(first)).get("bundle_sha256"):
+            raise ValueError(f"Expected the model of --init of {first} in every run to merge. Received: another in {path}. Train it anew.")
         for name in ("backend", "precision", "devices", "versions", "code_sha256"):
             if record[name] != origin[name]:
                 log.warning("%s differs between %s and %s: the models may not be those of one command", name, first, path)

@@ -293,6 +293,11 @@ def _check_flips(settings: Settings, spec: DatasetSpec) -> None:
             f"Expected volumes for `augment` with flips of classes on the left and the right ({names}). Received: 2-D files of "
             f"'{spec.name}', which do not say which side is which. Leave `--augment` out."
         )
+    if augmentation and augmentation.flip and spec.one_sided:
+        raise ValueError(
+            f"Expected `augment` without flips, which would show {', '.join(spec.class_names[1:])} of '{spec.name}' on the other side too. "
+            f"Received: '{settings.augment}'. Choose `--augment mild`, or classes of both sides that do not overlap."
+        )
 
 
 def _check_contrast(settings: Settings, preprocessing: Preprocessing) -> None:

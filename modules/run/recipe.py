@@ -99,8 +99,9 @@ def choose_recipe(
     """
     few = sparse and subjects < FEW_SUBJECTS
     augment = next(name for least, name in (AUGMENT_FEW_FROM if few else AUGMENT_FROM) if passes >= least)
-    # 2-D files do not say which axis runs from left to right, so classes with sides allow no flips.
-    if rank == 2 and spec.spatial_dims == 2 and spec.mirrored_indices() and AUGMENTATIONS[augment] is not None:
+    # 2-D files do not say which axis runs from left to right, so classes with sides allow no flips. Nor does one side alone.
+    fixed = spec.one_sided or (rank == 2 and spec.spatial_dims == 2 and spec.mirrored_indices())
+    if fixed and AUGMENTATIONS[augment] is not None:
         augment = "mild"
     reasons["augment"] = f"{passes:.2g} passes over the training cases"
     # The validation Dice ends a training by patience or at a goal, and then it chooses the epoch too.

@@ -102,6 +102,15 @@ def test_labels_are_sorted_by_value_not_by_name(tmp_path):
     assert read_description(root)["channels"] == tuple(f"channel {value}" for value in range(11))
 
 
+def test_left_and_right_change_places(tmp_path):
+    labels = {"background": 0, "right hippocampus": 1, "left hippocampus": 2}
+    spec = load_spec(DATASETS["msd"], make_tiny(tmp_path / "a", labels))
+    assert (spec.mirrored_indices(), spec.one_sided) == (((1, 2),), False)
+    regions = {**labels, "right hippocampus": [1, 3], "left hippocampus": [2, 4]}
+    spec = load_spec(DATASETS["msd"], make_tiny(tmp_path / "b", regions, regions_class_order=[1, 2]))
+    assert (spec.mirrored_indices(), spec.one_sided) == ((), True)
+
+
 def test_another_file_ending_and_names_with_points(tmp_path):
     root = make_tiny(tmp_path / "a", {"background": 0, "a": 1}, file_ending=".nii")
     for name in ("imagesTr/x.1_y_0000.nii", "labelsTr/x.1_y.nii"):

@@ -31,7 +31,7 @@ def test_every_network_takes_all_its_own_weights_and_those_for_other_channels_an
     assert hash_weights(network) == hash_weights(source)
 
     if name == "efficientnet_unet":
-        # It takes long to build, and its last block gets the image beside the features.
+        # It takes long to build.
         return
     other = _build(name, 2, 2)
     taken = take_weights(other, source, Ends(("T1", "T2"), ("background", "GM")), ENDS)
@@ -82,6 +82,24 @@ def test_channels_by_hand():
     assert spread_channels(token[:3], ("T1", "T2"), ("T1",)) is None
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_layer_that_has_the_image_beside_features_follows_the_channels_too(policy):
+    def build(channels):
+        image = keras.Input((4, 4, channels))
+        x = keras.layers.Concatenate(dtype=policy)([keras.layers.Conv2D(3, 1, dtype=policy)(image), image])
+        return keras.Model(image, keras.layers.Conv2D(3, 1)(keras.layers.Conv2D(4, 1, dtype=policy)(x)))
+
+    source, turned, one = build(2), build(2), build(1)
+    for network, channels in ((turned, ("T2", "T1")), (one, ("PD",))):
+        taken = take_weights(network, source, Ends(channels, ENDS.class_names), Ends(("T1", "T2"), ENDS.class_names))
+        assert taken.taken == taken.weights
+    old, new, mean = (np.array(model.layers[-2].kernel) for model in (source, turned, one))
+    np.testing.assert_array_equal(new[..., [0, 1, 2, 4, 3], :], old)
+    # Of one channel in place of two the sum gives the same for an image with equal channels.
+    np.testing.assert_array_equal(mean[..., :3, :], old[..., :3, :])
+    np.testing.assert_allclose(mean[..., 3, :], old[..., 3:, :].sum(axis=-2), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("old", "source", "own", "names", "expected", "line"),
     [
@@ -102,6 +120,18 @@ def test_classes_by_hand(old, source, own, names, expected, line):
     weights = [np.array([old, old], "float32"), np.array(old, "float32")], [np.array([own, own], "float32"), np.array(own, "float32")]
     (kernel, bias), said = match_classes(*weights, source.split(), names.split())
     assert (kernel.tolist(), bias.tolist(), said) == ([expected, expected], expected, line)
+
+
+def test_regions_and_classes_of_the_same_names_keep_their_logits():
+    regions, classes = _build("unet2d", num_regions=2), _build("unet2d")
+    kernel, bias = before = regions.layers[-1].get_weights()
+    taken = take_weights(classes, networks.with_head(regions, regions=True), ENDS, ENDS)
+    assert (taken.taken, taken.lines) == (taken.weights, ["classes: background, CSF, GM as there"])
+    for weight, old in zip(classes.layers[-1].get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight[..., 0], 0)
+        np.testing.assert_array_equal(weight[..., 1:], old)
+    take_weights(regions, classes, ENDS, ENDS)
+    assert all(np.array_equal(weight, old) for weight, old in zip(regions.layers[-1].get_weights(), (kernel, bias), strict=True))
 
 
 def test_a_head_of_other_features_stays():

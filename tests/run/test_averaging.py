@@ -63,11 +63,25 @@ def test_the_mean_of_the_last_three_epochs_is_judged(tmp_path, negate, mean):
     assert _judge(trainer, average, float("nan"), 0.6)[0] is False
 
 
-def test_one_epoch_is_no_average(tmp_path):
+def test_one_epoch_is_no_average(tmp_path, caplog):
     trainer = _Trainer()
     average = LastAverage(trainer, tmp_path, 5)
     _train(trainer, average, range(1, 6))
-    assert _judge(trainer, average, 1.0, 0.5) == (False, [], [])
+    with caplog.at_level("INFO", "mri"):
+        assert _judge(trainer, average, 1.0, 0.5) == (False, [], [])
+    assert caplog.messages == ["no average of the weights: the training ended before two of the last epochs, from epoch 5 on"]
+
+
+def test_a_run_without_its_average_does_not_go_on_with_another(tmp_path):
+    average = LastAverage(_Trainer(), tmp_path, 3)
+    average.restore(2)
+    for content, received in ((None, "no such file"), (b"PK", "a damaged file")):
+        if content:
+            (tmp_path / "average_000000004.npz").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=f"^Expected the average of the last epochs in .*_000000004.npz. Received: {received}. Copy it"
+        ):
+            average.restore(4)
 
 
 def test_a_resumed_run_has_the_average_of_an_uninterrupted_one(tmp_path):

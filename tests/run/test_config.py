@@ -51,6 +51,12 @@ def test_a_flag_takes_the_place_of_the_files_other_choice(tmp_path):
     assert (_parse("--config", path, "--data", "here").data, _parse("--config", path, "--data", "here").demo) == ("here", False)
     path = _write(tmp_path, 'dataset = "hipmri"\ndata = "there"')
     assert (_parse("--config", path, "--demo").data, _parse("--config", path, "--demo").demo) == ("", True)
+    # One file serves the whole and its folds as separate commands.
+    path = _write(tmp_path, 'dataset = "ibsr18"\nfolds = 2\nmodes = ["slice", "patch"]')
+    single = _parse("--config", path, "--mode", "slice", "--fold", 0)
+    assert (single.mode, single.modes, single.fold) == ("slice", (), 0)
+    path = _write(tmp_path, 'dataset = "ibsr18"\nfolds = 2\nmode = "slice"')
+    assert (_parse("--config", path, "--modes", "patch").mode, _parse("--config", path, "--modes", "patch").modes) == ("", ("patch",))
 
 
 def test_a_run_gives_its_settings_but_not_its_name(runs, capsys):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from compare_helpers import make_run, make_scores
 
+from modules.run import contestants
 from modules.run.contestants import Contestant, check_alike, find_different, read_contestants
 from modules.score_tables import write_scores
 
@@ -136,6 +137,29 @@ def test_label_maps_beside_a_run(maps, tmp_path):
     (maps[0] / "y.nii.gz").unlink()
     with pytest.raises(FileNotFoundError, match="^Expected a label map of each test case in .*maps. Received: none of y. Predict "):
         read_contestants([run, maps[0]], maps[1])
+
+
+def test_classes_beside_a_model_are_told_to_do_nothing(maps, tmp_path, monkeypatch, caplog):
+    description = {
+        "label_rule": {"values": {"0": 0, "1": 1, "2": 2}, "output_values": [0, 1, 2], "renames": []},
+        **{"class_names": ["background", "a", "b"], "regions": [], "preprocessing": {"spatial_dims": 3}},
+    }
+    monkeypatch.setattr(contestants, "find_bundle", lambda path: path)
+    monkeypatch.setattr(contestants, "read_description", lambda path: description)
+    run = make_run(tmp_path / "run", make_scores())
+    (run / "bundle").mkdir()
+    for classes, told in (((), []), (("x", "y"), [f"--classes has no effect: label maps have the classes and values of {run}"])):
+        assert {score.class_name for score in read_contestants([run, maps[0]], maps[1], classes)[1].scores} == {"a", "b"}
+        assert caplog.messages == told
+
+
+def test_a_class_that_no_label_map_holds_is_named(maps, write_nifti, caplog):
+    assert not caplog.messages
+    for name in "xy":
+        write_nifti(f"maps/{name}.nii.gz", np.ones((4, 3, 2), np.uint8), np.diag([2.0, 1, 1, 1]))
+    (one,) = read_contestants([maps[0]], maps[1])
+    assert [score.dice for score in one.scores if score.class_name == "class 2"] == [0, 0]
+    assert caplog.messages == [f"no label map in {maps[0]} holds class 2, although references do; it has the value 2 there"]
 
 
 def test_label_maps_that_cannot_be_scored(maps, tmp_path):

@@ -95,6 +95,32 @@ def test_folds_of_other_classes_are_refused(make, tmp_path):
         check_parts({"fold_0": first, "fold_1": make("z", 1, origin={"data_set": other})}, tests, tmp_path)
 
 
+def test_folds_that_began_from_one_model_keep_it(make, tmp_path):
+    tests = [[Case(f"case_{fold}", "p", (), None)] for fold in range(2)]
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        for file in ("bundle.json", "model.keras"):
+            (tmp_path / name / file).write_text("{}")
+    one, other = ({"init": {"bundle_sha256": digit * 64}} for digit in "12")
+    # Two machines have it in two places.
+    first, second = make("x", init=str(tmp_path / "here"), origin=one), make("y", 1, init=str(tmp_path / "there"), origin=one)
+    settings, parts = collect_folds([first, second])
+    check_parts(parts, tests, tmp_path)
+    whole = RunFolder(tmp_path / "cv")
+    whole.create(settings, parts=parts)
+    whole.release()
+    assert [fold.init for fold in whole.list_folds(2)] == [tmp_path / "cv" / "init"] * 2
+    assert (tmp_path / "cv" / "init" / "model.keras").is_file()
+    # Merged again, its folds find the model in the folder above them.
+    again = RunFolder(tmp_path / "again")
+    again.create(settings, parts=dict(parts, fold_0=whole.path / "fold_0"))
+    again.release()
+    assert (tmp_path / "again" / "init" / "model.keras").is_file()
+    for name, origin in (("z", other), ("random", {})):
+        with pytest.raises(ValueError, match=f"Expected the model of --init of .*x in every run to merge. Received: another in .*{name}. "):
+            check_parts({"fold_0": first, "fold_1": make(name, 1, init=str(tmp_path / "here"), origin=origin)}, tests, tmp_path)
+
+
 def test_tables_may_lie_in_several_places(make):
     own = {"dataset": "folder", "cases": "here/a.csv", "classes": ("here/b.csv",)}
     first = make("x", **own)

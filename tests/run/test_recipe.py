@@ -7,6 +7,7 @@ from helpers import make_fingerprint, make_spec
 
 from dataset import DATASETS
 from modules.data.preprocess import Preprocessing
+from modules.data.regions import Region
 from modules.data.spec import choose_target
 from modules.run import recipe
 from modules.run.flags import parse_training
@@ -83,6 +84,21 @@ def test_only_decoder_levels_below_full_resolution_are_supervised():
     # Other networks have none that are named, and a network of one level has none at all: the training would be refused.
     assert [choose(LENGTHS[-1], network=name) for name in ("residual_unet", "unet3d", "segresnet", "unetr")] == [True, True, False, False]
     assert not choose(LENGTHS[-1], network="unet3d", network_options={"levels": 1})
+
+
+def test_one_side_alone_is_never_mirrored():
+    names = {"class_names": ("background", "left lung", "right lung")}
+    lungs = make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2}, mirrored_labels=(names["class_names"][1:],), **names)
+    regions = make_spec(Preprocessing(3), {0: 0, 1: 1, 2: 2}, regions=(Region((1,), 1), Region((2,), 2)), **names)
+    left, right, both = (choose_target(lungs, target) for target in (["left lung"], ["right lung"], ["right lung", "left lung"]))
+    # So long a training flips, and both sides change places or are one class.
+    for spec, augment in ((lungs, "full"), (both, "full"), (left, "mild"), (right, "mild"), (regions, "mild")):
+        plan = make_plan(Settings("d", shape=(64, 64, 64), batch_size=1), spec, SCANS, Schedule(1, 4**7))
+        assert plan.recipe["augment"] == augment
+    assert choose_target(regions, ["left lung", "right lung"]).one_sided is False
+    with pytest.raises(ValueError, match="^Expected `augment` without flips, which would show left lung of 'd' on the other side too. Rec"):
+        make_plan(Settings("d", augment="light"), left, SCANS, LENGTHS[1])
+    make_plan(Settings("d", augment="light"), both, SCANS, LENGTHS[1])
 
 
 def test_few_validation_subjects_choose_no_epoch():
