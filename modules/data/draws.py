@@ -154,6 +154,12 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
 }
 
 
+def has_flips(name: str) -> bool:
+    """Returns whether an augmentation of `AUGMENTATIONS` mirrors samples."""
+    augmentation = AUGMENTATIONS[name]
+    return augmentation is not None and augmentation.flip > 0
+
+
 @dataclass(frozen=True)
 class Drawer:
     """Draws the augmentation of one sample after another, see `draw_parameters`. It is plain data, for processes that read.

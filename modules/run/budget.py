@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from modules import devices
 from modules.data.cache import PreparedCase
-from modules.data.draws import AUGMENTATIONS
+from modules.data.draws import has_flips
 from modules.data.fingerprint import Fingerprint
 from modules.data.patches import count_starts
 from modules.data.spec import DatasetSpec
@@ -333,8 +333,7 @@ def _count_decisions(settings: Settings, spec: DatasetSpec, hardware: Hardware) 
 
 def _count_flips(one: "_Candidate") -> int:
     """Counts the flips of a window in predictions that the user wants; 0 for none. The plan's own take next to nothing of the time."""
-    augmentation = AUGMENTATIONS[one.plan.resolve(one.settings).augment]
-    wanted = one.settings.predict_mirror == "try" and augmentation is not None and augmentation.flip > 0
+    wanted = one.settings.predict_mirror == "try" and has_flips(one.plan.resolve(one.settings).augment)
     return 2 ** len(one.plan.window.shape) if wanted else 0
 
 

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import NamedTuple
 
-from modules.data.draws import AUGMENTATIONS
+from modules.data.draws import has_flips
 from modules.model.loss_spec import parse_loss
 from modules.run.classes import find_classes
 from modules.run.plan import Plan
@@ -69,15 +69,14 @@ def _list_idle(prepared: PreparedRun) -> list[_Idle]:
         _Idle("optimizer", settings.optimizer == "adamw" and not settings.weight_decay, "adamw without --weight-decay is adam"),
         _Idle("patience", (settings.patience or 0) >= plan.epochs, f"the training ends after {plan.epochs} epochs anyway"),
         _Idle("stop_at_dice", bool(unseen), f"no validation label holds {', '.join(unseen)}, so not every class can be that good"),
-        _Idle("predict_mirror", settings.predict_mirror == "try" and not _flips(settings), f"--augment {settings.augment} does not flip"),
+        _Idle(
+            "predict_mirror",
+            settings.predict_mirror == "try" and not has_flips(settings.augment),
+            f"--augment {settings.augment} does not flip",
+        ),
         _Idle("validate_fraction", "validate" in official, "the data set has a validation set of its own"),
         _Idle("test_fraction", "test" in official or settings.fold is not None, "the test set is the data set's own or the fold's"),
     ]
-
-
-def _flips(settings: Settings) -> bool:
-    augmentation = AUGMENTATIONS[settings.augment]
-    return augmentation is not None and augmentation.flip > 0
 
 
 def _is_plain(plan: Plan) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from modules.data.documents import anything, check_fields, choice, many, mapping, number, optional, text, to_line, whole
-from modules.data.draws import AUGMENTATIONS
+from modules.data.draws import AUGMENTATIONS, has_flips
 from modules.data.fingerprint import Fingerprint
 from modules.data.patches import PLANES, SAMPLINGS, Window, count_starts
 from modules.data.pipeline import PatchSampler, count_samples
@@ -286,14 +286,14 @@ def _choose_sampler(settings: Settings, spec: DatasetSpec, mode: str) -> PatchSa
 
 def _check_flips(settings: Settings, spec: DatasetSpec) -> None:
     """Raises ValueError if flips would mistake left for right."""
-    augmentation, sides = AUGMENTATIONS[settings.augment or "none"], spec.mirrored_indices()
-    if augmentation and augmentation.flip and sides and spec.spatial_dims == 2:
+    flips, sides = has_flips(settings.augment or "none"), spec.mirrored_indices()
+    if flips and sides and spec.spatial_dims == 2:
         names = ", ".join(f"{spec.class_names[one]} and {spec.class_names[other]}" for one, other in sides)
         raise ValueError(
             f"Expected volumes for `augment` with flips of classes on the left and the right ({names}). Received: 2-D files of "
             f"'{spec.name}', which do not say which side is which. Leave `--augment` out."
         )
-    if augmentation and augmentation.flip and spec.one_sided:
+    if flips and spec.one_sided:
         raise ValueError(
             f"Expected `augment` without flips, which would show {', '.join(spec.class_names[1:])} of '{spec.name}' on the other side too. "
             f"Received: '{settings.augment}'. Choose `--augment mild`, or classes of both sides that do not overlap."

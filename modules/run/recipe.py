@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from modules.data.draws import AUGMENTATIONS
+from modules.data.draws import AUGMENTATIONS, has_flips
 from modules.data.spec import DatasetSpec
 from modules.networks import list_options
 from modules.run.settings import Settings
@@ -122,7 +122,6 @@ def choose_recipe(
         "patience": 0,
         "keep": "best" if judged else "last",
     }
-    flips = AUGMENTATIONS[settings.augment or augment]
-    mirrored = predicted * 2**rank if flips and flips.flip else math.inf
+    mirrored = predicted * 2**rank if has_flips(settings.augment or augment) else math.inf
     wanted["predict_mirror"] = "try" if mirrored <= MIRRORED_SHARE else "never"
     return {name: value for name, value in wanted.items() if settings.is_open(name)}
